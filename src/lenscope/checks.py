@@ -1,0 +1,119 @@
+"""The laws of lenscope tried on one given model: what was found in it and how exactly it behaves.
+
+Knows: which promises reading, editing and generating make. Does not know: what is done with a report.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lenscope.anatomy import TOLERANCE
+from lenscope.edits import Edit
+from lenscope.model import LM
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report. `holds` is None for a fact that nothing is expected of."""
+
+    name: str
+    value: str
+    holds: bool | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found; `holds` if nothing failed that later numbers depend on."""
+
+    model: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every law held."""
+        return all(f.holds is not False for f in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        found = [{"name": f.name, "value": f.value, "holds": f.holds} for f in self.findings]
+        return {"kind": "check", "version": 1, "model": self.model, "holds": self.holds, "findings": found}
+
+
+def check(lm: LM) -> Report:
+    """Try the laws on `lm`: readout, self-patch, locality, padding, cached generation. Takes a few short runs.
+
+    Deviations are the largest |difference| in standard deviations of what is compared. Padding that is not exact is
+    no failure: such prompts run in groups of equal length.
+    """
+    tolerance = TOLERANCE.get(lm.dtype, 1e-4)
+    anatomy, verified = lm.anatomy, lm.verified
+    kinds = sorted({type(b).__name__ for b in anatomy.blocks})
+    stream = "" if len(anatomy.stream.rest) == 1 else f", a stream of {' × '.join(map(str, anatomy.stream.rest))}"
+    embedded = anatomy.model.get_input_embeddings()(anatomy.ids)
+    plain = embedded.shape == anatomy.states[0].shape and torch.allclose(embedded, anatomy.states[0])
+    found = [
+        Finding("architecture", type(anatomy.model).__name__),
+        Finding("weights", f"finite, {sum(p.numel() for p in anatomy.model.parameters()):,} parameters"),
+        Finding("blocks", f"{lm.n_layers} in {anatomy.name} ({', '.join(kinds)})"),
+        Finding("hidden size", f"{lm.hidden_size}{stream}, {str(lm.dtype).removeprefix('torch.')}"),
+        Finding("vocabulary", f"{lm.vocab_size}"),
+        Finding("context", "not stated" if lm.context is None else f"{lm.context} tokens"),
+        Finding("layer 0", "the embedding layer's output" if plain else "not the embedding layer's plain output"),
+        Finding("causal", "changing a token leaves earlier states as they were", True),
+        Finding("readout", verified.readout.description, True),
+        _law("readout against the model's own logits", verified.deviation, tolerance),
+        Finding("readout on foreign states", "no replay to compare with")
+        if verified.elsewhere is None
+        else _law("readout on foreign states, against the replayed forward", verified.elsewhere, tolerance),
+    ]
+    for layer in sorted({0, lm.n_layers // 2, lm.n_layers}):
+        noop, earlier = _patched(lm, layer)
+        found.append(_law(f"self-patch at layer {layer} changes nothing", noop, tolerance))
+        found.append(_law(f"a patch at layer {layer} leaves earlier positions", earlier, tolerance))
+    for side, use in (("right", "reading"), ("left", "generating")):
+        deviation = lm.padding_deviation(side)
+        exact = deviation <= tolerance
+        how = "exact" if exact else "not exact: prompts of unequal length run in groups"
+        found.append(Finding(f"{side} padding ({use})", f"{how}, deviation {deviation:.1e}"))
+    cached, recomputed = _continuations(lm)
+    same = "equal" if cached == recomputed else f"differ: {cached} and {recomputed}"
+    found.append(Finding("8 greedy tokens, cached and recomputed", same, cached == recomputed))
+    found.append(Finding("tokenizer", _tokenizer(lm)))
+    return Report(lm.name, tuple(found))
+
+
+def _law(name: str, deviation: float, tolerance: float) -> Finding:
+    return Finding(name, f"deviation {deviation:.1e} (tolerance {tolerance:.0e})", deviation <= tolerance)
+
+
+def _patched(lm: LM, layer: int) -> tuple[float, float]:
+    """How far the last layer moves when a state is put in its own place, and before the place of a foreign state."""
+    prompt = lm.anatomy.ids[0].tolist()
+    place = len(prompt) // 2
+    before = lm.read(prompt, layers=sorted({layer, lm.n_layers}))
+    scale = float(before[lm.n_layers, :].double().std())
+    h = before[layer, place]
+    with lm.edit(Edit(layer, place, h)):
+        same = lm.read(prompt, layers=[lm.n_layers])
+    with lm.edit(Edit(layer, place, h.flip(-1) + h.std())):
+        other = lm.read(prompt, layers=[lm.n_layers])
+    noop = (same[lm.n_layers, :] - before[lm.n_layers, :]).double().abs().max()
+    earlier = (other[lm.n_layers, :place] - before[lm.n_layers, :place]).double().abs().max()
+    return float(noop) / scale, float(earlier) / scale
+
+
+def _continuations(lm: LM) -> tuple[list[int], list[int]]:
+    prompt = lm.anatomy.ids[0].tolist()
+    cached = list(lm.generate(prompt, 8).ids)
+    ids = list(prompt)
+    for _ in cached:
+        ids.append(int(lm.unembed(lm.read(ids, layers=[lm.n_layers], positions=-1)[lm.n_layers, -1]).argmax()))
+    return cached, ids[len(prompt) :]
+
+
+def _tokenizer(lm: LM) -> str:
+    if lm.tokenizer is None:
+        return "none: prompts are lists of token ids"
+    chat = "with" if getattr(lm.tokenizer, "chat_template", None) else "without"
+    return f"{type(lm.tokenizer).__name__}, {len(lm.tokenizer)} tokens, {chat} a chat template"

@@ -1,0 +1,118 @@
+"""Edits of the residual stream: what is written where, and by which operation.
+
+Knows: how a vector is put at (layer, position, row) of a batch that is running.
+Does not know: models, hooks (model.py places them), or what an edit is meant to show.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lenscope.errors import LenscopeError
+from lenscope.prompts import Batch, Positions, Prompt
+
+# (N, D) states as they are, (N, D) vectors given → (N, D) states as they shall be
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+def replace(h: Tensor, v: Tensor) -> Tensor:
+    """h ← v: the patch of Patchscopes (Ghandeharioun et al. 2024, §3.1)."""
+    return v
+
+
+def add(h: Tensor, v: Tensor) -> Tensor:
+    """h ← h + v: steering; scale v beforehand."""
+    return h + v
+
+
+def add_norm_matched(h: Tensor, v: Tensor) -> Tensor:
+    """h ← h + ‖h‖ v/‖v‖: a step as long as the state itself (Activation Oracles, arXiv 2512.15674)."""
+    return h + h.norm(dim=-1, keepdim=True) * v / v.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+def replace_norm_matched(h: Tensor, v: Tensor) -> Tensor:
+    """h ← ‖h‖ v/‖v‖: the direction of v at the length of the state it replaces."""
+    return h.norm(dim=-1, keepdim=True) * v / v.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One edit of the residual stream at a layer.
+
+    `layer` 0 is the first block's input, n_layers the last block's output. `position` names one or several places
+    of each prompt (index, substring, slice or a list of them). `vector` is (D,) for all of them, (P, D) one for each
+    of the P positions, or (B, P, D) for each row of the batch too. `op` is any callable (states, vectors) → states,
+    both (N, D). `row` limits the edit to one prompt of the batch; None edits every row.
+    """
+
+    layer: int
+    position: Positions
+    vector: Tensor
+    op: Operation = replace
+    row: int | None = None
+
+    def targets(self, running: "Running") -> tuple[list[int], list[int], Tensor] | None:
+        """The rows and columns (of the padded batch) and vectors (N, D) of this edit; None if it has none here."""
+        if self.row is not None and not 0 <= self.row < running.total:
+            raise LenscopeError(f"row {self.row}: {running.total} prompts are running, rows 0–{running.total - 1}")
+        rows: list[int] = []
+        columns: list[int] = []
+        vectors = []
+        for row, (number, prompt) in enumerate(zip(running.numbers, running.prompts, strict=True)):
+            if self.row in (None, number):
+                places = prompt.positions(self.position)
+                rows += [row] * len(places)
+                columns += [running.batch.before[row] + p for p in places]
+                vectors.append(self._vectors(number, len(places), running.total))
+        return (rows, columns, torch.cat(vectors)) if vectors else None
+
+    def apply(self, h: Tensor, running: "Running") -> Tensor:
+        """`h` (B, T, D) with the edit made; `h` itself is left as it was."""
+        found = self.targets(running)
+        if found is None:
+            return h
+        rows, columns, vectors = found
+        if vectors.shape[-1] != h.shape[-1]:
+            raise LenscopeError(
+                f"edit at layer {self.layer}: the vector has {vectors.shape[-1]} numbers, a state of this model "
+                f"{h.shape[-1]}; map it first"
+            )
+        edited = h.clone()
+        edited[rows, columns] = self.op(h[rows, columns], vectors.to(h)).to(h)
+        return edited
+
+    def _vectors(self, row: int, places: int, batch: int) -> Tensor:
+        v = self.vector
+        if v.ndim == 3:
+            if v.shape[0] != batch:
+                raise LenscopeError(f"edit at layer {self.layer}: {v.shape[0]} rows of vectors for {batch} prompts")
+            v = v[row]
+        if v.ndim == 1:
+            v = v.expand(places, -1)
+        if v.ndim != 2 or v.shape[0] != places:
+            raise LenscopeError(
+                f"edit at layer {self.layer}: vectors of shape {tuple(self.vector.shape)} for {places} positions; "
+                "give (D,), (positions, D) or (prompts, positions, D)"
+            )
+        return v
+
+
+@dataclass
+class Running:
+    """The batch that a model is running: its prompts, their numbers among all that were asked for, and the padding.
+
+    `passes` counts forward passes: during generation only the first one, or any that feeds the prompt again,
+    covers the prompt's positions.
+    """
+
+    prompts: Sequence[Prompt]
+    numbers: Sequence[int]
+    total: int
+    batch: Batch
+    passes: int = 0
+
+    def covers_prompt(self, length: int) -> bool:
+        """Whether a pass over `length` tokens holds the prompt."""
+        return self.passes == 1 or 1 < length >= self.batch.ids.shape[1]

@@ -1,0 +1,215 @@
+"""Lenses: hidden states decoded straight into distributions over the vocabulary, layer by layer.
+
+Knows: which states to read, which distribution is the final one, how prompts become trajectories.
+Does not know: how logits are reduced (reduction.py), how translators are fitted, how results look.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.errors import LenscopeError
+from lenscope.model import LM, TOKENS_PER_RUN, PromptLike
+from lenscope.prompts import Positions, Prompt
+from lenscope.provenance import provenance
+from lenscope.reduction import diverge, reduce
+from lenscope.results import Comparison, Trajectory
+from lenscope.states import HiddenStates, check_layers
+
+# f(h, layer): hidden states (..., D) of a layer → states (..., D) as the last layer would have them
+Mapping = Callable[[Tensor, int], Tensor]
+
+
+class Lens:
+    """Reads what each layer would predict: unembed(f(h, layer)).
+
+    f None is the logit lens (nostalgebraist 2020; Belrose et al. 2023, Eq. 3): the remaining layers are skipped. With
+    trained affine translators as f it is the tuned lens (ibid., Eq. 8). `name` labels the results.
+    """
+
+    def __init__(self, lm: LM, f: Mapping | None = None, *, name: str | None = None) -> None:
+        self.lm = lm
+        self.f = f
+        given = "logit lens" if f is None else getattr(f, "__name__", type(f).__name__)
+        self.name = str(name or given)
+
+    def logits(self, h: Tensor, layer: int) -> Tensor:
+        """Logits (..., V) of hidden states (..., D) of one layer."""
+        (number,) = check_layers((layer,), self.lm.n_layers, self.lm.name)
+        return self.lm.unembed(h if self.f is None else self._mapped(h, number))
+
+    @overload
+    def trajectory(
+        self, prompts: PromptLike, layers: Sequence[int] | None = ..., positions: Positions | None = ..., *,
+        target: str | int | None = ..., top_k: int = ...,
+    ) -> Trajectory: ...  # fmt: skip
+    @overload
+    def trajectory(
+        self, prompts: list[str | Prompt] | list[str], layers: Sequence[int] | None = ...,
+        positions: Positions | None = ..., *, target: str | int | None = ..., top_k: int = ...,
+    ) -> list[Trajectory]: ...  # fmt: skip
+    def trajectory(
+        self,
+        prompts: Any,
+        layers: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        *,
+        target: str | int | None = None,
+        top_k: int = 5,
+    ) -> Trajectory | list[Trajectory]:
+        """The prediction trajectory of one prompt, or a list of them for a list of prompts.
+
+        `layers` and `positions` default to all. `target` is the token (text or id) that cross_entropy and rank are
+        about; by default each position's next token of the prompt. KL compares with the model's own final
+        distribution. Time is about one forward pass and one unembedding per layer; memory does not grow with the
+        vocabulary. Raises LenscopeError for layers, positions or tokens that do not exist.
+        """
+        if top_k < 1 or top_k > self.lm.vocab_size:
+            raise LenscopeError(f"top_k {top_k}: {self.lm.name} has 1–{self.lm.vocab_size} tokens to show")
+        chosen = None if target is None else self.lm.encoder.token_id(target)
+        batched, many = self.lm.prompts(prompts)
+        numbers = self._layers(layers)
+        source = provenance(self.lm)
+        done = []
+        for some in _in_runs(many):
+            for states in self.lm.read(some, self._with_last(numbers), positions).split():
+                done.append(self._reduced(states, numbers, chosen, top_k, source))
+        return done if batched else done[0]
+
+    def compare(
+        self,
+        first: PromptLike,
+        second: PromptLike,
+        layers: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        *,
+        lens: "Lens | None" = None,
+        top_k: int = 5,
+    ) -> Comparison:
+        """How far two prompts' predictions are apart at every layer: JS, total variation, KL both ways.
+
+        `positions` are of both prompts; by default all, paired from the end where the prompts differ in length.
+        `lens` reads the second prompt (by default this one does): the same prompt through two lenses compares those.
+        """
+        other = lens or self
+        if other.lm.vocab_size != self.lm.vocab_size or other.lm.n_layers != self.lm.n_layers:
+            raise LenscopeError(
+                f"{other.lm.name} and {self.lm.name} differ in layers or vocabulary: their distributions do not compare"
+            )
+        numbers = self._layers(layers)
+        sides = (self, first), (other, second)
+        states = [side.lm.read(side.lm.prompt(text), side._with_last(numbers), positions) for side, text in sides]
+        count = min(len(s.positions[0]) for s in states)
+        if positions is not None and len({len(s.positions[0]) for s in states}) > 1:
+            raise LenscopeError("positions: name as many in the first prompt as in the second")
+        states = [_last_positions(s, count) for s in states]
+        h = tuple(side._mapped_all(s, numbers) for (side, _), s in zip(sides, states, strict=True))
+        apart = diverge((self.lm.readout, other.lm.readout), self.lm.vocab_size, (h[0], h[1]))
+        a, b = (
+            side._reduced(s, numbers, None, top_k, provenance(side.lm))
+            for (side, _), s in zip(sides, states, strict=True)
+        )
+        return Comparison(
+            texts=(a.text, b.text),
+            lenses=(self.name, other.name),
+            models=(self.lm.name, other.lm.name),
+            layers=numbers,
+            positions=tuple(zip(a.positions, b.positions, strict=True)),
+            js=_floats(apart.js),
+            total_variation=_floats(apart.total_variation),
+            kl=_floats(apart.kl),
+            kl_back=_floats(apart.kl_back),
+            first=a,
+            second=b,
+        )
+
+    def _reduced(
+        self, states: HiddenStates, layers: tuple[int, ...], target: int | None, top_k: int, source: dict[str, Any]
+    ) -> Trajectory:
+        (prompt,), (positions,) = states.prompts, states.positions
+        device = states.tensor.device
+        if target is None:
+            following = [prompt.ids[p + 1] if p + 1 < len(prompt) else -1 for p in positions]
+        else:
+            following = [target] * len(positions)
+        targets = torch.tensor(following, device=device)
+        known = (targets >= 0).cpu()
+        final = states[self.lm.n_layers, list(positions)]
+        r = reduce(
+            self.lm.readout,
+            self.lm.vocab_size,
+            self._mapped_all(states, layers),
+            final,
+            targets.clamp_min(0),
+            top_k,
+            final_is_last=self.f is None and layers[-1] == self.lm.n_layers,
+        )
+        top_ids = r.top_ids.cpu().numpy()
+        occurring = sorted({*prompt.ids, *np.unique(top_ids).tolist(), *([] if target is None else [target])})
+        return Trajectory(
+            text=prompt.text,
+            ids=prompt.ids,
+            model=self.lm.name,
+            lens=self.name,
+            n_layers=self.lm.n_layers,
+            layers=layers,
+            positions=positions,
+            target=target,
+            entropy=_floats(r.entropy),
+            kl=_floats(r.kl),
+            max_probability=_floats(r.max_probability),
+            cross_entropy=_floats(r.cross_entropy.cpu().masked_fill(~known, torch.nan)),
+            rank=r.rank.cpu().masked_fill(~known, -1).numpy().astype(np.int64),
+            top_ids=top_ids,
+            top_log_probs=_floats(r.top_log_probs),
+            vocabulary=dict(zip(occurring, self.lm.encoder.tokens(occurring), strict=True)),
+            provenance={**source, "lens": self.name},
+        )
+
+    def _mapped_all(self, states: HiddenStates, layers: tuple[int, ...]) -> Tensor:
+        """f of every layer's states: (L, P, D)."""
+        h = states.tensor[0, [states.layers.index(n) for n in layers]]
+        return h if self.f is None else torch.stack([self._mapped(x, n) for x, n in zip(h, layers, strict=True)])
+
+    def _mapped(self, h: Tensor, layer: int) -> Tensor:
+        assert self.f is not None
+        mapped = self.f(h, layer)
+        if mapped.shape[-1] != self.lm.hidden_size:
+            raise LenscopeError(
+                f"lens {self.name}: f gives states of size {mapped.shape[-1]}; {self.lm.name} unembeds size "
+                f"{self.lm.hidden_size}"
+            )
+        return mapped.to(h.dtype)
+
+    def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+        everything = range(self.lm.n_layers + 1)
+        return tuple(
+            sorted(set(check_layers(everything if layers is None else layers, self.lm.n_layers, self.lm.name)))
+        )
+
+    def _with_last(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((*layers, self.lm.n_layers)))
+
+
+def _in_runs(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """The prompts in order, in lists whose states fit in memory together."""
+    runs: list[list[Prompt]] = [[]]
+    for prompt in prompts:
+        longest = max(len(prompt), *map(len, runs[-1]), 1)
+        if runs[-1] and longest * (len(runs[-1]) + 1) > TOKENS_PER_RUN // 8:
+            runs.append([])
+        runs[-1].append(prompt)
+    return runs
+
+
+def _last_positions(states: HiddenStates, count: int) -> HiddenStates:
+    keep = states.positions[0][-count:]
+    tensor = states.tensor[:, :, len(states.positions[0]) - count :]
+    return HiddenStates(tensor, states.layers, states.n_layers, states.prompts, (keep,), False, states.model)
+
+
+def _floats(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy().astype(np.float32)

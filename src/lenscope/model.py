@@ -1,0 +1,351 @@
+"""The language model as embed → blocks → unembed: reading, editing, generating.
+
+Knows: where to hook the blocks, how to run batches so that each row gives what it gives alone.
+Does not know: how blocks and readout were found (anatomy.py, readout.py), what edits and readings mean.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from lenscope.anatomy import (
+    TOLERANCE,
+    Anatomy,
+    first_bad_parameter,
+    forward_kwargs,
+    input_state,
+    observe,
+    output_state,
+    with_input_state,
+    with_output_state,
+)
+from lenscope.edits import Edit, Running
+from lenscope.errors import LenscopeError
+from lenscope.prompts import Batch, Encoder, Positions, Prompt, pad
+from lenscope.readout import Verified, find_readout
+from lenscope.states import HiddenStates, check_layers
+
+# Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
+TOKENS_PER_RUN = 8192
+
+PromptLike = str | Prompt | Sequence[int]
+
+
+class _Enough(Exception):
+    """Raised from a hook once everything asked for has been read: the rest of the forward pass is not needed."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What the model wrote after a prompt: token ids, each token's text, and the text as a whole."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    text: str
+
+
+class LM:
+    """A frozen causal language model with a verified readout. Make one with `lenscope.load`.
+
+    Raises LenscopeError if the weights hold NaN, the model is not causal, or its readout cannot be verified.
+    The model is put into eval mode; its weights are never changed.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, name: str, source: str = "", revision: str | None = None
+    ) -> None:
+        bad = first_bad_parameter(model)
+        if bad:
+            raise LenscopeError(f"{name}: weights contain NaN or infinity, first in {bad}; the file is broken")
+        model.eval()
+        self.model = model
+        self.name = name
+        self.source = source
+        self.revision = revision
+        self.anatomy: Anatomy = observe(model)
+        self.verified: Verified = find_readout(self.anatomy)
+        self.readout = self.verified.readout
+        config = model.config.get_text_config()
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.encoder = Encoder(tokenizer, min(self.anatomy.n_inputs, self.vocab_size), self.context, name)
+        self._running: Running | None = None
+        self._padding: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        return f"LM({self.name}: {self.n_layers} layers, D {self.hidden_size}, V {self.vocab_size}, {self.dtype})"
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer, or None."""
+        return self.encoder.tokenizer
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks; layers run from 0 (the first block's input) to n_layers (the last block's output)."""
+        return self.anatomy.n_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the size of a hidden state."""
+        return self.anatomy.stream.width
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the number of logits."""
+        return self.anatomy.logits.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return self.anatomy.states[-1].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the last layer's states are: reading brings all states there."""
+        return self.anatomy.states[-1].device
+
+    def prompt(self, source: PromptLike) -> Prompt:
+        """Tokenize a text, or wrap token ids. Raises LenscopeError if it is empty or longer than the context."""
+        return self.encoder.prompt(source)
+
+    def chat(self, turns: str | Sequence[dict[str, str]]) -> Prompt:
+        """A prompt in the model's chat template: one user turn as text, or turns as role/content dicts."""
+        return self.encoder.chat(turns)
+
+    # -- reading
+
+    def read(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        layers: Sequence[int] | int | None = None,
+        positions: Positions | None = None,
+    ) -> HiddenStates:
+        """Hidden states at `layers` (default: all, 0…n_layers) and `positions` (default: all) of one prompt or several.
+
+        A list of prompts gives states with a batch axis; each row is what it would be alone. The forward pass ends
+        at the highest layer asked for. Raises LenscopeError for layers or positions out of range.
+        """
+        batched, many = self.prompts(prompts)
+        wanted = (layers,) if isinstance(layers, int) else layers
+        numbers = check_layers(range(self.n_layers + 1) if wanted is None else wanted, self.n_layers, self.name)
+        places = [p.positions(positions) for p in many]
+        shape = (len(many), len(numbers), max(map(len, places)), self.hidden_size)
+        out = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        for group in self._groups(many, "right"):
+
+            def keep(layer: int, h: Tensor, group: Sequence[int] = group) -> None:
+                for at in (at for at, n in enumerate(numbers) if n == layer):
+                    for row, i in enumerate(group):
+                        out[i, at, : len(places[i])] = h[row, list(places[i])].to(self.device)
+
+            self._capture(many, group, set(numbers), keep)
+        return HiddenStates(out, numbers, self.n_layers, tuple(many), tuple(places), batched, self.name)
+
+    @torch.no_grad()
+    def unembed(self, h: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D) as if they were the last layer's, in float32 or wider."""
+        if h.shape[-1] != self.hidden_size:
+            raise LenscopeError(
+                f"unembed: states of size {h.shape[-1]}; {self.name} has states of size {self.hidden_size}"
+            )
+        rows = h.reshape(-1, h.shape[-1]).to(device=self.device, dtype=self.dtype)
+        z = self.readout.columns(self.readout.prepare(rows), 0, self.vocab_size)
+        z = z if z.dtype == torch.float64 else z.float()
+        return z.reshape(*h.shape[:-1], self.vocab_size)
+
+    # -- editing
+
+    @contextmanager
+    def edit(self, *edits: Edit) -> Iterator[None]:
+        """Within the `with` block, every read and generation of this model runs with `edits` made, in the given order.
+
+        During generation the prompt's states are edited; later tokens see them through the cache. Nested blocks
+        add up. All hooks are gone after the block, whatever happened in it.
+        """
+        for edit in edits:
+            check_layers((edit.layer,), self.n_layers, self.name)
+        with ExitStack() as undo:
+            for edit in edits:
+                layer = check_layers((edit.layer,), self.n_layers, self.name)[0]
+                undo.callback(self._hook(layer, lambda h, edit=edit: self._edited(h, edit)).remove)
+            yield
+
+    def _edited(self, h: Tensor, edit: Edit) -> Tensor | None:
+        if self._running is None:
+            raise LenscopeError("inside edit(), run the model through read or generate: a bare call has no positions")
+        return edit.apply(h, self._running) if self._running.covers_prompt(h.shape[1]) else None
+
+    def _hook(self, layer: int, change: Any) -> Any:
+        """Call `change` with the (B, T, D) state at `layer`; what it returns, if not None, takes its place."""
+        stream = self.anatomy.stream
+
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            h = change(stream.pack(input_state(args, kwargs)))
+            return None if h is None else with_input_state(args, kwargs, stream.unpack(h))
+
+        def after(_: Any, args: tuple[Any, ...], output: Any) -> Any:
+            h = change(stream.pack(output_state(output)))
+            return None if h is None else with_output_state(output, stream.unpack(h))
+
+        if layer == 0:
+            return self.anatomy.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+        return self.anatomy.blocks[layer - 1].register_forward_hook(after)
+
+    # -- generating
+
+    @overload
+    def generate(self, prompts: PromptLike, max_new_tokens: int = 20) -> Continuation: ...
+    @overload
+    def generate(self, prompts: list[str | Prompt] | list[str], max_new_tokens: int = 20) -> list[Continuation]: ...
+    def generate(self, prompts: Any, max_new_tokens: int = 20) -> Continuation | list[Continuation]:
+        """Greedy continuations of one prompt or several, whatever sampling the checkpoint's defaults ask for.
+
+        Ends at an end-of-text token (which is kept) or after `max_new_tokens`. Rows are padded on the left with
+        explicit positions where this model gives the same alone and padded, else run in groups of equal length.
+        """
+        batched, many = self.prompts(prompts)
+        if max_new_tokens < 1:
+            raise LenscopeError(f"max_new_tokens {max_new_tokens}: give at least 1")
+        longest = max(map(len, many))
+        if self.context is not None and longest + max_new_tokens > self.context:
+            raise LenscopeError(
+                f"{longest} tokens of prompt and {max_new_tokens} new ones: {self.name} reads at most {self.context}"
+            )
+        out: list[Continuation | None] = [None] * len(many)
+        for group in self._groups(many, "left"):
+            for i, ids in zip(group, self._continue(many, group, max_new_tokens), strict=True):
+                out[i] = Continuation(many[i], ids, tuple(self.encoder.tokens(ids)), self.encoder.decode(ids))
+        done = [c for c in out if c is not None]
+        return done if batched else done[0]
+
+    def _continue(self, many: Sequence[Prompt], group: Sequence[int], max_new_tokens: int) -> list[tuple[int, ...]]:
+        ends = self._end_ids()
+        # A config of our own in place of the checkpoint's: generate() fills whatever is left open from the latter.
+        pinned = GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=(ends or [0])[0], use_cache=True
+        )
+        kept, self.model.generation_config = self.model.generation_config, pinned
+        try:
+            with self._run(many, group, "left") as batch:
+                ids: Tensor = self.model.generate(  # type: ignore[operator]
+                    batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens
+                )
+        finally:
+            self.model.generation_config = kept
+        new = []
+        for row in ids[:, batch.ids.shape[1] :].tolist():
+            stop = next((n + 1 for n, i in enumerate(row) if i in ends), len(row))
+            new.append(tuple(row[:stop]))
+        return new
+
+    def _end_ids(self) -> list[int]:
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        if ends is None:
+            ends = getattr(self.model.config.get_text_config(), "eos_token_id", None)
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+    # -- running
+
+    def prompts(self, prompts: Any) -> tuple[bool, list[Prompt]]:
+        """Whether a list of prompts was given, and the prompts; a sequence of integers is one prompt's ids."""
+        if isinstance(prompts, str | Prompt):
+            return False, [self.prompt(prompts)]
+        items = prompts.tolist() if isinstance(prompts, Tensor) else list(prompts)
+        if not items:
+            raise LenscopeError("the prompt is empty: give at least one token")
+        if all(isinstance(i, int) for i in items):
+            return False, [self.prompt(items)]
+        return True, [self.prompt(p) for p in items]
+
+    def _groups(self, prompts: Sequence[Prompt], side: str) -> Iterator[list[int]]:
+        """Indices of prompts that run together: near in length, equal where padding would change the numbers."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        ragged = len({len(p) for p in prompts}) > 1
+        exact = not ragged or self.padding_deviation(side) <= TOLERANCE.get(self.dtype, 1e-4)
+        group: list[int] = []
+        for i in order:
+            length = len(prompts[i])
+            full = length * (len(group) + 1) > TOKENS_PER_RUN
+            if group and (full or (not exact and length != len(prompts[group[0]]))):
+                yield group
+                group = []
+            group.append(i)
+        if group:
+            yield group
+
+    @contextmanager
+    def _run(self, many: Sequence[Prompt], group: Sequence[int], side: str) -> Iterator[Batch]:
+        """Pad a group of prompts and tell the edits what is running, without gradients."""
+        if self.model.training:
+            raise LenscopeError(
+                f"{self.name} is in training mode, where dropout changes the numbers: call model.eval()"
+            )
+        prompts = [many[i] for i in group]
+        batch = pad(prompts, side, self.anatomy.ids.device)
+        self._running = running = Running(prompts, group, len(many), batch)
+
+        def count(*_: Any) -> None:
+            running.passes += 1
+
+        # ahead of the edits of layer 0, which are hooks of the same block
+        counter = self.anatomy.blocks[0].register_forward_pre_hook(count, prepend=True)
+        try:
+            with torch.no_grad():
+                yield batch
+        finally:
+            counter.remove()
+            self._running = None
+
+    def _capture(
+        self, many: Sequence[Prompt], group: Sequence[int], layers: set[int], keep: Callable[[int, Tensor], None]
+    ) -> None:
+        """Run a group of prompts, padded on the right, up to the highest layer; `keep` gets each state (B, T, D)."""
+
+        def take(layer: int, h: Tensor) -> None:
+            keep(layer, h)
+            if layer == max(layers):
+                raise _Enough
+
+        with ExitStack() as undo:
+            for layer in layers:
+                undo.callback(self._hook(layer, lambda h, layer=layer: take(layer, h)).remove)
+            with self._run(many, group, "right") as batch:
+                mask = {"attention_mask": batch.mask} if batch.padded else {}
+                try:
+                    self.model(input_ids=batch.ids, **forward_kwargs(self.model, use_cache=False, **mask))
+                except _Enough:
+                    pass
+
+    def padding_deviation(self, side: str) -> float:
+        """How far padding on the "right" (reading) or "left" (generating) moves the last layer's states.
+
+        The largest |difference| to the same prompts run alone, in standard deviations of the states; measured once,
+        on a pair of prompts of unequal length. Above the dtype's tolerance, ragged prompts run in groups instead.
+        """
+        if side not in self._padding:
+            ids = self.anatomy.ids.tolist()
+            prompts = [self.prompt(ids[0]), self.prompt(ids[2][:4])]
+
+            def last(group: list[int]) -> list[Tensor]:
+                kept: list[Tensor] = []
+                if side == "right":
+                    self._capture(prompts, group, {self.n_layers}, lambda _, h: kept.append(h))
+                    return [h[: len(prompts[i])] for i, h in zip(group, kept[0], strict=True)]
+                watch = self._hook(self.n_layers, lambda h: kept.append(h))
+                try:
+                    self._continue(prompts, group, 1)
+                finally:
+                    watch.remove()
+                return [h[-1:] for h in kept[0]]
+
+            alone, together = [last([0])[0], last([1])[0]], last([0, 1])
+            scale = torch.cat(alone).double().std().clamp_min(1e-30)
+            gaps = [(a.double() - b.double()).abs().max() / scale for a, b in zip(alone, together, strict=True)]
+            self._padding[side] = max(float(g) for g in gaps)
+        return self._padding[side]

@@ -1,0 +1,291 @@
+"""How the last state becomes logits: traced, verified, else replayed, else refused.
+
+Knows: the modules that fire after the last block, the scalings and soft caps a model may apply around its head, and
+how to run a model's own forward with its blocks stubbed. All of it is checked against the model's own logits.
+Does not know: architectures by name, tokens, layers other than the last, what a lens is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lenscope.anatomy import TOLERANCE, Anatomy, embedding, forward_kwargs, with_output_state
+from lenscope.errors import LenscopeError
+
+
+class Readout(Protocol):
+    """Hidden states of the last layer → logits, in two steps so that the vocabulary can be walked in pieces."""
+
+    @property
+    def description(self) -> str:
+        """What is applied, in words."""
+        ...
+
+    @property
+    def splits(self) -> bool:
+        """Whether `columns` may be asked for a part of the vocabulary."""
+        ...
+
+    def prepare(self, h: Tensor) -> Tensor:
+        """(N, D) → what `columns` takes; everything before the head."""
+        ...
+
+    def columns(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Logits (N, stop - start) of the tokens start…stop-1, in the model's dtype; the caller may overwrite them."""
+        ...
+
+    def tokens(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N,) of one token per row."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """The modules after the last block, applied in order, then `scale`, then `softcap`.
+
+    logits = cap · tanh(scale · head(…norm(h)) / cap), either step absent where None.
+    """
+
+    chain: tuple[tuple[str, nn.Module], ...]
+    scale: float | None = None
+    softcap: float | None = None
+
+    @property
+    def description(self) -> str:
+        """The modules by name, with scale and cap."""
+        text = "traced: " + " → ".join(name for name, _ in self.chain)
+        text += f" × {self.scale:.6g}" if self.scale is not None else ""
+        return text + (f", soft cap {self.softcap:g}" if self.softcap is not None else "")
+
+    @property
+    def splits(self) -> bool:
+        """Whether the head is a plain Linear, whose rows are the vocabulary."""
+        # Exactly a Linear, without hooks: a subclass may be quantised, offloaded or sharded.
+        return self._linear is not None
+
+    @property
+    def _linear(self) -> nn.Linear | None:
+        head = self.chain[-1][1]
+        if type(head) is not nn.Linear or "forward" in vars(head) or type(head.weight) is not nn.Parameter:
+            return None
+        return None if head._forward_hooks or head._forward_pre_hooks or head.weight.is_meta else head
+
+    def prepare(self, h: Tensor) -> Tensor:
+        """(N, D) → the input of the head, or logits where the head cannot be split."""
+        for _, module in self.chain[:-1] if self.splits else self.chain:
+            h = module(h)
+        return h
+
+    def columns(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Logits (N, stop - start) of the tokens start…stop-1."""
+        head = self._linear
+        if head is None:
+            z = x[:, start:stop].clone()
+        else:
+            bias = None if head.bias is None else head.bias[start:stop]
+            z = F.linear(x, head.weight[start:stop], bias)
+        return self.finish(z)
+
+    def tokens(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N,) of one token per row."""
+        head = self._linear
+        if head is None:
+            return self.finish(x.gather(1, ids[:, None])[:, 0])
+        z = torch.linalg.vecdot(x, head.weight[ids])
+        return self.finish(z if head.bias is None else z + head.bias[ids])
+
+    def finish(self, z: Tensor) -> Tensor:
+        """Scale and cap, in place."""
+        if self.scale is not None:
+            z = z.mul_(self.scale)
+        if self.softcap is not None:
+            z = z.div_(self.softcap).tanh_().mul_(self.softcap)
+        return z
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """The model's own forward, its blocks stubbed to return the given state: exact wherever the trunk is a chain."""
+
+    anatomy: Anatomy
+
+    @property
+    def description(self) -> str:
+        """What is applied, in words."""
+        return "replayed: the model's own forward with its blocks stubbed"
+
+    @property
+    def splits(self) -> bool:
+        """Never: one forward pass makes all logits."""
+        return False
+
+    def prepare(self, h: Tensor) -> Tensor:
+        """(N, D) → logits (N, V)."""
+        model, stream = self.anatomy.model, self.anatomy.stream
+        # One token per row: a final norm and head act on each position alone, and no context window is exceeded.
+        ids = self.anatomy.ids[:1, :1].expand(len(h), 1)
+        with stubbed(self.anatomy, stream.unpack(h[:, None])):
+            return model(input_ids=ids, **forward_kwargs(model, use_cache=False)).logits[:, -1]
+
+    def columns(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """A copy of the logits of the tokens start…stop-1."""
+        return x[:, start:stop].clone()
+
+    def tokens(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N,) of one token per row."""
+        return x.gather(1, ids[:, None])[:, 0]
+
+
+@contextmanager
+def stubbed(anatomy: Anatomy, state: Tensor) -> Iterator[None]:
+    """Within the block, every transformer block returns `state` (the model's own layout) and computes nothing."""
+    kept = [(block, vars(block).get("forward")) for block in anatomy.blocks]
+    try:
+        for block, template in zip(anatomy.blocks, anatomy.outputs, strict=True):
+            block.forward = _stub(template, state)
+        yield
+    finally:
+        for block, forward in kept:
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
+
+
+def _stub(template: Any, state: Tensor) -> Callable[..., Any]:
+    return lambda *args, **kwargs: with_output_state(template, state)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A readout and how exactly it gave the model's own logits.
+
+    `deviation` is the largest |difference| over all tokens and probe positions, divided by the standard deviation of
+    the model's logits; `elsewhere` is the same against the replayed forward on states the model did not produce
+    (early layers, random vectors, rows of the embedding), where a missing cap or scale shows; None where no replay
+    could be had.
+    """
+
+    readout: Readout
+    deviation: float
+    elsewhere: float | None
+
+
+def find_readout(anatomy: Anatomy, attempts: Sequence[Callable[[Anatomy], Readout | None]] | None = None) -> Verified:
+    """The first of `attempts` (traced, then replayed) that gives the model's own logits.
+
+    Raises LenscopeError, with the deviations, where none does: a wrong number is worse than no number.
+    """
+    refused = []
+    for attempt in attempts or (trace, Replayed):
+        readout = attempt(anatomy)
+        if readout is None:
+            continue
+        verified = verify(readout, anatomy)
+        worst = max(verified.deviation, verified.elsewhere or 0.0)
+        if worst <= TOLERANCE.get(anatomy.logits.dtype, 1e-4):
+            return verified
+        refused.append(f"{readout.description} is off by {worst:.2g}")
+    reasons = "; ".join(refused) or "no chain of modules leads from the last block to the logits"
+    raise LenscopeError(
+        f"{type(anatomy.model).__name__}: the readout cannot be verified against the model's own logits "
+        f"({reasons}, in standard deviations of the logits), so its numbers would be wrong: not supported"
+    )
+
+
+@torch.no_grad()
+def verify(readout: Readout, anatomy: Anatomy) -> Verified:
+    """Compare `readout` with the model's own logits, and with the replayed forward on foreign states."""
+    vocab = anatomy.logits.shape[-1]
+
+    def read(which: Readout, h: Tensor) -> Tensor:
+        return which.columns(which.prepare(h), 0, vocab)
+
+    last = anatomy.states[-1].flatten(0, 1)
+    truth = anatomy.logits.flatten(0, 1)
+    try:
+        deviation = _deviation(read(readout, last), truth)
+        replay = Replayed(anatomy)
+        elsewhere = None
+        # Where the replay itself is not exact it is no oracle; then only the model's own logits speak.
+        if _deviation(read(replay, last), truth) <= TOLERANCE.get(truth.dtype, 1e-4):
+            h = _foreign_states(anatomy)
+            elsewhere = _deviation(read(readout, h), read(replay, h))
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise LenscopeError(f"{type(anatomy.model).__name__}: its readout does not run alone ({error})") from error
+    return Verified(readout, deviation, elsewhere)
+
+
+def _deviation(z: Tensor, truth: Tensor) -> float:
+    if z.shape != truth.shape:
+        return float("inf")
+    gap = (z.double() - truth.to(z.device).double()).abs().max()
+    return float(gap / truth.double().std(-1).mean().clamp_min(1e-30))
+
+
+def _foreign_states(anatomy: Anatomy) -> Tensor:
+    """States (N, D) the last block did not return: early layers, noise, and vectors that make single logits large."""
+    last = anatomy.states[-1].flatten(0, 1)
+    early = [h[0, :2] for h in anatomy.states[:: max(1, anatomy.n_layers // 3)]]
+    noise = torch.randn(4, last.shape[1], generator=torch.Generator().manual_seed(0)).to(last)
+    weight = embedding(anatomy.model)
+    rows = last.new_empty(0, 0) if weight.is_meta else weight[anatomy.ids[0]].to(last)
+    loud = [rows * last.norm(dim=-1).mean() / rows.norm(dim=-1, keepdim=True).clamp_min(1e-6)]
+    if rows.shape[1] != last.shape[1]:
+        loud = []
+    return torch.cat([*early, noise * last.std(), *loud])
+
+
+@torch.no_grad()
+def trace(anatomy: Anatomy) -> Traced | None:
+    """The modules that fired after the last block as a chain, with the scale and soft cap that remain; or None."""
+    if not anatomy.tail:
+        return None
+    y = anatomy.states[-1].flatten(0, 1)
+    try:
+        for _, module in anatomy.tail:
+            y = module(y)
+    except (RuntimeError, TypeError, AttributeError, IndexError):
+        return None
+    logits = anatomy.logits.flatten(0, 1)
+    if not isinstance(y, Tensor) or y.shape != logits.shape:
+        return None
+    plain = Traced(anatomy.tail)
+    if _deviation(y, logits) <= TOLERANCE.get(logits.dtype, 1e-4) / 50:
+        return plain
+    # What is left must be a multiplier or a soft cap. The best candidate wins: in 16 bits several may pass.
+    numbers = _config_numbers(anatomy)
+    loudest = logits.abs().amax(-1).topk(min(4, len(logits))).indices
+    y, logits = y[loudest], logits[loudest]
+    found, best = None, float("inf")
+    for cap in (None, *numbers):
+        if cap is not None and logits.abs().max() > cap:
+            continue
+        candidate = Traced(anatomy.tail, _scale(y.double(), logits.double(), cap, numbers), cap)
+        gap = _deviation(candidate.finish(y.clone()), logits)
+        if gap < best:
+            found, best = candidate, gap
+    return found if best <= TOLERANCE.get(logits.dtype, 1e-4) else None
+
+
+def _scale(y: Tensor, logits: Tensor, cap: float | None, numbers: list[float]) -> float | None:
+    """The multiplier that leads from `y` to the (uncapped) logits: the configured number it stands for, if any."""
+    if cap is not None:
+        inside = logits.abs() < 0.9 * cap  # atanh loses all digits where the cap saturates
+        y, logits = y[inside], cap * torch.atanh(logits[inside] / cap)
+    scale = float((logits * y).sum() / (y * y).sum())
+    for exact in (1.0, *numbers, *(1 / n for n in numbers)):
+        if abs(scale / exact - 1) < 1e-2:
+            return None if exact == 1 else exact
+    return scale
+
+
+def _config_numbers(anatomy: Anatomy) -> list[float]:
+    """Every positive number in the text configuration, the only place a cap or a scale can come from."""
+    values = anatomy.model.config.get_text_config().to_dict().values()
+    return sorted({float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0})

@@ -1,0 +1,246 @@
+"""Logits reduced to measures as they are made: nothing of shape (layers × positions × vocabulary) ever exists.
+
+Knows: how to walk layers, rows and pieces of the vocabulary within a fixed memory, and to merge running sums exactly
+(the online softmax). measures.py has the definitions; the two are tested to be equal.
+Does not know: prompts, tokens as text, what a lens is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lenscope.readout import Readout
+
+# Bytes of one piece of logits. It is used several times while it still lies in the processor's cache, and is small
+# enough for malloc to hand the same pages out again.
+PIECE = 16 << 20
+# Bytes of prepared states that one walk over the vocabulary serves: every piece of the head is read once per walk.
+STATES = 64 << 20
+LOWEST = -1e30  # stands for -inf: 0 · -inf is not a number, 0 · LOWEST is 0
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """Measures of L layers at P positions; (L, P) each, `top_*` (L, P, k). Nats; no target: NaN, rank -1."""
+
+    entropy: Tensor
+    kl: Tensor
+    max_probability: Tensor
+    cross_entropy: Tensor
+    rank: Tensor
+    top_ids: Tensor
+    top_log_probs: Tensor
+
+
+class _Sums:
+    """Running sums over the vocabulary for states x (G, P, D): what every measure is made of.
+
+    With m the largest logit so far, all sums are of exp(z - m), rescaled when m grows.
+    """
+
+    def __init__(self, x: Tensor, targets: Tensor | None, target_logits: Tensor | None, k: int) -> None:
+        self.x = x
+        self.targets = targets
+        self.target_logits = target_logits
+        self.k = k
+        self.rank: Tensor | None = None
+        self.top: tuple[Tensor, Tensor] | None = None
+        self.m = self.s = self.sz = self.cross = torch.empty(0)
+
+    def add(self, z: Tensor, start: int, final: "_Sums | None", final_e: Tensor | None) -> Tensor:
+        """Take in the logits z (G, P, C) of the tokens from `start`; overwrites z, returns exp(z - m).
+
+        `final` are the sums of the model's final distribution, already advanced by this piece, `final_e` their
+        exp(z - m) of it: (P, C). None: these are they.
+        """
+        if self.targets is not None and self.target_logits is not None:
+            self._count(z, start)
+        values, ids = z.topk(min(self.k, z.shape[-1]), -1)
+        m = values[..., 0]
+        first = self.top is None
+        if self.top is not None:
+            m = torch.maximum(m, self.m)
+            values, best = torch.cat([self.top[0], values], -1).topk(self.k, -1)
+            ids = torch.cat([self.top[1], ids + start], -1).gather(-1, best)
+        else:
+            ids = ids + start
+        self.top = values, ids
+        z.sub_(m[..., None]).clamp_(min=LOWEST)
+        e = z.exp()
+        s, sz = e.sum(-1), torch.linalg.vecdot(e, z)
+        if first:
+            self.grown = torch.zeros_like(m)
+            self.m, self.s, self.sz = m, s, sz
+            self.cross = sz.clone() if final is None or final_e is None else torch.linalg.vecdot(final_e, z)
+            return e
+        step = self.m - m
+        self.grown = step.exp()
+        before, self.s_before = self.s, self.s
+        self.sz = self.grown * (self.sz + step * before) + sz
+        self.s = self.grown * before + s
+        self.m = m
+        if final is None or final_e is None:
+            self.cross = self.sz
+        else:
+            # Σ final_e · (z - m): both shifts may have moved
+            self.cross = final.grown * (self.cross + step * final.s_before) + torch.linalg.vecdot(final_e, z)
+        return e
+
+    def _count(self, z: Tensor, start: int) -> None:
+        assert self.targets is not None
+        assert self.target_logits is not None
+        inside = (self.targets >= start) & (self.targets < start + z.shape[-1])
+        if inside.any():
+            # The same logit from another product differs in its last bits: the target must not outrank itself.
+            at = inside.nonzero()[:, 0]
+            z[:, at, self.targets[at] - start] = self.target_logits[:, at]
+        above = (z > self.target_logits[..., None]).sum(-1, dtype=torch.int32)
+        self.rank = above if self.rank is None else self.rank + above
+
+    def reduced(self, final: "_Sums") -> Reduced:
+        assert self.top is not None
+        log_s = self.s.log()
+        log_z = self.m + log_s
+        missing = torch.full_like(log_s, torch.nan)
+        return Reduced(
+            entropy=(log_s - self.sz / self.s).clamp_min(0),
+            # Σ p ln p - Σ p ln q; both in sums relative to the largest logit, so that no digits are lost
+            kl=((final.sz / final.s - final.s.log()) - (self.cross / final.s - log_s)).clamp_min(0),
+            max_probability=(-log_s).exp(),
+            cross_entropy=missing if self.target_logits is None else log_z - self.target_logits,
+            rank=torch.full_like(log_s, -1, dtype=torch.int32) if self.rank is None else self.rank,
+            top_ids=self.top[1],
+            top_log_probs=self.top[0] - log_z[..., None],
+        )
+
+
+@torch.no_grad()
+def reduce(
+    readout: Readout, vocab: int, h: Tensor, final: Tensor, targets: Tensor | None, k: int, final_is_last: bool
+) -> Reduced:
+    """Measures of the distributions read from h (L, P, D) against the one read from `final` (P, D).
+
+    `targets` (P,) are token ids for cross-entropy and rank, or None. `final_is_last` says that h[-1] is `final`, so
+    that it need not be read twice.
+    """
+    k = min(k, vocab)
+    done = []
+    for rows in _row_pieces(readout, vocab, h):
+        wanted = None if targets is None else targets[rows]
+        done.append(_walk(readout, vocab, h[:, rows], final[rows], wanted, k, final_is_last))
+    return Reduced(*(torch.cat([getattr(d, name) for d in done], 1) for name in Reduced.__dataclass_fields__))
+
+
+def _walk(
+    readout: Readout, vocab: int, h: Tensor, final: Tensor, targets: Tensor | None, k: int, final_is_last: bool
+) -> Reduced:
+    """One walk over the vocabulary for all layers of a few positions."""
+    layers = len(h) - final_is_last
+    last = _sums(readout, final[None], targets, k)
+    groups = [_sums(readout, g, targets, k) for g in h[:layers].split(_group(readout, vocab, h)) if len(g)]
+    for start, stop in _pieces(readout, vocab, h):
+        e = last.add(_logits(readout, last.x, start, stop), start, None, None)[0]
+        for group in groups:
+            group.add(_logits(readout, group.x, start, stop), start, last, e)
+    done = [g.reduced(last) for g in [*groups, *([last] if final_is_last else [])]]
+    return Reduced(*(torch.cat([getattr(d, name) for d in done]) for name in Reduced.__dataclass_fields__))
+
+
+def _sums(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> _Sums:
+    """A readout that splits prepares its states once; one that does not would make all logits: it waits."""
+    rows = h.flatten(0, 1)
+    x = readout.prepare(rows) if readout.splits else rows
+    logits = None
+    if targets is not None:
+        ready = x if readout.splits else readout.prepare(rows)
+        logits = _wide(readout.tokens(ready, targets.repeat(len(h)))).view(h.shape[:2])
+    return _Sums(x.view(*h.shape[:2], -1), targets, logits, k)
+
+
+def _logits(readout: Readout, x: Tensor, start: int, stop: int) -> Tensor:
+    rows = x.flatten(0, 1)
+    ready = rows if readout.splits else readout.prepare(rows)
+    return _wide(readout.columns(ready, start, stop)).view(*x.shape[:2], -1)
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z if z.dtype in (torch.float32, torch.float64) else z.float()
+
+
+def _row_pieces(readout: Readout, vocab: int, h: Tensor) -> Iterator[slice]:
+    layers, positions, width = h.shape
+    most = STATES // (layers * width * 4) if readout.splits else PIECE // (vocab * 4)
+    most = max(1, most)
+    return (slice(at, at + most) for at in range(0, positions, most))
+
+
+def _group(readout: Readout, vocab: int, h: Tensor) -> int:
+    """How many layers share one product: many when there are few positions."""
+    rows = 512 if readout.splits else max(1, PIECE // (vocab * 4))
+    return max(1, rows // max(1, h.shape[1]))
+
+
+def _pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int, int]]:
+    if not readout.splits:
+        return [(0, vocab)]
+    rows = h.shape[1] * min(len(h), _group(readout, vocab, h))
+    size = max(256, PIECE // (rows * 4))
+    return [(at, min(at + size, vocab)) for at in range(0, vocab, size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Divergences:
+    """Two sets of distributions compared, (L, P) each, in nats (total variation: 0 … 1)."""
+
+    js: Tensor
+    total_variation: Tensor
+    kl: Tensor
+    kl_back: Tensor
+
+
+@torch.no_grad()
+def diverge(readouts: tuple[Readout, Readout], vocab: int, h: tuple[Tensor, Tensor]) -> Divergences:
+    """Compare the distributions read from h[0] and h[1], (L, P, D) each: JS, TV, KL(0 ‖ 1) and KL(1 ‖ 0).
+
+    Two walks over the vocabulary: the first for the normalisers, the second for the sums.
+    """
+    a, b = readouts
+    layers, positions = h[0].shape[:2]
+    out = torch.zeros(4, layers, positions, dtype=torch.float64)
+    whole = not (a.splits and b.splits)
+    size = max(1, PIECE // (vocab * 4)) if whole else 64
+    pieces = [(0, vocab)] if whole else _pieces(a, vocab, h[0].new_empty(1, size, 1))
+    for layer in range(layers):
+        for at in range(0, positions, size):
+            xs = [
+                (r.prepare(s[layer, at : at + size]) if r.splits else s[layer, at : at + size])[None]
+                for r, s in zip(readouts, h, strict=True)
+            ]
+            norms = []
+            for r, x in zip(readouts, xs, strict=True):
+                parts = [_log_sum_exp(_logits(r, x, *piece)[0]) for piece in pieces]
+                norms.append(torch.stack(parts).logsumexp(0)[:, None])
+            for piece in pieces:
+                log_p, log_q = (
+                    _logits(r, x, *piece)[0].sub_(n).clamp_(min=LOWEST)
+                    for r, x, n in zip(readouts, xs, norms, strict=True)
+                )
+                p, q = log_p.exp(), log_q.exp()
+                log_m = ((p + q) / 2).log_().clamp_(min=LOWEST)
+                dot = torch.linalg.vecdot
+                sums = (
+                    (dot(p, log_p - log_m) + dot(q, log_q - log_m)) / 2,
+                    (p - q).abs_().sum(-1) / 2,
+                    dot(p, log_p - log_q),
+                    dot(q, log_q - log_p),
+                )
+                out[:, layer, at : at + size] += torch.stack([s.double().cpu() for s in sums])
+    return Divergences(*(o.clamp_min(0) for o in out))
+
+
+def _log_sum_exp(z: Tensor) -> Tensor:
+    # in place: torch.logsumexp makes several copies of z and takes longer than the product that made it
+    m = z.amax(-1).clamp_min(LOWEST)
+    return z.sub_(m[:, None]).exp_().sum(-1).log_().add_(m)

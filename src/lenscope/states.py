@@ -1,0 +1,104 @@
+"""Hidden states with their addresses: `states[layer, position]`.
+
+Knows: which layer, position and prompt each vector came from.
+Does not know: models, or what the vectors mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lenscope.errors import LenscopeError
+from lenscope.prompts import Positions, Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenStates:
+    """What `LM.read` read: `states[layer, position]` is the residual stream after `layer` blocks.
+
+    Index with layer numbers (not tensor indices; negative ones from the model's last layer) and positions of the
+    prompt, each an int, a slice or a list; positions also as substrings. A single index drops its axis:
+    `states[3, -1]` is (D,), `states[:, -1]` (L, D), `states[[0, 5], "Paris"]` (2, D). States of a list of prompts
+    carry a leading batch axis: `states[:, -1]` is then (B, L, D), -1 each prompt's own last token, and
+    `states.split()` gives them one by one. `tensor` is (B, L, P, D), with zeros after the positions of shorter prompts.
+    """
+
+    tensor: Tensor
+    layers: tuple[int, ...]
+    n_layers: int
+    prompts: tuple[Prompt, ...]
+    positions: tuple[tuple[int, ...], ...]
+    batched: bool
+    model: str
+
+    def __getitem__(self, key: "tuple[int | slice | Sequence[int], Positions]") -> Tensor:
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise LenscopeError("index hidden states with [layer, position]")
+        layer, position = key
+        layers = [self.layers.index(n) for n in self._layers(layer)]
+        columns = [self._columns(row, position) for row in range(len(self.prompts))]
+        if len({len(c) for c in columns}) > 1:
+            counts = ", ".join(str(len(c)) for c in columns)
+            raise LenscopeError(f"positions {position!r}: {counts} of them in the prompts; split() reads each alone")
+        rows = torch.arange(len(self.prompts))[:, None, None]
+        picked = self.tensor[rows, torch.tensor(layers)[None, :, None], torch.tensor(columns)[:, None, :]]
+        if isinstance(position, int | str):
+            picked = picked[:, :, 0]
+        if isinstance(layer, int):
+            picked = picked[:, 0]
+        return picked if self.batched else picked[0]
+
+    def split(self) -> "list[HiddenStates]":
+        """The states of each prompt alone, without padding."""
+        return [
+            HiddenStates(
+                self.tensor[b : b + 1, :, : len(self.positions[b])],
+                self.layers,
+                self.n_layers,
+                (prompt,),
+                (self.positions[b],),
+                False,
+                self.model,
+            )
+            for b, prompt in enumerate(self.prompts)
+        ]
+
+    def _layers(self, layer: int | slice | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(layer, slice):
+            everything = range(self.n_layers + 1)[layer]
+            return tuple(n for n in everything if n in self.layers)
+        wanted = check_layers((layer,) if isinstance(layer, int) else layer, self.n_layers, self.model)
+        missing = [n for n in wanted if n not in self.layers]
+        if missing:
+            have = ", ".join(map(str, self.layers))
+            raise LenscopeError(f"layer {missing[0]}: was not read; these states have layers {have}")
+        return wanted
+
+    def _columns(self, row: int, position: Positions) -> list[int]:
+        have = self.positions[row]
+        if isinstance(position, slice):
+            wanted = tuple(p for p in self.prompts[row].positions(position) if p in have)
+        else:
+            wanted = self.prompts[row].positions(position)
+        missing = [p for p in wanted if p not in have]
+        if missing or not wanted:
+            read = ", ".join(map(str, have))
+            raise LenscopeError(f"position {missing[0] if missing else position}: was not read; only {read}")
+        return [have.index(p) for p in wanted]
+
+
+def check_layers(layers: Sequence[int], n_layers: int, model: str) -> tuple[int, ...]:
+    """Layer numbers 0…n_layers (negative ones from the end) as given, resolved; LenscopeError if out of range."""
+    found = []
+    for layer in layers:
+        if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers - 1 <= layer <= n_layers:
+            raise LenscopeError(
+                f"layer {layer}: {model} has layers 0–{n_layers} (0 is the input of the first block, {n_layers} the "
+                "last block's output)"
+            )
+        found.append(layer % (n_layers + 1))
+    if not found:
+        raise LenscopeError("layers: the list is empty; name at least one")
+    return tuple(found)
