@@ -13,9 +13,11 @@ from torch import Tensor
 
 from lenscope.readout import Readout
 
-# Bytes of one piece of logits. It is used several times while it still lies in the processor's cache, and is small
-# enough for malloc to hand the same pages out again.
-PIECE = 16 << 20
+# Bytes of one piece of logits: small enough that the passes over it find it in the processor's cache, and that malloc
+# hands the same pages out again. Measured: 2 MB costs what the product alone costs, 16 MB 1.4 times that.
+PIECE = 2 << 20
+# Bytes of logits where a readout makes whole rows of them: too few rows at once would waste the product.
+WHOLE = 32 << 20
 # Bytes of prepared states that one walk over the vocabulary serves: every piece of the head is read once per walk.
 STATES = 64 << 20
 LOWEST = -1e30  # stands for -inf: 0 · -inf is not a number, 0 · LOWEST is 0
@@ -171,14 +173,14 @@ def _wide(z: Tensor) -> Tensor:
 
 def _row_pieces(readout: Readout, vocab: int, h: Tensor) -> Iterator[slice]:
     layers, positions, width = h.shape
-    most = STATES // (layers * width * 4) if readout.splits else PIECE // (vocab * 4)
+    most = STATES // (layers * width * 4) if readout.splits else WHOLE // (vocab * 4)
     most = max(1, most)
     return (slice(at, at + most) for at in range(0, positions, most))
 
 
 def _group(readout: Readout, vocab: int, h: Tensor) -> int:
     """How many layers share one product: many when there are few positions."""
-    rows = 512 if readout.splits else max(1, PIECE // (vocab * 4))
+    rows = 512 if readout.splits else max(1, WHOLE // (vocab * 4))
     return max(1, rows // max(1, h.shape[1]))
 
 
@@ -210,7 +212,7 @@ def diverge(readouts: tuple[Readout, Readout], vocab: int, h: tuple[Tensor, Tens
     layers, positions = h[0].shape[:2]
     out = torch.zeros(4, layers, positions, dtype=torch.float64)
     whole = not (a.splits and b.splits)
-    size = max(1, PIECE // (vocab * 4)) if whole else 64
+    size = max(1, WHOLE // (vocab * 4)) if whole else 256
     pieces = [(0, vocab)] if whole else _pieces(a, vocab, h[0].new_empty(1, size, 1))
     for layer in range(layers):
         for at in range(0, positions, size):
