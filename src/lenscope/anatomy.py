@@ -112,7 +112,8 @@ def with_output_state(output: Any, state: Tensor) -> Any:
     """What a block returned, with the stream replaced."""
     if isinstance(output, Tensor):
         return state
-    return type(output)([state, *output[1:]])
+    rest = [state, *output[1:]]
+    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
 
 def forward_kwargs(model: PreTrainedModel, **kwargs: Any) -> dict[str, Any]:
@@ -244,10 +245,7 @@ def _watch(model: PreTrainedModel, ids: Tensor, blocks: set[int]) -> tuple[list[
         event = events[id(module)]
         event.ended = next(clock)
         if id(module) in blocks:
-            # without the caches and router outputs that may ride along: only the container matters
-            rest = [] if isinstance(output, Tensor) else [None] * (len(output) - 1)
-            state = output_state(output).clone()
-            event.returned = state if isinstance(output, Tensor) else type(output)([state, *rest])
+            event.returned = with_output_state(output, output_state(output).clone())
 
     with ExitStack() as undo, torch.no_grad():
         for name, module in model.named_modules():
@@ -269,10 +267,11 @@ def _fired_in_order(
     model: PreTrainedModel, candidates: list[tuple[str, tuple[nn.Module, ...], int]], events: list[_Event]
 ) -> tuple[str, tuple[nn.Module, ...]]:
     seen = {id(e.module): e for e in events}
-    loops = None
+    loops = idle = None
     for name, blocks, _ in sorted(candidates, key=lambda c: -c[2]):
         fired = [seen[id(b)] for b in blocks if id(b) in seen]
         if len(fired) < len(blocks):
+            idle = idle or (name, len(blocks) - len(fired)) if fired else idle
             continue
         if any(e.fired > 1 for e in fired):
             loops = loops or (name, max(e.fired for e in fired))
@@ -283,6 +282,11 @@ def _fired_in_order(
         raise LenscopeError(
             f"{type(model).__name__}: the blocks of {loops[0]} run {loops[1]} times in one forward pass, so a layer "
             "number does not name one state: looped models are not supported"
+        )
+    if idle:
+        raise LenscopeError(
+            f"{type(model).__name__}: {idle[1]} of the blocks of {idle[0]} do not run on plain text, so there is "
+            "no one stream through all layers: not supported"
         )
     raise LenscopeError(f"{type(model).__name__}: no list of blocks runs once each and in order")
 

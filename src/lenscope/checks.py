@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lenscope import generation
 from lenscope.anatomy import TOLERANCE
 from lenscope.edits import Edit
 from lenscope.model import LM
@@ -71,20 +72,32 @@ def check(lm: LM) -> Report:
         noop, earlier = _patched(lm, layer)
         found.append(_law(f"self-patch at layer {layer} changes nothing", noop, tolerance))
         found.append(_law(f"a patch at layer {layer} leaves earlier positions", earlier, tolerance))
-    for side, use in (("right", "reading"), ("left", "generating")):
-        deviation = lm.padding_deviation(side)
-        exact = deviation <= tolerance
-        how = "exact" if exact else "not exact: prompts of unequal length run in groups"
-        found.append(Finding(f"{side} padding ({use})", f"{how}, deviation {deviation:.1e}"))
-    cached, recomputed = _continuations(lm)
-    same = "equal" if cached == recomputed else f"differ: {cached} and {recomputed}"
-    found.append(Finding("8 greedy tokens, cached and recomputed", same, cached == recomputed))
+    right, made = lm.right_padding_deviation(), generation.check(lm)
+    found.append(
+        _expedient("right padding (reading)", right, tolerance, "prompts of unequal length are read in groups")
+    )
+    found.append(
+        _expedient("cache (generating)", made.cached, tolerance, "generates without a cache, one prompt a time")
+    )
+    found.append(
+        _expedient("left padding (generating)", made.padded, tolerance, "prompts of unequal length run in groups")
+    )
+    if made.failure:
+        found.append(Finding("unsupported by transformers", made.failure))
+    written, recomputed = _continuations(lm)
+    same = "equal" if written == recomputed else f"differ: {written} and {recomputed}"
+    found.append(Finding("8 greedy tokens, generated and recomputed", same, written == recomputed))
     found.append(Finding("tokenizer", _tokenizer(lm)))
     return Report(lm.name, tuple(found))
 
 
 def _law(name: str, deviation: float, tolerance: float) -> Finding:
     return Finding(name, f"deviation {deviation:.1e} (tolerance {tolerance:.0e})", deviation <= tolerance)
+
+
+def _expedient(name: str, deviation: float, tolerance: float, otherwise: str) -> Finding:
+    exact = deviation <= tolerance
+    return Finding(name, f"{'exact' if exact else f'not exact: {otherwise}'}, deviation {deviation:.1e}")
 
 
 def _patched(lm: LM, layer: int) -> tuple[float, float]:

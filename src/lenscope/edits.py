@@ -103,14 +103,15 @@ class Edit:
 class Running:
     """The batch that a model is running: its prompts, their numbers among all that were asked for, and the padding.
 
-    `passes` counts forward passes: during generation only the first one, or any that feeds the prompt again,
-    covers the prompt's positions.
+    `probe` runs measure the model itself: no edit applies. `passes` counts forward passes: during generation only the
+    first one, or any that feeds the prompt again, covers the prompt's positions.
     """
 
     prompts: Sequence[Prompt]
     numbers: Sequence[int]
     total: int
     batch: Batch
+    probe: bool = False
     passes: int = 0
 
     def covers_prompt(self, length: int) -> bool:

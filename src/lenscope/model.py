@@ -1,18 +1,20 @@
 """The language model as embed → blocks → unembed: reading, editing, generating.
 
 Knows: where to hook the blocks, how to run batches so that each row gives what it gives alone.
-Does not know: how blocks and readout were found (anatomy.py, readout.py), what edits and readings mean.
+Does not know: how blocks and readout were found (anatomy.py, readout.py), how text is generated (generation.py), what
+edits and readings mean.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from lenscope import generation
 from lenscope.anatomy import (
     TOLERANCE,
     Anatomy,
@@ -26,8 +28,8 @@ from lenscope.anatomy import (
 )
 from lenscope.edits import Edit, Running
 from lenscope.errors import LenscopeError
-from lenscope.prompts import Batch, Encoder, Positions, Prompt, pad
-from lenscope.readout import Verified, find_readout
+from lenscope.prompts import Encoder, Positions, Prompt, pad
+from lenscope.readout import Verified, find_readout, is_stubbed
 from lenscope.states import HiddenStates, check_layers
 
 # Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
@@ -75,7 +77,8 @@ class LM:
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.encoder = Encoder(tokenizer, min(self.anatomy.n_inputs, self.vocab_size), self.context, name)
         self._running: Running | None = None
-        self._padding: dict[str, float] = {}
+        self._right_padding: float | None = None
+        self.generation_checked: generation.Checked | None = None
 
     def __repr__(self) -> str:
         return f"LM({self.name}: {self.n_layers} layers, D {self.hidden_size}, V {self.vocab_size}, {self.dtype})"
@@ -137,14 +140,16 @@ class LM:
         places = [p.positions(positions) for p in many]
         shape = (len(many), len(numbers), max(map(len, places)), self.hidden_size)
         out = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        for group in self._groups(many, "right"):
+        for group in self.groups(many, self._reads_together):
 
             def keep(layer: int, h: Tensor, group: Sequence[int] = group) -> None:
                 for at in (at for at, n in enumerate(numbers) if n == layer):
                     for row, i in enumerate(group):
                         out[i, at, : len(places[i])] = h[row, list(places[i])].to(self.device)
 
-            self._capture(many, group, set(numbers), keep)
+            some = [many[i] for i in group]
+            running = Running(some, group, len(many), pad(some, "right", self.anatomy.ids.device))
+            self.capture(running, set(numbers), keep)
         return HiddenStates(out, numbers, self.n_layers, tuple(many), tuple(places), batched, self.name)
 
     @torch.no_grad()
@@ -173,23 +178,28 @@ class LM:
         with ExitStack() as undo:
             for edit in edits:
                 layer = check_layers((edit.layer,), self.n_layers, self.name)[0]
-                undo.callback(self._hook(layer, lambda h, edit=edit: self._edited(h, edit)).remove)
+                undo.callback(self.hook(layer, lambda h, edit=edit: self._edited(h, edit)).remove)
             yield
 
     def _edited(self, h: Tensor, edit: Edit) -> Tensor | None:
         if self._running is None:
             raise LenscopeError("inside edit(), run the model through read or generate: a bare call has no positions")
-        return edit.apply(h, self._running) if self._running.covers_prompt(h.shape[1]) else None
+        running = self._running
+        return edit.apply(h, running) if not running.probe and running.covers_prompt(h.shape[1]) else None
 
-    def _hook(self, layer: int, change: Any) -> Any:
+    def hook(self, layer: int, change: Any) -> Any:
         """Call `change` with the (B, T, D) state at `layer`; what it returns, if not None, takes its place."""
         stream = self.anatomy.stream
 
-        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if is_stubbed(block):
+                return None
             h = change(stream.pack(input_state(args, kwargs)))
             return None if h is None else with_input_state(args, kwargs, stream.unpack(h))
 
-        def after(_: Any, args: tuple[Any, ...], output: Any) -> Any:
+        def after(block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if is_stubbed(block):
+                return None
             h = change(stream.pack(output_state(output)))
             return None if h is None else with_output_state(output, stream.unpack(h))
 
@@ -206,8 +216,9 @@ class LM:
     def generate(self, prompts: Any, max_new_tokens: int = 20) -> Continuation | list[Continuation]:
         """Greedy continuations of one prompt or several, whatever sampling the checkpoint's defaults ask for.
 
-        Ends at an end-of-text token (which is kept) or after `max_new_tokens`. Rows are padded on the left with
-        explicit positions where this model gives the same alone and padded, else run in groups of equal length.
+        Ends at an end-of-text token (which is kept) or after `max_new_tokens`. Prompts run together, padded on the
+        left with explicit positions, from a cache, as far as this model was seen to give the same that way; else in
+        groups of equal length, else without a cache.
         """
         batched, many = self.prompts(prompts)
         if max_new_tokens < 1:
@@ -217,38 +228,12 @@ class LM:
             raise LenscopeError(
                 f"{longest} tokens of prompt and {max_new_tokens} new ones: {self.name} reads at most {self.context}"
             )
-        out: list[Continuation | None] = [None] * len(many)
-        for group in self._groups(many, "left"):
-            for i, ids in zip(group, self._continue(many, group, max_new_tokens), strict=True):
-                out[i] = Continuation(many[i], ids, tuple(self.encoder.tokens(ids)), self.encoder.decode(ids))
-        done = [c for c in out if c is not None]
+        written = generation.write(self, many, max_new_tokens)
+        done = [
+            Continuation(p, ids, tuple(self.encoder.tokens(ids)), self.encoder.decode(ids))
+            for p, ids in zip(many, written, strict=True)
+        ]
         return done if batched else done[0]
-
-    def _continue(self, many: Sequence[Prompt], group: Sequence[int], max_new_tokens: int) -> list[tuple[int, ...]]:
-        ends = self._end_ids()
-        # A config of our own in place of the checkpoint's: generate() fills whatever is left open from the latter.
-        pinned = GenerationConfig(
-            do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=(ends or [0])[0], use_cache=True
-        )
-        kept, self.model.generation_config = self.model.generation_config, pinned
-        try:
-            with self._run(many, group, "left") as batch:
-                ids: Tensor = self.model.generate(  # type: ignore[operator]
-                    batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens
-                )
-        finally:
-            self.model.generation_config = kept
-        new = []
-        for row in ids[:, batch.ids.shape[1] :].tolist():
-            stop = next((n + 1 for n, i in enumerate(row) if i in ends), len(row))
-            new.append(tuple(row[:stop]))
-        return new
-
-    def _end_ids(self) -> list[int]:
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        if ends is None:
-            ends = getattr(self.model.config.get_text_config(), "eos_token_id", None)
-        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     # -- running
 
@@ -263,16 +248,15 @@ class LM:
             return False, [self.prompt(items)]
         return True, [self.prompt(p) for p in items]
 
-    def _groups(self, prompts: Sequence[Prompt], side: str) -> Iterator[list[int]]:
-        """Indices of prompts that run together: near in length, equal where padding would change the numbers."""
+    def groups(self, prompts: Sequence[Prompt], together: Callable[[], bool]) -> Iterator[list[int]]:
+        """Indices of prompts that run together: near in length, and of equal length unless `together()` holds."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        ragged = len({len(p) for p in prompts}) > 1
-        exact = not ragged or self.padding_deviation(side) <= TOLERANCE.get(self.dtype, 1e-4)
+        ragged = len({len(p) for p in prompts}) > 1 and together()
         group: list[int] = []
         for i in order:
             length = len(prompts[i])
             full = length * (len(group) + 1) > TOKENS_PER_RUN
-            if group and (full or (not exact and length != len(prompts[group[0]]))):
+            if group and (full or (not ragged and length != len(prompts[group[0]]))):
                 yield group
                 group = []
             group.append(i)
@@ -280,15 +264,13 @@ class LM:
             yield group
 
     @contextmanager
-    def _run(self, many: Sequence[Prompt], group: Sequence[int], side: str) -> Iterator[Batch]:
-        """Pad a group of prompts and tell the edits what is running, without gradients."""
+    def running(self, running: Running) -> Iterator[None]:
+        """Tell the edits what runs within the block, without gradients."""
         if self.model.training:
             raise LenscopeError(
                 f"{self.name} is in training mode, where dropout changes the numbers: call model.eval()"
             )
-        prompts = [many[i] for i in group]
-        batch = pad(prompts, side, self.anatomy.ids.device)
-        self._running = running = Running(prompts, group, len(many), batch)
+        outer, self._running = self._running, running
 
         def count(*_: Any) -> None:
             running.passes += 1
@@ -297,55 +279,57 @@ class LM:
         counter = self.anatomy.blocks[0].register_forward_pre_hook(count, prepend=True)
         try:
             with torch.no_grad():
-                yield batch
+                yield
         finally:
             counter.remove()
-            self._running = None
+            self._running = outer
 
-    def _capture(
-        self, many: Sequence[Prompt], group: Sequence[int], layers: set[int], keep: Callable[[int, Tensor], None]
-    ) -> None:
-        """Run a group of prompts, padded on the right, up to the highest layer; `keep` gets each state (B, T, D)."""
+    def capture(self, running: Running, layers: Collection[int], keep: Callable[[int, Tensor], None]) -> None:
+        """Run a batch, padded on the right, up to the highest of `layers`; `keep` gets each state (B, T, D)."""
 
         def take(layer: int, h: Tensor) -> None:
             keep(layer, h)
             if layer == max(layers):
                 raise _Enough
 
+        batch = running.batch
         with ExitStack() as undo:
             for layer in layers:
-                undo.callback(self._hook(layer, lambda h, layer=layer: take(layer, h)).remove)
-            with self._run(many, group, "right") as batch:
+                undo.callback(self.hook(layer, lambda h, layer=layer: take(layer, h)).remove)
+            with self.running(running):
                 mask = {"attention_mask": batch.mask} if batch.padded else {}
                 try:
                     self.model(input_ids=batch.ids, **forward_kwargs(self.model, use_cache=False, **mask))
                 except _Enough:
                     pass
 
-    def padding_deviation(self, side: str) -> float:
-        """How far padding on the "right" (reading) or "left" (generating) moves the last layer's states.
+    def right_padding_deviation(self) -> float:
+        """How far padding on the right moves the last layer's states, in standard deviations of the states.
 
-        The largest |difference| to the same prompts run alone, in standard deviations of the states; measured once,
-        on a pair of prompts of unequal length. Above the dtype's tolerance, ragged prompts run in groups instead.
+        Measured once, on a pair of prompts of unequal length. Above the dtype's tolerance, ragged prompts are read
+        in groups of equal length.
         """
-        if side not in self._padding:
-            ids = self.anatomy.ids.tolist()
-            prompts = [self.prompt(ids[0]), self.prompt(ids[2][:4])]
+        if self._right_padding is None:
+            rows = self.anatomy.ids.tolist()
+            prompts = [self.prompt(rows[0]), self.prompt(rows[2][:4])]
 
             def last(group: list[int]) -> list[Tensor]:
                 kept: list[Tensor] = []
-                if side == "right":
-                    self._capture(prompts, group, {self.n_layers}, lambda _, h: kept.append(h))
-                    return [h[: len(prompts[i])] for i, h in zip(group, kept[0], strict=True)]
-                watch = self._hook(self.n_layers, lambda h: kept.append(h))
-                try:
-                    self._continue(prompts, group, 1)
-                finally:
-                    watch.remove()
-                return [h[-1:] for h in kept[0]]
+                batch = pad([prompts[i] for i in group], "right", self.anatomy.ids.device)
+                running = Running([prompts[i] for i in group], group, 2, batch, probe=True)
+                self.capture(running, {self.n_layers}, lambda _, h: kept.append(h))
+                return [h[: len(prompts[i])] for i, h in zip(group, kept[0], strict=True)]
 
-            alone, together = [last([0])[0], last([1])[0]], last([0, 1])
-            scale = torch.cat(alone).double().std().clamp_min(1e-30)
-            gaps = [(a.double() - b.double()).abs().max() / scale for a, b in zip(alone, together, strict=True)]
-            self._padding[side] = max(float(g) for g in gaps)
-        return self._padding[side]
+            alone = last([0]) + last([1])
+            self._right_padding = deviation(last([0, 1]), alone)
+        return self._right_padding
+
+    def _reads_together(self) -> bool:
+        return self.right_padding_deviation() <= TOLERANCE.get(self.dtype, 1e-4)
+
+
+def deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest |difference| between tensors of equal shapes, in standard deviations of the expected ones."""
+    scale = torch.cat([e.double().flatten() for e in expected]).std().clamp_min(1e-30)
+    gaps = [(f.double() - e.double()).abs().max() / scale for f, e in zip(found, expected, strict=True)]
+    return max(float(g) for g in gaps)

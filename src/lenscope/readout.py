@@ -147,7 +147,7 @@ def stubbed(anatomy: Anatomy, state: Tensor) -> Iterator[None]:
     kept = [(block, vars(block).get("forward")) for block in anatomy.blocks]
     try:
         for block, template in zip(anatomy.blocks, anatomy.outputs, strict=True):
-            block.forward = _stub(template, state)
+            block.forward = _Stub(template, state)
         yield
     finally:
         for block, forward in kept:
@@ -157,8 +157,20 @@ def stubbed(anatomy: Anatomy, state: Tensor) -> Iterator[None]:
                 block.forward = forward
 
 
-def _stub(template: Any, state: Tensor) -> Callable[..., Any]:
-    return lambda *args, **kwargs: with_output_state(template, state)
+class _Stub:
+    """A block's forward that returns a given state in the container the block would use."""
+
+    def __init__(self, template: Any, state: Tensor) -> None:
+        self.template = template
+        self.state = state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return with_output_state(self.template, self.state)
+
+
+def is_stubbed(block: nn.Module) -> bool:
+    """Whether the block is being replayed: nothing there is to be read or edited."""
+    return isinstance(vars(block).get("forward"), _Stub)
 
 
 @dataclass(frozen=True)
