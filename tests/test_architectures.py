@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import lenscope as ls
 from lenscope import measures
+from lenscope.anatomy import deviation
 
 EXACT = 1e-4
 REFUSED = {
@@ -29,10 +30,6 @@ ARCHITECTURES = tiny.architectures()
 @pytest.fixture(scope="module", params=[a for a in ARCHITECTURES if a not in REFUSED])
 def lm(request):
     return ls.LM(tiny.model(request.param), None, request.param)
-
-
-def deviation(a, b):
-    return ((a.double() - b.double()).abs().max() / b.double().std().clamp_min(1e-30)).item()
 
 
 def prompts(lm, *lengths):

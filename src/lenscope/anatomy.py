@@ -26,6 +26,14 @@ PROBE_ROWS, PROBE_TOKENS = 3, 7
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 5e-2}
 
 
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """The largest |difference|, in standard deviations of what is expected; infinite where the shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    gap = (found.double() - expected.to(found.device).double()).abs().max()
+    return float(gap / expected.double().std().clamp_min(1e-30))
+
+
 @dataclass(frozen=True)
 class Stream:
     """The layout of the tensor that flows between blocks; `pack` makes it (B, T, D), `unpack` undoes it."""

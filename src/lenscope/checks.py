@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lenscope import generation
-from lenscope.anatomy import TOLERANCE
+from lenscope.anatomy import TOLERANCE, deviation
 from lenscope.edits import Edit
 from lenscope.model import LM
 
@@ -91,13 +91,13 @@ def check(lm: LM) -> Report:
     return Report(lm.name, tuple(found))
 
 
-def _law(name: str, deviation: float, tolerance: float) -> Finding:
-    return Finding(name, f"deviation {deviation:.1e} (tolerance {tolerance:.0e})", deviation <= tolerance)
+def _law(name: str, found: float, tolerance: float) -> Finding:
+    return Finding(name, f"deviation {found:.1e} (tolerance {tolerance:.0e})", found <= tolerance)
 
 
-def _expedient(name: str, deviation: float, tolerance: float, otherwise: str) -> Finding:
-    exact = deviation <= tolerance
-    return Finding(name, f"{'exact' if exact else f'not exact: {otherwise}'}, deviation {deviation:.1e}")
+def _expedient(name: str, found: float, tolerance: float, otherwise: str) -> Finding:
+    exact = found <= tolerance
+    return Finding(name, f"{'exact' if exact else f'not exact: {otherwise}'}, deviation {found:.1e}")
 
 
 def _patched(lm: LM, layer: int) -> tuple[float, float]:
@@ -105,15 +105,13 @@ def _patched(lm: LM, layer: int) -> tuple[float, float]:
     prompt = lm.anatomy.ids[0].tolist()
     place = len(prompt) // 2
     before = lm.read(prompt, layers=sorted({layer, lm.n_layers}))
-    scale = float(before[lm.n_layers, :].double().std())
+    last = before[lm.n_layers, :]
     h = before[layer, place]
     with lm.edit(Edit(layer, place, h)):
         same = lm.read(prompt, layers=[lm.n_layers])
     with lm.edit(Edit(layer, place, h.flip(-1) + h.std())):
         other = lm.read(prompt, layers=[lm.n_layers])
-    noop = (same[lm.n_layers, :] - before[lm.n_layers, :]).double().abs().max()
-    earlier = (other[lm.n_layers, :place] - before[lm.n_layers, :place]).double().abs().max()
-    return float(noop) / scale, float(earlier) / scale
+    return deviation(same[lm.n_layers, :], last), deviation(other[lm.n_layers, :place], last[:place])
 
 
 def _continuations(lm: LM) -> tuple[list[int], list[int]]:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from lenscope import model as lms
-from lenscope.anatomy import TOLERANCE
+from lenscope.anatomy import TOLERANCE, deviation
 from lenscope.edits import Running
 from lenscope.errors import LenscopeError
 from lenscope.prompts import Batch, Prompt, pad
@@ -87,7 +86,7 @@ def _gap(lm: "LM", prompts: list[Prompt]) -> float:
                 Running([grown], [0], 1, alone, probe=True), {lm.n_layers}, lambda _, h: expected.append(h[0, -1])
             )
             found.append(steps[n][row])
-    return lms.deviation(found, expected)
+    return deviation(torch.stack(found), torch.stack(expected))
 
 
 def _generate(lm: "LM", running: Running, max_new_tokens: int, ends: list[int]) -> list[tuple[int, ...]]:

@@ -18,6 +18,7 @@ from lenscope import generation
 from lenscope.anatomy import (
     TOLERANCE,
     Anatomy,
+    deviation,
     first_bad_parameter,
     forward_kwargs,
     input_state,
@@ -320,16 +321,8 @@ class LM:
                 self.capture(running, {self.n_layers}, lambda _, h: kept.append(h))
                 return [h[: len(prompts[i])] for i, h in zip(group, kept[0], strict=True)]
 
-            alone = last([0]) + last([1])
-            self._right_padding = deviation(last([0, 1]), alone)
+            self._right_padding = deviation(torch.cat(last([0, 1])), torch.cat(last([0]) + last([1])))
         return self._right_padding
 
     def _reads_together(self) -> bool:
         return self.right_padding_deviation() <= TOLERANCE.get(self.dtype, 1e-4)
-
-
-def deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest |difference| between tensors of equal shapes, in standard deviations of the expected ones."""
-    scale = torch.cat([e.double().flatten() for e in expected]).std().clamp_min(1e-30)
-    gaps = [(f.double() - e.double()).abs().max() / scale for f, e in zip(found, expected, strict=True)]
-    return max(float(g) for g in gaps)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lenscope.anatomy import TOLERANCE, Anatomy, embedding, forward_kwargs, with_output_state
+from lenscope.anatomy import TOLERANCE, Anatomy, deviation, embedding, forward_kwargs, with_output_state
 from lenscope.errors import LenscopeError
 
 
@@ -221,23 +221,16 @@ def verify(readout: Readout, anatomy: Anatomy) -> Verified:
     last = anatomy.states[-1].flatten(0, 1)
     truth = anatomy.logits.flatten(0, 1)
     try:
-        deviation = _deviation(read(readout, last), truth)
+        gap = deviation(read(readout, last), truth)
         replay = Replayed(anatomy)
         elsewhere = None
         # Where the replay itself is not exact it is no oracle; then only the model's own logits speak.
-        if _deviation(read(replay, last), truth) <= TOLERANCE.get(truth.dtype, 1e-4):
+        if deviation(read(replay, last), truth) <= TOLERANCE.get(truth.dtype, 1e-4):
             h = _foreign_states(anatomy)
-            elsewhere = _deviation(read(readout, h), read(replay, h))
+            elsewhere = deviation(read(readout, h), read(replay, h))
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise LenscopeError(f"{type(anatomy.model).__name__}: its readout does not run alone ({error})") from error
-    return Verified(readout, deviation, elsewhere)
-
-
-def _deviation(z: Tensor, truth: Tensor) -> float:
-    if z.shape != truth.shape:
-        return float("inf")
-    gap = (z.double() - truth.to(z.device).double()).abs().max()
-    return float(gap / truth.double().std(-1).mean().clamp_min(1e-30))
+    return Verified(readout, gap, elsewhere)
 
 
 def _foreign_states(anatomy: Anatomy) -> Tensor:
@@ -268,7 +261,7 @@ def trace(anatomy: Anatomy) -> Traced | None:
     if not isinstance(y, Tensor) or y.shape != logits.shape:
         return None
     plain = Traced(anatomy.tail)
-    if _deviation(y, logits) <= TOLERANCE.get(logits.dtype, 1e-4) / 50:
+    if deviation(y, logits) <= TOLERANCE.get(logits.dtype, 1e-4) / 50:
         return plain
     # What is left must be a multiplier or a soft cap. The best candidate wins: in 16 bits several may pass.
     numbers = _config_numbers(anatomy)
@@ -279,7 +272,7 @@ def trace(anatomy: Anatomy) -> Traced | None:
         if cap is not None and logits.abs().max() > cap:
             continue
         candidate = Traced(anatomy.tail, _scale(y.double(), logits.double(), cap, numbers), cap)
-        gap = _deviation(candidate.finish(y.clone()), logits)
+        gap = deviation(candidate.finish(y.clone()), logits)
         if gap < best:
             found, best = candidate, gap
     return found if best <= TOLERANCE.get(logits.dtype, 1e-4) else None

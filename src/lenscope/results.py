@@ -256,7 +256,7 @@ def _rows(number: int, t: Trajectory) -> pa.Table:
     cells = layers * positions
 
     def lists(values: np.ndarray) -> pa.Array:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), k)
+        return pa.ListArray.from_arrays(pa.array(np.arange(0, cells * k + 1, k, dtype=np.int32)), values.reshape(-1))
 
     ids = np.array(t.ids)[list(t.positions)]
     return pa.table(

@@ -1,0 +1,132 @@
+"""The command line: what it prints, what it saves, and one line with exit status 2 for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+import lenscope as ls
+from lenscope.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny.model("llama").save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return call
+
+
+def test_help_and_version_do_not_load_the_heavy_libraries():
+    code = "import sys, lenscope.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_and_version(run):
+    for command in ([], ["lens"], ["check"], ["demo"]):
+        status, out, _ = run(*command, "--help")
+        assert status == 0
+        assert "Usage" in out
+    assert run("--version") == (0, f"lenscope {ls.__version__}\n", "")
+
+
+def test_a_trajectory_as_a_table(run, model):
+    status, out, err = run("lens", "The capital of France is", "-m", model, "--layers", "0:5:2")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["4", "2", "0"]
+    assert "·capital" in out or "capi" in out
+
+
+def test_json_is_all_there_is_on_stdout(run, model):
+    status, out, err = run("lens", "Hello", "-m", model, "--json", "--top-k", "3")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["kind"] == "trajectory"
+    status, out, _ = run("lens", "Hello", "you", "-m", model, "--json")
+    assert [t["prompt"]["text"] for t in json.loads(out)] == ["Hello", "you"]
+    status, out, _ = run("check", model, "--json")
+    assert status == 0
+    assert json.loads(out)["holds"] is True
+    status, out, _ = run("lens", "Hello", "-m", model, "--compare", "Jello", "--json")
+    assert json.loads(out)["kind"] == "comparison"
+
+
+def test_files_in_and_out(run, model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo three\n")
+    saved, page = tmp_path / "r.parquet", tmp_path / "r.html"
+    status, _, err = run(
+        "lens", "-f", str(tmp_path / "prompts.txt"), "-m", model, "-o", str(saved), "--html", str(page), "--chat"
+    )
+    assert status == 0
+    assert f"saved {saved}" in err
+    assert [t.text for t in ls.load_results(saved)] == [ls.load(model).chat(t).text for t in ("one", "two three")]
+    assert page.read_text().startswith("<!")
+
+
+def test_prompts_from_stdin(run, model, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("alpha\nbeta\n"))
+    status, out, _ = run("lens", "-f", "-", "-m", model, "--json")
+    assert status == 0
+    assert len(json.loads(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lens"], "no prompt: give one as an argument"),
+        (["lens", ""], "the prompt is empty"),
+        (["lens", "hi", "--model", "/nowhere/at/all"], "no such folder"),
+        (["lens", "hi", "--layers", "40"], "layer 40: tiny-llama has layers 0–4"),
+        (["lens", "hi", "--layers", "two"], "--layers two: give numbers and ranges"),
+        (["lens", "hi", "--layers", "3:1"], "layers: the list is empty"),
+        (["lens", "hi", "--positions", "9"], "position 9: the prompt's positions are"),
+        (["lens", "hi", "--positions", "zz"], "position 'zz': not in the prompt 'hi'"),
+        (["lens", "hihi", "--positions", "hi"], "occurs 2 times in the prompt"),
+        (["lens", "hi", "--measure", "beauty"], "measure 'beauty': there are"),
+        (["lens", "hi", "--top-k", "0"], "top_k 0"),
+        (["lens", "hi", "--target", "no such token"], "tokens ("),
+        (["lens", "word " * 100], "tiny-llama reads at most 64"),
+        (["lens", "hi", "-o", "x.csv"], "ends in .parquet or .json"),
+        (["lens", "hi", "-o", "/nowhere/x.json"], "does not exist"),
+        (["lens", "hi", "-f", "/nowhere.txt"], "cannot be read as text"),
+        (["lens", "hi", "ho", "--compare", "he"], "--compare: takes one prompt"),
+        (["lens", "hi", "--dtype", "int3"], "--dtype int3"),
+        (["lens", "hi", "--bogus"], "No such option: --bogus"),
+        (["lens", "hi", "--top-k", "many"], "--top-k"),
+        (["peer"], "No such command 'peer'"),
+        (["check", "/nowhere"], "no such folder"),
+        (["demo", "-o", "/proc/nowhere"], "cannot be made a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(run, model, arguments, message):
+    given = any(a in ("--model", "check", "peer") for a in arguments)
+    status, out, err = run(*arguments, *([] if given else ["--model", model]))
+    assert status == 2
+    assert err.startswith("lenscope: ")
+    assert err.count("\n") == 1
+    assert message in err
+    if arguments[0] != "demo":
+        assert out == ""
+
+
+def test_the_demo_writes_its_page(run, model, tmp_path, smollm2):
+    status, out, _ = run("demo", "-o", str(tmp_path / "demo"))
+    assert status == 0
+    assert "·Paris" in out
+    assert "30: 0 (77%)" in " ".join(out.split())
+    assert "·Paris" in out
+    assert " Paris" in (tmp_path / "demo" / "index.html").read_text()

@@ -1,0 +1,186 @@
+"""Lenses: streamed measures equal their definitions in float64, whatever the pieces, and nothing big is ever made."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lenscope as ls
+from lenscope import measures, reduction
+
+PROMPT = "The capital of France is"
+
+
+def definitions(lm, ids, f=None):
+    """Everything a trajectory holds, from stacked log-probabilities (L, P, V)."""
+    states = lm.read(ids)
+    h = states[:, :]
+    if f is not None:
+        h = torch.stack([f(x, n) for n, x in enumerate(h)])
+    log_q = lm.unembed(h).log_softmax(-1)
+    log_p = lm.unembed(states[lm.n_layers, :]).log_softmax(-1).expand_as(log_q)
+    following = torch.tensor([*ids[1:], 0]).expand(len(log_q), -1)
+    return {
+        "entropy": measures.entropy(log_q),
+        "kl": measures.kl(log_p, log_q),
+        "max_probability": measures.max_probability(log_q),
+        "cross_entropy": measures.surprisal(log_q, following),
+        "rank": measures.rank(log_q, following),
+    }, log_q.topk(4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "cohere", "gptj", "gemma3n_text"])
+@pytest.mark.parametrize("f", [None, lambda h, layer: h + 0.1 * layer])
+def test_streamed_measures_equal_their_definitions(architecture, f, monkeypatch):
+    lm = ls.LM(tiny.model(architecture, dtype=torch.float64), None, architecture)
+    ids = tiny.ids(lm.model, 1, 9)[0].tolist()
+    expected, top = definitions(lm, ids, f)
+    # pieces of one layer, a few columns, a few rows, and of everything at once
+    for piece, states, whole in itertools.product((1, 1 << 20), (1 << 11, 1 << 26), (1 << 12, 1 << 24)):
+        monkeypatch.setattr(reduction, "PIECE", piece)
+        monkeypatch.setattr(reduction, "STATES", states)
+        monkeypatch.setattr(reduction, "WHOLE", whole)
+        h = lm.read(ids)[:, :]
+        mapped = h if f is None else torch.stack([f(x, n) for n, x in enumerate(h)])
+        targets = torch.tensor([*ids[1:], 0])
+        r = reduction.reduce(lm.readout, lm.vocab_size, mapped, h[-1], targets, 4, f is None)
+        for name, value in expected.items():
+            assert torch.allclose(getattr(r, name).double(), value.double(), atol=1e-9), (name, piece, states, whole)
+        assert torch.equal(r.top_ids, top.indices)
+        assert torch.allclose(r.top_log_probs, top.values, atol=1e-9)
+
+
+def test_logits_of_minus_infinity_give_finite_measures():
+    """Some models rule out padding tokens with -inf: 0 · -inf must not become NaN."""
+
+    class Barred:
+        description, splits = "barred", False
+
+        def prepare(self, h):
+            z = h @ torch.eye(6, dtype=h.dtype)
+            z[:, 4:] = -torch.inf
+            return z
+
+        def columns(self, x, start, stop):
+            return x[:, start:stop].clone()
+
+        def tokens(self, x, ids):
+            return x.gather(1, ids[:, None])[:, 0]
+
+    h = torch.randn(3, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    r = reduction.reduce(Barred(), 6, h, h[-1], torch.tensor([0, 1]), 2, True)
+    log_q = h[..., :4].log_softmax(-1)
+    assert torch.allclose(r.entropy, measures.entropy(log_q))
+    assert torch.allclose(r.kl, measures.kl(log_q[-1:].expand_as(log_q), log_q), atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(t, torch.Tensor):
+                self.numel = max(self.numel, t.numel())
+        return out
+
+
+def test_nothing_of_the_size_of_all_logits_ever_exists(lm, monkeypatch):
+    monkeypatch.setattr(reduction, "PIECE", 1 << 12)
+    ids = tiny.ids(lm.model, 1, 60)[0].tolist()
+    with Largest() as largest:
+        ls.Lens(lm).trajectory(ids)
+        ls.Lens(lm).compare(ids, ids)
+    weights = max(p.numel() for p in lm.model.parameters())
+    assert largest.numel <= max(weights, 5 * 60 * 256)  # the head, or one piece of 256 columns for all rows
+    assert largest.numel < (lm.n_layers + 1) * 60 * lm.vocab_size / 1.2
+
+
+def test_a_list_of_prompts_gives_what_each_gives_alone(lm64):
+    lens = ls.Lens(lm64)
+    prompts = [PROMPT, "x", "Another one, a little longer."]
+    for one, prompt in zip(lens.trajectory(prompts), prompts, strict=True):
+        alone = lens.trajectory(prompt)
+        assert one.ids == alone.ids
+        assert np.array_equal(one.top_ids, alone.top_ids)
+        for name in ("entropy", "kl", "max_probability", "cross_entropy"):
+            assert np.allclose(one.measure(name), alone.measure(name), atol=1e-6, equal_nan=True)
+
+
+def test_layers_positions_and_targets_are_chosen(lm64):
+    lens = ls.Lens(lm64)
+    whole = lens.trajectory(PROMPT, target="a")
+    some = lens.trajectory(PROMPT, layers=[3, 1], positions=["France", -1], target="a")
+    assert some.layers == (1, 3)
+    at = [[1], [3]], [[some.positions[0], some.positions[1]]]
+    for name in ("entropy", "kl", "max_probability", "cross_entropy"):
+        assert np.allclose(some.measure(name), whole.measure(name)[at], atol=1e-6)
+    assert np.array_equal(some.rank, whole.rank[at])
+    assert (whole.rank >= 0).all()
+    following = lens.trajectory(PROMPT)
+    assert np.isnan(following.cross_entropy[:, -1]).all()
+    assert (following.rank[:, -1] == -1).all()
+    assert (following.rank[:, :-1] >= 0).all()
+
+
+def test_the_last_layer_of_the_logit_lens_is_the_model_itself(lm64):
+    t = ls.Lens(lm64).trajectory(PROMPT)
+    assert (t.kl[-1] == 0).all()
+    assert (t.prediction_depth <= lm64.n_layers).all()
+    with torch.no_grad():
+        logits = lm64.model(torch.tensor([t.ids])).logits[0]
+    assert np.array_equal(t.top_ids[-1, :, 0], logits.argmax(-1).numpy())
+    assert np.allclose(t.max_probability[-1], logits.softmax(-1).amax(-1).numpy(), atol=1e-6)
+
+
+def test_prediction_depth_names_layers_not_indices(lm64):
+    t = ls.Lens(lm64).trajectory(PROMPT, layers=[1, 3, 4])
+    assert set(t.prediction_depth.tolist()) <= {1, 3, 4}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3n_text"])
+def test_comparison_equals_the_definitions(architecture):
+    lm = ls.LM(tiny.model(architecture, dtype=torch.float64), None, architecture)
+    a, b = (tiny.ids(lm.model, 1, n, seed=n)[0].tolist() for n in (6, 8))
+    c = ls.Lens(lm).compare(a, b)
+    log_p = lm.unembed(lm.read(a)[:, :]).log_softmax(-1)
+    log_q = lm.unembed(lm.read(b)[:, 2:]).log_softmax(-1)
+    assert c.positions == tuple((n, n + 2) for n in range(6))
+    assert np.allclose(c.js, measures.js(log_p, log_q), atol=1e-6)
+    assert np.allclose(c.total_variation, measures.total_variation(log_p, log_q), atol=1e-6)
+    assert np.allclose(c.kl, measures.kl(log_p, log_q), atol=1e-5)
+    assert np.allclose(c.kl_back, measures.kl(log_q, log_p), atol=1e-5)
+    assert np.array_equal(c.same_top, (log_p.argmax(-1) == log_q.argmax(-1)).numpy())
+    same = ls.Lens(lm).compare(a, a)
+    assert (same.js < 1e-12).all()
+    assert same.same_top.all()
+
+
+def test_two_lenses_on_one_prompt_compare(lm64):
+    shifted = ls.Lens(lm64, lambda h, layer: h + 1.0, name="shifted")
+    c = ls.Lens(lm64).compare(PROMPT, PROMPT, layers=[2], lens=shifted)
+    assert c.lenses == ("logit lens", "shifted")
+    assert (c.js > 0).all()
+
+
+def test_mistakes_are_said_in_one_line(lm64):
+    lens = ls.Lens(lm64)
+    for call, message in (
+        (lambda: lens.trajectory(PROMPT, layers=[9]), "layer 9: tiny-llama has layers 0–4"),
+        (lambda: lens.trajectory(PROMPT, layers=[]), "layers: the list is empty"),
+        (lambda: lens.trajectory(PROMPT, positions=99), "position 99"),
+        (lambda: lens.trajectory(PROMPT, target="qzx"), "tokens"),
+        (lambda: lens.trajectory(PROMPT, top_k=0), "top_k 0"),
+        (lambda: lens.trajectory([]), "the prompt is empty"),
+        (lambda: lens.compare(PROMPT, "x", positions=slice(0, 2)), "name as many"),
+        (lambda: ls.Lens(lm64, lambda h, n: h[..., :3]).trajectory(PROMPT), "f gives states of size 3"),
+        (lambda: lens.logits(torch.zeros(31), 0), "states of size 31"),
+    ):
+        with pytest.raises(ls.LenscopeError, match=message) as raised:
+            call()
+        assert "\n" not in str(raised.value)
