@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -97,38 +98,37 @@ def call(command: list[str]) -> dict | str:
     )
 
 
-def measure(model: str, args: argparse.Namespace) -> list[dict]:
+def measure(model: str, args: argparse.Namespace) -> Iterator[dict]:
     me = [sys.executable, __file__, "--tokens", str(args.tokens), "--repeats", str(args.repeats), "--child", model]
-    rows = []
     paired = call([*me, "lenscope", "floor"])
     if isinstance(paired, str):
         raise SystemExit(f"{model}: {paired}")
     mine, base = paired["times"]["lenscope"], paired["times"]["floor"]
     floor_s = statistics.median(base)
     ratio = statistics.median(a / b for a, b in zip(mine, base, strict=True))
-    rows.append(
-        {"tool": "lenscope", "median_s": statistics.median(mine), "to_floor": ratio, "peak_mb": paired["peak_mb"]}
-    )
+    yield {"tool": "lenscope", "median_s": statistics.median(mine), "to_floor": ratio, "peak_mb": paired["peak_mb"]}
     alone = call([*me, "floor"])
-    rows.append({"tool": "floor", "median_s": floor_s, "to_floor": 1.0, "peak_mb": alone["peak_mb"]})
+    yield {"tool": "floor", "median_s": floor_s, "to_floor": 1.0, "peak_mb": alone["peak_mb"]}
     needed = 3 * (paired["layers"] + 1) * args.tokens * paired["vocab"] * 4 / 1e9
     if needed < args.memory:
         row = call([*me, "plain", "floor"])
         pairs = zip(row["times"]["plain"], row["times"]["floor"], strict=True)
         to_floor = statistics.median(a / b for a, b in pairs)
-        rows.append(
-            {"tool": "plain: all logits stacked", "median_s": statistics.median(row["times"]["plain"]),
-             "to_floor": to_floor, "peak_mb": row["peak_mb"]}
-        )  # fmt: skip
+        seconds = statistics.median(row["times"]["plain"])
+        yield {
+            "tool": "plain: all logits stacked",
+            "median_s": seconds,
+            "to_floor": to_floor,
+            "peak_mb": row["peak_mb"],
+        }
     else:
-        rows.append({"tool": "plain: all logits stacked", "note": f"needs about {needed:.0f} GB: not run"})
+        yield {"tool": "plain: all logits stacked", "note": f"needs about {needed:.0f} GB: not run"}
     for tool, python, script in (
         ("transformer-lens logit_lens", args.tl, "transformer_lens_trajectory.py"),
         ("tuned-lens PredictionTrajectory", args.tuned, "tuned_lens_trajectory.py"),
     ):
         if python:
-            rows.append(peer(tool, python, HERE / "peers" / script, model, args, floor_s))
-    return rows
+            yield peer(tool, python, HERE / "peers" / script, model, args, floor_s)
 
 
 def peer(tool: str, python: str, script: Path, model: str, args: argparse.Namespace, floor_s: float) -> dict:
@@ -167,14 +167,18 @@ def main() -> None:
         return
     results = {}
     for model in args.models:
-        results[model] = measure(model, args)
+        results[model] = []
         print(f"\n{model}, {args.tokens} tokens, all layers, float32")
         print(f"{'':<40}{'median s':>10}{'× floor':>10}{'peak MB above the model':>26}")
-        for row in results[model]:
+        for row in measure(model, args):
+            results[model].append(row)
             if "note" in row:
-                print(f"{row['tool']:<40}  {row['note']}")
+                print(f"{row['tool']:<40}  {row['note']}", flush=True)
             else:
-                print(f"{row['tool']:<40}{row['median_s']:>10.2f}{row['to_floor']:>10.2f}{row['peak_mb']:>26.0f}")
+                print(
+                    f"{row['tool']:<40}{row['median_s']:>10.2f}{row['to_floor']:>10.2f}{row['peak_mb']:>26.0f}",
+                    flush=True,
+                )
     import torch
 
     machine = {"cpus": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}

@@ -15,6 +15,7 @@ from lenscope.anatomy import deviation
 
 EXACT = 1e-4
 REFUSED = {
+    "blt": "the readout cannot be verified",
     "cpmant": "its positions are not the prompt's",
     "hrm_text": "looped models are not supported",
     "inkling2_text": "the readout cannot be verified",

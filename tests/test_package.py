@@ -11,10 +11,10 @@ import lenscope
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lenscope"
 # A module imports only from those before it; docs/design.md has what each knows.
-ROOMS = (
-    "_version errors measures prompts anatomy readout edits states generation model loading provenance reduction "
-    "tables web results lens checks cli"
-).split()
+ROOMS = [
+    *("_version", "errors", "measures", "prompts", "anatomy", "readout", "edits", "states", "generation", "model"),
+    *("loading", "provenance", "reduction", "tables", "web", "results", "lens", "checks", "cli"),
+]
 
 
 def modules():

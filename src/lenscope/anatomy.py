@@ -30,8 +30,9 @@ def deviation(found: Tensor, expected: Tensor) -> float:
     """The largest |difference|, in standard deviations of what is expected; infinite where the shapes differ."""
     if found.shape != expected.shape:
         return float("inf")
-    gap = (found.double() - expected.to(found.device).double()).abs().max()
-    return float(gap / expected.double().std().clamp_min(1e-30))
+    # compared on the CPU: not every accelerator has float64
+    found, expected = found.cpu().double(), expected.cpu().double()
+    return float((found - expected).abs().max() / expected.std().clamp_min(1e-30))
 
 
 @dataclass(frozen=True)
@@ -319,9 +320,7 @@ def _stream(raw: list[Tensor]) -> Stream:
 def _require_causal(anatomy: Anatomy) -> None:
     """Row 1 differs from row 0 in its last token only: nothing before it may differ."""
     for layer, h in enumerate(anatomy.states):
-        before = h[:2, :-1].double()
-        gap = (before[0] - before[1]).abs().max() / before.std().clamp_min(1e-30)
-        if gap > TOLERANCE.get(h.dtype, 1e-4):
+        if deviation(h[1, :-1], h[0, :-1]) > TOLERANCE.get(h.dtype, 1e-4):
             raise LenscopeError(
                 f"{type(anatomy.model).__name__}: changing the last token changes earlier states at layer {layer}, so "
                 "it is not a causal language model (an encoder?): lenscope reads decoder-only models"

@@ -131,6 +131,8 @@ def lens(
             console.print()
         console.print(_headline(lm, repr(trajectory.text)))
         console.print(trajectory.table(measure or "max_probability", top_k=top_k, width=console.width))
+        if target is not None:
+            console.print(_rising(trajectory))
     for path in (output, html):
         if path:
             _tell(f"saved {path}")

@@ -174,11 +174,9 @@ class LM:
         During generation the prompt's states are edited; later tokens see them through the cache. Nested blocks
         add up. All hooks are gone after the block, whatever happened in it.
         """
-        for edit in edits:
-            check_layers((edit.layer,), self.n_layers, self.name)
+        layers = check_layers([e.layer for e in edits], self.n_layers, self.name) if edits else ()
         with ExitStack() as undo:
-            for edit in edits:
-                layer = check_layers((edit.layer,), self.n_layers, self.name)[0]
+            for edit, layer in zip(edits, layers, strict=True):
                 undo.callback(self.hook(layer, lambda h, edit=edit: self._edited(h, edit)).remove)
             yield
 

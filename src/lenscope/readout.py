@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from lenscope.anatomy import TOLERANCE, Anatomy, deviation, embedding, forward_kwargs, with_output_state
 from lenscope.errors import LenscopeError
 
+# What modules raise when they are run on their own with an input of the wrong kind.
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+
 
 class Readout(Protocol):
     """Hidden states of the last layer → logits, in two steps so that the vocabulary can be walked in pieces."""
@@ -228,7 +231,7 @@ def verify(readout: Readout, anatomy: Anatomy) -> Verified:
         if deviation(read(replay, last), truth) <= TOLERANCE.get(truth.dtype, 1e-4):
             h = _foreign_states(anatomy)
             elsewhere = deviation(read(readout, h), read(replay, h))
-    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+    except FAILURES as error:
         raise LenscopeError(f"{type(anatomy.model).__name__}: its readout does not run alone ({error})") from error
     return Verified(readout, gap, elsewhere)
 
@@ -255,7 +258,7 @@ def trace(anatomy: Anatomy) -> Traced | None:
     try:
         for _, module in anatomy.tail:
             y = module(y)
-    except (RuntimeError, TypeError, AttributeError, IndexError):
+    except FAILURES:
         return None
     logits = anatomy.logits.flatten(0, 1)
     if not isinstance(y, Tensor) or y.shape != logits.shape:
@@ -271,7 +274,7 @@ def trace(anatomy: Anatomy) -> Traced | None:
     for cap in (None, *numbers):
         if cap is not None and logits.abs().max() > cap:
             continue
-        candidate = Traced(anatomy.tail, _scale(y.double(), logits.double(), cap, numbers), cap)
+        candidate = Traced(anatomy.tail, _scale(y.cpu().double(), logits.cpu().double(), cap, numbers), cap)
         gap = deviation(candidate.finish(y.clone()), logits)
         if gap < best:
             found, best = candidate, gap

@@ -238,7 +238,7 @@ def diverge(readouts: tuple[Readout, Readout], vocab: int, h: tuple[Tensor, Tens
                     dot(p, log_p - log_q),
                     dot(q, log_q - log_p),
                 )
-                out[:, layer, at : at + size] += torch.stack([s.double().cpu() for s in sums])
+                out[:, layer, at : at + size] += torch.stack([s.cpu().double() for s in sums])
     return Divergences(*(o.clamp_min(0) for o in out))
 
 
