@@ -127,3 +127,10 @@ def test_the_built_in_model_says_paris(smollm2):
     assert t.rank[0, -1] > 1000
     assert smollm2.verified.deviation <= 1e-4
     assert smollm2.generate("The capital of France is", 1).text == " Paris"
+
+
+def test_a_revision_is_never_ignored(folder):
+    with pytest.raises(ls.LenscopeError, match="revision v2 applies to hub models"):
+        ls.load(folder, revision="v2")
+    with pytest.raises(ls.LenscopeError, match="HuggingFaceTB/SmolLM2-135M-Instruct: no built-in model"):
+        ls.load("smollm2-135m", revision="v2")

@@ -22,6 +22,11 @@ def test_tokens_join_to_the_text(encoder):
         assert len(prompt.tokens) == len(prompt.ids) == len(prompt.spans)
 
 
+def test_bytes_that_are_no_character_are_shown_as_bytes(encoder):
+    assert "".join(encoder.prompt("a 🦊").tokens) == "a <F0><9F><A6><8A>"
+    assert encoder.prompt("<s>").tokens == ("<s>",)
+
+
 def test_positions_by_index_slice_and_substring(encoder):
     prompt = encoder.prompt(TEXT)
     n = len(prompt)

