@@ -6,7 +6,7 @@ Does not know: how states are read or edited (model.py runs the passes), text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -77,14 +77,13 @@ def _gap(lm: "LM", prompts: list[Prompt]) -> float:
         )
     finally:
         watch.remove()
-    found, expected = [], []
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
     for row, (prompt, ids) in enumerate(zip(prompts, written, strict=True)):
         for n in range(len(ids)):
             grown = lm.prompt([*prompt.ids, *ids[:n]])
             alone = pad([grown], "right", lm.anatomy.ids.device)
-            lm.capture(
-                Running([grown], [0], 1, alone, probe=True), {lm.n_layers}, lambda _, h: expected.append(h[0, -1])
-            )
+            expected += _last_states(lm, Running([grown], [0], 1, alone, probe=True))
             found.append(steps[n][row])
     return deviation(torch.stack(found), torch.stack(expected))
 
@@ -99,9 +98,8 @@ def _generate(lm: "LM", running: Running, max_new_tokens: int, ends: list[int]) 
     kept, lm.model.generation_config = lm.model.generation_config, pinned
     try:
         with lm.running(running):
-            ids: Tensor = lm.model.generate(  # type: ignore[operator]
-                batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens
-            )
+            model: Any = lm.model  # its generate comes from a mixin that type checkers do not see
+            ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, LenscopeError | torch.OutOfMemoryError):
             raise
@@ -118,13 +116,19 @@ def _recompute(
     """Greedy without a cache: the prompt and what was written are read from the start for every token."""
     written: list[int] = []
     while len(written) < max_new_tokens and not (written and written[-1] in ends):
-        kept: list[Tensor] = []
         ids = torch.tensor([[*prompt.ids, *written]], device=lm.anatomy.ids.device)
         # the prompt itself, without what was written: edits name its positions
         running = Running([prompt], [number], total, Batch(ids, torch.ones_like(ids), (0,), (ids.shape[1],)))
-        lm.capture(running, {lm.n_layers}, lambda _, h, kept=kept: kept.append(h[0, -1]))  # type: ignore[misc]
-        written.append(int(lm.unembed(kept[0]).argmax()))
+        (last,) = _last_states(lm, running)
+        written.append(int(lm.unembed(last).argmax()))
     return tuple(written)
+
+
+def _last_states(lm: "LM", running: Running) -> list[Tensor]:
+    """The last layer's state at the end of each row of an unpadded batch."""
+    kept: list[Tensor] = []
+    lm.capture(running, {lm.n_layers}, lambda _, h: kept.extend(h[:, -1]))
+    return kept
 
 
 def _until_end(row: list[int], ends: list[int]) -> tuple[int, ...]:
