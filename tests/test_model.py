@@ -269,3 +269,14 @@ def test_check_reports_what_holds(lm):
     names = [f.name for f in report.findings]
     assert "readout" in names
     assert report.to_json()["holds"] is True
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_rounding_is_not_taken_for_a_wrong_cache_or_padding(dtype):
+    """What is wrong in float32 is still seen; what is only rounded runs together and from the cache."""
+    for architecture, right in (("llama", True), ("gpt2", True), ("roberta", False)):
+        lm = ls.LM(tiny.model(architecture, dtype=dtype), None, architecture)
+        lm.generate([[20, 30, 40], [50, 60]], 2)
+        assert (lm.generation_checked.cached <= lm.tolerance()) == right
+        assert (lm.generation_checked.padded <= lm.tolerance()) == right
+        assert lm.right_padding_deviation() <= lm.tolerance()

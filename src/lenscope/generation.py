@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from lenscope.anatomy import TOLERANCE, deviation
+from lenscope.anatomy import deviation
 from lenscope.edits import Running
 from lenscope.errors import LenscopeError
 from lenscope.prompts import Batch, Prompt, pad
@@ -25,9 +25,9 @@ PROBE_TOKENS = 4
 
 @dataclass(frozen=True)
 class Checked:
-    """How far generating from a cache, and with left padding, moves the last layer's states at each new token.
+    """How far generating from a cache, and with left padding, moves the logits of each new token.
 
-    In standard deviations of the states, against reading the grown prompt from its start; infinite where transformers
+    As `lenscope.anatomy.deviation`, against reading the grown prompt from its start; infinite where transformers
     fails, then `failure` says how.
     """
 
@@ -40,7 +40,7 @@ def write(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tupl
     """The greedy continuation of each prompt, up to an end-of-text token or `max_new_tokens`."""
     ends = _end_ids(lm)
     out: list[tuple[int, ...]] = [()] * len(prompts)
-    tolerance = TOLERANCE.get(lm.dtype, 1e-4)
+    tolerance = lm.tolerance()
     if check(lm).cached > tolerance:
         for i, prompt in enumerate(prompts):
             out[i] = _recompute(lm, prompt, i, len(prompts), max_new_tokens, ends)
@@ -67,7 +67,7 @@ def check(lm: "LM") -> Checked:
 
 
 def _gap(lm: "LM", prompts: list[Prompt]) -> float:
-    """The largest deviation of the states that generate() picks tokens from, against reading them afresh."""
+    """The deviation of the logits that generate() picks tokens from, against reading the text afresh."""
     steps: list[Tensor] = []
     watch = lm.hook(lm.n_layers, lambda h: steps.append(h[:, -1].clone()))
     batch = pad(prompts, "left", lm.anatomy.ids.device)
@@ -85,7 +85,7 @@ def _gap(lm: "LM", prompts: list[Prompt]) -> float:
             alone = pad([grown], "right", lm.anatomy.ids.device)
             expected += _last_states(lm, Running([grown], [0], 1, alone, probe=True))
             found.append(steps[n][row])
-    return deviation(torch.stack(found), torch.stack(expected))
+    return deviation(lm.own_logits(torch.stack(found)), lm.own_logits(torch.stack(expected)))
 
 
 def _generate(lm: "LM", running: Running, max_new_tokens: int, ends: list[int]) -> list[tuple[int, ...]]:

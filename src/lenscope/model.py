@@ -79,6 +79,7 @@ class LM:
         self.encoder = Encoder(tokenizer, min(self.anatomy.n_inputs, self.vocab_size), self.context, name)
         self._running: Running | None = None
         self._right_padding: float | None = None
+        self._tolerance: float | None = None
         self.generation_checked: generation.Checked | None = None
 
     def __repr__(self) -> str:
@@ -153,7 +154,6 @@ class LM:
             self.capture(running, set(numbers), keep)
         return HiddenStates(out, numbers, self.n_layers, tuple(many), tuple(places), batched, self.name)
 
-    @torch.no_grad()
     def unembed(self, h: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D) as if they were the last layer's, in float32 or wider."""
         if h.shape[-1] != self.hidden_size:
@@ -161,9 +161,14 @@ class LM:
                 f"unembed: states of size {h.shape[-1]}; {self.name} has states of size {self.hidden_size}"
             )
         rows = h.reshape(-1, h.shape[-1]).to(device=self.device, dtype=self.dtype)
-        z = self.readout.columns(self.readout.prepare(rows), 0, self.vocab_size)
+        z = self.own_logits(rows)
         z = z if z.dtype == torch.float64 else z.float()
         return z.reshape(*h.shape[:-1], self.vocab_size)
+
+    def own_logits(self, h: Tensor) -> Tensor:
+        """Logits (N, V) of the last layer's states (N, D), in the model's own dtype."""
+        with torch.no_grad():
+            return self.readout.columns(self.readout.prepare(h), 0, self.vocab_size)
 
     # -- editing
 
@@ -303,24 +308,44 @@ class LM:
                     pass
 
     def right_padding_deviation(self) -> float:
-        """How far padding on the right moves the last layer's states, in standard deviations of the states.
+        """How far padding on the right moves the logits (`lenscope.anatomy.deviation`).
 
-        Measured once, on a pair of prompts of unequal length. Above the dtype's tolerance, ragged prompts are read
+        Measured once, on a pair of prompts of unequal length. Above `tolerance`, ragged prompts are read
         in groups of equal length.
         """
         if self._right_padding is None:
             rows = self.anatomy.ids.tolist()
             prompts = [self.prompt(rows[0]), self.prompt(rows[2][:4])]
-
-            def last(group: list[int]) -> list[Tensor]:
-                kept: list[Tensor] = []
-                batch = pad([prompts[i] for i in group], "right", self.anatomy.ids.device)
-                running = Running([prompts[i] for i in group], group, 2, batch, probe=True)
-                self.capture(running, {self.n_layers}, lambda _, h: kept.append(h))
-                return [h[: len(prompts[i])] for i, h in zip(group, kept[0], strict=True)]
-
-            self._right_padding = deviation(torch.cat(last([0, 1])), torch.cat(last([0]) + last([1])))
+            kept: list[Tensor] = []
+            running = Running(prompts, [0, 1], 2, pad(prompts, "right", self.anatomy.ids.device), probe=True)
+            self.capture(running, {self.n_layers}, lambda _, h: kept.append(h))
+            together = torch.cat([h[: len(p)] for h, p in zip(kept[0], prompts, strict=True)])
+            alone = torch.cat([self._probe(list(p.ids)) for p in prompts])
+            self._right_padding = deviation(self.own_logits(together), self.own_logits(alone))
         return self._right_padding
 
+    def tolerance(self) -> float:
+        """The deviation up to which two ways of running this model count as the same.
+
+        The dtype's own in float32 and float64. In 16 bits rounding depends on the shape of every product, by how much
+        on the model: three times what plain reading shows when the same text is followed by more or less.
+        """
+        if self._tolerance is None:
+            self._tolerance = TOLERANCE.get(self.dtype, 1e-4)
+            if self.dtype in (torch.float16, torch.bfloat16):
+                ids = [*self.anatomy.ids[0].tolist(), *self.anatomy.ids[2].tolist()]
+                whole = self.own_logits(self._probe(ids))
+                gaps = [deviation(self.own_logits(self._probe(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]
+                self._tolerance = max(self._tolerance, 3 * max(gaps))
+        return self._tolerance
+
+    def _probe(self, ids: list[int]) -> Tensor:
+        """The last layer's states (T, D) of some ids, whatever edits are in force."""
+        kept: list[Tensor] = []
+        prompt = self.prompt(ids)
+        running = Running([prompt], [0], 1, pad([prompt], "right", self.anatomy.ids.device), probe=True)
+        self.capture(running, {self.n_layers}, lambda _, h: kept.append(h[0]))
+        return kept[0]
+
     def _reads_together(self) -> bool:
-        return self.right_padding_deviation() <= TOLERANCE.get(self.dtype, 1e-4)
+        return self.right_padding_deviation() <= self.tolerance()
