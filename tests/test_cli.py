@@ -35,6 +35,13 @@ def test_help_and_version_do_not_load_the_heavy_libraries():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_command_line_and_the_library_have_one_default_model():
+    """The command line cannot ask loading.py for it: that would load the heavy libraries before --help."""
+    from lenscope import cli, loading
+
+    assert cli.DEFAULT_MODEL == loading.DEFAULT_MODEL
+
+
 def test_help_and_version(run):
     for command in ([], ["lens"], ["check"], ["demo"]):
         status, out, _ = run(*command, "--help")

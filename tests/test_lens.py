@@ -53,6 +53,15 @@ def test_streamed_measures_equal_their_definitions(architecture, f, monkeypatch)
         assert torch.allclose(r.top_log_probs, top.values, atol=1e-9)
 
 
+def test_more_tokens_than_a_piece_holds_can_be_asked_for(lm64, monkeypatch):
+    pieces = [(start, min(start + 100, lm64.vocab_size)) for start in range(0, lm64.vocab_size, 100)]
+    monkeypatch.setattr(reduction, "_pieces", lambda *_: pieces)
+    t = ls.Lens(lm64).trajectory(PROMPT, top_k=lm64.vocab_size)
+    expected = lm64.unembed(lm64.read(PROMPT)[:, :]).log_softmax(-1).sort(-1, descending=True)
+    assert np.array_equal(t.top_ids, expected.indices.numpy())
+    assert np.allclose(t.top_log_probs, expected.values.numpy(), atol=1e-5)
+
+
 def test_logits_of_minus_infinity_give_finite_measures():
     """Some models rule out padding tokens with -inf: 0 · -inf must not become NaN."""
 

@@ -16,6 +16,7 @@ from lenscope.anatomy import deviation
 from lenscope.edits import Running
 from lenscope.errors import LenscopeError
 from lenscope.prompts import Batch, Prompt, pad
+from lenscope.readout import FAILURES
 
 if TYPE_CHECKING:
     from lenscope.model import LM
@@ -81,9 +82,7 @@ def _gap(lm: "LM", prompts: list[Prompt]) -> float:
     expected: list[Tensor] = []
     for row, (prompt, ids) in enumerate(zip(prompts, written, strict=True)):
         for n in range(len(ids)):
-            grown = lm.prompt([*prompt.ids, *ids[:n]])
-            alone = pad([grown], "right", lm.anatomy.ids.device)
-            expected += _last_states(lm, Running([grown], [0], 1, alone, probe=True))
+            expected.append(lm.probe([*prompt.ids, *ids[:n]])[-1])
             found.append(steps[n][row])
     return deviation(lm.own_logits(torch.stack(found)), lm.own_logits(torch.stack(expected)))
 
@@ -100,7 +99,7 @@ def _generate(lm: "LM", running: Running, max_new_tokens: int, ends: list[int]) 
         with lm.running(running):
             model: Any = lm.model  # its generate comes from a mixin that type checkers do not see
             ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except FAILURES as error:
         if isinstance(error, LenscopeError | torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -115,20 +114,14 @@ def _recompute(
 ) -> tuple[int, ...]:
     """Greedy without a cache: the prompt and what was written are read from the start for every token."""
     written: list[int] = []
+    kept: list[Tensor] = []
     while len(written) < max_new_tokens and not (written and written[-1] in ends):
         ids = torch.tensor([[*prompt.ids, *written]], device=lm.anatomy.ids.device)
         # the prompt itself, without what was written: edits name its positions
         running = Running([prompt], [number], total, Batch(ids, torch.ones_like(ids), (0,), (ids.shape[1],)))
-        (last,) = _last_states(lm, running)
-        written.append(int(lm.unembed(last).argmax()))
+        lm.capture(running, {lm.n_layers}, lambda _, h: kept.append(h[0, -1]))
+        written.append(int(lm.unembed(kept.pop()).argmax()))
     return tuple(written)
-
-
-def _last_states(lm: "LM", running: Running) -> list[Tensor]:
-    """The last layer's state at the end of each row of an unpadded batch."""
-    kept: list[Tensor] = []
-    lm.capture(running, {lm.n_layers}, lambda _, h: kept.extend(h[:, -1]))
-    return kept
 
 
 def _until_end(row: list[int], ends: list[int]) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from lenscope.anatomy import (
 from lenscope.edits import Edit, Running
 from lenscope.errors import LenscopeError
 from lenscope.prompts import Encoder, Positions, Prompt, pad
-from lenscope.readout import Verified, find_readout, is_stubbed
+from lenscope.readout import Verified, find_readout, is_stubbed, wide
 from lenscope.states import HiddenStates, check_layers
 
 # Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
@@ -161,9 +161,7 @@ class LM:
                 f"unembed: states of size {h.shape[-1]}; {self.name} has states of size {self.hidden_size}"
             )
         rows = h.reshape(-1, h.shape[-1]).to(device=self.device, dtype=self.dtype)
-        z = self.own_logits(rows)
-        z = z if z.dtype == torch.float64 else z.float()
-        return z.reshape(*h.shape[:-1], self.vocab_size)
+        return wide(self.own_logits(rows)).reshape(*h.shape[:-1], self.vocab_size)
 
     def own_logits(self, h: Tensor) -> Tensor:
         """Logits (N, V) of the last layer's states (N, D), in the model's own dtype."""
@@ -320,7 +318,7 @@ class LM:
             running = Running(prompts, [0, 1], 2, pad(prompts, "right", self.anatomy.ids.device), probe=True)
             self.capture(running, {self.n_layers}, lambda _, h: kept.append(h))
             together = torch.cat([h[: len(p)] for h, p in zip(kept[0], prompts, strict=True)])
-            alone = torch.cat([self._probe(list(p.ids)) for p in prompts])
+            alone = torch.cat([self.probe(list(p.ids)) for p in prompts])
             self._right_padding = deviation(self.own_logits(together), self.own_logits(alone))
         return self._right_padding
 
@@ -334,12 +332,12 @@ class LM:
             self._tolerance = TOLERANCE.get(self.dtype, 1e-4)
             if self.dtype in (torch.float16, torch.bfloat16):
                 ids = [*self.anatomy.ids[0].tolist(), *self.anatomy.ids[2].tolist()]
-                whole = self.own_logits(self._probe(ids))
-                gaps = [deviation(self.own_logits(self._probe(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]
+                whole = self.own_logits(self.probe(ids))
+                gaps = [deviation(self.own_logits(self.probe(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]
                 self._tolerance = max(self._tolerance, 3 * max(gaps))
         return self._tolerance
 
-    def _probe(self, ids: list[int]) -> Tensor:
+    def probe(self, ids: list[int]) -> Tensor:
         """The last layer's states (T, D) of some ids, whatever edits are in force."""
         kept: list[Tensor] = []
         prompt = self.prompt(ids)

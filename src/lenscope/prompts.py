@@ -15,6 +15,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lenscope.errors import LenscopeError
 
+# the letters by which byte-level tokenizers name bytes
+BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+
 # one position of a prompt as a person names it
 Position = int | str
 Positions = Position | slice | Sequence[Position]
@@ -236,10 +239,9 @@ def pad(prompts: Sequence[Prompt], side: str, device: torch.device) -> Batch:
 
 def _bytes(token: str) -> str:
     """A byte-level token's name, one letter per byte, with the bytes that are no letters as <F0>; others unchanged."""
-    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    if not all(c in letters for c in token):
+    if not all(c in BYTES for c in token):
         return token
-    return "".join(chr(letters[c]) if 32 <= letters[c] < 127 else f"<{letters[c]:02X}>" for c in token)
+    return "".join(chr(BYTES[c]) if 32 <= BYTES[c] < 127 else f"<{BYTES[c]:02X}>" for c in token)
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -47,6 +47,11 @@ class Readout(Protocol):
         ...
 
 
+def wide(z: Tensor) -> Tensor:
+    """Logits in float32 or wider, whatever the model's dtype."""
+    return z if z.dtype in (torch.float32, torch.float64) else z.float()
+
+
 @dataclass(frozen=True, eq=False)
 class Traced:
     """The modules after the last block, applied in order, then `scale`, then `softcap`.
