@@ -4,14 +4,16 @@ tiny.py has the models and says which architectures are left out and why. REFUSE
 turns away, each with the reason it must give. Tolerances are relative to the standard deviation of what is compared.
 """
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lenscope as ls
-from lenscope import measures
+from lenscope import edits, measures, rows
 from lenscope.anatomy import deviation
+from lenscope.decoding import Writer
 
 EXACT = 1e-4
 REFUSED = {
@@ -92,10 +94,10 @@ def test_generation_with_cache_equals_recomputation_and_rows_equal_singles(lm):
     """Law 4: greedy tokens from the cache, in a ragged batch, with and without a patch."""
     many = prompts(lm, 7, 4)
     patch = ls.Edit(lm.n_layers // 2, 1, lm.read(many[0])[lm.n_layers // 2, 5])
-    for edits in ((), (patch,)):
-        with lm.edit(*edits):
-            rows = [list(c.ids) for c in lm.generate(many, 5)]
-            for ids, row in zip(many, rows, strict=True):
+    for patches in ((), (patch,)):
+        with lm.edit(*patches):
+            written = [list(c.ids) for c in lm.generate(many, 5)]
+            for ids, row in zip(many, written, strict=True):
                 assert list(lm.generate(ids, 5).ids) == row
                 for n in range(len(row)):
                     state = lm.read(ids + row[:n], layers=lm.n_layers, positions=-1)[lm.n_layers, -1]
@@ -121,3 +123,107 @@ def test_lens_measures_equal_their_definitions(lm):
         assert torch.allclose(found, values, rtol=1e-4, atol=1e-4), name
     top = log_q.topk(3).values
     assert torch.allclose(torch.from_numpy(t.top_log_probs).double(), top, rtol=1e-4, atol=1e-4)
+
+
+# Architectures whose prefix is not held once for all rows, but whose cache can be copied for each ...
+FORKED = {
+    "axk1",
+    "bailing_hybrid",
+    "big_bird",
+    "bloom",
+    "codegen",
+    "deepseek_v2",
+    "deepseek_v3",
+    "diffllama",
+    "doge",
+    "dots3_note",
+    "dots3_note_text",
+    "falcon",
+    "git",
+    "glm4_moe_lite",
+    "gpt_neo",
+    "gpt_neox_japanese",
+    "gptj",
+    "jetmoe",
+    "kimi_linear",
+    "megatron-bert",
+    "minicpm3",
+    "mpt",
+    "mvp",
+    "rembert",
+    "roformer",
+    "trocr",
+    "xglm",
+    "youtu",
+}
+# ... and those that run by plain hooks: no cache, one that blocks pass on, or one that takes a token at a time.
+PLAIN = {
+    "bamba",
+    "falcon_mamba",
+    "gemma3n_text",
+    "gemma4",
+    "gemma4_text",
+    "gemma4_unified",
+    "gemma4_unified_text",
+    "jamba",
+    "longcat_flash",
+    "mamba",
+    "mamba2",
+    "minimax",
+    "nemotron_h",
+    "openai-gpt",
+    "qwen4_exp",
+    "qwen4_exp_text",
+    "recurrent_gemma",
+    "rwkv",
+    "xlstm",
+    "xmod",
+    "zamba",
+    "zamba2",
+    "zaya",
+}
+
+
+def test_a_sweep_gives_what_plain_hooks_give(lm):
+    """Laws 3 and 4: several targets, ragged, several placeholders, mixed operations, written tokens; every cell."""
+    name = lm.name
+    assert rows.fastest(lm) == ("fork" if name in FORKED else "plain" if name in PLAIN else "cascade")
+    lengths = (7, 5, 7)
+    made = mixed_rows(lm, [lm.prompt(p) for p in prompts(lm, *lengths)])
+    found = {}
+    for mode in (None, "plain"):
+        h = torch.zeros(len(made), 2, lm.hidden_size)
+        for some, states in rows.predict(lm, made, last=2, mode=mode):
+            h[some] = states.cpu()
+        found[mode] = lm.unembed(h)
+    assert deviation(found[None], found["plain"]) <= EXACT
+    text = {}
+    for mode in (None, "plain"):
+        writer = Writer(lm, len(made), 4, (), 0.0, 1.0, 0)
+        text[mode] = {}
+        for some, wrote in rows.write(lm, made, writer.choose, 4, mode=mode):
+            text[mode].update(zip(some.tolist(), wrote, strict=True))
+    for n in range(len(made)):
+        assert text[None][n].ids == text["plain"][n].ids
+        assert text[None][n].log_probs == pytest.approx(text["plain"][n].log_probs, abs=1e-3)
+
+
+def mixed_rows(lm, targets):
+    """Rows at every layer of each target: single patches, two placeholders, a window, additions, and no patch."""
+    n = lm.n_layers
+    vectors = lm.read(targets[0])[:, -1] * 1.5
+    kinds = [[(0, -1, 0)], [(0, -2, 1), (0, -1, 0)], [(0, -1, 0), (1, -1, 1)], [(0, 1, 2)]]
+    patches = []
+    target = []
+    for t, prompt in enumerate(targets):
+        for layer in range(n + 1):
+            for kind in kinds[: 1 + (layer + t) % 4]:
+                for above, position, op in kind:
+                    if layer + above <= n:
+                        at = position % len(prompt)
+                        patches.append((len(target), layer + above, at, (layer + t) % (n + 1), op))
+                target.append(t)
+        target.append(t)
+    row, layer, position, vector, op = np.array(patches).T
+    ops = (edits.replace, edits.add, edits.replace_norm_matched)
+    return rows.Rows(tuple(targets), np.array(target), vectors, row, layer, position, vector, op, ops)

@@ -13,7 +13,22 @@ SOURCE = ROOT / "src" / "lenscope"
 # A module imports only from those before it; docs/design.md has what each knows.
 ROOMS = [
     *("_version", "errors", "measures", "prompts", "anatomy", "readout", "edits", "states", "generation", "model"),
-    *("loading", "provenance", "reduction", "tables", "web", "results", "lens", "checks", "cli"),
+    *("cascade", "staircase", "plain", "prefixes", "rows", "loading", "provenance", "reduction"),
+    *(
+        "tables",
+        "griddraw",
+        "web",
+        "results",
+        "mappings",
+        "fit",
+        "grids",
+        "lens",
+        "decoding",
+        "sources",
+        "scoring",
+        "patchscope",
+    ),
+    *("checks", "cli"),
 ]
 
 

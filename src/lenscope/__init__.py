@@ -12,26 +12,40 @@ if TYPE_CHECKING:
     from lenscope.checks import check
     from lenscope.edits import Edit
     from lenscope.errors import LenscopeError
+    from lenscope.fit import fit_mapping
+    from lenscope.grids import Grid, load_grid
     from lenscope.lens import Lens
     from lenscope.loading import load
+    from lenscope.mappings import Affine, LowRank, Scale, load_mapping
     from lenscope.model import LM, Continuation
+    from lenscope.patchscope import Interrupted, Patchscope, Target
     from lenscope.prompts import Prompt
     from lenscope.results import Comparison, Trajectory, load_results, save
     from lenscope.states import HiddenStates
 
 __all__ = [
     "LM",
+    "Affine",
     "Comparison",
     "Continuation",
     "Edit",
+    "Grid",
     "HiddenStates",
+    "Interrupted",
     "Lens",
     "LenscopeError",
+    "LowRank",
+    "Patchscope",
     "Prompt",
+    "Scale",
+    "Target",
     "Trajectory",
     "__version__",
     "check",
+    "fit_mapping",
     "load",
+    "load_grid",
+    "load_mapping",
     "load_results",
     "save",
 ]
@@ -40,9 +54,13 @@ _HOMES = {
     "checks": ("check",),
     "edits": ("Edit",),
     "errors": ("LenscopeError",),
+    "fit": ("fit_mapping",),
+    "grids": ("Grid", "load_grid"),
     "lens": ("Lens",),
     "loading": ("load",),
+    "mappings": ("Affine", "LowRank", "Scale", "load_mapping"),
     "model": ("LM", "Continuation"),
+    "patchscope": ("Interrupted", "Patchscope", "Target"),
     "prompts": ("Prompt",),
     "results": ("Comparison", "Trajectory", "load_results", "save"),
     "states": ("HiddenStates",),

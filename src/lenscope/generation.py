@@ -39,7 +39,7 @@ class Checked:
 
 def write(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """The greedy continuation of each prompt, up to an end-of-text token or `max_new_tokens`."""
-    ends = _end_ids(lm)
+    ends = end_ids(lm)
     out: list[tuple[int, ...]] = [()] * len(prompts)
     tolerance = lm.tolerance()
     if check(lm).cached > tolerance:
@@ -129,7 +129,8 @@ def _until_end(row: list[int], ends: list[int]) -> tuple[int, ...]:
     return tuple(row[:stop])
 
 
-def _end_ids(lm: "LM") -> list[int]:
+def end_ids(lm: "LM") -> list[int]:
+    """The token ids that end a text."""
     ends = getattr(lm.model.generation_config, "eos_token_id", None)
     if ends is None:
         ends = getattr(lm.model.config.get_text_config(), "eos_token_id", None)

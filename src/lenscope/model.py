@@ -78,6 +78,7 @@ class LM:
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.encoder = Encoder(tokenizer, min(self.anatomy.n_inputs, self.vocab_size), self.context, name)
         self._running: Running | None = None
+        self.editing = 0
         self._right_padding: float | None = None
         self._tolerance: float | None = None
         self.generation_checked: generation.Checked | None = None
@@ -181,6 +182,8 @@ class LM:
         with ExitStack() as undo:
             for edit, layer in zip(edits, layers, strict=True):
                 undo.callback(self.hook(layer, lambda h, edit=edit: self._edited(h, edit)).remove)
+            self.editing += len(edits)
+            undo.callback(lambda: setattr(self, "editing", self.editing - len(edits)))
             yield
 
     def _edited(self, h: Tensor, edit: Edit) -> Tensor | None:

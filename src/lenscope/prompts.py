@@ -68,16 +68,20 @@ class Prompt:
             raise LenscopeError("positions: the list is empty; name at least one")
         return found
 
-    def _after(self, part: str) -> int:
-        """The last token of a substring that occurs exactly once."""
+    def every(self, part: str) -> tuple[int, ...]:
+        """The last token of each occurrence of a substring; LenscopeError if there is none."""
         starts = [i for i in range(len(self.text)) if part and self.text.startswith(part, i)]
         if not starts:
             raise LenscopeError(f"position {part!r}: not in the prompt {_short(self.text)!r}")
-        ends = sorted({self._last_token(start, start + len(part)) for start in starts})
+        return tuple(sorted({self._last_token(start, start + len(part)) for start in starts}))
+
+    def _after(self, part: str) -> int:
+        """The last token of a substring that occurs exactly once."""
+        ends = self.every(part)
         if len(ends) > 1:
             places = " or ".join(str(e) for e in ends)
             raise LenscopeError(
-                f"position {part!r}: occurs {len(starts)} times in the prompt; say which by its position: {places}"
+                f"position {part!r}: occurs {len(ends)} times in the prompt; say which by its position: {places}"
             )
         return ends[0]
 
@@ -150,7 +154,7 @@ class Encoder:
             return token
         if self.tokenizer is None:
             raise LenscopeError(f"token {token!r}: {self.name} was loaded without a tokenizer; give the id")
-        ids = self._plain(token)
+        ids = self.ids(token)
         if len(ids) != 1:
             pieces = ", ".join(repr(t) for t in self.tokens(ids)) or "none"
             raise LenscopeError(f"token {token!r}: is {len(ids)} tokens ({pieces}); give one of them, or an id")
@@ -197,11 +201,14 @@ class Encoder:
             )
         return prompt
 
-    def _plain(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text alone, without special tokens."""
+        if self.tokenizer is None:
+            raise LenscopeError(f"{self.name} was loaded without a tokenizer: give token ids")
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _find_anchor(self) -> list[int]:
-        return self._plain("a") if self.tokenizer is not None else []
+        return self.ids("a") if self.tokenizer is not None else []
 
 
 @dataclass(frozen=True)

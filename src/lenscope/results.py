@@ -105,9 +105,9 @@ class Trajectory:
             "layers": list(self.layers),
             "positions": list(self.positions),
             "target": None if self.target is None else {"id": self.target, "token": self.vocabulary[self.target]},
-            "measures": {name: _listed(getattr(self, name)) for name in MEASURES},
+            "measures": {name: listed(getattr(self, name)) for name in MEASURES},
             "prediction_depth": self.prediction_depth.tolist(),
-            "top": {"ids": self.top_ids.tolist(), "log_probs": _listed(self.top_log_probs)},
+            "top": {"ids": self.top_ids.tolist(), "log_probs": listed(self.top_log_probs)},
             "vocabulary": {str(i): t for i, t in self.vocabulary.items()},
             "provenance": self.provenance,
         }
@@ -176,7 +176,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON values."""
-        numbers = {name: _listed(getattr(self, name)) for name in DISTANCES}
+        numbers = {name: listed(getattr(self, name)) for name in DISTANCES}
         return {
             "kind": "comparison",
             "version": FORMAT,
@@ -224,7 +224,7 @@ def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str
         meta = {"version": FORMAT, "single": isinstance(results, Trajectory), "results": heads}
         rows = pa.concat_tables([_rows(n, t) for n, t in enumerate(many)])
         rows = rows.replace_schema_metadata({"lenscope": json.dumps(meta, ensure_ascii=False)})
-        with _complete(path) as making:
+        with complete(path) as making:
             pq.write_table(rows, making)
     else:
         raise LenscopeError(f"{path}: results are saved as .parquet or .json")
@@ -288,7 +288,7 @@ def _from_rows(head: dict[str, Any], rows: pa.Table) -> Trajectory:
     )
 
 
-def _listed(values: np.ndarray) -> Any:
+def listed(values: np.ndarray) -> Any:
     """Nested lists with the shortest decimals that give the same float32 again; NaN as None."""
     if values.dtype.kind in "iu":
         return values.tolist()
@@ -304,7 +304,7 @@ def _array(values: Any, name: str) -> np.ndarray:
 
 
 @contextmanager
-def _complete(path: Path) -> Iterator[Path]:
+def complete(path: Path) -> Iterator[Path]:
     """A file to write in place of `path`, which gets its name only when the block ends well."""
     if not path.parent.is_dir():
         raise LenscopeError(f"{path}: the folder {path.parent} does not exist")
@@ -320,5 +320,5 @@ def _complete(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, complete or not at all."""
-    with _complete(path) as making:
+    with complete(path) as making:
         making.write_text(text, encoding="utf-8")

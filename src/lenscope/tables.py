@@ -34,7 +34,7 @@ def trajectory_table(t: "Trajectory", measure: str, top_k: int, width: int | Non
     values = t.measure(measure)
     if not 1 <= top_k <= t.top_ids.shape[2]:
         raise LenscopeError(f"top_k {top_k}: this trajectory has the {t.top_ids.shape[2]} most probable tokens")
-    shade = _shades(values, measure)
+    shade = shades(values, measure)
     shown, size = _fit(len(t.positions), len(str(t.n_layers)), width)
     depth = t.prediction_depth
     table = _frame(t.layers)
@@ -50,11 +50,11 @@ def trajectory_table(t: "Trajectory", measure: str, top_k: int, width: int | Non
                 number = values[row, column] if top_k == 1 else float(np.exp(t.top_log_probs[row, column, rank]))
                 lines.append(_line(token, number, measure if top_k == 1 else "max_probability", size))
             settled = t.layers[row] >= depth[column]
-            style = _style(shade[row, column]) + Style(bold=bool(settled))
-            cells.append(Text("\n".join(lines), style=style))
+            look = style(shade[row, column]) + Style(bold=bool(settled))
+            cells.append(Text("\n".join(lines), style=look))
         table.add_row(Text(str(t.layers[row]), style="dim"), *cells)
     unit = t.units[measure]
-    table.caption = _caption(
+    table.caption = caption(
         measure, values, len(t.positions) - len(shown), unit, "bold: the top token stays to the end"
     )
     return table
@@ -63,7 +63,7 @@ def trajectory_table(t: "Trajectory", measure: str, top_k: int, width: int | Non
 def comparison_table(c: "Comparison", measure: str, width: int | None) -> Table:
     """Layers (last on top) × paired positions, each cell the two top tokens, coloured by how far apart they are."""
     values = c.measure(measure)
-    shade = _shades(values, measure)
+    shade = shades(values, measure)
     shown, size = _fit(len(c.positions), len(str(c.first.n_layers)), width)
     table = _frame(c.layers)
     for column in shown:
@@ -74,10 +74,10 @@ def comparison_table(c: "Comparison", measure: str, width: int | None) -> Table:
         for column in shown:
             a, b = (t.vocabulary[int(t.top_ids[row, column, 0])] for t in (c.first, c.second))
             text = _line(a, float(values[row, column]), measure, size) + "\n" + visible(b, size)
-            cells.append(Text(text, style=_style(shade[row, column])))
+            cells.append(Text(text, style=style(shade[row, column])))
         table.add_row(Text(str(c.layers[row]), style="dim"), *cells)
     unit = c.units[measure]
-    table.caption = _caption(measure, values, len(c.positions) - len(shown), unit, "above: first, below: second")
+    table.caption = caption(measure, values, len(c.positions) - len(shown), unit, "above: first, below: second")
     return table
 
 
@@ -130,7 +130,7 @@ def _fit(columns: int, digits: int, width: int | None) -> tuple[range, int]:
     return range(columns), size
 
 
-def _shades(values: np.ndarray, measure: str) -> np.ndarray:
+def shades(values: np.ndarray, measure: str) -> np.ndarray:
     """0 … 1 per cell, 1 the surest; NaN where there is no value."""
     v = values.astype(float)
     v[(v < 0) | ~np.isfinite(v)] = np.nan
@@ -145,7 +145,8 @@ def _shades(values: np.ndarray, measure: str) -> np.ndarray:
     return 1 - shade if measure in SMALL_IS_SURE else shade
 
 
-def _style(shade: float) -> Style:
+def style(shade: float) -> Style:
+    """The colour of a shade 0 … 1, with black or white text; dim where there is none."""
     if np.isnan(shade):
         return Style(dim=True)
     at = shade * (len(SCALE) - 1)
@@ -161,7 +162,8 @@ def _linear(channel: int) -> float:
     return c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
 
 
-def _caption(measure: str, values: np.ndarray, hidden: int, unit: str, note: str) -> Text:
+def caption(measure: str, values: np.ndarray, hidden: int, unit: str, note: str) -> Text:
+    """What the colours mean, from where to where, and what does not fit."""
     finite = values[np.isfinite(values) & (values >= 0)]
     span = f" {figure(finite.min(), measure)} … {figure(finite.max(), measure)}" if finite.size else ""
     text = f"colour: {measure}{span} ({unit}); {note}"

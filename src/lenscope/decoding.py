@@ -1,0 +1,125 @@
+"""How the next token is chosen from a state: the most probable one, or drawn; when a row ends.
+
+Knows: the vocabulary in pieces, temperature and nucleus, end-of-text tokens, stop strings.
+Does not know: where states come from, which rows run together.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope import generation
+from lenscope.errors import LenscopeError
+from lenscope.model import LM
+from lenscope.readout import wide
+from lenscope.reduction import PIECE, WHOLE
+
+
+def top_one(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The most probable token of states h (N, D): ids, their logits and ln Σ exp(logits), (N,) each.
+
+    Of equal logits the lowest id wins.
+    """
+    readout, vocab = lm.readout, lm.vocab_size
+    parts = []
+    for some in h.split(1024 if readout.splits else max(1, WHOLE // (4 * vocab))):
+        x = readout.prepare(some)
+        size = max(256, PIECE // (4 * len(some))) if readout.splits else vocab
+        best = ids = total = torch.empty(0)
+        for start in range(0, vocab, size):
+            z = wide(readout.columns(x, start, min(start + size, vocab)))
+            top, at = z.max(-1)
+            if not start:
+                best, ids, total = top, at, z.sub_(top[:, None]).exp_().sum(-1)
+                continue
+            ids = torch.where(top > best, at + start, ids)
+            new = torch.maximum(best, top)
+            total = total * (best - new).exp() + z.sub_(new[:, None]).exp_().sum(-1)
+            best = new
+        parts.append((ids, best, best + total.log()))
+    a, b, c = zip(*parts, strict=True)
+    return torch.cat(a), torch.cat(b), torch.cat(c)
+
+
+class Writer:
+    """Chooses tokens for rows that write, and knows what each has written: what `rows.write` calls for every token.
+
+    Temperature 0 is greedy; above it tokens are drawn from softmax(logits / temperature), cut to the smallest set of
+    probability `top_p`, by one uniform number per row and step that `seed` fixes, whatever rows run together.
+    Rows end at an end-of-text token, or where their text contains one of `stop`.
+    """
+
+    def __init__(
+        self, lm: LM, n: int, max_new_tokens: int, stop: Sequence[str], temperature: float, top_p: float, seed: int
+    ) -> None:
+        if not 0 <= temperature < float("inf"):
+            raise LenscopeError(f"temperature {temperature}: give 0 (greedy) or a positive number")
+        if not 0 < top_p <= 1:
+            raise LenscopeError(f"top_p {top_p}: give a number above 0, at most 1")
+        if any(not s for s in stop):
+            raise LenscopeError("stop: an empty string would end every text before it begins")
+        self.lm = lm
+        self.stop = tuple(stop)
+        self.temperature, self.top_p = temperature, top_p
+        self.ends = np.array(generation.end_ids(lm), dtype=np.int64)
+        self.draws = (
+            np.random.default_rng(seed).random((n, max_new_tokens)) if temperature else np.zeros((0, max_new_tokens))
+        )
+        self.written: dict[int, list[int]] = {}
+        self.reasons: dict[int, str] = {}
+
+    def choose(self, h: Tensor, rows: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids, their log-probabilities (under the model itself, at temperature 1) and which rows end."""
+        if self.temperature:
+            ids, log_probs = self._draw(h, self.draws[rows, step])
+        else:
+            tokens, top, total = top_one(self.lm, h)
+            ids, log_probs = tokens.cpu().numpy(), (top - total).cpu().numpy()
+        ended = np.isin(ids, self.ends)
+        for row in rows[ended].tolist():
+            self.reasons[row] = "end"
+        if self.stop:
+            for n, (row, token) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
+                text = self.written.setdefault(row, [])
+                text.append(token)
+                if not ended[n] and self._found(text) is not None:
+                    ended[n] = True
+                    self.reasons[row] = "stop"
+        return ids, log_probs, ended
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What was written, as text, without the end-of-text token and up to a stop string."""
+        shown = list(ids[:-1] if len(ids) and ids[-1] in self.ends else ids)
+        cut = self._found(shown)
+        return self.lm.encoder.decode(shown) if cut is None else cut
+
+    def reason(self, row: int) -> str:
+        """Why a row ended: "end" (of text), "stop" (a stop string) or "length"."""
+        return self.reasons.get(row, "length")
+
+    def _found(self, ids: Sequence[int]) -> str | None:
+        text = self.lm.encoder.decode(ids) if self.stop else ""
+        places = [at for s in self.stop if (at := text.find(s)) >= 0]
+        return text[: min(places)] if places else None
+
+    def _draw(self, h: Tensor, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids, log_probs = [], []
+        for some, u in zip(
+            h.split(self._group()), torch.from_numpy(uniform).to(h.device).split(self._group()), strict=True
+        ):
+            z = self.lm.unembed(some)
+            p = (z / self.temperature).softmax(-1).double()
+            p, order = p.sort(stable=True, dim=-1, descending=True)
+            below = p.cumsum(-1) - p
+            p = torch.where(below < self.top_p, p, 0.0)
+            total = p.cumsum(-1)
+            at = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True).clamp_max(p.shape[-1] - 1)
+            token = order.gather(-1, at)
+            ids.append(token[:, 0])
+            log_probs.append(z.log_softmax(-1).gather(-1, token)[:, 0])
+        return torch.cat(ids).cpu().numpy(), torch.cat(log_probs).cpu().numpy()
+
+    def _group(self) -> int:
+        return max(1, WHOLE // (4 * self.lm.vocab_size))

@@ -1,0 +1,111 @@
+"""Grids as tables for a terminal: a heat map of source layers × target layers, or a line per cell.
+
+Knows: which cells fit a width, which token of a cell is worth showing. Does not know: models, files, where the table is
+printed.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from lenscope import tables
+from lenscope.errors import LenscopeError
+
+if TYPE_CHECKING:
+    from lenscope.grids import Grid
+
+# The narrowest cell that can show a token; below it a heat map is colours alone.
+NARROW = 4
+
+
+def table(grid: "Grid", measure: str, width: int | None) -> Table:
+    """A heat map where one target's cells are every source at several layers, else a line per cell."""
+    if not len(grid):
+        raise LenscopeError("the grid has no cells to show")
+    measure = measure or "max_probability"
+    values = grid.column(measure)
+    if values.dtype == object or values.ndim > 1:
+        raise LenscopeError(f"measure {measure!r}: give one of {', '.join(grid.measures)}")
+    full = len(grid.targets) == 1 and len(grid.layers) > 1 and len(grid.sources) > 1
+    if full and len(grid) == len(np.unique(grid.source)) * len(grid.layers):
+        return _heat(grid, measure, width)
+    return _lines(grid, measure, width)
+
+
+def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
+    """Sources (the last on top) × target layers; a cell is the top token, or the first word written."""
+    values, texts = grid.cells(measure), grid.cells("text")
+    shade = tables.shades(values, measure)
+    names = [_name(grid, n) for n in np.unique(grid.source).tolist()]
+    head = max(map(len, names))
+    room = (width or 10**4) - head - 1
+    columns = len(grid.layers)
+    size = min(12, room // columns - 1) if width else 10
+    bare = size < NARROW
+    step = 1 if not bare else max(1, -(-columns * 2 // max(room, 2)))
+    shown = range(0, columns, step)
+    made = Table(box=None, pad_edge=False, padding=(0, 0 if bare else 1, 0, 0), header_style="bold")
+    made.add_column("", justify="right", no_wrap=True)
+    for n in shown:
+        layer = grid.layers[n]
+        # every fifth number where two columns hold no more
+        label = str(layer) if not bare or layer % 5 == 0 else ""
+        made.add_column(Text(label), width=2 if bare else size, no_wrap=True)
+    for row in reversed(range(len(names))):
+        cells = []
+        for n in shown:
+            text = "  " if bare else tables.visible(_first(texts[row, n]), size)
+            cells.append(Text(text.ljust(2), style=tables.style(shade[row, n])))
+        made.add_row(Text(names[row] + " ", style="dim"), *cells)
+    note = "rows: source layer, columns: target layer" if grid.sources[0].layer >= 0 else "columns: target layer"
+    if step > 1:
+        note += f"; every {step}th column fits: a wider terminal shows more"
+    made.caption = tables.caption(measure, values, 0, grid.unit(measure), note)
+    return made
+
+
+def _lines(grid: "Grid", measure: str, width: int | None) -> Table:
+    """One line per cell: source, target layer, what was said, the measure."""
+    shade = tables.shades(grid.column(measure)[None], measure)[0]
+    several = len({(s.text, s.position) for s in grid.sources}) > 1
+    same = all(c.source.layer == c.layer for c in grid)
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    if several:
+        made.add_column("source", no_wrap=True, max_width=24)
+    if len(grid.targets) > 1:
+        made.add_column("target", no_wrap=True, max_width=24)
+    made.add_column("layer" if same else "source → target", justify="right", no_wrap=True)
+    made.add_column("", width=5, justify="right", no_wrap=True)
+    made.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
+    for n, cell in enumerate(grid):
+        address = str(cell.layer) if same else f"{_name(grid, int(grid.source[n]))} → {cell.layer}"
+        number = tables.figure(float(grid.column(measure)[n]), measure)
+        row = [Text(address, style="dim"), Text(number, style=tables.style(shade[n])), Text(_said(grid, n))]
+        if len(grid.targets) > 1:
+            row.insert(0, Text(tables.visible(cell.target.text[-24:])))
+        if several:
+            row.insert(0, Text(tables.visible(cell.source.token or cell.source.label)))
+        made.add_row(*row)
+    made.caption = tables.caption(measure, grid.column(measure), 0, grid.unit(measure), "")
+    return made
+
+
+def _said(grid: "Grid", n: int) -> str:
+    cell = grid[n]
+    if grid.kind == "generate":
+        return tables.visible(cell.text).lstrip("·")
+    shares = zip(cell.tokens, np.exp(cell.log_probs), strict=True)
+    return "  ".join(f"{tables.visible(token)} {100 * share:.0f}%" for token, share in shares)
+
+
+def _name(grid: "Grid", source: int) -> str:
+    address = grid.sources[source]
+    return str(address.layer) if address.layer >= 0 else address.label
+
+
+def _first(text: str) -> str:
+    """The first word with a letter or digit in it, else the text itself."""
+    words = [w for w in text.split() if any(c.isalnum() for c in w)]
+    return words[0] if words else text

@@ -1,0 +1,316 @@
+"""Mappings f from hidden states of a source model to hidden states of a target model.
+
+Knows: how a mapping is called, which models and layers it was made for, its files.
+Does not know: how they are fitted, how models are run.
+
+A mapping is any callable: f(h), f(h, layer) or f(h, layer, target_layer), with h (..., D) of the source's layer and a
+result (..., D*) as if it were of the target's layer. The classes here map each (layer, target layer) by weights of its
+own: affine between models as in Ghandeharioun et al. 2024, §4.4.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lenscope.errors import LenscopeError
+from lenscope.provenance import model_hash
+from lenscope.results import complete, write_text
+
+if TYPE_CHECKING:
+    from lenscope.model import LM
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "mapping.safetensors"
+
+# a (layer, target layer); None stands for all that have no weights of their own
+Pair = tuple[int, int] | None
+
+
+def takes(f: Callable[..., Any]) -> int:
+    """How many of (h, layer, target_layer) f is called with: its positional parameters without defaults; 3 for *args.
+
+    Raises LenscopeError unless that is 1, 2 or 3. What has no signature (some built-in functions) is called as f(h).
+    """
+    try:
+        parameters = inspect.signature(f.forward if isinstance(f, nn.Module) else f).parameters.values()
+    except (TypeError, ValueError):
+        if callable(f):
+            return 1
+        raise LenscopeError(f"f {f!r}: is no function; give f(h), f(h, layer) or f(h, layer, target_layer)") from None
+    needed = [p for p in parameters if p.default is p.empty]
+    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed)
+    named = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and count <= 3 and not named:
+        return 3
+    if not 1 <= count <= 3 or named:
+        name = getattr(f, "__name__", type(f).__name__)
+        told = f"needs {named[0]}= by name" if named else f"takes {count} arguments"
+        raise LenscopeError(f"f {name}: {told}; give f(h), f(h, layer) or f(h, layer, target_layer)")
+    return count
+
+
+def apply(f: Callable[..., Any], h: Tensor, layer: int, target_layer: int) -> Tensor:
+    """f of states h (..., D) of `layer`, for `target_layer`, called with as many arguments as it takes: (..., D*)."""
+    return f(*(h, layer, target_layer)[: takes(f)])
+
+
+def identity(h: Tensor) -> Tensor:
+    """f(h) = h."""
+    return h
+
+
+def identify(lm: "LM") -> dict[str, Any]:
+    """What a mapping keeps of a model to know it again, as JSON values."""
+    return {
+        "model": lm.name,
+        "model_hash": model_hash(lm.model),
+        "hidden_size": lm.hidden_size,
+        "n_layers": lm.n_layers,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class PairMapping:
+    """A mapping with weights per (layer, target layer), called f(h, layer, target_layer): (..., D) → (..., D*).
+
+    `weights` maps pairs, or None for all other pairs, to the tensors that the class names, kept in float32; the last
+    one is the bias b (D*), zero where left out. `source` and `target` are what `identify` says of the two models, and
+    `report`, JSON values, is how good the mapping was measured to be. Computed in float32, in float64 where h is.
+    Raises LenscopeError for weights of a wrong shape or not finite, and for layers that the models do not have.
+    """
+
+    weights: Mapping[Pair, tuple[Tensor, ...]]
+    source: dict[str, Any]
+    target: dict[str, Any]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    kind: ClassVar[str]
+    names: ClassVar[tuple[str, ...]]
+    square: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for role, model in (("source", self.source), ("target", self.target)):
+            sizes = [model.get("hidden_size"), model.get("n_layers")]
+            if not isinstance(model.get("model"), str) or any(type(s) is not int or s < 1 for s in sizes):
+                raise LenscopeError(f"mapping: its {role} {model!r} must name model, hidden_size and n_layers")
+        try:
+            json.dumps([self.source, self.target, self.report], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise LenscopeError(f"mapping: its description holds more than JSON values ({error})") from error
+        if not self.weights:
+            raise LenscopeError("mapping: has no weights; give those of at least one pair of layers")
+        object.__setattr__(self, "weights", {pair: self._checked(pair, w) for pair, w in self.weights.items()})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_named(self.source)} → {_named(self.target)}: {self._pairs()})"
+
+    def __call__(self, h: Tensor, layer: int, target_layer: int) -> Tensor:
+        """States h (..., D) of `layer` as states (..., D*) of `target_layer`, in float32 or float64."""
+        found = self.weights.get((layer, target_layer)) or self.weights.get(None)
+        if found is None:
+            raise LenscopeError(
+                f"pair ({layer}, {target_layer}): this mapping was fitted for the pairs {self._pairs()}; fit it with "
+                f"layers=[{layer}], target_layers=[{target_layer}]"
+            )
+        if h.shape[-1] != self.source["hidden_size"]:
+            raise LenscopeError(
+                f"states of size {h.shape[-1]}: this mapping was fitted for {_named(self.source)}, "
+                f"{self.source['hidden_size']} wide; give it states of that model"
+            )
+        wide = h.double() if h.dtype == torch.float64 else h.float()
+        return self._map(wide, *(w.to(wide) for w in found))
+
+    def check(self, source_lm: "LM | None", target_lm: "LM") -> None:
+        """Raise LenscopeError unless fitted for these two models; `source_lm` None is a source that is not known."""
+        sides = [(self.source, source_lm), (self.target, target_lm)]
+        if not all(lm is None or _same(fitted, lm) for fitted, lm in sides):
+            given = [None if lm is None else identify(lm) for _, lm in sides]
+            raise LenscopeError(
+                f"mapping: fitted from {_told(self.source)} to {_told(self.target)}, but used from {_told(given[0])} "
+                f"to {_told(given[1])}; fit one for this pair, or load the weights it was fitted with"
+            )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and mapping.safetensors into a folder, which is made where it does not exist.
+
+        Each file is complete or not there at all; a config names the weights it belongs to by their SHA-256.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with complete(folder / WEIGHTS) as making:
+                safetensors.torch.save_file(self._tensors(), making)
+                digest = _digest(making)
+        except (OSError, SafetensorError) as error:
+            raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
+        config = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "pairs": list(self.weights),
+            "source": self.source,
+            "target": self.target,
+            "report": self.report,
+            "sha256": digest,
+        }
+        write_text(folder / CONFIG, json.dumps(config, ensure_ascii=False, allow_nan=False, indent=1))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        # cloned, because safetensors refuses tensors that share memory
+        return {
+            f"{_key(pair)}.{name}": w.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for pair, found in self.weights.items()
+            for name, w in zip(self.names, found, strict=True)
+        }
+
+    def _checked(self, pair: Pair, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        sizes = (self.source["hidden_size"], self.target["hidden_size"])
+        if pair is not None:
+            for n, model in zip(pair, (self.source, self.target), strict=True):
+                if type(n) is not int or not 0 <= n <= model["n_layers"]:
+                    raise LenscopeError(f"pair {pair}: {model['model']} has layers 0–{model['n_layers']}")
+        if len(given) == len(self.names) - 1:
+            given = (*given, torch.zeros(sizes[1]))
+        found = tuple(torch.as_tensor(w, dtype=torch.float32).detach() for w in given)
+        if self.square and sizes[0] != sizes[1]:
+            raise LenscopeError(
+                f"sizes {sizes[0]} and {sizes[1]}: a mapping of kind {self.kind} needs equal ones; make it affine"
+            )
+        wanted = self._shapes(*sizes, found)
+        shapes = [tuple(w.shape) for w in found]
+        if shapes != wanted:
+            raise LenscopeError(
+                f"pair {pair}: weights of shapes {shapes}; a mapping of kind {self.kind} from size {sizes[0]} to "
+                f"{sizes[1]} has {', '.join(self.names)} of {wanted}"
+            )
+        if not all(torch.isfinite(w).all() for w in found):
+            raise LenscopeError(f"pair {pair}: the weights hold NaN or infinity; fit the mapping anew")
+        return found
+
+    def _pairs(self) -> str:
+        named = ["all" if p is None else f"({p[0]}, {p[1]})" for p in self.weights]
+        return ", ".join(named if len(named) <= 8 else [*named[:6], "…", named[-1]])
+
+    @staticmethod
+    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+        raise NotImplementedError
+
+    @staticmethod
+    def _map(h: Tensor, *weights: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Affine(PairMapping):
+    """f(h) = A h + b: weights (A (D*, D), b (D*)) per pair."""
+
+    kind = "affine"
+    names = ("A", "b")
+
+    @staticmethod
+    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+        return [(d_target, d), (d_target,)]
+
+    @staticmethod
+    def _map(h: Tensor, *weights: Tensor) -> Tensor:
+        a, b = weights
+        return h @ a.T + b
+
+
+class Scale(PairMapping):
+    """f(h) = α h + b, D = D*: weights (α (), b (D)) per pair."""
+
+    kind = "scale"
+    names = ("alpha", "b")
+    square = True
+
+    @staticmethod
+    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+        return [(), (d,)]
+
+    @staticmethod
+    def _map(h: Tensor, *weights: Tensor) -> Tensor:
+        alpha, b = weights
+        return alpha * h + b
+
+
+class LowRank(PairMapping):
+    """f(h) = h + U Vᵀ h + b, D = D*: weights (U (D, r), V (D, r), b (D)) per pair."""
+
+    kind = "low_rank"
+    names = ("U", "V", "b")
+    square = True
+
+    @staticmethod
+    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+        rank = found[0].shape[-1] if found and found[0].ndim == 2 else 1
+        return [(d, rank), (d_target, rank), (d,)]
+
+    @staticmethod
+    def _map(h: Tensor, *weights: Tensor) -> Tensor:
+        u, v, b = weights
+        return h + h @ v @ u.T + b
+
+
+KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRank)}
+
+
+def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
+    """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
+        made = KINDS[config["kind"]]
+        if _digest(folder / WEIGHTS) != config["sha256"]:
+            raise LenscopeError(f"{folder}: {WEIGHTS} is damaged or not the one {CONFIG} belongs to; save it again")
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        pairs: list[Pair] = [None if p is None else tuple(p) for p in config["pairs"]]
+        weights = {pair: tuple(tensors.pop(f"{_key(pair)}.{name}") for name in made.names) for pair in pairs}
+        if tensors or any(w.dtype != torch.float32 for found in weights.values() for w in found):
+            raise LenscopeError(f"{folder}: {WEIGHTS} has tensors that {CONFIG} does not name, or not in float32")
+        if not isinstance(config["report"], dict):
+            raise LenscopeError(f"{folder}: the report in {CONFIG} is {config['report']!r}; it must be an object")
+        return made(weights, config["source"], config["target"], config["report"])
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
+        if isinstance(error, LenscopeError):
+            raise
+        told = " ".join(str(error).split())[:200]
+        raise LenscopeError(f"{folder}: is no mapping that lenscope saved ({type(error).__name__} {told})") from error
+
+
+def _key(pair: Pair) -> str:
+    return "all" if pair is None else f"{pair[0]}.{pair[1]}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _same(fitted: dict[str, Any], lm: "LM") -> bool:
+    known = fitted.get("model_hash")
+    given = identify(lm)
+    if known and given["model_hash"]:
+        return known == given["model_hash"]
+    return all(fitted[name] == given[name] for name in ("model", "hidden_size", "n_layers"))
+
+
+def _named(model: dict[str, Any]) -> str:
+    return str(model["model"])
+
+
+def _told(model: dict[str, Any] | None) -> str:
+    if model is None:
+        return "an unknown source"
+    known = str(model.get("model_hash") or "weights not known").removeprefix("sha256:")[:17]
+    return f"{model['model']} ({known}; {model['n_layers']} layers of {model['hidden_size']})"

@@ -1,0 +1,287 @@
+"""Patchscopes: hidden states patched into a target run that says in words, or in probabilities, what they mean.
+
+Knows: sources, targets, mappings, and how their combinations become rows and rows become a grid.
+Does not know: how rows are run (rows.py), how a token is chosen (decoding.py), prior methods (methods.py).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope import rows
+from lenscope.decoding import Writer
+from lenscope.edits import Operation, replace
+from lenscope.errors import LenscopeError
+from lenscope.grids import Grid, Spot
+from lenscope.model import LM, PromptLike
+from lenscope.prompts import Positions, Prompt
+from lenscope.provenance import provenance
+from lenscope.rows import Rows
+from lenscope.scoring import Scores
+from lenscope.sources import Layers, Sources, Vectors, cells, gather
+from lenscope.states import HiddenStates
+
+# progress(cells done, cells in all)
+Progress = Callable[[int, int], None]
+BELOW = ("target", "none", "source")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A sweep was interrupted; `grid` holds the cells that were done, if any."""
+
+    def __init__(self, grid: Grid | None) -> None:
+        super().__init__()
+        self.grid = grid
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target prompt and its placeholders: the positions that are patched, all with the same vector or each its own.
+
+    `at` is an index, a substring (its last token) or a list of them; with `every`, a substring all of whose
+    occurrences are placeholders. `below` says what later tokens see at a placeholder in the blocks below the patched
+    layer: "target", the placeholder's own keys and values (Ghandeharioun et al. 2024, where they contaminate what is
+    generated, App. D.3); "none", nothing; "source", the source's states of those layers.
+    """
+
+    prompt: PromptLike
+    at: Positions = -1
+    every: bool = False
+    below: str = "target"
+
+    def resolve(self, lm: LM) -> tuple[Prompt, tuple[int, ...]]:
+        """The prompt in the tokens of `lm` and the positions of its placeholders, ascending.
+
+        Raises LenscopeError where a placeholder is missing, or is ambiguous.
+        """
+        if self.below not in BELOW:
+            raise LenscopeError(f"below {self.below!r}: give one of {', '.join(BELOW)}")
+        prompt = lm.prompt(self.prompt)
+        if not self.every:
+            found = prompt.positions(self.at)
+        elif isinstance(self.at, str):
+            found = prompt.every(self.at)
+        else:
+            raise LenscopeError(f"every: at={self.at!r} is no substring of the target prompt; give one, such as 'x'")
+        if len(set(found)) < len(found):
+            raise LenscopeError(f"at {self.at!r}: names a position of the target prompt twice")
+        return prompt, tuple(sorted(found))
+
+
+class Patchscope:
+    """Patches sources into a target prompt of `lm` at any layers, and reads or writes on from there.
+
+    The quintuple of Ghandeharioun et al. 2024, §3.1: h[target layer, placeholder] ← f(h[source layer, position]), the
+    source's model being any. `target` is one Target (or prompt, patched at its last token) or several. `f` maps
+    states of the source's model to states of `lm` (None: identity), called as f(h), f(h, layer) or
+    f(h, layer, target_layer). `op` puts f(h) in place of the state or adds it (lenscope.edits); `window` writes the
+    same at that many layers from the target layer on. `source_lm`, if it is not `lm`, is the model that the sources
+    come from: needed for surprisal and precision, and checked against `f`.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        target: "Target | PromptLike | Sequence[Target]",
+        f: Callable[..., Any] | None = None,
+        *,
+        op: Operation = replace,
+        window: int = 1,
+        source_lm: LM | None = None,
+        budget: int = rows.BUDGET,
+    ) -> None:
+        if window < 1:
+            raise LenscopeError(f"window {window}: give at least 1 layer")
+        several: Any = isinstance(target, list | tuple) and target and isinstance(target[0], Target)
+        many: Any = target if several else [target]
+        self.lm = lm
+        self.source_lm = source_lm or lm
+        self.targets = [t if isinstance(t, Target) else Target(t) for t in many]
+        self.resolved = [t.resolve(lm) for t in self.targets]
+        self.f = f
+        self.op = op
+        self.window = window
+        self.budget = budget
+        check = getattr(f, "check", None)
+        if check is not None:
+            check(self.source_lm, lm)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        sources: HiddenStates | Tensor,
+        layers: Layers = None,
+        *,
+        top_k: int = 5,
+        answers: Sequence[str | int] = (),
+        progress: Progress | None = None,
+    ) -> Grid:
+        """The next-token distribution after the target prompt, with each source patched in at each of `layers`.
+
+        `sources` are hidden states (every prompt, position and layer of them is a source) or vectors (N, D), or
+        (N, K, D) for targets with K placeholders. `layers`: None for all, a number, a list, "same" for each state's
+        own layer, or a list of (source layer, target layer) pairs. `answers` are tokens (text or id), or texts of
+        several tokens, whose log-probability and PMI against the unpatched prompt each cell then has.
+        """
+        plan = self._plan(sources, layers)
+        if not 1 <= top_k <= self.lm.vocab_size:
+            raise LenscopeError(f"top_k {top_k}: {self.lm.name} has 1–{self.lm.vocab_size} tokens")
+        read = Scores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, top_k, answers, self.budget)
+        done: list[np.ndarray] = []
+        total = len(plan.rows) * (1 + sum(len(ids) > 1 for ids in read.answers.values()))
+        ready = 0
+
+        def advance(n: int) -> None:
+            nonlocal ready
+            ready += n
+            if progress is not None:
+                progress(ready, total)
+
+        try:
+            for some, h in rows.predict(self.lm, plan.rows, budget=self.budget):
+                read.take(some, h[:, 0])
+                done.append(some)
+                advance(len(some))
+            read.finish(advance)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(self._grid(plan, done, read.columns) if done else None) from stop
+        return self._grid(plan, done, read.columns)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        sources: HiddenStates | Tensor,
+        layers: Layers = None,
+        *,
+        max_new_tokens: int = 20,
+        stop: str | Sequence[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Grid:
+        """What the target prompt goes on to say, with each source patched in at each of `layers`; as `predict`.
+
+        Greedy, or drawn at a `temperature` with a `seed`; a row ends at an end-of-text token, where its text contains
+        a string of `stop` (which is cut off), or after `max_new_tokens`. Later tokens see the patch through the cache.
+        """
+        plan = self._plan(sources, layers)
+        if max_new_tokens < 1:
+            raise LenscopeError(f"max_new_tokens {max_new_tokens}: give at least 1")
+        longest = max(len(p) for p, _ in self.resolved)
+        if self.lm.context is not None and longest + max_new_tokens > self.lm.context:
+            raise LenscopeError(
+                f"{longest} tokens of target prompt and {max_new_tokens} new ones: {self.lm.name} reads at most "
+                f"{self.lm.context}"
+            )
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        writer = Writer(self.lm, len(plan.rows), max_new_tokens, stops, temperature, top_p, seed)
+        ids = np.full((len(plan.rows), max_new_tokens), -1)
+        log_probs = np.full((len(plan.rows), max_new_tokens), np.nan, dtype=np.float32)
+        done: list[np.ndarray] = []
+
+        def written(kept: np.ndarray) -> dict[str, Any]:
+            mine = [ids[n][ids[n] >= 0].tolist() for n in kept]
+            with_numbers = log_probs[kept]
+            mean = np.nanmean(with_numbers, 1) if len(kept) else np.zeros(0, dtype=np.float32)
+            return {
+                "kind": "generate",
+                "ids": ids[kept],
+                "log_probs": with_numbers,
+                "texts": tuple(writer.text(i) for i in mine),
+                "ended": tuple(writer.reason(n) for n in kept.tolist()),
+                "measures": {"mean_log_prob": mean, "max_probability": np.exp(with_numbers[:, 0])},
+            }
+
+        try:
+            for some, wrote in rows.write(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
+                for n, one in zip(some.tolist(), wrote, strict=True):
+                    ids[n, : len(one.ids)], log_probs[n, : len(one.ids)] = one.ids, one.log_probs
+                done.append(some)
+                if progress is not None:
+                    progress(sum(map(len, done)), len(plan.rows))
+        except KeyboardInterrupt as stop_now:
+            raise Interrupted(self._grid(plan, done, written) if done else None) from stop_now
+        return self._grid(plan, done, written)
+
+    def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "_Plan":
+        found = gather(sources, self.source_lm.name)
+        source, layer = cells(found, layers, self.lm)
+        target = np.repeat(np.arange(len(self.targets)), len(source))
+        source, layer = np.tile(source, len(self.targets)), np.tile(layer, len(self.targets))
+        table = Vectors(found, self.f, self.lm)
+        # (row, layer, position, name of the vector) of every patch, and the attention barred
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        bars = [np.zeros((0, 6), dtype=np.int64)]
+        for t, (spec, (_, slots)) in enumerate(zip(self.targets, self.resolved, strict=True)):
+            mine = np.flatnonzero(target == t)
+            if found.vectors.shape[1] not in (1, len(slots)):
+                raise LenscopeError(
+                    f"vectors for {found.vectors.shape[1]} placeholders: this target prompt has {len(slots)}; give "
+                    "(N, D) for the same in all of them"
+                )
+            for k, slot in enumerate(slots):
+                which = k if found.vectors.shape[1] > 1 else 0
+
+                def put(here: np.ndarray, at: np.ndarray, what: np.ndarray, which: int = which, s: int = slot) -> None:
+                    parts.append((here, at, np.full_like(at, s), table.at(what, at, which)))
+
+                for below in range(int(layer[mine].max()) if spec.below == "source" else 0):
+                    here = mine[layer[mine] > below]
+                    stacked = [found.at(n, min(below, found.addresses[n].layer)) for n in source[here].tolist()]
+                    put(here, np.full_like(here, below), np.array(stacked))
+                for w in range(self.window):
+                    here = mine[layer[mine] + w <= self.lm.n_layers]
+                    put(here, layer[here] + w, source[here])
+                if spec.below == "none":
+                    low = mine[layer[mine] > 0]
+                    zero = np.zeros_like(low)
+                    bars.append(np.stack([low, zero, layer[low], zero + slot + 1, zero - 1, zero + slot], 1))
+        row, at, position, name = (np.concatenate(c) for c in zip(*parts, strict=True))
+        vectors, vector = table.table(name)
+        op = np.zeros(len(row), dtype=np.int64)
+        prompts = tuple(p for p, _ in self.resolved)
+        made = Rows(prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(bars))
+        return _Plan(found, made, source, layer)
+
+    def _grid(self, plan: "_Plan", done: list[np.ndarray], fill: Callable[[np.ndarray], dict[str, Any]]) -> Grid:
+        kept = np.sort(np.concatenate(done)) if done else np.zeros(0, dtype=np.int64)
+        columns = fill(kept)
+        known = sorted({int(i) for i in np.unique(columns["ids"]) if i >= 0})
+        spots = tuple(
+            Spot(p.text, p.tokens, slots, t.below) for t, (p, slots) in zip(self.targets, self.resolved, strict=True)
+        )
+        about = {
+            **provenance(self.lm),
+            "source_model": self.source_lm.name,
+            "f": "identity" if self.f is None else getattr(self.f, "__name__", type(self.f).__name__),
+            "op": getattr(self.op, "__name__", type(self.op).__name__),
+            "window": self.window,
+            "run": rows.fastest(self.lm),
+        }
+        return Grid(
+            model=self.lm.name,
+            n_layers=self.lm.n_layers,
+            sources=plan.sources.addresses,
+            targets=spots,
+            source=plan.source[kept],
+            layer=plan.layer[kept],
+            target=plan.rows.target[kept],
+            vocabulary=dict(zip(known, self.lm.encoder.tokens(known), strict=True)),
+            provenance=about,
+            **{"ended": (), **columns},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What a call runs: its sources, its rows, and which cell each row is."""
+
+    sources: Sources
+    rows: Rows
+    source: np.ndarray
+    layer: np.ndarray

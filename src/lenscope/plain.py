@@ -1,0 +1,62 @@
+"""The plain way to run rows of patches: hooks over whole prompts, every token computed for every row.
+
+Knows: nothing that could be wrong about caches; it is the oracle of the staircase, and runs the models whose cache
+cannot be shared. Does not know: what is shared between rows.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.edits import Running
+from lenscope.model import LM, TOKENS_PER_RUN
+from lenscope.prompts import Batch, Prompt
+
+# change(layer, h, rows): patch, in place, the states h (n, T, D) of the rows `rows` (n,), numbered as at first
+Change = Callable[[int, Tensor, np.ndarray], None]
+
+
+class Plain:
+    """Runs N rows of equal length from their first token, again for every new token."""
+
+    def __init__(self, lm: LM, layers: list[int], change: Change) -> None:
+        self.lm = lm
+        self.layers = layers
+        self.change = change
+        self.rows = np.arange(0)
+        self.ids = torch.empty(0)
+
+    def run(self, ids: Tensor, last: int = 1) -> Tensor:
+        """Feed ids (N, S), each row's next tokens; returns the last layer's states (N, last, D) of the last ones."""
+        if self.ids.ndim == 1:
+            self.rows, self.ids = np.arange(len(ids)), ids
+        else:
+            self.ids = torch.cat([self.ids, ids], 1)
+        most = max(1, TOKENS_PER_RUN // self.ids.shape[1])
+        return torch.cat([self._states(slice(at, at + most), last) for at in range(0, len(self.ids), most)])
+
+    def grow(self, kept: np.ndarray, tokens: np.ndarray) -> None:
+        """Go on with the rows `kept` only; `tokens` are fed by the next run."""
+        self.rows, self.ids = self.rows[kept], self.ids[torch.from_numpy(kept).to(self.ids.device)]
+
+    def _states(self, some: slice, last: int) -> Tensor:
+        rows, ids = self.rows[some], self.ids[some]
+        kept: list[Tensor] = []
+
+        def patched(layer: int, h: Tensor) -> Tensor:
+            h = h.clone()
+            self.change(layer, h, rows)
+            return h
+
+        hooks = [self.lm.hook(n, lambda h, n=n: patched(n, h)) for n in self.layers]
+        try:
+            prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
+            batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
+            running = Running(prompts, range(len(ids)), len(ids), batch, probe=True)
+            self.lm.capture(running, {self.lm.n_layers}, lambda _, h: kept.append(h[:, -last:].clone()))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return kept[0]

@@ -1,0 +1,97 @@
+"""Prefixes read once: the cached keys, values and states of what target prompts have in common.
+
+Knows: how a model's own cache is filled, and which of its layers may be held once for all rows.
+Does not know: which rows go on from a prefix (staircase.py), when (rows.py).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from lenscope.anatomy import forward_kwargs
+from lenscope.cascade import SharedLayer
+from lenscope.model import LM
+
+# plain attention layers: a prefix of theirs can be cut, and shared
+ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+class Prefixes:
+    """Reads prefixes for the chunks of one sweep; what the next prompt shares with the last one is not read again."""
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+        self.ids: tuple[int, ...] = ()
+        self.cache: Any = None
+
+    def own(self, prefixes: Sequence[tuple[int, ...]]) -> Cache:
+        """The model's own cache after reading prefixes (G, P): a row each."""
+        cache = DynamicCache(config=self.lm.model.config)
+        if prefixes[0]:
+            self._read(prefixes, cache)
+        return cache
+
+    def shared(self, prompt: tuple[int, ...], length: int, rows: int, room: int) -> Cache:
+        """A cache for `rows` rows that go on from the first `length` tokens of `prompt`, with `room` tokens each.
+
+        Attention layers hold the prefix once; layers of other kinds are the model's own.
+        """
+        cache: Any = DynamicCache(config=self.lm.model.config)
+        plain = [type(layer) in ATTENTION for layer in cache.layers]
+        if not all(plain):
+            # a recurrent state cannot be cut back to a shorter prefix: read exactly this one
+            read = self._fresh(cache)
+            if length:
+                self._read([prompt[:length]], read)
+            cache = read
+        else:
+            cache = self._attention(prompt, length)
+        made = DynamicCache(config=self.lm.model.config)
+        for n, (layer, attention) in enumerate(zip(cache.layers, plain, strict=True)):
+            made.layers[n] = layer if not attention else self._shared(layer, length, rows, room)
+        return made
+
+    def _attention(self, prompt: tuple[int, ...], length: int) -> Any:
+        """The cache of at least `length` tokens of `prompt`, kept for the next call."""
+        known = next((n for n, (a, b) in enumerate(zip(self.ids, prompt, strict=False)) if a != b), None)
+        known = min(len(self.ids), len(prompt)) if known is None else known
+        if self.cache is None or known < length:
+            fresh = self._fresh(DynamicCache(config=self.lm.model.config))
+            if self.cache is not None and known:
+                for new, old in zip(fresh.layers, self.cache.layers, strict=True):
+                    new.update(old.keys[:, :, :known].clone(), old.values[:, :, :known].clone())
+            else:
+                known = 0
+            if known < length:
+                self._read([prompt[known:length]], fresh)
+            self.ids, self.cache = prompt[:length], fresh
+        return self.cache
+
+    def _fresh(self, cache: Any) -> Any:
+        # sliding layers forget what later positions cannot see, but the mask sees to that
+        cache.layers = [DynamicLayer() if type(layer) in ATTENTION else layer for layer in cache.layers]
+        return cache
+
+    def _read(self, ids: Sequence[tuple[int, ...]], cache: Cache) -> None:
+        device = self.lm.anatomy.ids.device
+        wanted = forward_kwargs(self.lm.model, use_cache=True, past_key_values=cache, logits_to_keep=1)
+        with torch.no_grad():
+            self.lm.model(input_ids=torch.tensor(ids, device=device), **wanted)
+
+    def _shared(self, layer: Any, length: int, rows: int, room: int) -> SharedLayer:
+        if layer.is_initialized and length:
+            return SharedLayer(layer.keys[:, :, :length], layer.values[:, :, :length], rows, room)
+        return SharedLayer(None, None, rows, room)
+
+
+def size(cache: Cache) -> int:
+    """The bytes of everything a cache holds."""
+    found: list[Tensor] = []
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            found += [t for t in parts if isinstance(t, Tensor)]
+    return sum(t.numel() * t.element_size() for t in found)

@@ -1,0 +1,152 @@
+"""Where patched vectors come from: hidden states with their addresses, or vectors without one.
+
+Knows: how states become a list of sources, which target layers each of them goes to.
+Does not know: target prompts, mappings, rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope import mappings
+from lenscope.errors import LenscopeError
+from lenscope.grids import Source
+from lenscope.model import LM
+from lenscope.states import HiddenStates, check_layers
+
+Layers = None | int | str | Sequence[int] | Sequence[tuple[int, int]] | Sequence[int | tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """S sources: vectors (S, K, D), their addresses, and where the states of a prompt's position stand.
+
+    `final` (S,) is the source that is the same position's last layer, -1 where it was not read; `stack` maps a source
+    and a layer to the source that is the same position at that layer.
+    """
+
+    vectors: Tensor
+    addresses: tuple[Source, ...]
+    stack: dict[tuple[int, int], int]
+    place: np.ndarray
+    final: np.ndarray
+
+    def at(self, source: int, layer: int) -> int:
+        """The source of the same prompt and position at another layer; LenscopeError where it was not read."""
+        found = self.stack.get((int(self.place[source]), layer))
+        if found is None:
+            raise LenscopeError(
+                f"layer {layer}: the sources' states were not read there; read all layers for below='source'"
+            )
+        return found
+
+
+def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
+    """Sources from hidden states (each prompt, position and layer) or from vectors (D,), (N, D) or (N, K, D)."""
+    if isinstance(sources, Tensor):
+        if not 1 <= sources.ndim <= 3 or not sources.shape[0] or sources.is_complex():
+            raise LenscopeError(f"sources of shape {tuple(sources.shape)}: give (D,), (N, D) or (N, K, D)")
+        vectors = sources[None, None] if sources.ndim == 1 else sources[:, None] if sources.ndim == 2 else sources
+        if not torch.isfinite(vectors).all():
+            raise LenscopeError("sources: a vector holds NaN or infinity")
+        addresses = tuple(Source(f"vector {n}") for n in range(len(vectors)))
+        nowhere = np.full(len(vectors), -1)
+        return Sources(vectors, addresses, {}, nowhere, nowhere)
+    found: list[Source] = []
+    stack: dict[tuple[int, int], int] = {}
+    places: list[int] = []
+    parts = []
+    place = 0
+    for b, (prompt, positions) in enumerate(zip(sources.prompts, sources.positions, strict=True)):
+        for column, position in enumerate(positions):
+            token = prompt.tokens[position]
+            for number, layer in enumerate(sources.layers):
+                stack[place, layer] = len(found)
+                label = f"{token.strip() or token!r} {layer}"
+                found.append(Source(label, sources.model, prompt.text, token, position, layer))
+                parts.append(sources.tensor[b, number, column])
+                places.append(place)
+            place += 1
+    final = np.array([stack.get((p, sources.n_layers), -1) for p in places])
+    return Sources(torch.stack(parts)[:, None], tuple(found), stack, np.array(places), final)
+
+
+def cells(sources: Sources, layers: Layers, lm: LM) -> tuple[np.ndarray, np.ndarray]:
+    """Which source goes to which target layer: two arrays (n,), sources first.
+
+    Raises LenscopeError for layers out of range, or "same" and pairs where the sources have no layer.
+    """
+    count = len(sources.addresses)
+    own = np.array([a.layer for a in sources.addresses])
+    if isinstance(layers, str):
+        if layers != "same":
+            raise LenscopeError(f"layers {layers!r}: give numbers, (source, target) pairs, or 'same'")
+        if (own < 0).all() and count == lm.n_layers + 1:
+            own = np.arange(count)
+        _addressed(own, "'same'")
+        check_layers(sorted(set(own.tolist())), lm.n_layers, lm.name)
+        return np.arange(count), own
+    wanted = range(lm.n_layers + 1) if layers is None else (layers,) if isinstance(layers, int) else layers
+    pairs = [p for p in wanted if not isinstance(p, int)]
+    if not pairs:
+        plain = [n for n in wanted if isinstance(n, int)]
+        numbers = np.array(sorted(set(check_layers(plain, lm.n_layers, lm.name))))
+        return np.repeat(np.arange(count), len(numbers)), np.tile(numbers, count)
+    if len(pairs) < len(wanted) or any(not isinstance(p, tuple) or len(p) != 2 for p in pairs):
+        raise LenscopeError(f"layers {list(wanted)!r}: give numbers, or (source, target) pairs, not both")
+    _addressed(own, "pairs")
+    missing = sorted({a for a, _ in pairs} - set(own.tolist()))
+    if missing:
+        raise LenscopeError(f"source layer {missing[0]}: the sources have layers {sorted(set(own.tolist()))}")
+    chosen = check_layers([b for _, b in pairs], lm.n_layers, lm.name)
+    found = {(s, t) for (a, _), t in zip(pairs, chosen, strict=True) for s in np.flatnonzero(own == a).tolist()}
+    order = sorted(found)
+    return np.array([s for s, _ in order]), np.array([t for _, t in order])
+
+
+class Vectors:
+    """What is written into targets: f of the sources, computed once per source, or per source and target layer."""
+
+    def __init__(self, sources: Sources, f: Callable[..., Any] | None, lm: LM) -> None:
+        self.sources, self.f = sources, f
+        self.layers = lm.n_layers + 1
+        self.slots = sources.vectors.shape[1]
+        self.own = np.array([a.layer for a in sources.addresses])
+        self.takes = 1 if f is None else mappings.takes(f)
+        if self.takes > 1:
+            _addressed(self.own, "a mapping f(h, layer)")
+
+    def at(self, source: np.ndarray, layer: np.ndarray, slot: int) -> np.ndarray:
+        """Numbers that name f(source, slot) at target layers, (n,), for `table`."""
+        return (source * self.layers + (layer if self.takes > 2 else 0)) * self.slots + slot
+
+    def table(self, names: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """The vectors that `names` (n,) name, each once, (K, D*), and the number of each (n,) among them."""
+        used, number = np.unique(names, return_inverse=True)
+        source, layer, slot = used // self.slots // self.layers, used // self.slots % self.layers, used % self.slots
+        h = self.sources.vectors[torch.from_numpy(source), torch.from_numpy(slot)]
+        if self.f is None:
+            return h, number.reshape(-1)
+        out: Tensor | None = None
+        pairs = np.stack([self.own[source] if self.takes > 1 else 0 * source, layer if self.takes > 2 else 0 * layer])
+        for pair in np.unique(pairs, axis=1).T:
+            some = torch.from_numpy(np.flatnonzero((pairs == pair[:, None]).all(0)))
+            with torch.no_grad():
+                mapped = mappings.apply(self.f, h[some], int(pair[0]), int(pair[1]))
+            if mapped.ndim != 2 or len(mapped) != len(some):
+                raise LenscopeError(
+                    f"f: makes {tuple(mapped.shape)} of states {tuple(h[some].shape)}; it must return a vector for each"
+                )
+            out = mapped.new_empty(len(h), mapped.shape[-1]) if out is None else out
+            out[some] = mapped
+        assert out is not None
+        return out, number.reshape(-1)
+
+
+def _addressed(own: np.ndarray, what: str) -> None:
+    if (own < 0).any():
+        raise LenscopeError(f"layers: {what} needs sources with layers of their own; give HiddenStates, not vectors")
