@@ -137,3 +137,25 @@ def test_the_demo_writes_its_page(run, model, tmp_path, smollm2):
     assert "30: 0 (77%)" in " ".join(out.split())
     assert "·Paris" in out
     assert " Paris" in (tmp_path / "demo" / "index.html").read_text()
+
+
+def test_patch_explains_layer_by_layer_and_says_mistakes_in_one_line(smollm2, run, tmp_path):
+    """The paper's example, on the real model."""
+    path = tmp_path / "said.json"
+    code, out, _ = run("patch", "Diana, Princess of Wales", "--layers", "0,12", "-n", "6", "-o", str(path), "--json")
+    grid = json.loads(out)
+    assert code == 0
+    assert grid["cells"]["layer"] == [0, 12]
+    assert "Country" in grid["texts"][0]
+    assert "British monarch" in grid["texts"][1]
+    assert json.loads(path.read_text()) == grid
+    for wrong, message in (
+        (["--at", "nobody"], "'nobody': not in the prompt"),
+        (["--layers", "40"], "layer 40: smollm2-135m has layers 0–30"),
+        (["--below", "x"], "target, none, source"),
+        (["--mapping", str(tmp_path)], "mapping"),
+    ):
+        code, out, err = run("patch", "Diana", *wrong)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1

@@ -28,7 +28,7 @@ ROOMS = [
         "scoring",
         "patchscope",
     ),
-    *("checks", "cli"),
+    *("methods", "checks", "terminal", "cli"),
 ]
 
 
@@ -78,7 +78,7 @@ def test_the_public_names_are_pinned():
 
 def test_only_the_edges_print():
     for path in SOURCE.rglob("*.py"):
-        if path.name != "cli.py":
+        if path.name not in ("cli.py", "terminal.py"):
             calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
             assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path.name
 

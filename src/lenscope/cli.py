@@ -5,26 +5,36 @@ imports wait until a command needs them, so that --help answers at once.
 """
 
 import json
-import math
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from lenscope._version import __version__
 from lenscope.errors import LenscopeError
+from lenscope.terminal import (
+    bar,
+    headline,
+    load_model,
+    numbers,
+    places,
+    print_json,
+    resolve,
+    rising,
+    show,
+    tell,
+    texts,
+    writable,
+)
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
     from lenscope.results import Trajectory
 
 app = typer.Typer(
@@ -44,6 +54,7 @@ Attention = Annotated[str | None, typer.Option("--attn", help="Attention backend
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
 
 DEFAULT_MODEL = "smollm2-135m"
+DEMO_ENTITY = "Diana, Princess of Wales"
 DEMO_PROMPT, DEMO_TARGET = "The capital of France is", " Paris"
 
 
@@ -78,45 +89,45 @@ def lens(
     """The prediction trajectory of each prompt: what every layer would predict, as a table."""
     from lenscope.results import DISTANCES, MEASURES, check_measure, save, write_text
 
-    texts = _texts(prompts or [], file)
-    if compare is not None and (len(texts) != 1 or html or (output and not output.endswith(".json"))):
+    given = texts(prompts or [], file)
+    if compare is not None and (len(given) != 1 or html or (output and not output.endswith(".json"))):
         raise LenscopeError("--compare: takes one prompt, and saves with -o FILE.json")
     check_measure(measure or "kl", DISTANCES if compare is not None else MEASURES)
     for path, endings in ((output, (".parquet", ".json")), (html, (".html",))):
-        _writable(path, endings)
-    wanted_layers, wanted_positions = _numbers(layers, "layers"), _places(positions)
+        writable(path, endings)
+    wanted_layers, wanted_positions = numbers(layers, "layers"), places(positions)
 
-    lm = _load(model, dtype, device, revision, attention)
+    lm = load_model(model, dtype, device, revision, attention)
     from lenscope.lens import Lens
 
     one = Lens(lm)
-    ready = [lm.chat(t) if chat else lm.prompt(t) for t in texts]
-    numbers = None if wanted_layers is None else _resolve(wanted_layers, lm.n_layers)
+    ready = [lm.chat(t) if chat else lm.prompt(t) for t in given]
+    chosen = None if wanted_layers is None else resolve(wanted_layers, lm.n_layers)
     if compare is not None:
         second = lm.chat(compare) if chat else lm.prompt(compare)
-        both = one.compare(ready[0], second, numbers, wanted_positions, top_k=max(top_k, 5))
+        both = one.compare(ready[0], second, chosen, wanted_positions, top_k=max(top_k, 5))
         if output:
             write_text(Path(output), json.dumps(both.to_json(), ensure_ascii=False))
         if as_json:
-            _print_json(both.to_json())
+            print_json(both.to_json())
         else:
             console = Console()
-            console.print(_headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}", console.width))
-            _show(console, both.table(measure or "js", width=console.width))
+            console.print(headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}", console.width))
+            show(console, both.table(measure or "js", width=console.width))
         return
 
     keep = max(top_k, 5) if as_json or output or html else top_k
     done: list[Trajectory] = []
     try:
-        with _progress(len(ready), "prompts") as progress:
+        with bar(len(ready), "prompts") as progress:
             for prompt in ready:
-                done.append(one.trajectory(prompt, numbers, wanted_positions, target=target, top_k=keep))
+                done.append(one.trajectory(prompt, chosen, wanted_positions, target=target, top_k=keep))
                 progress.advance(progress.task_ids[0])
     except KeyboardInterrupt:
         if not done:
             raise
-        _tell(f"interrupted: {len(done)} of {len(ready)} prompts done; they are kept")
-    result = done[0] if len(texts) == 1 else done
+        tell(f"interrupted: {len(done)} of {len(ready)} prompts done; they are kept")
+    result = done[0] if len(given) == 1 else done
     if output:
         save(result, output)
     if html:
@@ -124,19 +135,105 @@ def lens(
 
         write_text(Path(html), page([t.to_json() for t in done], title=done[0].text))
     if as_json:
-        _print_json([t.to_json() for t in done] if isinstance(result, list) else done[0].to_json())
+        print_json([t.to_json() for t in done] if isinstance(result, list) else done[0].to_json())
         return
     console = Console()
     for n, trajectory in enumerate(done):
         if n:
             console.print()
-        console.print(_headline(lm, repr(trajectory.text), console.width))
-        _show(console, trajectory.table(measure or "max_probability", top_k=top_k, width=console.width))
+        console.print(headline(lm, repr(trajectory.text), console.width))
+        show(console, trajectory.table(measure or "max_probability", top_k=top_k, width=console.width))
         if target is not None:
-            console.print(_rising(trajectory))
+            console.print(rising(trajectory))
     for path in (output, html):
         if path:
-            _tell(f"saved {path}")
+            tell(f"saved {path}")
+
+
+@app.command()
+def patch(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The source prompt.")],
+    at: Annotated[str, typer.Option(help="Which token is explained: a position, or a substring of the prompt.")] = "-1",
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="A target prompt: entity, identity, or a text of your own.")
+    ] = "entity",
+    placeholder: Annotated[
+        str, typer.Option(help="What of a text of your own is patched: a position, or a substring.")
+    ] = "-1",
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Every source layer at every target layer: next tokens.")
+    ] = False,
+    layers: Annotated[str | None, typer.Option(help="Which source layers: 12, 0,6,12 or 0:31:5.")] = None,
+    target_layers: Annotated[
+        str | None, typer.Option("--target-layers", help="Which target layers; default: the source's own.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", help="How many tokens are written; 0: next tokens only.")
+    ] = 12,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop where the text contains this; may be repeated.")] = None,
+    answer: Annotated[list[str] | None, typer.Option(help="Follow this answer; may be repeated.")] = None,
+    below: Annotated[
+        str, typer.Option(help="What is seen of the placeholder below the patch: target, none or source.")
+    ] = "target",
+    measure: Annotated[str, typer.Option(help="Colour: max_probability, kl, entropy, surprisal, …")] = "",
+    model: Model = DEFAULT_MODEL,
+    target_model: Annotated[str | None, typer.Option("--target-model", help="The model that explains.")] = None,
+    mapping: Annotated[str | None, typer.Option(help="A folder with a mapping between the two models.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")] = None,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
+) -> None:
+    """What the model says a hidden state means, layer by layer (Patchscopes)."""
+    writable(output, (".parquet", ".json"))
+    source_layers, chosen_layers = numbers(layers, "layers"), numbers(target_layers, "target-layers")
+    where, slot = places(at), places(placeholder)
+    lm = load_model(model, dtype, device, None, attention)
+    other = load_model(target_model, dtype, device, None, attention) if target_model else lm
+    from lenscope.mappings import load_mapping
+    from lenscope.methods import TARGETS, named
+    from lenscope.patchscope import Interrupted, Patchscope, Target
+    from lenscope.states import check_layers
+
+    one = named(target) if target in TARGETS else Target(target, at=slot)
+    scope = Patchscope(other, replace(one, below=below), load_mapping(mapping) if mapping else None, source_lm=lm)
+    # all layers are read: the last one is the source model's own prediction, the lower ones may fill placeholders
+    states = lm.read(prompt, positions=where)
+    if source_layers is not None:
+        to = resolve(chosen_layers, other.n_layers) if chosen_layers is not None else None
+        every = check_layers(resolve(source_layers, lm.n_layers), lm.n_layers, lm.name)
+        targets = to if to is not None else range(other.n_layers + 1) if grid else None
+        wanted: Any = [(a, b) for a in every for b in (targets if targets is not None else [a])]
+    elif chosen_layers is not None:
+        wanted = resolve(chosen_layers, other.n_layers)
+    else:
+        wanted = None if grid else "same"
+    try:
+        with bar(2, "cells") as progress:
+
+            def advance(done: int, total: int) -> None:
+                progress.update(progress.task_ids[0], completed=done, total=total)
+
+            if grid or tokens == 0 or answer:
+                result = scope.predict(states, wanted, answers=answer or (), progress=advance)
+            else:
+                result = scope.generate(states, wanted, max_new_tokens=tokens, stop=tuple(stop or ()), progress=advance)
+    except Interrupted as partial:
+        if partial.grid is None:
+            raise
+        result = partial.grid
+        tell(f"interrupted: {len(result)} cells done; they are kept")
+    if output:
+        result.save(output)
+    if as_json:
+        print_json(result.to_json())
+        return
+    console = Console()
+    console.print(headline(other, f"{prompt!r}", console.width, "patchscope"))
+    show(console, result.table(measure, width=console.width))
+    if output:
+        tell(f"saved {output}")
 
 
 @app.command()
@@ -149,12 +246,12 @@ def check(
     attention: Attention = None,
 ) -> None:
     """What was found in a model, how exactly its readout was verified, and what is unsupported."""
-    lm = _load(model, dtype, device, revision, attention)
+    lm = load_model(model, dtype, device, revision, attention)
     from lenscope.checks import check as examine
 
     report = examine(lm)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         console = Console()
         console.print(Text(report.model, style="bold"))
@@ -172,23 +269,31 @@ def demo(
     model: Model = DEFAULT_MODEL,
 ) -> None:
     """The main job end to end on the built-in model: a trajectory in the terminal and as a page."""
-    began = time.perf_counter()
-    lm = _load(model, None, None, None, None)
-    from lenscope.lens import Lens
-
-    console = Console(width=max(80, Console().width))
-    trajectory = Lens(lm).trajectory(DEMO_PROMPT, target=DEMO_TARGET)
-    console.print(_headline(lm, repr(DEMO_PROMPT), console.width))
-    console.print(
-        Text(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}", style="dim")
-    )
-    _show(console, trajectory.table(width=console.width))
-    console.print(_rising(trajectory))
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LenscopeError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+    began = time.perf_counter()
+    lm = load_model(model, None, None, None, None)
+    from lenscope.lens import Lens
+
+    console = Console(width=max(80, Console().width))
+    trajectory = Lens(lm).trajectory(DEMO_PROMPT, target=DEMO_TARGET)
+    console.print(headline(lm, repr(DEMO_PROMPT), console.width))
+    console.print(
+        Text(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}", style="dim")
+    )
+    show(console, trajectory.table(width=console.width))
+    console.print(rising(trajectory))
+    from lenscope.methods import named
+    from lenscope.patchscope import Patchscope
+
+    states = lm.read(DEMO_ENTITY, positions=-1)
+    said = Patchscope(lm, named("entity")).generate(states, "same", max_new_tokens=12)
+    console.print()
+    console.print(headline(lm, repr(DEMO_ENTITY), console.width, "patchscope"))
+    show(console, said.table(width=console.width))
     report = folder / "index.html"
     trajectory.to_html(report)
     console.print(f"\n{time.perf_counter() - began:.0f} s; look at {report.resolve()}")
@@ -199,13 +304,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except LenscopeError as error:
-        _tell(str(error))
+        tell(str(error))
         status = 2
     except typer.TyperException as error:
-        _tell(f"{error.format_message()} (see --help)")
+        tell(f"{error.format_message()} (see --help)")
         status = 2
     except (KeyboardInterrupt, typer.Abort):
-        _tell("interrupted")
+        tell("interrupted")
         status = 130
     except BrokenPipeError:
         # the reader of the pipe has seen enough; keep Python from complaining when it flushes
@@ -219,117 +324,3 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         print(f"lenscope {__version__}")
         raise typer.Exit
-
-
-def _load(model: str, dtype: str | None, device: str | None, revision: str | None, attention: str | None) -> "LM":
-    if dtype not in (None, "float32", "float64", "bfloat16", "float16"):
-        raise LenscopeError(f"--dtype {dtype}: give float32, float64, bfloat16 or float16")
-    from lenscope.loading import load
-
-    return load(model, dtype=dtype, device_map=device, revision=revision, attn_implementation=attention)
-
-
-def _texts(prompts: list[str], file: str | None) -> list[str]:
-    texts = list(prompts)
-    if file is not None:
-        try:
-            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LenscopeError(
-                f"--file {file}: cannot be read as text ({getattr(error, 'strerror', '') or error})"
-            ) from error
-        texts += [line for line in text.splitlines() if line.strip()]
-    if not texts:
-        raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
-    return texts
-
-
-def _numbers(text: str | None, name: str) -> list[int | slice] | None:
-    """0,6,12 or 0:31:5, also mixed: integers and slices."""
-    if text is None:
-        return None
-    found: list[int | slice] = []
-    for part in text.split(","):
-        if re.fullmatch(r"\s*-?\d+\s*", part):
-            found.append(int(part))
-        elif re.fullmatch(r"\s*(-?\d+)?:(-?\d+)?(:[1-9]\d*)?\s*", part):
-            found.append(slice(*(int(n) if n.strip() else None for n in part.split(":"))))
-        else:
-            raise LenscopeError(f"--{name} {text}: give numbers and ranges such as 12 or 0,6,12 or 0:31:5")
-    return found
-
-
-def _resolve(numbers: list[int | slice], n_layers: int) -> list[int]:
-    found: list[int] = []
-    for n in numbers:
-        found += [n] if isinstance(n, int) else range(n_layers + 1)[n]
-    return found
-
-
-def _places(text: str | None) -> Any:
-    """Positions as the library takes them: what is not a list of numbers or a range is a substring."""
-    if text is None:
-        return None
-    if not re.fullmatch(r"[-\d:,\s]+", text):
-        return [text]
-    numbers = _numbers(text, "positions") or []
-    if len(numbers) == 1 and isinstance(numbers[0], slice):
-        return numbers[0]
-    if any(isinstance(n, slice) for n in numbers):
-        raise LenscopeError(f"--positions {text}: give a list such as 0,2,4 or one range such as -5:")
-    return numbers
-
-
-def _writable(path: str | None, endings: tuple[str, ...]) -> None:
-    """Before the work, not after it."""
-    if path is None:
-        return
-    if Path(path).suffix not in endings:
-        raise LenscopeError(f"{path}: give a file that ends in {' or '.join(endings)}")
-    if not Path(path).absolute().parent.is_dir():
-        raise LenscopeError(f"{path}: the folder {Path(path).absolute().parent} does not exist")
-
-
-def _headline(lm: "LM", what: str, width: int) -> Text:
-    kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"
-    parts = ("logit lens", "bold"), (f"  {lm.name}, {kind}  ", "dim"), what
-    line = Text.assemble(*parts)
-    line.truncate(width, overflow="ellipsis")
-    return line
-
-
-def _show(console: Console, table: Table) -> None:
-    """The table, then its caption over the whole width: within a narrow table it would be broken to pieces."""
-    caption, table.caption = table.caption, None
-    console.print(table)
-    console.print(caption)
-
-
-def _rising(t: "Trajectory") -> Text:
-    """The target's way up at the last position: rank and probability at the layers where its rank changes most."""
-    token = t.vocabulary[t.target] if t.target is not None else ""
-    ranks = t.rank[:, -1]
-    steps = [0, *(i for i in range(1, len(ranks)) if ranks[i] < ranks[:i].min())]
-    line = Text(f"\n{token.strip()!r} at the last position, rank (0 is the top) by layer: ")
-    for i in steps:
-        probability = float(math.exp(-t.cross_entropy[i, -1]))
-        line.append(f"  {t.layers[i]}: ", style="dim")
-        line.append(f"{ranks[i]}" + (f" ({probability:.0%})" if probability >= 0.005 else ""))
-    return line
-
-
-def _progress(total: int, unit: str) -> Progress:
-    """A bar on stderr for work of several items; nothing for a single one."""
-    console = Console(stderr=True)
-    columns = TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    progress = Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
-    progress.add_task(unit, total=total)
-    return progress
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def _tell(line: str) -> None:
-    print("lenscope: " + " ".join(line.split()), file=sys.stderr)

@@ -66,7 +66,7 @@ def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
             token = prompt.tokens[position]
             for number, layer in enumerate(sources.layers):
                 stack[place, layer] = len(found)
-                label = f"{token.strip() or token!r} {layer}"
+                label = f"{token.strip() or repr(token)} {layer}"
                 found.append(Source(label, sources.model, prompt.text, token, position, layer))
                 parts.append(sources.tensor[b, number, column])
                 places.append(place)

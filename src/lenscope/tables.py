@@ -166,7 +166,7 @@ def caption(measure: str, values: np.ndarray, hidden: int, unit: str, note: str)
     """What the colours mean, from where to where, and what does not fit."""
     finite = values[np.isfinite(values) & (values >= 0)]
     span = f" {figure(finite.min(), measure)} … {figure(finite.max(), measure)}" if finite.size else ""
-    text = f"colour: {measure}{span} ({unit}); {note}"
+    text = f"colour: {measure}{span} ({unit})" + (f"; {note}" if note else "")
     if hidden:
         text += f"; the first {hidden} positions do not fit: choose with positions, or a wider terminal"
     return Text(escape(text), style="dim", justify="left")

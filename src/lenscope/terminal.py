@@ -1,0 +1,143 @@
+"""What the commands share: options to values, and what is printed where.
+
+Knows: how layers and positions are written on a command line, progress on stderr, JSON on stdout.
+Does not know: any command.
+"""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lenscope.errors import LenscopeError
+
+if TYPE_CHECKING:
+    from lenscope.model import LM
+    from lenscope.results import Trajectory
+
+
+def load_model(model: str, dtype: str | None, device: str | None, revision: str | None, attention: str | None) -> "LM":
+    """Load a model as the options say."""
+    if dtype not in (None, "float32", "float64", "bfloat16", "float16"):
+        raise LenscopeError(f"--dtype {dtype}: give float32, float64, bfloat16 or float16")
+    from lenscope.loading import load
+
+    return load(model, dtype=dtype, device_map=device, revision=revision, attn_implementation=attention)
+
+
+def texts(prompts: list[str], file: str | None) -> list[str]:
+    """The prompts of a command: its arguments, and the lines of a file."""
+    texts = list(prompts)
+    if file is not None:
+        try:
+            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LenscopeError(
+                f"--file {file}: cannot be read as text ({getattr(error, 'strerror', '') or error})"
+            ) from error
+        texts += [line for line in text.splitlines() if line.strip()]
+    if not texts:
+        raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
+    return texts
+
+
+def numbers(text: str | None, name: str) -> list[int | slice] | None:
+    """0,6,12 or 0:31:5, also mixed: integers and slices."""
+    if text is None:
+        return None
+    found: list[int | slice] = []
+    for part in text.split(","):
+        if re.fullmatch(r"\s*-?\d+\s*", part):
+            found.append(int(part))
+        elif re.fullmatch(r"\s*(-?\d+)?:(-?\d+)?(:[1-9]\d*)?\s*", part):
+            found.append(slice(*(int(n) if n.strip() else None for n in part.split(":"))))
+        else:
+            raise LenscopeError(f"--{name} {text}: give numbers and ranges such as 12 or 0,6,12 or 0:31:5")
+    return found
+
+
+def resolve(numbers: list[int | slice], n_layers: int) -> list[int]:
+    """Layer numbers of ranges."""
+    found: list[int] = []
+    for n in numbers:
+        found += [n] if isinstance(n, int) else range(n_layers + 1)[n]
+    return found
+
+
+def places(text: str | None) -> Any:
+    """Positions as the library takes them: what is not a list of numbers or a range is a substring."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[-\d:,\s]+", text):
+        return [text]
+    found = numbers(text, "positions") or []
+    if len(found) == 1 and isinstance(found[0], slice):
+        return found[0]
+    if any(isinstance(n, slice) for n in found):
+        raise LenscopeError(f"--positions {text}: give a list such as 0,2,4 or one range such as -5:")
+    return found
+
+
+def writable(path: str | None, endings: tuple[str, ...]) -> None:
+    """Before the work, not after it."""
+    if path is None:
+        return
+    if Path(path).suffix not in endings:
+        raise LenscopeError(f"{path}: give a file that ends in {' or '.join(endings)}")
+    if not Path(path).absolute().parent.is_dir():
+        raise LenscopeError(f"{path}: the folder {Path(path).absolute().parent} does not exist")
+
+
+def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:
+    """What is shown, of which model, in one line."""
+    kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"
+    parts = (method, "bold"), (f"  {lm.name}, {kind}  ", "dim"), what
+    line = Text.assemble(*parts)
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def show(console: Console, table: Table) -> None:
+    """The table, then its caption over the whole width: within a narrow table it would be broken to pieces."""
+    caption, table.caption = table.caption, None
+    console.print(table)
+    console.print(caption)
+
+
+def rising(t: "Trajectory") -> Text:
+    """The target's way up at the last position: rank and probability at the layers where its rank changes most."""
+    token = t.vocabulary[t.target] if t.target is not None else ""
+    ranks = t.rank[:, -1]
+    steps = [0, *(i for i in range(1, len(ranks)) if ranks[i] < ranks[:i].min())]
+    line = Text(f"\n{token.strip()!r} at the last position, rank (0 is the top) by layer: ")
+    for i in steps:
+        probability = float(math.exp(-t.cross_entropy[i, -1]))
+        line.append(f"  {t.layers[i]}: ", style="dim")
+        line.append(f"{ranks[i]}" + (f" ({probability:.0%})" if probability >= 0.005 else ""))
+    return line
+
+
+def bar(total: int, unit: str) -> Progress:
+    """A bar on stderr for work of several items; nothing for a single one."""
+    console = Console(stderr=True)
+    columns = TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    progress = Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
+    progress.add_task(unit, total=total)
+    return progress
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def tell(line: str) -> None:
+    """One line on stderr."""
+    print("lenscope: " + " ".join(line.split()), file=sys.stderr)
