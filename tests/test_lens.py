@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lenscope as ls
-from lenscope import measures, reduction
+from lenscope import mappings, measures, reduction
 
 PROMPT = "The capital of France is"
 
@@ -193,3 +193,99 @@ def test_mistakes_are_said_in_one_line(lm64):
         with pytest.raises(ls.LenscopeError, match=message) as raised:
             call()
         assert "\n" not in str(raised.value)
+
+
+# -- fitted lenses
+
+
+def fitted(lm, layers=None, seed=0):
+    """A random affine lens of a model, kept to `layers` (default: every one but the last)."""
+    draw = torch.Generator().manual_seed(seed)
+    size, last, model = lm.hidden_size, lm.n_layers, mappings.identify(lm)
+    weights = {
+        (n, last): (torch.eye(size) + torch.randn(size, size, generator=draw) / 20, torch.randn(size, generator=draw))
+        for n in (range(last) if layers is None else layers)
+    }
+    return ls.Affine(weights, model, model)
+
+
+def by_hand(lm, lens, ids):
+    """Log-probabilities (L, T, V) from plain transformers: head(norm(A h + b)), at the last layer the model's own."""
+    with torch.no_grad():
+        out = lm.model(torch.tensor([ids]), output_hidden_states=True)
+        found = []
+        for n, h in enumerate(out.hidden_states[:-1]):
+            a, b = (w.double() for w in lens.weights[n, lm.n_layers])
+            found.append(lm.model.lm_head(lm.model.model.norm(torch.einsum("ij,tj->ti", a, h[0]) + b)))
+        return torch.stack([*found, out.logits[0]]).log_softmax(-1)
+
+
+def test_a_fitted_mapping_is_a_lens(lm64):
+    lens = fitted(lm64)
+    ids = tiny.ids(lm64.model, 1, 9)[0].tolist()
+    log_q = by_hand(lm64, lens, ids)
+    t = ls.Lens(lm64, lens, name="tuned").trajectory(ids, top_k=4)
+    assert t.layers == tuple(range(lm64.n_layers + 1))
+    assert t.lens == "tuned"
+    assert np.allclose(t.kl, measures.kl(log_q[-1:].expand_as(log_q), log_q), atol=1e-5, rtol=1e-6)
+    assert np.array_equal(t.top_ids, log_q.topk(4).indices.numpy())
+    assert np.allclose(t.entropy, measures.entropy(log_q), atol=1e-5)
+    assert np.abs(t.kl[-1]).max() < 1e-12
+    states = lm64.read(ids)
+    for n in range(lm64.n_layers + 1):
+        got = ls.Lens(lm64, lens).logits(states[n, :], n).log_softmax(-1)
+        torch.testing.assert_close(got, log_q[n], atol=1e-9, rtol=0)
+    # as it works in a Patchscope on the same prompt, position and last layer
+    scope = ls.Patchscope(lm64, ls.Target(ids), lens)
+    grid = scope.predict(lm64.read(ids, positions=-1), lm64.n_layers, top_k=4)
+    assert np.array_equal(grid.ids, t.top_ids[:, -1])
+    assert np.allclose(grid.log_probs, t.top_log_probs[:, -1], atol=1e-5)
+
+
+def test_a_function_is_called_with_as_many_arguments_as_it_takes(lm64):
+    ids = tiny.ids(lm64.model, 1, 5)[0].tolist()
+    expected = ls.Lens(lm64, lambda h, layer: h + layer).trajectory(ids)
+    for f in (lambda h, layer, target: h + target - (lm64.n_layers - layer), lambda *args: args[0] + args[1]):
+        assert np.allclose(ls.Lens(lm64, f).trajectory(ids).kl, expected.kl, atol=1e-9)
+    assert np.allclose(
+        ls.Lens(lm64, torch.tanh).trajectory(ids).kl, ls.Lens(lm64, lambda h: h.tanh()).trajectory(ids).kl
+    )
+    with pytest.raises(ls.LenscopeError, match=r"give f\(h\)"):
+        ls.Lens(lm64, lambda a, b, c, d: a)
+
+
+def test_a_lens_reads_the_layers_it_has_weights_for(lm64):
+    some = ls.Lens(lm64, fitted(lm64, [1, 3]))
+    assert some.trajectory(PROMPT).layers == (1, 3, 4)
+    with pytest.raises(ls.LenscopeError, match=r"pair \(2, 4\): this mapping was fitted for the pairs"):
+        some.trajectory(PROMPT, layers=[1, 2])
+    assert ls.Lens(lm64).compare(PROMPT, PROMPT, lens=some).layers == (1, 3, 4)
+    model = mappings.identify(lm64)
+    with pytest.raises(ls.LenscopeError, match="maps no layer to layer 4, the last of tiny-llama"):
+        ls.Lens(lm64, ls.Affine({(0, 2): (torch.eye(32),)}, model, model))
+    everywhere = ls.Lens(lm64, ls.Scale({None: (1.0,)}, model, model)).trajectory(PROMPT)
+    assert np.allclose(everywhere.kl, ls.Lens(lm64).trajectory(PROMPT).kl, atol=1e-6)
+
+
+def test_a_lens_of_another_model_is_refused_when_it_is_made(lm64):
+    stranger = ls.LM(tiny.model("llama", dtype=torch.float64, seed=5), tiny.tokenizer(), "tiny-llama")
+    lens = fitted(stranger)
+    with pytest.raises(ls.LenscopeError, match=r"fitted from tiny-llama .* but used from tiny-llama"):
+        ls.Lens(lm64, lens)
+    ls.Lens(lm64, lens.transferred(lm64)).trajectory(PROMPT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_lens_of_a_float32_model_reads_it_in_16_bits(lm, dtype):
+    lens = fitted(lm)
+    half = ls.LM(tiny.model("llama", dtype=dtype), tiny.tokenizer(), "tiny-llama")
+    states = half.read(PROMPT)
+    for layer in (1, 4):
+        h = states[layer, :]
+        # computed in float32, handed to the readout in the model's own dtype
+        a, b = lens.weights.get((layer, 4), (torch.eye(32), torch.zeros(32)))
+        with torch.no_grad():
+            own = half.model.lm_head(half.model.model.norm((h.float() @ a.T + b).to(dtype)))
+        assert ls.Lens(half, lens).logits(h, layer).equal(own.float())
+        t = ls.Lens(half, lens).trajectory(PROMPT, layers=[layer])
+        assert np.allclose(t.max_probability[0], own.float().softmax(-1).amax(-1), atol=1e-2)

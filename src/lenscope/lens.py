@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope import mappings
 from lenscope.errors import LenscopeError
+from lenscope.mappings import PairMapping
 from lenscope.model import LM, TOKENS_PER_RUN, PromptLike
 from lenscope.prompts import Positions, Prompt
 from lenscope.provenance import provenance
@@ -19,21 +21,33 @@ from lenscope.reduction import diverge, reduce
 from lenscope.results import Comparison, Trajectory
 from lenscope.states import HiddenStates, check_layers
 
-# f(h, layer): hidden states (..., D) of a layer → states (..., D) as the last layer would have them
-Mapping = Callable[[Tensor, int], Tensor]
+# f(h), f(h, layer) or f(h, layer, n_layers): hidden states (..., D) of a layer → states (..., D) as the last layer
+# would have them
+Mapping = Callable[..., Tensor]
 
 
 class Lens:
     """Reads what each layer would predict: unembed(f(h, layer)).
 
     f None is the logit lens (nostalgebraist 2020; Belrose et al. 2023, Eq. 3): the remaining layers are skipped. With
-    trained affine translators as f it is the tuned lens (ibid., Eq. 8). `name` labels the results.
+    trained affine translators as f it is the tuned lens (ibid., Eq. 8). f is a function, called as f(h), f(h, layer)
+    or f(h, layer, n_layers), or a fitted mapping from `lm` to itself (`load_lens`), which leaves the last layer as it
+    is. `name` labels the results. Raises LenscopeError for a mapping of other models, or with none to the last layer.
     """
 
     def __init__(self, lm: LM, f: Mapping | None = None, *, name: str | None = None) -> None:
         self.lm = lm
         self.f = f
         given = "logit lens" if f is None else getattr(f, "__name__", type(f).__name__)
+        check = getattr(f, "check", None)
+        if check is not None:
+            check(lm, lm)
+        if isinstance(f, PairMapping):
+            if not set(f.layers(lm.n_layers)) - {lm.n_layers}:
+                raise LenscopeError(f"lens {f!r}: maps no layer to layer {lm.n_layers}, the last of {lm.name}")
+            given = f.report.get("lens", given)
+        elif f is not None:
+            mappings.takes(f)
         self.name = str(name or given)
 
     def logits(self, h: Tensor, layer: int) -> Tensor:
@@ -62,10 +76,11 @@ class Lens:
     ) -> Trajectory | list[Trajectory]:
         """The prediction trajectory of one prompt, or a list of them for a list of prompts.
 
-        `layers` and `positions` default to all. `target` is the token (text or id) that cross_entropy and rank are
-        about; by default each position's next token of the prompt. KL compares with the model's own final
-        distribution. Time is about one forward pass and one unembedding per layer; memory does not grow with the
-        vocabulary. Raises LenscopeError for layers, positions or tokens that do not exist.
+        `layers` and `positions` default to all, of the layers to those that f has weights for. `target` is the token
+        (text or id) that cross_entropy and rank are about; by default each position's next token of the prompt. KL
+        compares with the model's own final distribution. Time is about one forward pass and one unembedding per layer;
+        memory does not grow with the vocabulary. Raises LenscopeError for layers, positions or tokens that do not
+        exist.
         """
         if top_k < 1 or top_k > self.lm.vocab_size:
             raise LenscopeError(f"top_k {top_k}: {self.lm.name} has 1–{self.lm.vocab_size} tokens to show")
@@ -99,7 +114,8 @@ class Lens:
             raise LenscopeError(
                 f"{other.lm.name} and {self.lm.name} differ in layers or vocabulary: their distributions do not compare"
             )
-        numbers = self._layers(layers)
+        shared = sorted({*self._layers(None)} & {*other._layers(None)}) if layers is None else layers
+        numbers = self._layers(shared)
         sides = (self, first), (other, second)
         states = [side.lm.read(side.lm.prompt(text), side._with_last(numbers), positions) for side, text in sides]
         count = min(len(s.positions[0]) for s in states)
@@ -176,7 +192,7 @@ class Lens:
 
     def _mapped(self, h: Tensor, layer: int) -> Tensor:
         assert self.f is not None
-        mapped = self.f(h, layer)
+        mapped = mappings.apply(self.f, h, layer, self.lm.n_layers)
         if mapped.shape[-1] != self.lm.hidden_size:
             raise LenscopeError(
                 f"lens {self.name}: f gives states of size {mapped.shape[-1]}; {self.lm.name} unembeds size "
@@ -185,10 +201,9 @@ class Lens:
         return mapped.to(h.dtype)
 
     def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
-        everything = range(self.lm.n_layers + 1)
-        return tuple(
-            sorted(set(check_layers(everything if layers is None else layers, self.lm.n_layers, self.lm.name)))
-        )
+        last = self.lm.n_layers
+        everything = self.f.layers(last) if isinstance(self.f, PairMapping) else range(last + 1)
+        return tuple(sorted(set(check_layers(everything if layers is None else layers, last, self.lm.name))))
 
     def _with_last(self, layers: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(dict.fromkeys((*layers, self.lm.n_layers)))

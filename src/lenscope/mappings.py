@@ -1,36 +1,34 @@
 """Mappings f from hidden states of a source model to hidden states of a target model.
 
-Knows: how a mapping is called, which models and layers it was made for, its files.
-Does not know: how they are fitted, how models are run.
+Knows: how a mapping is called, which models and layers it was made for, its files and its place on the hub.
+Does not know: how they are fitted, how models are run, other packages' files (foreign.py).
 
 A mapping is any callable: f(h), f(h, layer) or f(h, layer, target_layer), with h (..., D) of the source's layer and a
 result (..., D*) as if it were of the target's layer. The classes here map each (layer, target layer) by weights of its
-own: affine between models as in Ghandeharioun et al. 2024, §4.4.
+own: affine between models as in Ghandeharioun et al. 2024, §4.4, or from each layer of a model to its last, which is
+the tuned lens (Belrose et al. 2023, Eq. 8).
 """
 
-import hashlib
 import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lenscope import artifacts, hub
 from lenscope.errors import LenscopeError
-from lenscope.provenance import model_hash
-from lenscope.results import complete, write_text
+from lenscope.provenance import ROUNDED, head_hash, model_hash, rounded_hash
 
 if TYPE_CHECKING:
     from lenscope.model import LM
 
 FORMAT = 1
-CONFIG, WEIGHTS = "config.json", "mapping.safetensors"
+STEM = "mapping"
 
 # a (layer, target layer); None stands for all that have no weights of their own
 Pair = tuple[int, int] | None
@@ -64,16 +62,25 @@ def apply(f: Callable[..., Any], h: Tensor, layer: int, target_layer: int) -> Te
     return f(*(h, layer, target_layer)[: takes(f)])
 
 
+def needs(f: Callable[..., Any]) -> int:
+    """How many of (h, layer, target_layer) matter to f: as `takes`, but 1 for a mapping with one map for all pairs."""
+    return 1 if isinstance(f, PairMapping) and set(f.weights) == {None} else takes(f)
+
+
 def identity(h: Tensor) -> Tensor:
     """f(h) = h."""
     return h
 
 
 def identify(lm: "LM") -> dict[str, Any]:
-    """What a mapping keeps of a model to know it again, as JSON values."""
+    """What a mapping keeps of a model to know it again, also in another dtype, as JSON values."""
+    coarser = [d for d in ROUNDED if d != "float32" or _dtype(lm) in ("float32", "float64")]
     return {
         "model": lm.name,
         "model_hash": model_hash(lm.model),
+        "head_hash": head_hash(lm.model),
+        "dtype": _dtype(lm),
+        "rounded": {dtype: rounded_hash(lm.model, dtype) for dtype in coarser},
         "hidden_size": lm.hidden_size,
         "n_layers": lm.n_layers,
     }
@@ -85,7 +92,9 @@ class PairMapping:
 
     `weights` maps pairs, or None for all other pairs, to the tensors that the class names, kept in float32; the last
     one is the bias b (D*), zero where left out. `source` and `target` are what `identify` says of the two models, and
-    `report`, JSON values, is how good the mapping was measured to be. Computed in float32, in float64 where h is.
+    `report`, JSON values, is how good the mapping was measured to be; its "lens", a text, names lenses made of it.
+    Computed in float32, in float64 where h is. A mapping from a model to itself maps a layer to that very layer by
+    the identity, unless it has weights for this pair or for all others.
     Raises LenscopeError for weights of a wrong shape or not finite, and for layers that the models do not have.
     """
 
@@ -117,7 +126,7 @@ class PairMapping:
     def __call__(self, h: Tensor, layer: int, target_layer: int) -> Tensor:
         """States h (..., D) of `layer` as states (..., D*) of `target_layer`, in float32 or float64."""
         found = self.weights.get((layer, target_layer)) or self.weights.get(None)
-        if found is None:
+        if found is None and layer not in self.layers(target_layer):
             raise LenscopeError(
                 f"pair ({layer}, {target_layer}): this mapping was fitted for the pairs {self._pairs()}; fit it with "
                 f"layers=[{layer}], target_layers=[{target_layer}]"
@@ -128,31 +137,53 @@ class PairMapping:
                 f"{self.source['hidden_size']} wide; give it states of that model"
             )
         wide = h.double() if h.dtype == torch.float64 else h.float()
-        return self._map(wide, *(w.to(wide) for w in found))
+        return wide if found is None else self._map(wide, *(w.to(wide) for w in found))
+
+    def layers(self, target_layer: int) -> tuple[int, ...]:
+        """The layers that it maps to `target_layer`."""
+        if None in self.weights:
+            return tuple(range(self.source["n_layers"] + 1))
+        own = {target_layer} if self.source == self.target else set()
+        return tuple(sorted(own | {pair[0] for pair in self.weights if pair is not None and pair[1] == target_layer}))
 
     def check(self, source_lm: "LM | None", target_lm: "LM") -> None:
-        """Raise LenscopeError unless fitted for these two models; `source_lm` None is a source that is not known."""
+        """Raise LenscopeError unless fitted for these two models; `source_lm` None is a source that is not known.
+
+        The same weights in another dtype are the same model: those of the finer dtype, rounded, equal the coarser's.
+        """
         sides = [(self.source, source_lm), (self.target, target_lm)]
         if not all(lm is None or _same(fitted, lm) for fitted, lm in sides):
             given = [None if lm is None else identify(lm) for _, lm in sides]
             raise LenscopeError(
                 f"mapping: fitted from {_told(self.source)} to {_told(self.target)}, but used from {_told(given[0])} "
-                f"to {_told(given[1])}; fit one for this pair, or load the weights it was fitted with"
+                f"to {_told(given[1])}; fit one for this pair, load the weights it was fitted with, or move it to a "
+                "model of the same size with transferred(lm)"
             )
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and mapping.safetensors into a folder, which is made where it does not exist.
+    def transferred(self, lm: "LM") -> Self:
+        """A copy for another model of the same size, such as a fine-tuned one; `report` keeps where it comes from.
 
-        Each file is complete or not there at all; a config names the weights it belongs to by their SHA-256.
+        How well a lens reads a model it was not fitted for has to be measured (Belrose et al. 2023, Fig. 13). Raises
+        LenscopeError where hidden size or number of layers differ, and for a mapping between two models.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with complete(folder / WEIGHTS) as making:
-                safetensors.torch.save_file(self._tensors(), making)
-                digest = _digest(making)
-        except (OSError, SafetensorError) as error:
-            raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
+        if self.source != self.target:
+            raise LenscopeError(
+                f"mapping: from {_named(self.source)} to {_named(self.target)}; only one from a model to itself can be "
+                "transferred"
+            )
+        here = identify(lm)
+        if any(here[size] != self.source[size] for size in ("hidden_size", "n_layers")):
+            raise LenscopeError(
+                f"mapping: fitted for {_told(self.source)}; {_told(here)} is of another size, so fit one for it"
+            )
+        origins = [*self.report.get("transferred_from", []), self.source]
+        return replace(self, source=here, target=here, report={**self.report, "transferred_from": origins})
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and mapping-….safetensors into a folder, which is made where it does not exist.
+
+        Whenever writing ends, the folder holds the old mapping or the new one, whole.
+        """
         config = {
             "format": FORMAT,
             "kind": self.kind,
@@ -160,9 +191,15 @@ class PairMapping:
             "source": self.source,
             "target": self.target,
             "report": self.report,
-            "sha256": digest,
         }
-        write_text(folder / CONFIG, json.dumps(config, ensure_ascii=False, allow_nan=False, indent=1))
+        artifacts.write(folder, STEM, config, self._tensors())
+
+    def push(self, repo_id: str) -> str:
+        """Save to a model repository on the Hugging Face hub, in one commit; returns its address.
+
+        `load_lens(repo_id, lm)` reads it again. Raises LenscopeError where the hub cannot be reached or says no.
+        """
+        return hub.push(repo_id, self.save, f"lenscope: {self!r}", f"{STEM}-*.safetensors")
 
     def _tensors(self) -> dict[str, Tensor]:
         # cloned, because safetensors refuses tensors that share memory
@@ -265,21 +302,17 @@ KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRan
 
 def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
     """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config, tensors = artifacts.read(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         made = KINDS[config["kind"]]
-        if _digest(folder / WEIGHTS) != config["sha256"]:
-            raise LenscopeError(f"{folder}: {WEIGHTS} is damaged or not the one {CONFIG} belongs to; save it again")
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
         pairs: list[Pair] = [None if p is None else tuple(p) for p in config["pairs"]]
         weights = {pair: tuple(tensors.pop(f"{_key(pair)}.{name}") for name in made.names) for pair in pairs}
         if tensors or any(w.dtype != torch.float32 for found in weights.values() for w in found):
-            raise LenscopeError(f"{folder}: {WEIGHTS} has tensors that {CONFIG} does not name, or not in float32")
+            raise LenscopeError(f"{folder}: the weights have tensors that the config does not name, or not in float32")
         if not isinstance(config["report"], dict):
-            raise LenscopeError(f"{folder}: the report in {CONFIG} is {config['report']!r}; it must be an object")
+            raise LenscopeError(f"{folder}: the report in the config is {config['report']!r}; it must be an object")
         return made(weights, config["source"], config["target"], config["report"])
     except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
         if isinstance(error, LenscopeError):
@@ -292,17 +325,22 @@ def _key(pair: Pair) -> str:
     return "all" if pair is None else f"{pair[0]}.{pair[1]}"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _same(fitted: dict[str, Any], lm: "LM") -> bool:
-    known = fitted.get("model_hash")
-    given = identify(lm)
-    if known and given["model_hash"]:
-        return known == given["model_hash"]
-    return all(fitted[name] == given[name] for name in ("model", "hidden_size", "n_layers"))
+    known, given = fitted.get("model_hash"), model_hash(lm.model)
+    if not known or not given:
+        mine = {"model": lm.name, "hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
+        return all(fitted[name] == value for name, value in mine.items())
+    dtypes = {str(fitted.get("dtype")), _dtype(lm)}
+    rounded = fitted.get("rounded")
+    if known == given or len(dtypes) == 1 or not dtypes <= {*ROUNDED, "float64"} or not isinstance(rounded, dict):
+        return bool(known == given)
+    # the coarser of the two; of the two 16-bit ones the checkpoint's own, which is not known
+    coarse = dtypes & {"bfloat16", "float16"} or {"float32"}
+    return any(rounded.get(dtype) == rounded_hash(lm.model, dtype) for dtype in coarse)
+
+
+def _dtype(lm: "LM") -> str:
+    return str(lm.dtype).removeprefix("torch.")
 
 
 def _named(model: dict[str, Any]) -> str:
@@ -313,4 +351,5 @@ def _told(model: dict[str, Any] | None) -> str:
     if model is None:
         return "an unknown source"
     known = str(model.get("model_hash") or "weights not known").removeprefix("sha256:")[:17]
-    return f"{model['model']} ({known}; {model['n_layers']} layers of {model['hidden_size']})"
+    dtype = f"{model['dtype']}; " if model.get("dtype") else ""
+    return f"{model['model']} ({known}; {dtype}{model['n_layers']} layers of {model['hidden_size']})"

@@ -1,6 +1,6 @@
 """What a number came from: versions, model, weights, dtype, attention backend, readout.
 
-Knows: how to name a model and its weights so that two results can be told to be of the same model.
+Knows: how to name a model and its weights so that two results can be told to be of the same model, in any dtype.
 Does not know: what was computed.
 """
 
@@ -20,7 +20,11 @@ from lenscope._version import __version__
 if TYPE_CHECKING:
     from lenscope.model import LM
 
-_hashes: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], str]] = WeakKeyDictionary()
+# dtypes that weights are rounded to, to be compared with the same weights in that dtype
+ROUNDED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_State = tuple[tuple[int, int], ...]
+_hashes: WeakKeyDictionary[nn.Module, tuple[_State, dict[str, str]]] = WeakKeyDictionary()
 
 
 def provenance(lm: "LM") -> dict[str, Any]:
@@ -33,6 +37,7 @@ def provenance(lm: "LM") -> dict[str, Any]:
         "source": lm.source,
         "revision": lm.revision,
         "model_hash": model_hash(lm.model),
+        "head_hash": head_hash(lm.model),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "device": str(lm.device),
         "attention": getattr(lm.model.config.get_text_config(), "_attn_implementation", None),
@@ -47,29 +52,59 @@ def model_hash(model: nn.Module) -> str | None:
 
     Kept until a weight changes: tensors count their in-place changes.
     """
+    return _kept(model, model, "own", None)
+
+
+def head_hash(model: nn.Module) -> str | None:
+    """As `model_hash`, of the output embedding alone; None where the model names none."""
+    named = getattr(model, "get_output_embeddings", None)
+    head = None if named is None else named()
+    return _kept(model, head, "head", None) if isinstance(head, nn.Module) else None
+
+
+def rounded_hash(model: nn.Module, dtype: str) -> str | None:
+    """As `model_hash`, of the weights rounded to a dtype of `ROUNDED`: what `model_hash` would be in that dtype.
+
+    Whoever loads a checkpoint in two dtypes gets weights of which the finer, rounded, equal the coarser bit for bit.
+    So weights are known again across dtypes, and one changed weight is seen unless the coarser dtype cannot hold it.
+    """
+    rounded = ROUNDED[dtype]
+    if all(p.dtype == rounded or not p.is_floating_point() for p in model.parameters()):
+        return model_hash(model)
+    return _kept(model, model, dtype, rounded)
+
+
+def _kept(model: nn.Module, part: nn.Module, name: str, dtype: torch.dtype | None) -> str | None:
     parameters = dict(model.named_parameters())
-    if any(p.is_meta for p in parameters.values()):
+    if any(p.is_meta for p in (*parameters.values(), *part.parameters())):
         return None
     state = tuple((p.data_ptr(), p._version) for p in parameters.values())
     if model not in _hashes or _hashes[model][0] != state:
-        with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(_digest, parameters.values()))
-        total = hashlib.sha256()
-        for (name, p), digest in sorted(zip(parameters.items(), digests, strict=True), key=lambda item: item[0][0]):
-            total.update(f"{name} {tuple(p.shape)} {p.dtype} ".encode() + digest)
-        _hashes[model] = (state, f"sha256:{total.hexdigest()}")
-    return _hashes[model][1]
+        _hashes[model] = (state, {})
+    known = _hashes[model][1]
+    if name not in known:
+        known[name] = _hash(dict(part.named_parameters()), dtype)
+    return known[name]
 
 
-def _digest(p: Tensor) -> bytes:
+def _hash(parameters: dict[str, Tensor], dtype: torch.dtype | None) -> str:
+    kinds = {name: dtype if dtype and p.is_floating_point() else p.dtype for name, p in parameters.items()}
+    with ThreadPoolExecutor() as pool:
+        digests = dict(zip(parameters, pool.map(_digest, parameters.values(), kinds.values()), strict=True))
     total = hashlib.sha256()
-    for piece in _bytes(p.detach()):
+    for name in sorted(parameters):
+        total.update(f"{name} {tuple(parameters[name].shape)} {kinds[name]} ".encode() + digests[name])
+    return f"sha256:{total.hexdigest()}"
+
+
+def _digest(p: Tensor, dtype: torch.dtype) -> bytes:
+    total = hashlib.sha256()
+    for piece in _bytes(p.detach(), dtype):
         total.update(piece)
     return total.digest()
 
 
-def _bytes(p: Tensor) -> Iterator[memoryview]:
-    # in pieces, so that a tensor on an accelerator or with gaps is never copied whole
-    flat = p.contiguous().reshape(-1).view(torch.uint8) if p.numel() else p.new_empty(0, dtype=torch.uint8)
-    for piece in flat.split(1 << 26):
-        yield memoryview(piece.cpu().numpy())
+def _bytes(p: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    # in pieces, so that a tensor on an accelerator, with gaps or of another dtype is never copied whole
+    for piece in p.contiguous().reshape(-1).split(1 << 24) if p.numel() else ():
+        yield memoryview(piece.to(dtype).view(torch.uint8).cpu().numpy())

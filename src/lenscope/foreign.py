@@ -1,0 +1,385 @@
+"""Fitted lenses from wherever they are: lenscope's folders, tuned-lens' folders, Jacobian-lens files, the hub.
+
+Knows: the files that other packages write, and where on the Hugging Face hub lenses are kept.
+Does not know: what lenses are used for.
+
+tuned-lens (Belrose et al. 2023; its nn/lenses.py, versions 0.0.x to 0.2.0): a folder with config.json and params.pt,
+a state dict of `{l}.weight` W (D, D) and `{l}.bias` b (D) for the layers 0…n_layers-1, with A = I + W. Before 0.1 the
+keys were `input_translator.…` for layer 0 and `layer_translators.{l-1}.…` for layer l ("probe" or "adapter" still
+earlier), beside the model's own norm and unembedding. On the hub: the space AlignmentResearch/tuned-lens, folder
+lens/MODEL.
+
+Jacobian lens (Gurnee et al. 2026; anthropics/jacobian-lens, jlens/lens.py, read in copies of it; TransformerLens 4.3
+reads and writes the same): one .pt file with J {block: (D, D)}, in float16, n_prompts, source_layers, d_model. Blocks
+count from 0, so the output of block k is layer k + 1 here; J maps it to the last block's output before the final norm.
+TransformerLens adds metadata with model_name and target_layer. On the hub: neuronpedia/jacobian-lens,
+MODEL/jlens/CORPUS/NAME_jacobian_lens.pt.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lenscope import hub
+from lenscope.errors import LenscopeError
+from lenscope.loading import BUILT_IN
+from lenscope.mappings import Affine, LowRank, Pair, PairMapping, Scale, identify, load_mapping
+from lenscope.model import LM
+from lenscope.results import complete
+
+SPACE = "AlignmentResearch/tuned-lens"
+CONFIG, PARAMS = "config.json", ("params.pt", "params.safetensors")
+# what the files of tuned-lens before 0.1 hold beside translators: copies of the model's own readout
+_READOUT = ("layer_norm.", "unembedding.")
+_TENSORS = (".pt", ".pth", ".safetensors")
+
+
+def load_lens(where: str | os.PathLike[str], lm: LM) -> PairMapping:
+    """A fitted lens for `lm`: a mapping from its layers to its last, for `Lens(lm, f)` and for Patchscopes.
+
+    `where` is a folder or a hub repository that lenscope saved; a folder of the package tuned-lens, or the model's
+    name in the hub space that its lenses are kept in; a Jacobian-lens file, or OWNER/REPOSITORY/PATH.pt, or a
+    repository with one file for this model. Translators that a tuned-lens file lacks are the identity, as they are
+    before training; layers that a Jacobian lens lacks are left out. `report` says what was read.
+
+    Nothing that could run code is loaded. Raises LenscopeError for what is missing, damaged, not finite, of another
+    size or of another model; a lens of tuned-lens is known by its hash of the unembedding or by its model's name, a
+    Jacobian lens by name alone, and by its size where it carries no name.
+    """
+    name = os.fspath(where)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _from_folder(path, lm)
+    if path.is_file():
+        return _from_file(path, lm, name)
+    if ("/" not in name and path.suffix in _TENSORS) or name.startswith((".", "/", "~")):
+        raise LenscopeError(f"{name}: no such file or folder")
+    return _from_hub(name, lm)
+
+
+def export_tuned_lens(mapping: PairMapping, folder: str | os.PathLike[str]) -> None:
+    """Write config.json and params.pt, which the package tuned-lens 0.2.0 loads: W = A - I and b, in float32.
+
+    Raises LenscopeError unless the mapping goes from every layer of a model, but the last, to its last.
+    """
+    n_layers, size = mapping.source["n_layers"], mapping.source["hidden_size"]
+    found = [mapping.weights.get((layer, n_layers), mapping.weights.get(None)) for layer in range(n_layers)]
+    lacking = [layer for layer, weights in enumerate(found) if weights is None]
+    if mapping.source != mapping.target or lacking:
+        told = f"none from layer {lacking[0]}" if lacking else "one between two models"
+        raise LenscopeError(
+            f"{mapping!r}: {told}; tuned-lens has translators from every layer 0–{n_layers - 1} to {n_layers}"
+        )
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    for layer, weights in enumerate(found):
+        assert weights is not None
+        state[f"{layer}.weight"] = _residual(mapping, weights, size).float()
+        state[f"{layer}.bias"] = weights[-1].detach().cpu().clone()
+    config = {
+        "base_model_name_or_path": mapping.source["model"],
+        "d_model": size,
+        "num_hidden_layers": n_layers,
+        "bias": True,
+        "base_model_revision": None,
+        "unembed_hash": None,
+        "lens_type": "linear_tuned_lens",
+    }
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with complete(folder / CONFIG) as text, complete(folder / PARAMS[0]) as tensors:
+            text.write_text(json.dumps(config), encoding="utf-8")
+            torch.save(state, tensors)
+    except (OSError, RuntimeError) as error:
+        raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+
+
+def _residual(mapping: PairMapping, weights: tuple[Tensor, ...], size: int) -> Tensor:
+    """W (D, D) of h + W h + b, in float64."""
+    first, second, *_ = (w.detach().cpu().double() for w in weights)
+    if isinstance(mapping, Affine):
+        return first - torch.eye(size, dtype=first.dtype)
+    if isinstance(mapping, LowRank):
+        return first @ second.T
+    assert isinstance(mapping, Scale)
+    return (first - 1) * torch.eye(size, dtype=first.dtype)
+
+
+# -- files
+
+
+def _from_folder(folder: Path, lm: LM) -> PairMapping:
+    try:
+        config = _config(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LenscopeError(f"{folder}: {CONFIG} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if config is None:
+        files = [p for p in sorted(folder.iterdir()) if p.suffix in (".pt", ".pth")]
+        if len(files) == 1:
+            return _from_file(files[0], lm, str(files[0]))
+        raise LenscopeError(f"{folder}: is no lens: it has no {CONFIG}, and {len(files)} files of tensors")
+    if "kind" in config:
+        mapping = load_mapping(folder)
+        mapping.check(lm, lm)
+        return mapping
+    if not _is_tuned_lens(config):
+        raise LenscopeError(f"{folder}: its {CONFIG} is not that of a lens; give a folder of lenscope or of tuned-lens")
+    for name in PARAMS:
+        if (folder / name).is_file():
+            return _tuned_lens(config, _tensors(folder / name), lm, str(folder))
+    raise LenscopeError(f"{folder}: has the {CONFIG} of a tuned lens, but no {' or '.join(PARAMS)}; copy it there too")
+
+
+def _from_file(path: Path, lm: LM, name: str) -> PairMapping:
+    content = _tensors(path)
+    if not isinstance(content.get("J"), dict):
+        beside = path.with_name(CONFIG)
+        if path.name in PARAMS and beside.is_file():
+            return _from_folder(path.parent, lm)
+        raise LenscopeError(f"{path}: is no Jacobian lens: it has no J; for a tuned lens give the folder")
+    return _jacobian_lens(content, lm, name)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
+
+
+def _is_tuned_lens(config: dict[str, Any]) -> bool:
+    # the config of a model may have d_model too
+    return "d_model" in config and "model_type" not in config and bool({"num_hidden_layers", "num_layers"} & {*config})
+
+
+def _tensors(path: Path) -> dict[Any, Any]:
+    """A dictionary of tensors and plain values, on the CPU wherever they were saved from; never runs code."""
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        told = " ".join(str(error).split())
+        if re.search(r"Unsupported (global|class)|[Cc]an only|reduce for", told):
+            raise LenscopeError(
+                f"{path}: is a pickle that holds more than tensors and could run code; it was not loaded"
+            ) from error
+        raise LenscopeError(f"{path}: is damaged, or no file of tensors; fetch it again") from error
+    except Exception as error:  # the zip, pickle and tensor readers fail in as many ways as files break
+        told = " ".join(str(error).split())[:120]
+        raise LenscopeError(f"{path}: is damaged, or no file of tensors ({told}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise LenscopeError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+# -- tuned-lens
+
+
+def _tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where: str) -> Affine:
+    n_layers = lm.n_layers
+    _fits(where, lm, config["d_model"], config.get("num_hidden_layers", config.get("num_layers")))
+    other = [k for k in ("extra_layers", "rank", "mlp_hidden_sizes", "sublayers", "share_weights") if config.get(k)]
+    if other or config.get("reuse_unembedding") is False:
+        told = other[0] if other else "reuse_unembedding false"
+        raise LenscopeError(f"{where}: has {told}, of an early tuned-lens: more than one affine translator per layer")
+    base = config.get("base_model_name_or_path")
+    known = _unembedding(config.get("unembed_hash"), lm)
+    if known != "equal":
+        _named(where, lm, base)
+    translators: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if str(key).startswith(_READOUT):
+            continue
+        layer, part = _place(str(key))
+        if layer is None or part not in ("weight", "bias") or not isinstance(value, Tensor) or layer >= n_layers:
+            raise LenscopeError(f"{where}: its tensors include {key!r}, which is no translator of {n_layers} layers")
+        translators.setdefault(layer, {})[part] = value
+    if not translators or any("weight" not in t for t in translators.values()):
+        raise LenscopeError(f"{where}: lacks the weight of a translator; fetch it again")
+    missing = [layer for layer in range(n_layers) if layer not in translators]
+    size = lm.hidden_size
+    weights: dict[Pair, tuple[Tensor, ...]] = {}
+    for layer in range(n_layers):
+        found = translators.get(layer, {"weight": torch.zeros(size, size)})
+        w, b = found["weight"], found.get("bias", torch.zeros(size))
+        if w.shape != (size, size) or b.shape != (size,):
+            raise LenscopeError(
+                f"{where}: layer {layer} has a translator of shapes {tuple(w.shape)} and {tuple(b.shape)}; "
+                f"{lm.name} needs {(size, size)} and {(size,)}"
+            )
+        weights[layer, n_layers] = (w.double() + torch.eye(size, dtype=torch.float64), b)
+    report = {
+        "lens": "tuned lens",
+        "format": "tuned-lens",
+        "base_model": base,
+        "base_revision": config.get("base_model_revision"),
+        "unembed_hash": known,
+        "identity": missing,
+    }
+    return _made(weights, report, lm, where)
+
+
+def _place(key: str) -> tuple[int | None, str]:
+    """The layer and the part that a key of a state dict names."""
+    modern = re.fullmatch(r"(\d+)\.(\w+)", key)
+    if modern:
+        return int(modern[1]), modern[2]
+    early = re.fullmatch(
+        r"(?:input_(?:translator|probe|adapter)|layer_(?:translator|probe|adapter)s\.(\d+))\.(\w+)", key
+    )
+    if early:
+        return (0 if early[1] is None else int(early[1]) + 1), early[2]
+    return None, ""
+
+
+def _unembedding(hashed: Any, lm: LM) -> str:
+    """Whether the hash of an unembedding is that of `lm`: "equal", "different" or "unknown".
+
+    tuned-lens hashes what numpy prints of the matrix, which is its corners to one digit; another dtype or another
+    version of that package can give another hash for the same weights, so only "equal" is evidence.
+    """
+    head = lm.model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if not isinstance(hashed, str) or not isinstance(weight, Tensor) or weight.is_meta or weight.ndim != 2:
+        return "unknown"
+    with np.printoptions(threshold=1000, edgeitems=3, linewidth=75):
+        printed = np.array_str(weight.detach().float().cpu().numpy(), precision=1)
+    return "equal" if hashlib.sha256(printed.encode()).hexdigest() == hashed else "different"
+
+
+# -- Jacobian lens
+
+
+def _jacobian_lens(content: dict[Any, Any], lm: LM, where: str) -> Affine:
+    matrices = content["J"]
+    if not matrices or not all(type(k) is int and isinstance(j, Tensor) for k, j in matrices.items()):
+        raise LenscopeError(f"{where}: its J must hold matrices by block number")
+    first = next(iter(matrices.values()))
+    size = content.get("d_model", first.shape[-1])
+    if size != lm.hidden_size:
+        raise LenscopeError(f"{where}: was fitted for states of size {size}; {lm.name} has {lm.hidden_size}")
+    about = content["metadata"] if isinstance(content.get("metadata"), dict) else {}
+    target = about.get("target_layer", lm.n_layers - 1)
+    if target not in (-1, lm.n_layers - 1):
+        raise LenscopeError(f"{where}: maps to block {target!r}; {lm.name} is read after block {lm.n_layers - 1}")
+    named = about.get("model_name") or _file_model(where)
+    if named:
+        _named(where, lm, named)
+    blocks = sorted(matrices)
+    whole = blocks == list(range(len(blocks)))
+    if blocks[0] < 0 or blocks[-1] > lm.n_layers - 2 or (whole and not named and len(blocks) < lm.n_layers - 1):
+        raise LenscopeError(
+            f"{where}: has blocks {blocks[0]}–{blocks[-1]}; of {lm.name} it would have 0–{lm.n_layers - 2}, so it was "
+            "fitted for another model"
+        )
+    shape = (lm.hidden_size, lm.hidden_size)
+    for block in blocks:
+        if matrices[block].shape != shape:
+            raise LenscopeError(f"{where}: block {block} has a matrix {tuple(matrices[block].shape)}, not {shape}")
+    prompts = content.get("n_prompts")
+    report = {
+        "lens": "Jacobian lens",
+        "format": "jacobian-lens",
+        "base_model": named,
+        "prompts": prompts if type(prompts) is int else None,
+    }
+    weights: dict[Pair, tuple[Tensor, ...]] = {(k + 1, lm.n_layers): (matrices[k].float(),) for k in blocks}
+    return _made(weights, report, lm, where)
+
+
+def _file_model(where: str) -> str | None:
+    found = re.fullmatch(r"(.+)_jacobian_lens(?:_n\d+)?\.pth?", Path(where).name)
+    return found[1] if found else None
+
+
+# -- belonging
+
+
+def _made(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: LM, where: str) -> Affine:
+    model = identify(lm)
+    try:
+        return Affine(weights, model, model, report)
+    except LenscopeError as error:
+        raise LenscopeError(f"{where}: {error}") from error
+
+
+def _fits(where: str, lm: LM, size: Any, n_layers: Any) -> None:
+    if (size, n_layers) != (lm.hidden_size, lm.n_layers):
+        raise LenscopeError(
+            f"{where}: was fitted for {n_layers} layers of {size}; {lm.name} has {lm.n_layers} of {lm.hidden_size}"
+        )
+
+
+def _names(lm: LM) -> set[str]:
+    built_in = BUILT_IN[lm.name].hub_id if lm.name in BUILT_IN else ""
+    given = (lm.name, lm.source, built_in, lm.model.name_or_path)
+    return {name.rstrip("/").rsplit("/", 1)[-1].lower() for name in given if name}
+
+
+def _named(where: str, lm: LM, base: Any) -> None:
+    if not isinstance(base, str) or base.rstrip("/").rsplit("/", 1)[-1].lower() not in _names(lm):
+        raise LenscopeError(
+            f"{where}: was fitted for {base!r}, and {lm.name} is another model or another name of it; load the lens "
+            "with that model, and move it with transferred(lm)"
+        )
+
+
+# -- the hub
+
+
+def _from_hub(name: str, lm: LM) -> PairMapping:
+    parts = name.split("/")
+    if len(parts) > 2 and name.endswith(_TENSORS):
+        path = hub.fetch("/".join(parts[:2]), "/".join(parts[2:]))
+        if path is not None:
+            return _from_file(path, lm, name)
+    elif len(parts) == 2:
+        config = hub.fetch(name, CONFIG)
+        if config is None:
+            file = _file_for(name, lm)
+            path = hub.fetch(name, file) if file else None
+            if path is not None:
+                return _from_file(path, lm, f"{name}/{file}")
+        elif any(hub.fetch(name, file) for file in _beside(name, config)):
+            return _from_folder(config.parent, lm)
+    if len(parts) <= 2:
+        config = hub.fetch(SPACE, f"lens/{name}/{CONFIG}", "space")
+        if config is not None and hub.fetch(SPACE, f"lens/{name}/{PARAMS[0]}", "space"):
+            return _from_folder(config.parent, lm)
+    raise LenscopeError(
+        f"{name}: no such folder, and no lens for {lm.name} of this name on the hub, nor in the space {SPACE}; give "
+        "the folder that a lens was saved to, or OWNER/REPOSITORY (private ones need: hf auth login)"
+    )
+
+
+def _beside(name: str, path: Path) -> tuple[str, ...]:
+    """The files that may go with the config of a repository; none with that of a model."""
+    try:
+        config = _config(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise LenscopeError(f"{name}: its {CONFIG} on the hub cannot be read") from error
+    if "kind" in config:
+        return (str(config.get("weights")),)
+    return PARAMS if _is_tuned_lens(config) else ()
+
+
+def _file_for(repo_id: str, lm: LM) -> str | None:
+    """The Jacobian-lens file of a repository that is named after this model."""
+    fitting = [f for f in hub.files(repo_id) if (_file_model(f) or "").lower() in _names(lm)]
+    if len(fitting) > 1:
+        raise LenscopeError(f"{repo_id}: has {len(fitting)} lenses for {lm.name}; give one, as {repo_id}/{fitting[0]}")
+    return fitting[0] if fitting else None
