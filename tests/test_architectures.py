@@ -208,6 +208,22 @@ def test_a_sweep_gives_what_plain_hooks_give(lm):
         assert text[None][n].log_probs == pytest.approx(text["plain"][n].log_probs, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", "gpt2", "gpt_neox", "gemma2", "qwen3", "phi", "cohere", "opt", "olmo", "mistral", "bloom", "falcon"],
+)
+def test_in_float64_a_sweep_is_what_plain_hooks_give_to_the_last_digits(architecture):
+    lm = ls.LM(tiny.model(architecture, torch.float64), None, architecture)
+    assert rows.fastest(lm) != "plain"
+    made = mixed_rows(lm, [lm.prompt(p) for p in prompts(lm, 7, 5, 7)])
+    found = {}
+    for mode in (None, "plain"):
+        found[mode] = torch.zeros(len(made), 2, lm.hidden_size, dtype=torch.float64)
+        for some, states in rows.predict(lm, made, last=2, mode=mode):
+            found[mode][some] = states
+    assert float((found[None] - found["plain"]).abs().max() / found["plain"].std()) <= 1e-10
+
+
 def mixed_rows(lm, targets):
     """Rows at every layer of each target: single patches, two placeholders, a window, additions, and no patch."""
     n = lm.n_layers

@@ -4,6 +4,7 @@ Knows: sources, targets, mappings, and how their combinations become rows and ro
 Does not know: how rows are run (rows.py), how a token is chosen (decoding.py), prior methods (methods.py).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lenscope import rows
 from lenscope.decoding import Writer
-from lenscope.edits import Operation, replace
+from lenscope.edits import Edit, Operation, replace
 from lenscope.errors import LenscopeError
 from lenscope.grids import Grid, Spot
 from lenscope.model import LM, PromptLike
@@ -23,7 +24,7 @@ from lenscope.provenance import provenance
 from lenscope.rows import Rows
 from lenscope.scoring import Scores
 from lenscope.sources import Layers, Sources, Vectors, cells, gather
-from lenscope.states import HiddenStates
+from lenscope.states import HiddenStates, check_layers
 
 # progress(cells done, cells in all)
 Progress = Callable[[int, int], None]
@@ -45,13 +46,15 @@ class Target:
     `at` is an index, a substring (its last token) or a list of them; with `every`, a substring all of whose
     occurrences are placeholders. `below` says what later tokens see at a placeholder in the blocks below the patched
     layer: "target", the placeholder's own keys and values (Ghandeharioun et al. 2024, where they contaminate what is
-    generated, App. D.3); "none", nothing; "source", the source's states of those layers.
+    generated, App. D.3); "none", nothing; "source", the source's states of those layers. `edits` are made in every
+    run of the prompt, patched or not, such as a soft prompt: vectors at layer 0.
     """
 
     prompt: PromptLike
     at: Positions = -1
     every: bool = False
     below: str = "target"
+    edits: Sequence[Edit] = ()
 
     def resolve(self, lm: LM) -> tuple[Prompt, tuple[int, ...]]:
         """The prompt in the tokens of `lm` and the positions of its placeholders, ascending.
@@ -71,6 +74,22 @@ class Target:
             raise LenscopeError(f"at {self.at!r}: names a position of the target prompt twice")
         return prompt, tuple(sorted(found))
 
+    def fixed(self, lm: LM) -> tuple[Edit, ...]:
+        """The `edits` with layers and positions as numbers, and vectors (positions, D); LenscopeError as `resolve`."""
+        prompt = lm.prompt(self.prompt)
+        made = []
+        for edit in self.edits:
+            places = list(prompt.positions(edit.position))
+            (layer,) = check_layers((edit.layer,), lm.n_layers, lm.name)
+            if edit.row is not None or edit.vector.shape not in ((lm.hidden_size,), (len(places), lm.hidden_size)):
+                raise LenscopeError(
+                    f"edit at layer {layer} of a target: vectors of shape {tuple(edit.vector.shape)} for "
+                    f"{len(places)} positions; give (D,) or (positions, D), D = {lm.hidden_size}, and no row"
+                )
+            vector = edit.vector.detach().expand(len(places), -1)
+            made.append(dataclasses.replace(edit, layer=layer, position=places, vector=vector))
+        return tuple(made)
+
 
 class Patchscope:
     """Patches sources into a target prompt of `lm` at any layers, and reads or writes on from there.
@@ -79,8 +98,9 @@ class Patchscope:
     source's model being any. `target` is one Target (or prompt, patched at its last token) or several. `f` maps
     states of the source's model to states of `lm` (None: identity), called as f(h), f(h, layer) or
     f(h, layer, target_layer). `op` puts f(h) in place of the state or adds it (lenscope.edits); `window` writes the
-    same at that many layers from the target layer on. `source_lm`, if it is not `lm`, is the model that the sources
-    come from: needed for surprisal and precision, and checked against `f`.
+    same at that many layers from the target layer on. `layers` are those that calls run which name none; None: all.
+    `source_lm`, if it is not `lm`, is the model that the sources come from: needed for surprisal and precision, and
+    checked against `f`.
     """
 
     def __init__(
@@ -91,6 +111,7 @@ class Patchscope:
         *,
         op: Operation = replace,
         window: int = 1,
+        layers: Layers = None,
         source_lm: LM | None = None,
         budget: int = rows.BUDGET,
     ) -> None:
@@ -102,9 +123,11 @@ class Patchscope:
         self.source_lm = source_lm or lm
         self.targets = [t if isinstance(t, Target) else Target(t) for t in many]
         self.resolved = [t.resolve(lm) for t in self.targets]
+        self.fixed = [t.fixed(lm) for t in self.targets]
         self.f = f
         self.op = op
         self.window = window
+        self.layers = layers
         self.budget = budget
         check = getattr(f, "check", None)
         if check is not None:
@@ -123,14 +146,16 @@ class Patchscope:
         """The next-token distribution after the target prompt, with each source patched in at each of `layers`.
 
         `sources` are hidden states (every prompt, position and layer of them is a source) or vectors (N, D), or
-        (N, K, D) for targets with K placeholders. `layers`: None for all, a number, a list, "same" for each state's
-        own layer, or a list of (source layer, target layer) pairs. `answers` are tokens (text or id), or texts of
-        several tokens, whose log-probability and PMI against the unpatched prompt each cell then has.
+        (N, K, D) for targets with K placeholders. `layers`: a number, a list, "same" for each state's own layer, a
+        list of (source layer, target layer) pairs, or None for the Patchscope's own, by default all. `answers` are
+        tokens (text or id), or texts of several tokens, whose log-probability and PMI against the unpatched prompt
+        each cell then has.
         """
         plan = self._plan(sources, layers)
         if not 1 <= top_k <= self.lm.vocab_size:
             raise LenscopeError(f"top_k {top_k}: {self.lm.name} has 1–{self.lm.vocab_size} tokens")
-        read = Scores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, top_k, answers, self.budget)
+        fixed = [dataclasses.replace(edit, row=t) for t, edits in enumerate(self.fixed) for edit in edits]
+        read = Scores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, top_k, answers, self.budget, fixed)
         done: list[np.ndarray] = []
         total = len(plan.rows) * (1 + sum(len(ids) > 1 for ids in read.answers.values()))
         ready = 0
@@ -210,7 +235,7 @@ class Patchscope:
 
     def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "_Plan":
         found = gather(sources, self.source_lm.name)
-        source, layer = cells(found, layers, self.lm)
+        source, layer = cells(found, self.layers if layers is None else layers, self.lm)
         target = np.repeat(np.arange(len(self.targets)), len(source))
         source, layer = np.tile(source, len(self.targets)), np.tile(layer, len(self.targets))
         table = Vectors(found, self.f, self.lm)
@@ -246,7 +271,28 @@ class Patchscope:
         op = np.zeros(len(row), dtype=np.int64)
         prompts = tuple(p for p, _ in self.resolved)
         made = Rows(prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(bars))
-        return _Plan(found, made, source, layer)
+        return _Plan(found, self._with_fixed(made), source, layer)
+
+    def _with_fixed(self, made: Rows) -> Rows:
+        """The rows with their targets' own edits, which are made before the sources come in."""
+        columns: list[np.ndarray] = []
+        vectors, ops = [made.vectors], list(made.ops)
+        for t, edit in ((t, edit) for t, edits in enumerate(self.fixed) for edit in edits):
+            mine, places = np.flatnonzero(made.target == t), np.array(edit.position)
+            row, place = (grid.ravel() for grid in np.meshgrid(mine, np.arange(len(places)), indexing="ij"))
+            start = sum(map(len, vectors))
+            same = np.ones_like(row)
+            columns.append(np.stack([row, edit.layer * same, places[place], start + place, len(ops) * same]))
+            vectors.append(edit.vector.to(made.vectors.device))
+            ops.append(edit.op)
+        if not columns or made.vectors.shape[-1] != self.lm.hidden_size:
+            return made
+        own = np.stack([made.row, made.layer, made.position, made.vector, made.op])
+        row, layer, position, vector, op = np.concatenate([*columns, own], 1)
+        return dataclasses.replace(
+            made, vectors=torch.cat(vectors), row=row, layer=layer, position=position, vector=vector, op=op,
+            ops=tuple(ops),
+        )  # fmt: skip
 
     def _grid(self, plan: "_Plan", done: list[np.ndarray], fill: Callable[[np.ndarray], dict[str, Any]]) -> Grid:
         kept = np.sort(np.concatenate(done)) if done else np.zeros(0, dtype=np.int64)
@@ -258,9 +304,12 @@ class Patchscope:
         about = {
             **provenance(self.lm),
             "source_model": self.source_lm.name,
-            "f": "identity" if self.f is None else getattr(self.f, "__name__", type(self.f).__name__),
-            "op": getattr(self.op, "__name__", type(self.op).__name__),
+            "f": "identity" if self.f is None else _name(self.f),
+            "op": _name(self.op),
             "window": self.window,
+            "target_edits": [
+                [{"layer": e.layer, "positions": e.position, "op": _name(e.op)} for e in edits] for edits in self.fixed
+            ],
             "run": rows.fastest(self.lm),
         }
         return Grid(
@@ -285,3 +334,7 @@ class _Plan:
     rows: Rows
     source: np.ndarray
     layer: np.ndarray
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))

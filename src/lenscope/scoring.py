@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lenscope import rows
 from lenscope.decoding import top_one
+from lenscope.edits import Edit
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
 from lenscope.readout import wide
@@ -27,12 +28,15 @@ class Scores:
 
     def __init__(
         self, lm: LM, source_lm: LM, made: Rows, sources: Sources, source: np.ndarray, top_k: int,
-        answers: Sequence[str | int], budget: int,
+        answers: Sequence[str | int], budget: int, edits: Sequence[Edit] = (),
     ) -> None:  # fmt: skip
         n = len(made)
         self.lm, self.source_lm, self.rows, self.budget = lm, source_lm, made, budget
+        # edits that targets have whether patched or not, `row` naming the target
+        self.edits = edits
         self.answers = {str(a): answer_ids(lm, a) for a in answers}
-        self.base = lm.read([p.ids for p in made.prompts], layers=lm.n_layers, positions=-1)[lm.n_layers, -1]
+        with lm.edit(*edits):
+            self.base = lm.read([p.ids for p in made.prompts], layers=lm.n_layers, positions=-1)[lm.n_layers, -1]
         self.ids = np.full((n, top_k), -1)
         self.log_probs = np.full((n, top_k), np.nan, dtype=np.float32)
         self.measures = {name: np.full(n, np.nan, dtype=np.float32) for name in ("max_probability", "entropy", "kl")}
@@ -92,7 +96,8 @@ class Scores:
             if len(ids) == 1:
                 continue
             longer = replace(self.rows, prompts=tuple(self.lm.prompt([*p.ids, *ids[:-1]]) for p in self.rows.prompts))
-            last = self.lm.read([p.ids for p in longer.prompts], self.lm.n_layers, slice(-len(ids), None))
+            with self.lm.edit(*self.edits):
+                last = self.lm.read([p.ids for p in longer.prompts], self.lm.n_layers, slice(-len(ids), None))
             plain = self._log_prob(last[self.lm.n_layers, :], ids)
             for some, h in rows.predict(self.lm, longer, len(ids), self.budget):
                 self._answer(name, some, self._log_prob(h, ids), plain[torch.from_numpy(self.rows.target[some])])

@@ -116,7 +116,7 @@ class Vectors:
         self.layers = lm.n_layers + 1
         self.slots = sources.vectors.shape[1]
         self.own = np.array([a.layer for a in sources.addresses])
-        self.takes = 1 if f is None else mappings.takes(f)
+        self.takes = 1 if f is None else mappings.needs(f)
         if self.takes > 1:
             _addressed(self.own, "a mapping f(h, layer)")
 

@@ -39,6 +39,7 @@ def fit_mapping(
     *,
     layers: Sequence[int] | None = None,
     target_layers: Sequence[int] | None = None,
+    ahead: int = 0,
     held_out: float = 0.1,
     ridges: Sequence[float] = RIDGES,
     length: int = 256,
@@ -50,7 +51,8 @@ def fit_mapping(
     Least squares between two models' states, as in Ghandeharioun et al. 2024, §4.4, with an L2 penalty: with x in
     units of its standard deviation per dimension and both sides centred, minimises mean ‖y - W x‖² + ridge ‖W‖².
     The states paired are those of tokens that end at the same character of a text (`aligned`). With one model
-    as both it is the linear shortcut from layer to layer. `texts` are cut to `length` tokens; layers default to all.
+    as both it is the linear shortcut from layer to layer; with `ahead` N each state is paired with that N tokens on in
+    the target's prompt (Future Lens, Pal et al. 2023). `texts` are cut to `length` tokens; layers default to all.
 
     A fraction `held_out` of the texts is not fitted: half of it selects each pair's ridge, the other half gives what
     `report` has per pair: `r2` = 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖² with ȳ the fitted texts' mean, and for the target's last
@@ -65,7 +67,7 @@ def fit_mapping(
     numbers = _layers(source_lm, layers), _layers(target_lm, target_layers)
     if not ridges or not all(isfinite(r) and r > 0 for r in ridges):
         raise LenscopeError(f"ridges {tuple(ridges)}: give positive numbers, such as {RIDGES}")
-    train, select, test = _split(_read_together(source_lm, target_lm, texts, length), held_out, seed)
+    train, select, test = _split(_read_together(source_lm, target_lm, texts, length, ahead), held_out, seed)
     job = _Job(source_lm, target_lm, numbers, torch.Generator().manual_seed(seed), progress)
     job.total = sum(len(_batches(part)) for part in (train, select, test))
     tokens = [sum(len(t.positions) for t in part) for part in (train, select, test)]
@@ -107,7 +109,7 @@ def fit_mapping(
         for t, target in enumerate(numbers[1])
     ]
     about = dict(zip(("fitted", "selecting", "measured"), tokens, strict=True))
-    report = {"tokens": about, "length": length, "seed": seed, "ridges": list(ridges), "pairs": pairs}
+    report = {"tokens": about, "length": length, "ahead": ahead, "seed": seed, "ridges": list(ridges), "pairs": pairs}
     return replace(fitted, report=report)
 
 
@@ -131,12 +133,14 @@ def aligned(source: Prompt, target: Prompt) -> list[tuple[int, int]]:
     return [(i, ends[1][stop]) for stop, i in ends[0].items() if stop in ends[1]]
 
 
-def _read_together(source_lm: LM, target_lm: LM, texts: Iterable[str], length: int) -> list[Text]:
+def _read_together(source_lm: LM, target_lm: LM, texts: Iterable[str], length: int, ahead: int = 0) -> list[Text]:
     """The texts, each once, cut to `length` tokens of both models; those without common positions are left out."""
     if isinstance(texts, str):
         raise LenscopeError("texts: is one string; give a list of texts")
     if length < 2:
         raise LenscopeError(f"length {length}: give at least 2 tokens per text, such as 256")
+    if ahead < 0:
+        raise LenscopeError(f"ahead {ahead}: give 0 or a number of tokens to look ahead")
     for lm in (source_lm, target_lm):
         if lm.tokenizer is None:
             raise LenscopeError(f"{lm.name} was loaded without a tokenizer: the models' tokens are aligned by text")
@@ -146,7 +150,7 @@ def _read_together(source_lm: LM, target_lm: LM, texts: Iterable[str], length: i
     found = []
     for text in dict.fromkeys(text[: CHARACTERS * length] for text in texts if text):
         source, target = (_cut(e.prompt(text), n) for e, n in zip(encoders, most, strict=True))
-        positions = aligned(source, target)
+        positions = [(i, j + ahead) for i, j in aligned(source, target) if j + ahead < len(target)]
         if positions:
             found.append(Text(source, target, positions))
     return found

@@ -1,0 +1,287 @@
+"""Soft prompts: vectors learned to make a model go on from a patched state as the state's own context would.
+
+Knows: what they are trained on, the only gradients through a frozen model's whole run, their files.
+Does not know: how patches are run without gradients (rows.py), which methods use them (methods.py).
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lenscope import artifacts
+from lenscope.anatomy import forward_kwargs
+from lenscope.edits import Edit
+from lenscope.errors import LenscopeError
+from lenscope.mappings import identify
+from lenscope.model import LM, PromptLike
+from lenscope.patchscope import Target
+from lenscope.prompts import Encoder
+from lenscope.readout import wide
+from lenscope.states import check_layers
+
+# Pal et al. 2023: the fixed prompts of the authors' code
+FIXED_PROMPTS = (
+    'Hello! Could you please tell me more about "',
+    'The multi-tokens present here are "',
+    "The concepts in this hidden state listed are: (",
+    "<|endoftext|> This state is describing about the following concept:",
+)
+
+FORMAT = 1
+STEM = "softprompt"
+# texts that are read together; sources whose runs are compared together
+TEXTS, AT_ONCE = 16, 32
+# characters of text per token that are tokenized at most
+CHARACTERS = 8
+
+# progress(steps done, steps in all)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class SoftPrompt:
+    """K vectors (K, D) for layer 0 of K tokens; the last token's state at `target_layer` is the source's of `layer`.
+
+    `ids` (K,) are the tokens it was started from, whose states the vectors replace. `model` is what
+    `mappings.identify` says of its model, `report` how far patched runs are from the source's own.
+    """
+
+    vectors: Tensor
+    ids: tuple[int, ...]
+    layer: int
+    target_layer: int
+    model: dict[str, Any]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"SoftPrompt({len(self.ids)} vectors, layer {self.layer} → {self.target_layer}, {self.model['model']})"
+
+    def target(self, lm: LM) -> Target:
+        """The target prompt to patch at the last token; LenscopeError for another model than it was learned for."""
+        known, given = self.model, identify(lm)
+        same = ("model_hash",) if known["model_hash"] and given["model_hash"] else ("model", "hidden_size", "n_layers")
+        if any(known[name] != given[name] for name in same):
+            raise LenscopeError(
+                f"soft prompt: learned for {known['model']}, not for {lm.name}; learn one for this model"
+            )
+        return Target(self.ids, edits=(Edit(0, slice(None), self.vectors),))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and softprompt-….safetensors into a folder, whole or not at all."""
+        config = {
+            "format": FORMAT,
+            "ids": self.ids,
+            "layer": self.layer,
+            "target_layer": self.target_layer,
+            "model": self.model,
+            "report": self.report,
+        }
+        artifacts.write(folder, STEM, config, {"vectors": self.vectors.cpu().contiguous()})
+
+
+def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
+    """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
+    try:
+        config, tensors = artifacts.read(folder, STEM)
+        if config["format"] != FORMAT:
+            raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
+        vectors, ids = tensors["vectors"], tuple(int(i) for i in config["ids"])
+        if vectors.shape != (len(ids), config["model"]["hidden_size"]) or not torch.isfinite(vectors).all():
+            raise LenscopeError(f"{folder}: its vectors are not finite, or not one for each of {len(ids)} tokens")
+        layers = int(config["layer"]), int(config["target_layer"])
+        return SoftPrompt(vectors, ids, *layers, dict(config["model"]), dict(config["report"]))
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
+        if isinstance(error, LenscopeError):
+            raise
+        told = " ".join(str(error).split())[:200]
+        raise LenscopeError(f"{folder}: is no soft prompt of lenscope ({type(error).__name__} {told})") from error
+
+
+def fit_soft_prompt(
+    lm: LM,
+    texts: Iterable[str],
+    layer: int,
+    *,
+    target_layer: int | None = None,
+    start: PromptLike = FIXED_PROMPTS[0],
+    ahead: int = 3,
+    steps: int = 300,
+    batch: int = 16,
+    learning_rate: float = 0.03,
+    per_text: int = 8,
+    length: int = 128,
+    held_out: float = 0.1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SoftPrompt:
+    """A prompt that makes the model say what comes after a state of `layer`: Future Lens (Pal et al. 2023, §3.4).
+
+    Minimises KL(p ‖ q), averaged over sources and over 0…`ahead` tokens further on: p is the model's own next-token
+    distribution there, q that after the soft prompt, patched with the source's state, and the text's tokens so far.
+    Vectors start as the layer-0 states of `start`, and move by Adam, whose rate, in units of their standard deviation,
+    falls linearly to 0; what has the least loss on held-out texts is returned, so never worse there than `start`.
+    The paper's has 10 vectors, drawn at random, and no held-out texts. Sources are `per_text` random positions of
+    each text, cut to `length` tokens, but not the first one's, an attention sink.
+
+    `target_layer` is by default `layer`. Half of the fraction `held_out` of texts selects; on the other half `report`
+    has per token ahead "kl" (nats) and "precision_at_1" (agreement of the top token) and the same for two controls:
+    `_start`, the prompt as it started, and `_shuffled`, the learned one with other texts' states. Raises LenscopeError
+    for numbers out of range and too few texts.
+    """
+    (layer,) = check_layers((layer,), lm.n_layers, lm.name)
+    (to,) = check_layers((layer if target_layer is None else target_layer,), lm.n_layers, lm.name)
+    for name, value, minimum in (
+        ("ahead", ahead, 0),
+        ("steps", steps, 1),
+        ("batch", batch, 1),
+        ("per_text", per_text, 1),
+    ):
+        if value < minimum:
+            raise LenscopeError(f"{name} {value}: give at least {minimum}")
+    if not 0 < learning_rate < float("inf") or not 0 < held_out < 1:
+        raise LenscopeError(f"learning_rate {learning_rate}, held_out {held_out}: give a rate above 0 and a fraction")
+    if lm.editing or lm.model.training:
+        raise LenscopeError(
+            f"{lm.name}: is being edited or in training mode; soft prompts are learned for the model as is"
+        )
+    prompt = lm.prompt(start)
+    draw = random.Random(seed)
+    parts = _parted(_cut(lm, texts, length, ahead), held_out, draw)
+    train, select, measure = (_gather(lm, part, layer, ahead, per_text, draw) for part in parts)
+    first = lm.read(prompt, 0).tensor[0, 0].to(torch.promote_types(lm.dtype, torch.float32))
+    spread = first.std()
+    moved = torch.zeros_like(first, requires_grad=True)
+    adam = torch.optim.Adam([moved], learning_rate)
+    best, least = first, float(_evaluate(lm, prompt.ids, first, to, select)[0].mean())
+    order: list[int] = []
+    losses = []
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+        while len(order) < batch:
+            order += draw.sample(range(len(train.h)), len(train.h))
+        some, order = train.take(order[:batch]), order[batch:]
+        with torch.enable_grad():
+            loss = divergence(lm, prompt.ids, first + spread * moved, to, some)[0].mean()
+            (moved.grad,) = torch.autograd.grad(loss, [moved])
+        adam.step()
+        losses.append(float(loss.detach()))
+        if (step + 1) % max(1, steps // 10) == 0 or step == steps - 1:
+            now = (first + spread * moved).detach()
+            held = float(_evaluate(lm, prompt.ids, now, to, select)[0].mean())
+            if held < least:
+                best, least = now, held
+        if progress is not None:
+            progress(step + 1, steps)
+    found = {
+        "": _evaluate(lm, prompt.ids, best, to, measure),
+        "_start": _evaluate(lm, prompt.ids, first, to, measure),
+        "_shuffled": _evaluate(lm, prompt.ids, best, to, measure, shuffled=True),
+    }
+    measured = [
+        {"ahead": n}
+        | {f"kl{name}": float(kl[n]) for name, (kl, _) in found.items()}
+        | {f"precision_at_1{name}": float(hit[n]) for name, (_, hit) in found.items()}
+        for n in range(ahead + 1)
+    ]
+    counts = dict(zip(("fitted", "selecting", "measured"), map(len, (train.h, select.h, measure.h)), strict=True))
+    report = {"sources": counts, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    report |= {"length": length, "start": prompt.text, "ahead": measured, "losses": losses}
+    return SoftPrompt(best.float(), prompt.ids, layer, to, identify(lm), report)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Sources h (n, D), the tokens that follow them, ids (n, A), and the last layer's states, final (n, A + 1, D)."""
+
+    h: Tensor
+    ids: Tensor
+    final: Tensor
+
+    def take(self, rows: Sequence[int]) -> "Pairs":
+        """Some of them."""
+        at = torch.tensor(rows)
+        return Pairs(self.h[at], self.ids[at], self.final[at])
+
+
+def divergence(lm: LM, ids: Sequence[int], vectors: Tensor, layer: int, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) in nats and whether the top tokens agree, (n, A + 1) each; differentiable in `vectors` (K, D).
+
+    q is read after the tokens `ids` (K,) with `vectors` at layer 0 and each source at `layer` of the last of them.
+    """
+    k, n = len(ids), len(pairs.h)
+
+    def soft(h: Tensor) -> Tensor:
+        return torch.cat([vectors.to(h).expand(n, -1, -1), h[:, k:]], 1)
+
+    def put(h: Tensor) -> Tensor:
+        return torch.cat([h[:, : k - 1], pairs.h.to(h)[:, None], h[:, k:]], 1)
+
+    device = lm.anatomy.ids.device
+    read = torch.cat([torch.tensor([list(ids)] * n), pairs.ids], 1).to(device)
+    last = pairs.final.shape[1]
+    wanted = forward_kwargs(lm.model, use_cache=False, logits_to_keep=last)
+    with ExitStack() as undo:
+        undo.callback(lm.hook(0, soft).remove)
+        undo.callback(lm.hook(layer, put).remove)
+        logits = lm.model(input_ids=read, **wanted).logits[:, -last:]
+    q = wide(logits).log_softmax(-1)
+    p = lm.unembed(pairs.final).log_softmax(-1).to(q)
+    return (p.exp() * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
+
+
+@torch.no_grad()
+def _evaluate(
+    lm: LM, ids: Sequence[int], vectors: Tensor, layer: int, pairs: Pairs, *, shuffled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Mean KL and agreement per token ahead, (A + 1,) each; `shuffled`: with the states of other texts."""
+    h = pairs.h.roll(len(pairs.h) // 2, 0) if shuffled else pairs.h
+    given = Pairs(h, pairs.ids, pairs.final)
+    rows = [list(range(at, min(at + AT_ONCE, len(h)))) for at in range(0, len(h), AT_ONCE)]
+    found = [divergence(lm, ids, vectors, layer, given.take(some)) for some in rows]
+    kl, hit = (torch.cat(column).double().mean(0) for column in zip(*found, strict=True))
+    return kl, hit
+
+
+def _cut(lm: LM, texts: Iterable[str], length: int, ahead: int) -> list[tuple[int, ...]]:
+    """The token ids of each text once, cut to `length`; too short ones are left out."""
+    if isinstance(texts, str):
+        raise LenscopeError("texts: is one string; give a list of texts")
+    # without a context, since texts are cut here
+    encoder = Encoder(lm.tokenizer, lm.encoder.vocab_size, None, lm.name)
+    most = min(length, lm.context or length)
+    cut = (encoder.prompt(text[: CHARACTERS * length]).ids[:most] for text in dict.fromkeys(texts) if text)
+    return [ids for ids in cut if len(ids) > ahead + 1]
+
+
+def _parted(
+    texts: list[tuple[int, ...]], held_out: float, draw: random.Random
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Texts to learn from, to select with, and to measure with, at random."""
+    held = max(4, round(held_out * len(texts)))
+    if len(texts) < held + 1:
+        raise LenscopeError(f"texts: {len(texts)} long enough, {held} of them held out; give more")
+    order = draw.sample(texts, len(texts))
+    return order[held:], order[: held // 2], order[held // 2 : held]
+
+
+def _gather(lm: LM, texts: list[tuple[int, ...]], layer: int, ahead: int, per_text: int, draw: random.Random) -> Pairs:
+    """`per_text` sources of each text, at random."""
+    h, following, final = [], [], []
+    count = ceil(len(texts) / TEXTS)
+    for some in (texts[n::count] for n in range(count)):
+        states = lm.read(some, (layer, lm.n_layers)).tensor
+        for row, ids in enumerate(some):
+            places = range(1, len(ids) - ahead)
+            for at in draw.sample(places, min(per_text, len(places))):
+                h.append(states[row, 0, at])
+                following.append(ids[at + 1 : at + 1 + ahead])
+                final.append(states[row, 1, at : at + 1 + ahead])
+    return Pairs(torch.stack(h), torch.tensor(following, dtype=torch.long), torch.stack(final))
