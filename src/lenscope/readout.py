@@ -46,6 +46,14 @@ class Readout(Protocol):
         """Logits (N,) of one token per row."""
         ...
 
+    def head(self, ids: Tensor) -> "tuple[Tensor, Tensor | None] | None":
+        """Weights (k, D') and bias (k,) that give the logits of some tokens before `finish`; None: no such weights."""
+        ...
+
+    def finish(self, z: Tensor) -> Tensor:
+        """What is done with the head's products, possibly in place."""
+        ...
+
 
 def wide(z: Tensor) -> Tensor:
     """Logits in float32 or wider, whatever the model's dtype."""
@@ -107,6 +115,11 @@ class Traced:
         z = torch.linalg.vecdot(x, head.weight[ids])
         return self.finish(z if head.bias is None else z + head.bias[ids])
 
+    def head(self, ids: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Weights (k, D') and bias (k,) of some tokens where the head is a plain Linear."""
+        head = self._linear
+        return None if head is None else (head.weight[ids], None if head.bias is None else head.bias[ids])
+
     def finish(self, z: Tensor) -> Tensor:
         """Scale and cap, in place."""
         if self.scale is not None:
@@ -147,6 +160,13 @@ class Replayed:
     def tokens(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits (N,) of one token per row."""
         return x.gather(1, ids[:, None])[:, 0]
+
+    def head(self, ids: Tensor) -> None:
+        """None: what `prepare` returns are logits."""
+
+    def finish(self, z: Tensor) -> Tensor:
+        """Nothing: these are the model's own logits."""
+        return z
 
 
 @contextmanager

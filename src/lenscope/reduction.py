@@ -5,7 +5,7 @@ Knows: how to walk layers, rows and pieces of the vocabulary within a fixed memo
 Does not know: prompts, tokens as text, what a lens is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,11 @@ PIECE = 2 << 20
 WHOLE = 32 << 20
 # Bytes of prepared states that one walk over the vocabulary serves: every piece of the head is read once per walk.
 STATES = 64 << 20
+# Bytes of exponentials kept until their normalisers are known, where distributions are averaged: enough rows for a
+# product to run at full speed.
+KEPT = 256 << 20
+# A sum this many times the smallest float has its digits; of what is predicted, LOST may be below that.
+SAFE, LOST = 1e8, 1e-9
 LOWEST = -1e30  # stands for -inf: 0 · -inf is not a number, 0 · LOWEST is 0
 
 
@@ -135,6 +140,86 @@ def reduce(
         wanted = None if targets is None else targets[rows]
         done.append(_walk(readout, vocab, h[:, rows], final[rows], wanted, k, final_is_last))
     return Reduced(*(torch.cat([getattr(d, name) for d in done], 1) for name in Reduced.__dataclass_fields__))
+
+
+@torch.no_grad()
+def average(
+    readout: Readout, vocab: int, final: Tensor, states: Iterable[Tensor], targets: Tensor
+) -> Iterator[tuple[Reduced, Tensor]]:
+    """Measures and summed distributions: of `final` (P, D), then of each of `states` (P, D) against it.
+
+    Measures are (1, P), of the top 1; Σ over positions of the probabilities is (V,) in float64. Unlike `reduce` this
+    keeps two sets of (P, V) exponentials, as the normalisers are known only after the last piece: P is at most
+    `averaged_at_once`.
+    """
+    pieces = _pieces(readout, vocab, final[None])
+    last, kept = _sums(readout, final[None], targets, 1), _Kept(final, vocab)
+    for start, stop in pieces:
+        kept.add(last.add(_logits(readout, last.x, start, stop), start, None, None)[0], last.m[0])
+    final_e = kept.rescaled(last.m[0])
+    mean = kept.summed(last)
+    yield last.reduced(last), mean
+    masses = torch.stack([e.sum(-1) for e in final_e])
+    before = masses.cumsum(0) - masses
+    # from here on the final's exponentials are all of exp(z - m) with the last m
+    last.grown = torch.ones_like(last.m)
+    kept = _Kept(final, vocab)
+    for h in states:
+        sums = _sums(readout, h[None], targets, 1)
+        kept.clear()
+        for (start, stop), e, mass in zip(pieces, final_e, before, strict=True):
+            last.s_before = mass[None]
+            kept.add(sums.add(_logits(readout, sums.x, start, stop), start, last, e)[0], sums.m[0])
+        summed = kept.summed(sums)
+        # Where float32 has lost tokens that the model does predict, ln of the sum would be wrong or infinite.
+        if float(mean[summed < SAFE * torch.finfo(kept.buffer.dtype).tiny].sum()) > LOST * len(h):
+            summed = _summed_in_double(readout, sums, pieces)
+        yield sums.reduced(last), summed
+
+
+def averaged_at_once(readout: Readout, vocab: int) -> int:
+    """How many positions `average` takes at most."""
+    return max(1, min(512, (KEPT if readout.splits else WHOLE) // (2 * vocab * 4)))
+
+
+class _Kept:
+    """The exponentials exp(z - m) of all pieces so far, (P, C) each, and the m (P,) that each piece had.
+
+    One buffer, used again: fresh memory for every piece would cost more than filling it.
+    """
+
+    def __init__(self, like: Tensor, vocab: int) -> None:
+        self.buffer = like.new_empty(len(like) * vocab, dtype=wide(like[:0]).dtype)
+        self.clear()
+
+    def clear(self) -> None:
+        self.pieces: list[Tensor] = []
+        self.shifts: list[Tensor] = []
+        self.used = 0
+
+    def add(self, e: Tensor, m: Tensor) -> None:
+        self.pieces.append(self.buffer[self.used : self.used + e.numel()].view_as(e).copy_(e))
+        self.shifts.append(m)
+        self.used += e.numel()
+
+    def rescaled(self, m: Tensor) -> list[Tensor]:
+        """The pieces with the same m for all, in place."""
+        for e, shift in zip(self.pieces, self.shifts, strict=True):
+            e.mul_((shift - m).exp()[:, None])
+        self.shifts = [m] * len(self.pieces)
+        return self.pieces
+
+    def summed(self, sums: _Sums) -> Tensor:
+        """Σ over rows of the probabilities, (V,)."""
+        both = zip(self.pieces, self.shifts, strict=True)
+        return torch.cat([((shift - sums.m[0]).exp() / sums.s[0]) @ e for e, shift in both]).cpu().double()
+
+
+def _summed_in_double(readout: Readout, sums: _Sums, pieces: list[tuple[int, int]]) -> Tensor:
+    """As `_Kept.summed`, from logits made again: float64 holds probabilities down to exp(-744)."""
+    log_z = (sums.m + sums.s.log())[0].cpu().double()[:, None]
+    made = (_logits(readout, sums.x, *piece)[0].cpu().double() for piece in pieces)
+    return torch.cat([z.sub_(log_z).exp_().sum(0) for z in made])
 
 
 def _walk(

@@ -1,0 +1,353 @@
+"""Lenses measured on held-out text, all of them and all layers in one pass; and translators on other layers' states.
+
+Knows: which predictions count, which sums over text the measures are made of, what is resampled for intervals.
+Does not know: how logits are reduced (reduction.py), how text becomes rows (corpus.py), how results look.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, log, sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope import mappings
+from lenscope.errors import LenscopeError
+from lenscope.evaluation import MEASURES, Evaluation, Transfer
+from lenscope.lens import Lens
+from lenscope.mappings import PairMapping
+from lenscope.model import LM
+from lenscope.predictions import Predictions, Progress, Rows, predictions
+from lenscope.provenance import provenance
+from lenscope.reduction import Reduced, average, averaged_at_once, reduce
+from lenscope.states import check_layers
+
+BINS = 15
+RESAMPLES = 1000
+# columns of the sums: these, then one per bin
+SUMMED = ("cross_entropy", "kl", "agreement", "entropy")
+
+# of a lens at a layer: the numbers of both, f, and the layer
+_Cell = tuple[int, int, Callable[..., Any] | None, int]
+
+
+class EvaluationInterrupted(KeyboardInterrupt):
+    """A measurement was interrupted; `result` is that of the text read so far, if any was."""
+
+    def __init__(self, result: Evaluation | Transfer | None) -> None:
+        super().__init__()
+        self.result = result
+
+
+def evaluate(
+    lm: LM,
+    rows: Rows,
+    lenses: Mapping[str, Callable[..., Any] | None] | None = None,
+    layers: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """How well each lens tells at each layer what the model will predict, and what comes next in the text.
+
+    `rows` are texts, rows of token ids, or batches of a corpus (`corpus.batches(tokens=…)`). Every prediction of a next
+    token of the row counts, of a corpus those from `counted` positions. `lenses` are mappings f by name, as `Lens`
+    takes them, by default the logit lens (f None); `layers` default to all but the last, which is the model's own.
+
+    Means over predictions, in nats: cross-entropy against the text, KL(model ‖ lens) (Belrose et al. 2023, Eq. 9),
+    entropy; the share whose top token is the model's. Bits per byte: cross-entropies in bits over the UTF-8 bytes of
+    the tokens predicted. Calibration: the expected calibration error Σ_b |Σ_{i in b} (right_i - confidence_i)| / n
+    of the top token against the text's next, in 15 bins of confidence of equal width (Guo et al. 2017, §2). Bias:
+    KL(mean model ‖ mean lens), the means being over predictions (Belrose et al. 2023, Fig. 3); of few tokens it comes
+    out too large, as the means are still noisy.
+
+    Intervals are percentiles of 1,000 resamples, drawn with `seed`, of documents (corpus) or rows, taken further out
+    the fewer of these there are (expanded percentiles: Hesterberg 2015, arXiv 1411.5279); with under about 10 they are
+    still too narrow. Calibration, too, comes out too large of few tokens, and its interval with it. Bias has none, as
+    that would take a mean distribution per document.
+
+    Time is one forward pass and one unembedding per lens and layer; memory 16 bytes · lenses · layers · V, and at most
+    256 MB of exponentials. An interrupt raises EvaluationInterrupted with what was measured. Raises LenscopeError for
+    text without a prediction, layers out of range, lenses of other models, and states that are not numbers.
+    """
+    made = {name: Lens(lm, f, name=name) for name, f in ({"logit lens": None} if lenses is None else lenses).items()}
+    if not made:
+        raise LenscopeError("lenses: none given; name at least one, such as {'logit lens': None}")
+    numbers = _layers(lm, layers)
+    cells = [(i, n, lens.f, at) for i, lens in enumerate(made.values())
+             for n, at in enumerate(numbers) if at in _mapped_layers(lens.f, lm)]  # fmt: skip
+    for i, name in enumerate(made):
+        if not any(cell[0] == i for cell in cells):
+            raise LenscopeError(f"lens {name}: has no weights for any of the layers {', '.join(map(str, numbers))}")
+    found = _nothing(len(cells) + 1, lm.vocab_size)
+
+    def result() -> Evaluation | None:
+        return _evaluation(lm, made, numbers, cells, found, seed) if found.tokens else None
+
+    try:
+        for some in predictions(lm, rows, (*numbers, lm.n_layers), progress):
+            found = found.plus(some, *_measured(lm, some, cells))
+    except KeyboardInterrupt as stop:
+        raise EvaluationInterrupted(result()) from stop
+    done = result()
+    if done is None:
+        raise _empty()
+    return done
+
+
+def transfer(
+    lm: LM,
+    rows: Rows,
+    f: Callable[..., Any],
+    layers: Sequence[int] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Transfer:
+    """The translator of every layer of a lens on the states of every other (Belrose et al. 2023, §3 and Fig. 7).
+
+    `rows` as in `evaluate`; `f` is called as f(h, layer, n_layers) with `layer` another one than that of h. `layers`
+    default to those that f has weights for. Cost: layers² unembeddings per token, 2 · layers² · D · V operations (51
+    billion for SmolLM2-135M), so a few thousand tokens, or every few layers, must do. Raises as `evaluate` does, and
+    for an f that does not depend on the layer.
+    """
+    lens = Lens(lm, f)
+    if mappings.needs(f) < 2:
+        raise LenscopeError(f"f {lens.name}: is the same for all layers; transfer compares translators of layers")
+    own = _mapped_layers(f, lm)
+    numbers = tuple(n for n in range(lm.n_layers) if n in own) if layers is None else _layers(lm, layers)
+    if set(numbers) - set(own):
+        raise LenscopeError(f"layer {min(set(numbers) - set(own))}: f has translators for {', '.join(map(str, own))}")
+    shape = (2, len(numbers), len(numbers))
+    found = np.zeros(shape), 0, 0, hashlib.sha256()
+
+    def result() -> Transfer | None:
+        sums, count, tokens, digest = found
+        if not tokens:
+            return None
+        about = {**provenance(lm), "lens": repr(f), "ids_sha256": digest.hexdigest()}
+        both = sums / tokens
+        return Transfer(lm.name, lm.n_layers, lens.name, numbers, count, tokens, both[0], both[1], about)
+
+    try:
+        for some in predictions(lm, rows, (*numbers, lm.n_layers), progress):
+            sums = np.zeros(shape)
+            for i, layer in enumerate(numbers):
+                h = torch.stack([_map(lm, f, some.h[:, n], layer) for n in range(len(numbers))])
+                r = reduce(lm.readout, lm.vocab_size, h, some.h[:, -1], some.targets, 1, False)
+                sums[:, i] = [_numbers(r.cross_entropy).sum(1), _numbers(r.kl).sum(1)]
+            _check(sums, lm)
+            before, count, tokens, digest = found
+            found = before + sums, count + some.rows, tokens + len(some.targets), some.hashed(digest)
+    except KeyboardInterrupt as stop:
+        raise EvaluationInterrupted(result()) from stop
+    done = result()
+    if done is None:
+        raise _empty()
+    return done
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over the text so far: per unit, cell (the model first) and column; and of the distributions, per cell."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+    sizes: np.ndarray | None
+    means: Tensor
+    tokens: int
+    rows: int
+    digest: Any
+
+    def plus(self, some: Predictions, columns: np.ndarray, means: Tensor) -> "_Sums":
+        """With more predictions: `columns` (P, cells, K), and summed distributions (cells, V), added in place."""
+        units = max(len(self.counts), int(some.units.max()) + 1)
+        sums, counts = (_longer(x, units) for x in (self.sums, self.counts))
+        np.add.at(sums, some.units, columns)
+        np.add.at(counts, some.units, 1)
+        sizes = None
+        if self.sizes is not None and some.sizes is not None:
+            sizes = _longer(self.sizes, units)
+            np.add.at(sizes, some.units, some.sizes)
+        tokens, rows = self.tokens + len(some.targets), self.rows + some.rows
+        return _Sums(sums, counts, sizes, self.means.add_(means), tokens, rows, some.hashed(self.digest))
+
+
+def _nothing(cells: int, vocab: int) -> _Sums:
+    sums, means = np.zeros((0, cells, len(SUMMED) + BINS)), torch.zeros(cells, vocab, dtype=torch.float64)
+    return _Sums(sums, np.zeros(0), np.zeros(0), means, 0, 0, hashlib.sha256())
+
+
+def _measured(lm: LM, given: Predictions, cells: list[_Cell]) -> tuple[np.ndarray, Tensor]:
+    """What `_Sums.plus` takes of P predictions."""
+    count = len(given.targets)
+    columns = np.zeros((count, len(cells) + 1, len(SUMMED) + BINS))
+    means = torch.zeros(len(cells) + 1, lm.vocab_size, dtype=torch.float64)
+    pieces = ceil(count / averaged_at_once(lm.readout, lm.vocab_size))
+    for some in torch.arange(count).tensor_split(pieces):
+        part = slice(int(some[0]), int(some[-1]) + 1)
+        states = (_map(lm, f, given.h[part, n], layer) for _, n, f, layer in cells)
+        own: Tensor | None = None
+        read = average(lm.readout, lm.vocab_size, given.h[part, -1], states, given.targets[part])
+        for cell, (r, mean) in enumerate(read):
+            own = r.top_ids if own is None else own
+            columns[part, cell] = _columns(r, own, lm)
+            means[cell] += mean
+    return columns, means
+
+
+def _columns(r: Reduced, top: Tensor, lm: LM) -> np.ndarray:
+    """The columns of the sums of each of P predictions, (P, K)."""
+    agrees = (r.top_ids == top)[..., 0]
+    made = np.stack([_numbers(v[0]) for v in (r.cross_entropy, r.kl, agrees, r.entropy)], 1)
+    _check(made, lm)
+    confidence = _numbers(r.max_probability[0])
+    at = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    bins = np.zeros((len(at), BINS))
+    bins[np.arange(len(at)), at] = _numbers(r.rank[0] == 0) - confidence
+    return np.concatenate([made, bins], 1)
+
+
+def _evaluation(
+    lm: LM,
+    lenses: Mapping[str, Lens],
+    layers: tuple[int, ...],
+    cells: list[_Cell],
+    found: _Sums,
+    seed: int,
+) -> Evaluation:
+    seen = found.counts > 0
+    sums, counts = found.sums[seen], found.counts[seen]
+    size = np.full(len(counts), np.nan) if found.sizes is None else found.sizes[seen]
+    value = _measures(sums.sum(0), counts.sum(), size.sum())
+    value["bias"] = _bias(found.means)
+    drawn = _resampled(sums, counts, size, seed)
+    cell_values = {name: _with_interval(v, drawn.get(name), len(counts)) for name, v in value.items()}
+    baseline = next((name for name, lens in lenses.items() if lens.f is None), None)
+    at = [(i, n) for i, n, _, _ in cells]
+    differences = {}
+    if baseline is not None:
+        first = {n: c for c, (i, n) in enumerate(at, 1) if i == list(lenses).index(baseline)}
+        base = [0, *(first[n] for _, n in at)]
+        for name, v in value.items():
+            apart = None if name not in drawn else drawn[name] - drawn[name][:, base]
+            differences[name] = _spread(_with_interval(v - v[base], apart, len(counts)), at, len(lenses), len(layers))
+    names = {name: "identity" if lens.f is None else repr(lens.f) for name, lens in lenses.items()}
+    about = {"lenses": names, "ids_sha256": found.digest.hexdigest(), "seed": seed, "bins": BINS}
+    return Evaluation(
+        model=lm.name,
+        n_layers=lm.n_layers,
+        lenses=tuple(lenses),
+        layers=layers,
+        baseline=baseline,
+        rows=found.rows,
+        units=len(counts),
+        tokens=found.tokens,
+        bytes=None if found.sizes is None else int(size.sum()),
+        values={name: _spread(v, at, len(lenses), len(layers)) for name, v in cell_values.items()},
+        differences=differences,
+        own={name: v[0] for name, v in cell_values.items()},
+        provenance={**provenance(lm), **about, "resamples": RESAMPLES},
+    )
+
+
+def _measures(sums: np.ndarray, count: Any, size: Any) -> dict[str, np.ndarray]:
+    """The measures of sums (…, cells, K) over `count` predictions of tokens of `size` bytes, but for the bias."""
+    means = {name: sums[..., n] / count for n, name in enumerate(SUMMED)}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = sums[..., 0] / (np.where(size > 0, size, np.nan) * log(2))
+    made = {**means, "bits_per_byte": bits, "calibration": np.abs(sums[..., len(SUMMED) :]).sum(-1) / count}
+    return {name: made[name] for name in MEASURES if name in made}
+
+
+def _bias(means: Tensor) -> np.ndarray:
+    """KL(mean model ‖ mean lens) of every cell from summed distributions (cells, V), the model's first."""
+    p = means[0] / means[0].sum()
+    some = p > 0
+    made = []
+    for mean in means:
+        q = (mean / mean.sum())[some].clamp_min(torch.finfo(torch.float64).tiny)
+        made.append(float((p[some] * (p[some] / q).log()).sum().clamp_min(0)))
+    return np.array(made)
+
+
+def _resampled(sums: np.ndarray, counts: np.ndarray, size: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """The measures of resamples of the units, (resamples, cells) each; nothing of a single unit."""
+    units = len(counts)
+    if units < 2:
+        return {}
+    draws = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), RESAMPLES).astype(float)
+    drawn = (draws @ sums.reshape(units, -1)).reshape(RESAMPLES, *sums.shape[1:])
+    return _measures(drawn, (draws @ counts)[:, None], (draws @ size)[:, None])
+
+
+def _with_interval(value: np.ndarray, drawn: np.ndarray | None, units: int) -> np.ndarray:
+    """Values (cells,) with the 95 % intervals of their resamples (resamples, cells) of so many units, (cells, 3)."""
+    if drawn is None:
+        low = high = np.full_like(value, np.nan)
+    else:
+        tail = 100 * _tail(units)
+        low, high = np.percentile(drawn, (tail, 100 - tail), axis=0)
+    return np.stack([value, low, high], -1)
+
+
+def _tail(units: int) -> float:
+    """The share of resamples on either side of a 95 % interval: 0.025 of many units, less of few.
+
+    Φ(-√(n / (n - 1)) t), t the 97.5 percentile of Student's t with n - 1 degrees of freedom (in its expansion by powers
+    of 1 / (n - 1), good to 1 % from 3 degrees on), since resamples of few units scatter too little and normally.
+    """
+    v, z = units - 1, NormalDist().inv_cdf(0.975)
+    t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    return NormalDist().cdf(-sqrt(units / v) * t)
+
+
+def _spread(values: np.ndarray, at: list[tuple[int, int]], lenses: int, layers: int) -> np.ndarray:
+    """Values (1 + cells, 3) without the model's own as (lenses, layers, 3), NaN where there is no cell."""
+    made = np.full((lenses, layers, 3), np.nan)
+    made[tuple(np.array(at).T)] = values[1:]
+    return made
+
+
+def _map(lm: LM, f: Callable[..., Any] | None, h: Tensor, layer: int) -> Tensor:
+    if f is None:
+        return h
+    mapped = mappings.apply(f, h, layer, lm.n_layers)
+    if mapped.shape != h.shape:
+        raise LenscopeError(
+            f"f: gives states of shape {tuple(mapped.shape)} for {tuple(h.shape)}; {lm.name} unembeds size {h.shape[1]}"
+        )
+    return mapped.to(h.dtype)
+
+
+def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
+    wanted = range(lm.n_layers) if layers is None else layers
+    return tuple(sorted(set(check_layers(wanted, lm.n_layers, lm.name))))
+
+
+def _mapped_layers(f: Callable[..., Any] | None, lm: LM) -> Sequence[int]:
+    return f.layers(lm.n_layers) if isinstance(f, PairMapping) else range(lm.n_layers + 1)
+
+
+def _check(sums: np.ndarray, lm: LM) -> None:
+    if np.isnan(sums).any():
+        raise LenscopeError(f"{lm.name}: a measure is not a number in {lm.dtype}; load it in float32")
+
+
+def _empty() -> LenscopeError:
+    return LenscopeError("rows: no prediction counts; give at least one row of two tokens")
+
+
+def _longer(array: np.ndarray, units: int) -> np.ndarray:
+    """A copy with zeros for units that are new."""
+    made = np.zeros((units, *array.shape[1:]))
+    made[: len(array)] = array
+    return made
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.cpu().double().numpy()

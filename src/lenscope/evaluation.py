@@ -1,0 +1,339 @@
+"""Evaluations: how good lenses are on held-out text, layer by layer, with intervals; and layer-transfer matrices.
+
+Knows: what was measured, in which units, the file formats, how it looks as a table in a terminal.
+Does not know: models, how anything is measured (evaluating.py).
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from lenscope.errors import LenscopeError
+from lenscope.results import FORMAT, check_measure, complete, listed, write_text
+
+# name → unit
+MEASURES = {
+    "cross_entropy": "nats per token, of the text's next token",
+    "bits_per_byte": "bits per byte of text",
+    "kl": "nats per token, KL(model ‖ lens)",
+    "agreement": "share of positions, 0–1, with the model's top token on top",
+    "entropy": "nats per token",
+    "calibration": "expected calibration error, 0–1",
+    "bias": "nats, KL(mean model ‖ mean lens)",
+}
+TRANSFERRED = {"cross_entropy": MEASURES["cross_entropy"], "kl": MEASURES["kl"]}
+BOUNDS = ("", "_low", "_high")
+# A column of the table with the space behind it: a value, and a value with its interval.
+VALUE, WITH_INTERVAL = 8, 19
+# How a measure heads a column.
+SHORT = {"cross_entropy": "CE", "bits_per_byte": "bits/B", "kl": "KL", "agreement": "agree", "calibration": "ECE"}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Lenses measured on the same text: per measure (lenses, layers, 3), value, low and high end of the 95 % interval.
+
+    `differences` are those of each lens from the `baseline`, the logit lens (None, and empty, without one), from the
+    same resamples; `own` (3,) are the model's own values. Units are in `MEASURES`; NaN is what could not be measured:
+    bits per byte of text whose bytes are not known, a lens at a layer it has no weights for, intervals of one unit.
+    `bias` has no interval. `rows`, `units`, `tokens` and `bytes` count the text, the units that are resampled (rows, or
+    documents where rows name theirs), the predictions, and the bytes of the tokens predicted.
+    """
+
+    model: str
+    n_layers: int
+    lenses: tuple[str, ...]
+    layers: tuple[int, ...]
+    baseline: str | None
+    rows: int
+    units: int
+    tokens: int
+    bytes: int | None
+    values: dict[str, np.ndarray]
+    differences: dict[str, np.ndarray]
+    own: dict[str, np.ndarray]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    units_of_measures = MEASURES
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.lenses)
+        return f"Evaluation({self.model}: {names} × {len(self.layers)} layers, {self.tokens} tokens)"
+
+    def measure(self, name: str) -> np.ndarray:
+        """One measure's values, (lenses, layers)."""
+        check_measure(name, MEASURES)
+        return self.values[name][..., 0]
+
+    def interval(self, name: str) -> np.ndarray:
+        """The low and high ends of one measure's 95 % intervals, (lenses, layers, 2)."""
+        check_measure(name, MEASURES)
+        return self.values[name][..., 1:]
+
+    def table(self, measures: str | Sequence[str] = ("kl", "agreement", "bias"), *, width: int | None = None) -> Table:
+        """Layers × lenses for a terminal, the model's own values last: one measure with its intervals, or several.
+
+        Bold is what differs from the baseline by more than the 95 % interval of the difference. What does not fit
+        `width` columns, intervals first, then the last measures, is left out, and the caption says so.
+        """
+        names = [measures] if isinstance(measures, str) else list(measures)
+        for name in names:
+            check_measure(name, MEASURES)
+        room = (width or 10**4) - 7
+        bounds = len(names) == 1 and room >= len(self.lenses) * WITH_INTERVAL
+        fits = max(1, room // (len(self.lenses) * VALUE))
+        shown, hidden = names[:fits], names[fits:]
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("layer", justify="right", no_wrap=True, vertical="bottom")
+        size = (WITH_INTERVAL if bounds else VALUE) - 1
+        for lens in self.lenses:
+            for name in shown:
+                heading = Text(f"{lens}\n{SHORT.get(name, name)}", overflow="fold")
+                table.add_column(heading, justify="right", width=size, vertical="bottom")
+        for n, layer in enumerate(self.layers):
+            cells = [
+                self._cell(self.values[name][i, n], bounds, self._differs(name, i, n))
+                for i in range(len(self.lenses))
+                for name in shown
+            ]
+            table.add_row(Text(str(layer), style="dim"), *cells)
+        own = [self._cell(self.own[name], bounds, False) for _ in self.lenses for name in shown]
+        table.add_row(Text("model", style="dim"), *own)
+        table.caption = Text(self._caption(shown, hidden, bounds or len(names) > 1), style="dim", justify="left")
+        return table
+
+    def _differs(self, name: str, lens: int, layer: int) -> bool:
+        if name not in self.differences:
+            return False
+        _, low, high = self.differences[name][lens, layer]
+        return bool(low > 0 or high < 0)
+
+    @staticmethod
+    def _cell(value: np.ndarray, bounds: bool, strong: bool) -> Text:
+        middle, low, high = (_figure(v) for v in value)
+        text = Text(middle, style=Style(bold=strong))
+        if bounds and np.isfinite(value[1:]).all():
+            text.append(f" {low}–{high}", style="dim")
+        return text
+
+    def _caption(self, shown: Sequence[str], hidden: Sequence[str], whole: bool) -> str:
+        text = "; ".join(f"{SHORT.get(name, name)}: {MEASURES[name]}" for name in shown)
+        text += f"; {self.tokens:,} tokens in {self.rows:,} rows, {self.units:,} units resampled"
+        text += f"; bold: differs from {self.baseline} (95 %)" if self.baseline and len(self.lenses) > 1 else ""
+        text += f"; {', '.join(hidden)} do not fit: a wider terminal, or fewer measures" if hidden else ""
+        return text + ("" if whole else "; intervals do not fit")
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as JSON values; NaN as None."""
+        parts = {"values": self.values, "differences": self.differences, "own": self.own}
+        return {**self._head(), **{p: {name: listed(v) for name, v in found.items()} for p, found in parts.items()}}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Evaluation":
+        """The inverse of `to_json`; LenscopeError if it is no evaluation."""
+        try:
+            if data["kind"] != "evaluation":
+                raise ValueError(f"kind {data['kind']!r}")
+            names = "model", "n_layers", "baseline", "rows", "units", "tokens", "bytes", "provenance"
+            lenses, layers = tuple(data["lenses"]), tuple(data["layers"])
+            shape = (len(lenses), len(layers), 3)
+            return Evaluation(
+                lenses=lenses,
+                layers=layers,
+                values={name: _floats(data["values"][name], shape) for name in MEASURES},
+                differences={name: _floats(v, shape) for name, v in data["differences"].items()},
+                own={name: _floats(data["own"][name], (3,)) for name in MEASURES},
+                **{name: data[name] for name in names},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LenscopeError(f"not an evaluation of format {FORMAT}: {type(error).__name__} {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a .parquet (one row per lens and layer) or .json file; complete or not at all."""
+        lenses, layers = np.meshgrid(self.lenses, self.layers, indexing="ij")
+        columns: dict[str, Any] = {"lens": lenses.reshape(-1).tolist(), "layer": layers.reshape(-1)}
+        for prefix, found in (("", self.values), ("difference_", self.differences)):
+            for name, v in found.items():
+                columns |= {f"{prefix}{name}{end}": v[..., n].reshape(-1) for n, end in enumerate(BOUNDS)}
+        own = {name: listed(v) for name, v in self.own.items()}
+        _save(path, self.to_json(), {**self._head(), "own": own}, columns)
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "kind": "evaluation",
+            "version": FORMAT,
+            "model": self.model,
+            "n_layers": self.n_layers,
+            "lenses": list(self.lenses),
+            "layers": list(self.layers),
+            "baseline": self.baseline,
+            "rows": self.rows,
+            "units": self.units,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "measures": MEASURES,
+            "provenance": self.provenance,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """A lens's translators on other layers' states: (translators, layers tested), both being `layers`.
+
+    `cross_entropy` and `kl` (KL(model ‖ lens)) in nats per token of the translator of layers[i] on the states of
+    layers[j] (Belrose et al. 2023, Fig. 7).
+    """
+
+    model: str
+    n_layers: int
+    lens: str
+    layers: tuple[int, ...]
+    rows: int
+    tokens: int
+    cross_entropy: np.ndarray
+    kl: np.ndarray
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Transfer({self.model}: {self.lens}, {len(self.layers)} layers, {self.tokens} tokens)"
+
+    def penalty(self, name: str = "cross_entropy") -> np.ndarray:
+        """What a measure loses by transfer: minus the tested layer's own translator's, (translators, layers tested)."""
+        check_measure(name, TRANSFERRED)
+        values: np.ndarray = getattr(self, name)
+        return values - np.diagonal(values)
+
+    def by_distance(self, distance: int, name: str = "cross_entropy") -> float:
+        """The median penalty of translators trained `distance` layers later (negative: earlier) than they are tested.
+
+        Distance counts layers, also where only some of them were measured; NaN where no two are so far apart.
+        """
+        numbers = np.array(self.layers)
+        found = self.penalty(name)[numbers[:, None] - numbers == distance]
+        return float(np.median(found)) if found.size else float("nan")
+
+    def table(self, measure: str = "cross_entropy", *, width: int | None = None) -> Table:
+        """The penalties for a terminal: a line per translator, a column per layer tested; fits `width` if given."""
+        values = self.penalty(measure)
+        step = max(1, -(-len(self.layers) // max(1, ((width or 10**4) - 8) // 7)))
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("trained", justify="right", no_wrap=True)
+        for layer in self.layers[::step]:
+            table.add_column(str(layer), justify="right", no_wrap=True, width=6)
+        for layer, line in zip(self.layers[::step], values[::step, ::step], strict=True):
+            table.add_row(Text(str(layer), style="dim"), *(Text(_figure(v)) for v in line))
+        text = (
+            f"{measure.replace('_', ' ')} of a layer's translator on another layer's states, minus its own one's; nats"
+        )
+        text += f"; {self.tokens:,} tokens" + (f"; only every {step}th layer fits" if step > 1 else "")
+        table.caption = Text(text, style="dim", justify="left")
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """The matrices as JSON values; NaN as None."""
+        return {**self._head(), **{name: listed(getattr(self, name)) for name in TRANSFERRED}}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Transfer":
+        """The inverse of `to_json`; LenscopeError if it is no transfer matrix."""
+        try:
+            if data["kind"] != "transfer":
+                raise ValueError(f"kind {data['kind']!r}")
+            layers = tuple(data["layers"])
+            shape = (len(layers), len(layers))
+            names = "model", "n_layers", "lens", "rows", "tokens", "provenance"
+            return Transfer(
+                layers=layers,
+                cross_entropy=_floats(data["cross_entropy"], shape),
+                kl=_floats(data["kl"], shape),
+                **{name: data[name] for name in names},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LenscopeError(f"not a transfer matrix of format {FORMAT}: {type(error).__name__} {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a .parquet (one row per translator and layer tested) or .json file; complete or not at all."""
+        translators, tested = np.meshgrid(self.layers, self.layers, indexing="ij")
+        columns = {"translator": translators.reshape(-1), "layer": tested.reshape(-1)}
+        columns |= {name: getattr(self, name).reshape(-1) for name in TRANSFERRED}
+        _save(path, self.to_json(), self._head(), columns)
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "kind": "transfer",
+            "version": FORMAT,
+            "model": self.model,
+            "n_layers": self.n_layers,
+            "lens": self.lens,
+            "layers": list(self.layers),
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "measures": TRANSFERRED,
+            "provenance": self.provenance,
+        }
+
+
+def load_evaluation(path: str | os.PathLike[str]) -> Evaluation | Transfer:
+    """Read what `Evaluation.save` or `Transfer.save` wrote, equal to what was saved; LenscopeError if it is neither."""
+    path = Path(path)
+    if not path.is_file():
+        raise LenscopeError(f"{path}: no such file")
+    try:
+        if path.suffix == ".json":
+            data = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            table = pq.read_table(path)
+            head = json.loads((table.schema.metadata or {})[b"evaluation"])
+            data = {**head, **_parts(head, {name: table[name].to_numpy() for name in table.column_names[2:]})}
+        return Transfer.from_json(data) if data["kind"] == "transfer" else Evaluation.from_json(data)
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        if isinstance(error, LenscopeError):
+            raise
+        raise LenscopeError(f"{path}: is no lenscope evaluation ({' '.join(str(error).split())[:200]})") from error
+
+
+def _parts(head: Mapping[str, Any], columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    if head["kind"] == "transfer":
+        return {**columns}
+    return {
+        part: {name: np.stack([columns[f"{prefix}{name}{end}"] for end in BOUNDS], -1) for name in MEASURES
+               if f"{prefix}{name}" in columns}
+        for part, prefix in (("values", ""), ("differences", "difference_"))
+    }  # fmt: skip
+
+
+def _save(
+    path: str | os.PathLike[str], document: dict[str, Any], head: dict[str, Any], columns: Mapping[str, Any]
+) -> None:
+    path = Path(path)
+    if path.suffix == ".json":
+        write_text(path, json.dumps(document, ensure_ascii=False))
+    elif path.suffix == ".parquet":
+        made = pa.table({name: pa.array(v) for name, v in columns.items()})
+        with complete(path) as making:
+            meta = {"evaluation": json.dumps(head, ensure_ascii=False)}
+            pq.write_table(made.replace_schema_metadata(meta), making)
+    else:
+        raise LenscopeError(f"{path}: evaluations are saved as .parquet or .json")
+
+
+def _floats(values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.array(values, dtype=np.float64).reshape(shape)
+
+
+def _figure(value: float) -> str:
+    """A value in at most five characters, with a sign six."""
+    if not np.isfinite(value):
+        return "–" if np.isnan(value) else "∞"
+    size = abs(value)
+    return f"{value:.3f}" if size < 9.9995 else f"{value:.2f}" if size < 99.995 else f"{value:.0f}"

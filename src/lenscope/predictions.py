@@ -1,0 +1,123 @@
+"""Text as the predictions that count on it: states of all layers, next tokens, and what is resampled as one.
+
+Knows: which positions of texts, rows of ids and batches of a corpus predict a token, and the bytes of that token.
+Does not know: what is measured of a prediction.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import length_hint
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.corpus import TokenBatch
+from lenscope.errors import LenscopeError
+from lenscope.model import LM, TOKENS_PER_RUN
+from lenscope.prompts import Prompt
+
+# A text, the ids of one row, or many rows of a corpus.
+Rows = Iterable[str | Sequence[int] | TokenBatch]
+# progress(items of the text done, items in all or 0 where not known)
+Progress = Callable[[int, int], None]
+
+# What is resampled is kept apart up to this number, then grouped, so that memory does not grow with the text.
+UNITS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A row's prompt, its positions that count, and for each the unit it belongs to and the bytes of the next token."""
+
+    prompt: Prompt
+    positions: np.ndarray
+    units: np.ndarray
+    sizes: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """P predictions of some rows: states (P, L, D) of the layers asked for, next tokens, units and their bytes (P,)."""
+
+    h: Tensor
+    targets: Tensor
+    units: np.ndarray
+    sizes: np.ndarray | None
+    rows: int
+    ids: bytes
+
+    def hashed(self, digest: Any) -> Any:
+        """A copy of a digest with the ids of these rows added."""
+        copy = digest.copy()
+        copy.update(self.ids)
+        return copy
+
+
+def predictions(lm: LM, rows: Rows, layers: tuple[int, ...], progress: Progress | None) -> Iterator[Predictions]:
+    """The predictions of the text in batches whose states fit in memory together; rows without any are left out."""
+    total, done = length_hint(rows, 0), 0
+    held: list[_Row] = []
+    for item, some in _rows(lm, rows):
+        for row in some:
+            longest = max(len(row.prompt), *(len(r.prompt) for r in held), 1)
+            if held and longest * (len(held) + 1) > TOKENS_PER_RUN // 8:
+                yield _read(lm, held, layers)
+                held = []
+                if progress is not None:
+                    progress(done, total)
+            held.append(row)
+        done = item
+    if held:
+        yield _read(lm, held, layers)
+        if progress is not None:
+            progress(done, total)
+
+
+def _rows(lm: LM, rows: Rows) -> Iterator[tuple[int, list[_Row]]]:
+    """The rows of each item of the text, after its number."""
+    if isinstance(rows, str):
+        raise LenscopeError("rows: is one string; give a list of texts, or of rows of token ids")
+    units: dict[tuple[str, int], int] = {}
+
+    def unit(kind: str, number: int) -> int:
+        return units.setdefault((kind, number), len(units) % UNITS)
+
+    for number, item in enumerate(rows, 1):
+        if isinstance(item, TokenBatch):
+            yield number, [row for n in range(len(item.ids)) for row in _of_corpus(lm, item, n, unit)]
+            continue
+        prompt = lm.prompt(item)
+        positions = np.arange(len(prompt) - 1)
+        size = None
+        if isinstance(item, str):
+            # only their sum matters: all tokens of a text are of one unit
+            size = np.zeros(len(positions))
+            size[:1] = len(item[prompt.spans[0][1] :].encode())
+        own = np.full(len(positions), unit("row", number)) if len(positions) else positions
+        yield number, [_Row(prompt, positions, own, size)] if len(positions) else []
+
+
+def _of_corpus(lm: LM, batch: TokenBatch, n: int, unit: Callable[[str, int], int]) -> list[_Row]:
+    positions = batch.counted[n, :-1].nonzero()[:, 0].numpy()
+    own = np.array([unit("document", d) for d in batch.document[n, positions].tolist()])
+    size = None if batch.bytes is None else batch.bytes[n, positions + 1].numpy().astype(float)
+    return [_Row(lm.prompt(batch.ids[n].tolist()), positions, own, size)] if len(positions) else []
+
+
+def _read(lm: LM, rows: list[_Row], layers: tuple[int, ...]) -> Predictions:
+    tensor = lm.read([r.prompt for r in rows], layers).tensor
+    row = torch.tensor(np.repeat(np.arange(len(rows)), [len(r.positions) for r in rows]), device=tensor.device)
+    positions = torch.tensor(np.concatenate([r.positions for r in rows]), device=tensor.device)
+    ids = [np.array(r.prompt.ids, dtype=np.int64) for r in rows]
+    following = np.concatenate([i[r.positions + 1] for i, r in zip(ids, rows, strict=True)])
+    sizes = [r.sizes for r in rows if r.sizes is not None]
+    return Predictions(
+        h=tensor[row, :, positions],
+        targets=torch.tensor(following, device=tensor.device),
+        units=np.concatenate([r.units for r in rows]),
+        sizes=np.concatenate(sizes) if len(sizes) == len(rows) else None,
+        rows=len(rows),
+        ids=b"".join(i.tobytes() for i in ids),
+    )

@@ -1,0 +1,262 @@
+"""Fitting a tuned lens: an affine translator per layer of a frozen model, trained to predict what the model predicts.
+
+Knows: recipes, what is held out and what for, which candidate each layer keeps, what a fitted lens says of itself.
+Does not know: how a run reads and steps (training.py), the loss (objective.py), files (mappings.py).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lenscope.corpus import Corpus
+from lenscope.distributed import Group, joined
+from lenscope.documents import Data
+from lenscope.errors import LenscopeError
+from lenscope.mappings import Affine, identify
+from lenscope.model import LM
+from lenscope.moments import with_constant
+from lenscope.objective import Objective, low_precision
+from lenscope.optimizers import MakeOptimizer, Muon, Nesterov
+from lenscope.provenance import provenance
+from lenscope.reduction import reduce
+from lenscope.training import TOGETHER, Block, Schedule, Training
+
+# Bytes for the states of a block of text, from which the tokens of steps are drawn.
+ROOM = 1 << 30
+# Held-out tokens that choose, and as many that measure.
+HELD_OUT = 1024
+# Columns of the vocabulary by which candidates are compared.
+COMPARED = 8192
+
+# progress(tokens read, tokens in all)
+Progress = Callable[[int, int], None]
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """How translators are made. `start` is "ridge", least squares onto the last layer, or "identity".
+
+    `optimizer` makes what changes them then, from their weights (D + 1, D), the bias being the last row; None: nothing
+    does. A step takes `tokens_per_step` tokens and `columns` of the vocabulary (None: all). With `bias_only` the
+    matrices stay as they are at the start. The loss is KL(model ‖ lens); `best` keeps, layer by layer, the best of
+    identity, start and result on held-out text.
+    """
+
+    start: str = "ridge"
+    optimizer: MakeOptimizer | None = Muon
+    tokens_per_step: int = 1024
+    columns: int | None = 4096
+    bias_only: bool = False
+    best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.start not in ("ridge", "identity"):
+            raise LenscopeError(f"start {self.start!r}: give 'ridge' or 'identity'")
+        if self.tokens_per_step < 1 or (self.columns is not None and self.columns < 2):
+            raise LenscopeError(
+                f"tokens_per_step {self.tokens_per_step}, columns {self.columns}: give at least 1 token and 2 columns"
+            )
+
+
+# name → recipe: the default; its closed form alone; a bias per layer (Belrose et al. 2023, Eq. 7); and their published
+# recipe: identity, SGD with Nesterov momentum, all columns, 262,144 tokens a step (250 steps are 65.5M tokens)
+RECIPES = {
+    "muon": Recipe(),
+    "ridge": Recipe(optimizer=None),
+    "bias": Recipe("identity", partial(Muon, lr=1.0), bias_only=True),
+    "published": Recipe("identity", Nesterov, tokens_per_step=1 << 18, columns=None, best=False),
+}
+
+
+def fit(
+    lm: LM,
+    data: "Data | Corpus | None" = None,
+    *,
+    tokens: int = 200_000,
+    recipe: str | Recipe = "muon",
+    held_out: float = 0.1,
+    length: int | None = None,
+    seed: int = 0,
+    room: int = ROOM,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Affine:
+    """A tuned lens of `lm` (Belrose et al. 2023, Eq. 8): an affine map of each layer's states to the last layer's.
+
+    `data` is text as `Corpus.open` takes it, or a Corpus; None: what the model itself writes. `tokens` of it are read,
+    once, in rows of `length`. A fraction `held_out` of the documents is not fitted: of its tokens one part chooses
+    what each layer keeps, another measures `report["layers"]`: KL(model ‖ lens) in nats with `lens` and with the logit
+    lens, so that no layer is worse than it. Weights are float32 whatever the model's dtype.
+
+    Memory: `room` bytes of states, plus 16 · n_layers · D² bytes for weights, momentum and moments. Processes that
+    torchrun started share the text and take the same steps as one would. With a `folder` the run leaves a checkpoint
+    in it after each block of text and goes on from there when it is called again; at the end the lens is saved there.
+    Raises LenscopeError for text that is too short, recipes that do not exist, and a folder of another run.
+    """
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise LenscopeError(f"recipe {recipe!r}: there are {', '.join(RECIPES)}")
+        named, recipe = recipe, RECIPES[recipe]
+    else:
+        named = "own"
+    if tokens < 1:
+        raise LenscopeError(f"tokens {tokens}: give at least 1")
+    began = time.perf_counter()
+    corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, seed=seed)
+    text, held = corpus.split(held_out)
+    with joined(lm.device) as group, torch.no_grad():
+        plan = Schedule.of(lm, tokens, text.length, room, recipe.tokens_per_step, recipe.start == "ridge", group.world)
+        low = low_precision(lm)
+        run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
+        select, measure = _held_out(lm, held, group)
+        optimizer = None
+        settings = {
+            "model": identify(lm)["model_hash"],
+            "corpus": text.provenance(),
+            "recipe": _told(recipe),
+            "schedule": asdict(plan),
+            "seed": seed,
+        }
+        checkpoint = None if folder is None else Path(folder) / "checkpoint"
+        make = partial(_make, recipe, low)
+        if checkpoint is not None and checkpoint.exists():
+            optimizer = run.load(checkpoint, settings, make)
+        gradients: list[Tensor] = []
+        for block in run.blocks():
+            if not run.constants:
+                run.find_constants(block)
+            if recipe.start == "ridge" and run.number < plan.warm:
+                run.gather(block)
+            if run.number == plan.warm - 1:
+                run.close(select) if recipe.start == "ridge" else run.identity()
+                run.find_mean(block)
+                optimizer = make(run.weights)
+            if recipe.optimizer is not None and optimizer is not None:
+                gradients = gradients or [torch.zeros_like(w) for w in run.weights]
+                objective = Objective(lm, run.mean, recipe.columns, seed, low)
+                run.take_steps(block, objective, optimizer, gradients, recipe.bias_only)
+            run.number += 1
+            whole = not run.seen % plan.together
+            if checkpoint is not None and optimizer is not None and whole and run.number < plan.blocks:
+                run.save(checkpoint, settings, optimizer)
+            del block
+        chosen, layers = _choose(run, recipe, select, measure)
+        report = {
+            "lens": "tuned lens",
+            "recipe": named,
+            **settings,
+            "tokens": plan.rows * plan.length,
+            "text": run.digest,
+            "steps": run.step,
+            "loss": run.loss,
+            "held_out": {"corpus": held.provenance(), "tokens": [_counted(b, group) for b in (select, measure)]},
+            "layers": layers,
+            "processes": group.world,
+            "seconds": round(time.perf_counter() - began, 1),
+            "model": provenance(lm),
+        }
+        me = identify(lm)
+        last = lm.n_layers
+        made = Affine({(n, last): (t[:-1].T, t[-1] * run.constants[n]) for n, t in enumerate(chosen)}, me, me, report)
+        if folder is not None:
+            if group.rank == 0:
+                made.save(folder)
+                rmtree(Path(folder) / "checkpoint", ignore_errors=True)
+            group.barrier()
+    return made
+
+
+def _make(recipe: Recipe, low: torch.dtype | None, weights: list[Tensor]) -> Any:
+    # where products are made in 16 bits, Muon's may be too
+    return Muon(weights, low=low) if recipe.optimizer is Muon else (recipe.optimizer or Muon)(weights)
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON values."""
+    made = recipe.optimizer
+    name = None if made is None else getattr(made, "__name__", None) or repr(getattr(made, "keywords", made))
+    return {**asdict(recipe), "optimizer": name}
+
+
+def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[Block, Block]:
+    """Held-out text that chooses, and text that measures: this process's share of the rows."""
+    rows = -(-HELD_OUT // held.length)
+    wanted = 2 * rows
+    each = max(1, TOGETHER // group.world)
+    blocks = [Block(lm, rows, held.length, None) for _ in range(2)]
+    tokens = wanted * held.length if held.documents is None else None
+    try:
+        for batch in held.batches(tokens, each, rank=group.rank, world=group.world):
+            for n, row in enumerate(batch.row.tolist()):
+                if row < wanted:
+                    # alternate rows, so that both parts have some of every document
+                    one = slice(n, n + 1)
+                    part = replace(batch, row=batch.row[one], ids=batch.ids[one], counted=batch.counted[one])
+                    blocks[row % 2].read(part)
+            if batch.next_row >= wanted:
+                break
+    except LenscopeError as error:
+        raise LenscopeError(
+            f"held-out text: {error} (held_out is the fraction of documents that is not fitted)"
+        ) from error
+    return blocks[0], blocks[1]
+
+
+def _counted(block: Block, group: Group) -> int:
+    count = block.counted.sum().float()
+    group.sum([count])
+    return int(count)
+
+
+def _choose(run: Training, recipe: Recipe, select: Block, measure: Block) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """What each layer keeps, and how good it is on the measuring text."""
+    lm, group = run.lm, run.group
+    compare = Objective(lm, run.mean, COMPARED, run.seed)
+    columns = compare.draw(0)
+    p = compare.target(select.last[select.counted], columns)
+    chosen, layers = [], []
+    for layer in range(lm.n_layers):
+        constant = run.constants[layer]
+        plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
+        candidates = {"identity": plain, "start": run.start[layer], "steps": run.weights[layer]}
+        x = with_constant(select.states[layer][select.counted], constant)
+        kl = torch.stack([_kl(compare, x @ t, p, columns) for t in candidates.values()])
+        group.sum([kl])
+        name = list(candidates)[int(kl.nan_to_num(torch.inf).argmin())] if recipe.best else "steps"
+        kept, own = _measured(run, measure, layer, candidates[name]), _measured(run, measure, layer, plain)
+        if recipe.best and not kept <= own:
+            name, kept = "identity", own
+        chosen.append(candidates[name])
+        layers.append({"layer": layer, "kl": kept, "kl_logit_lens": own, "kept": name})
+    return chosen, layers
+
+
+def _kl(objective: Objective, y: Tensor, p: Tensor, columns: Any) -> Tensor:
+    """Σ KL over some states, by the drawn columns."""
+    total = torch.zeros((), device=y.device)
+    group = objective.at_once(columns)
+    for some, wanted in zip(y.to(objective.lm.dtype).split(group), p.split(group), strict=True):
+        log_q = objective.log_q(objective.readout.prepare(some), columns)
+        total += torch.xlogy(wanted, wanted).sum() - (wanted * log_q).sum()
+    return total
+
+
+def _measured(run: Training, block: Block, layer: int, t: Tensor) -> float:
+    """Mean KL(model ‖ lens) over the whole vocabulary, in the model's own precision."""
+    lm = run.lm
+    sums = torch.zeros(2, dtype=torch.float64, device=lm.device)
+    if block.counted.any():
+        y = block.last[block.counted]
+        mapped = with_constant(block.states[layer][block.counted], run.constants[layer]) @ t
+        found = reduce(lm.readout, lm.vocab_size, mapped.to(lm.dtype)[None], y, None, 1, False)
+        sums += torch.stack([found.kl.double().sum(), torch.tensor(float(len(y))).double()]).to(sums)
+    run.group.sum([sums])
+    return float(sums[0] / sums[1].clamp_min(1))
