@@ -63,13 +63,13 @@ def main() -> None:
     rows, references = [rows[n] for n in kept], [references[n] for n in kept]
     lm = ls.load(args.model)
     layers = list(range(0, lm.n_layers + 1, args.step))
-    states = lm.read([r["name"] for r in rows], layers=layers, positions=-1)
+    states = lm.read([r["name"] for r in rows], positions=-1)
     target = methods.named("entity")
     found = {}
     for below in BELOW:
         scope = ls.Patchscope(lm, ls.Target(target.prompt, target.at, target.every, below))
-        grid = scope.generate(states, "same", max_new_tokens=args.new_tokens)
-        # sources run over entities, then layers; "same" keeps that order
+        grid = scope.generate(states, [(n, n) for n in layers], max_new_tokens=args.new_tokens)
+        # sources run over entities, then layers
         texts = np.array(grid.texts, dtype=object).reshape(len(rows), len(layers))
         found[below] = scores(texts, references, np.random.default_rng(0))
     draw = np.random.default_rng(1)
