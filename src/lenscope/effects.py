@@ -134,6 +134,8 @@ class Effects:
             star = "*" if set(mine.places[n]) & set(mine.marked) else ""
             head = tables.visible(mine.label(n), size - len(star)) + star
             made.add_column(Text(head), width=size, no_wrap=True, justify="right")
+        # an empty column, so that the caption of a narrow table is not broken to pieces
+        made.add_column("", width=max(1, 64 - (size + 1) * len(shown)))
         for row in reversed(range(len(self.layers))):
             shades = (values[row] - low) / max(high - low, 1e-12)
             cells = [
