@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,7 +156,10 @@ def patch(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The source prompt.")],
     at: Annotated[str, typer.Option(help="Which token is explained: a position, or a substring of the prompt.")] = "-1",
     target: Annotated[
-        str, typer.Option("--target", "-t", help="A target prompt: entity, identity, or a text of your own.")
+        str,
+        typer.Option(
+            "--target", "-t", help="A target prompt: entity, identity, a relation such as country_currency, or a text."
+        ),
     ] = "entity",
     placeholder: Annotated[
         str, typer.Option(help="What of a text of your own is patched: a position, or a substring.")
@@ -196,7 +200,9 @@ def patch(
     from lenscope.patchscope import Interrupted, Patchscope, Target
     from lenscope.states import check_layers
 
-    one = named(target) if target in TARGETS else Target(target, at=slot)
+    # a text that is nearly a name is a mistyped one, and would be read as a target prompt
+    meant = get_close_matches(target, TARGETS, 1, 0.75)
+    one = named(target) if target in TARGETS or meant else Target(target, at=slot)
     scope = Patchscope(other, replace(one, below=below), load_mapping(mapping) if mapping else None, source_lm=lm)
     # all layers are read: the last one is the source model's own prediction, the lower ones may fill placeholders
     states = lm.read(prompt, positions=where)
@@ -303,6 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 2."""
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        if status == 130:  # an interruption that typer took for itself
+            tell("interrupted")
     except LenscopeError as error:
         tell(str(error))
         status = 2
