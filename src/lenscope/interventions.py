@@ -24,9 +24,8 @@ from lenscope.model import LM, PromptLike
 from lenscope.patchscope import Patchscope, Target
 from lenscope.prompts import Position, Positions, Prompt
 from lenscope.provenance import provenance
-from lenscope.readout import wide
 from lenscope.rows import Rows
-from lenscope.scoring import answer_ids
+from lenscope.scoring import answer_ids, log_prob
 from lenscope.states import HiddenStates, check_layers
 
 Prompts = PromptLike | Sequence[PromptLike]
@@ -92,7 +91,7 @@ def causal_tracing(
         )
         with lm.edit(Edit(0, list(marked), (sigma * draws).to(clean), edits.add)):
             corrupted = lm.read([longer] * samples).tensor
-        base = log_prob(lm, corrupted[:, -1, -len(ids) :], ids)
+        base = log_prob(lm, corrupted[:, -1, -len(ids) :], ids).cpu().numpy()
         # what comes before the subject is not corrupted: its clean states are there already
         run = [p for p in places if p >= min(marked) or other is not None]
         back = clean[:, : len(prompt)] if other is None else other.to(clean)
@@ -101,7 +100,7 @@ def causal_tracing(
             made = _restoring(longer, corrupted, back, min(marked), numbers, run, window)
             known = [places.index(p) for p in run]
             lp[:, known] = _after(lm, made, [ids]).reshape(len(numbers), -1, samples)
-        own = log_prob(lm, clean[-1:, -len(ids) :], ids)
+        own = log_prob(lm, clean[-1:, -len(ids) :], ids).cpu().numpy()
         error = (np.exp(lp) - np.exp(base)).std(-1, ddof=1) / samples**0.5 if samples > 1 else lp[..., 0] * np.nan
         measures = measured(lp, base) | {"standard_error": error}
         about = Run(prompt.text, prompt.tokens, tuple((p,) for p in places), _text(lm, ids), marked=marked)
@@ -251,16 +250,6 @@ def span(prompt: Prompt, at: Any) -> tuple[int, ...]:
     return tuple(sorted(found)) or prompt.positions(())
 
 
-@torch.no_grad()
-def log_prob(lm: LM, h: Tensor, ids: Sequence[int]) -> np.ndarray:
-    """(N,) ln p of the tokens `ids`, summed, read one by one from last-layer states h (N, len(ids), D)."""
-    flat = h.flatten(0, 1)
-    _, _, total = top_one(lm, flat)
-    wanted = torch.tensor(ids, device=flat.device).repeat(len(h))
-    z = wide(lm.readout.tokens(lm.readout.prepare(flat), wanted))
-    return (z - total).double().view(h.shape[:2]).sum(1).cpu().numpy()
-
-
 def _log_probs(lm: LM, made: Rows, answers: Sequence[Sequence[int]]) -> np.ndarray:
     """(N, K) ln p of K answers after each row; answers that differ in their last token alone share a pass."""
     out = np.full((len(made), len(answers)), np.nan)
@@ -275,7 +264,7 @@ def _after(lm: LM, made: Rows, answers: Sequence[Sequence[int]]) -> np.ndarray:
     """(N, K) ln p of K answers, all but whose last tokens the rows' prompts end with."""
     out = np.full((len(made), len(answers)), np.nan)
     for some, h in rows.predict(lm, made, len(answers[0])):
-        out[some] = np.stack([log_prob(lm, h, ids) for ids in answers], 1)
+        out[some] = np.stack([log_prob(lm, h, ids).cpu().numpy() for ids in answers], 1)
     return out
 
 
@@ -284,7 +273,7 @@ def _plain(lm: LM, prompt: Prompt, answers: Sequence[Sequence[int]]) -> np.ndarr
     found = []
     for ids in answers:
         h = lm.read(_longer(lm, prompt, ids), lm.n_layers, slice(-len(ids), None)).tensor[:, 0]
-        found.append(log_prob(lm, h, ids)[0])
+        found.append(float(log_prob(lm, h, ids)[0]))
     return np.array(found)
 
 

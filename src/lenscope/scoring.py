@@ -98,18 +98,10 @@ class Scores:
             longer = replace(self.rows, prompts=tuple(self.lm.prompt([*p.ids, *ids[:-1]]) for p in self.rows.prompts))
             with self.lm.edit(*self.edits):
                 last = self.lm.read([p.ids for p in longer.prompts], self.lm.n_layers, slice(-len(ids), None))
-            plain = self._log_prob(last[self.lm.n_layers, :], ids)
+            plain = log_prob(self.lm, last[self.lm.n_layers, :], ids)
             for some, h in rows.predict(self.lm, longer, len(ids), self.budget):
-                self._answer(name, some, self._log_prob(h, ids), plain[torch.from_numpy(self.rows.target[some])])
+                self._answer(name, some, log_prob(self.lm, h, ids), plain[torch.from_numpy(self.rows.target[some])])
                 advance(len(some))
-
-    def _log_prob(self, h: Tensor, ids: Sequence[int]) -> Tensor:
-        """ln p of the tokens `ids`, summed, read one by one from states h (n, len(ids), D)."""
-        flat = h.flatten(0, 1)
-        _, _, total = top_one(self.lm, flat)
-        wanted = torch.tensor(ids, device=h.device).repeat(len(h))
-        z = wide(self.lm.readout.tokens(self.lm.readout.prepare(flat), wanted))
-        return (z - total).view(h.shape[:2]).sum(1)
 
     def _answer(self, name: str, some: np.ndarray, patched: Tensor, plain: Tensor) -> None:
         self.measures[f"log_prob:{name}"][some] = patched.cpu().numpy()
@@ -126,6 +118,16 @@ class Scores:
             "texts": tuple(text[int(i)] for i in self.ids[kept, 0]),
             "measures": {name: values[kept] for name, values in self.measures.items()},
         }
+
+
+@torch.no_grad()
+def log_prob(lm: LM, h: Tensor, ids: Sequence[int]) -> Tensor:
+    """(N,) ln p of the tokens `ids`, summed in float64, read one by one from last-layer states h (N, len(ids), D)."""
+    flat = h.flatten(0, 1)
+    _, _, total = top_one(lm, flat)
+    wanted = torch.tensor(ids, device=flat.device).repeat(len(h))
+    z = wide(lm.readout.tokens(lm.readout.prepare(flat), wanted))
+    return (z - total).double().view(h.shape[:2]).sum(1)
 
 
 def answer_ids(lm: LM, answer: str | int) -> list[int]:
