@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import tiny
+import torch
 
 import lenscope as ls
+from lenscope import mappings, tuning
 from lenscope.cli import main
 
 
@@ -130,7 +132,13 @@ def test_a_mistake_is_one_line_and_status_2(run, model, arguments, message):
         assert out == ""
 
 
-def test_the_demo_writes_its_page(run, model, tmp_path, smollm2):
+def test_the_demo_writes_its_page(run, tmp_path, smollm2, monkeypatch):
+    """All but the fit, which takes two minutes; test_cli_fit.py has the demo whole, on a tiny model."""
+    me = mappings.identify(smollm2)
+    layers = [{"layer": n, "kl": 1.0, "kl_logit_lens": 2.0} for n in range(30)]
+    report = {"lens": "tuned lens", "layers": layers, "seconds": 1.0, "tokens": 9, "held_out": {"tokens": [9, 9]}}
+    fitted = ls.Scale({None: (torch.tensor(1.0),)}, me, me, report)
+    monkeypatch.setattr(tuning, "fit", lambda *given, **how: fitted)
     status, out, _ = run("demo", "-o", str(tmp_path / "demo"))
     assert status == 0
     assert "·Paris" in out

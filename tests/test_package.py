@@ -29,7 +29,7 @@ ROOMS = [
     ),
     *("lens", "decoding", "sources", "scoring", "patchscope", "interventions", "softprompt", "extraction", "methods"),
     *("documents", "packing", "samples", "corpus", "distributed", "moments", "objective", "optimizers", "training"),
-    *("tuning", "predictions", "evaluation", "evaluating", "checks", "terminal", "cli"),
+    *("tuning", "predictions", "evaluation", "evaluating", "checks", "terminal", "lensing", "demo", "cli"),
 ]
 
 

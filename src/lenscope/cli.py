@@ -7,7 +7,6 @@ imports wait until a command needs them, so that --help answers at once.
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -19,9 +18,21 @@ from rich.console import Console
 from rich.text import Text
 
 from lenscope._version import __version__
+from lenscope.demo import demo
 from lenscope.errors import LenscopeError
+from lenscope.lensing import TUNED, eval_, export, fit, opened
 from lenscope.terminal import (
+    DEFAULT_MODEL,
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    Stopped,
+    Transferred,
     bar,
+    counted,
     headline,
     load_model,
     numbers,
@@ -47,17 +58,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16, float16; default: the checkpoint's own.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto …: where the model goes (transformers' device_map).")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Attention = Annotated[str | None, typer.Option("--attn", help="Attention backend: eager, sdpa, flash_attention_2 …")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
-
-DEFAULT_MODEL = "smollm2-135m"
-DEMO_ENTITY = "Diana, Princess of Wales"
-DEMO_PROMPT, DEMO_TARGET = "The capital of France is", " Paris"
-
 
 @app.command()
 def lens(
@@ -78,6 +78,8 @@ def lens(
     target: Annotated[
         str | None, typer.Option(help='Follow this token, e.g. " Paris"; default: the prompt\'s next token.')
     ] = None,
+    tuned: Annotated[str | None, typer.Option("--lens", help=TUNED)] = None,
+    transferred: Transferred = False,
     compare: Annotated[str | None, typer.Option(help="A second prompt: show how far the two are apart.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")] = None,
     html: Annotated[str | None, typer.Option(help="Save a self-contained page.")] = None,
@@ -101,7 +103,8 @@ def lens(
     lm = load_model(model, dtype, device, revision, attention)
     from lenscope.lens import Lens
 
-    one = Lens(lm)
+    f = None if tuned is None else opened(tuned, lm, transferred)
+    one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")
     ready = [lm.chat(t) if chat else lm.prompt(t) for t in given]
     chosen = None if wanted_layers is None else resolve(wanted_layers, lm.n_layers)
     if compare is not None:
@@ -113,12 +116,13 @@ def lens(
             print_json(both.to_json())
         else:
             console = Console()
-            console.print(headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}", console.width))
+            console.print(headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}", console.width, one.name))
             show(console, both.table(measure or "js", width=console.width))
         return
 
     keep = max(top_k, 5) if as_json or output or html else top_k
     done: list[Trajectory] = []
+    kept = ""
     try:
         with bar(len(ready), "prompts") as progress:
             for prompt in ready:
@@ -127,7 +131,7 @@ def lens(
     except KeyboardInterrupt:
         if not done:
             raise
-        tell(f"interrupted: {len(done)} of {len(ready)} prompts done; they are kept")
+        kept = f"interrupted: {len(done)} of {len(ready)} prompts done; they are kept"
     result = done[0] if len(given) == 1 else done
     if output:
         save(result, output)
@@ -137,18 +141,20 @@ def lens(
         write_text(Path(html), page([t.to_json() for t in done], title=done[0].text))
     if as_json:
         print_json([t.to_json() for t in done] if isinstance(result, list) else done[0].to_json())
-        return
-    console = Console()
-    for n, trajectory in enumerate(done):
-        if n:
-            console.print()
-        console.print(headline(lm, repr(trajectory.text), console.width))
-        show(console, trajectory.table(measure or "max_probability", top_k=top_k, width=console.width))
-        if target is not None:
-            console.print(rising(trajectory))
-    for path in (output, html):
-        if path:
-            tell(f"saved {path}")
+    else:
+        console = Console()
+        for n, trajectory in enumerate(done):
+            if n:
+                console.print()
+            console.print(headline(lm, repr(trajectory.text), console.width, one.name))
+            show(console, trajectory.table(measure or "max_probability", top_k=top_k, width=console.width))
+            if target is not None:
+                console.print(rising(trajectory))
+        for path in (output, html):
+            if path:
+                tell(f"saved {path}")
+    if kept:
+        raise Stopped(kept)
 
 
 @app.command()
@@ -215,12 +221,9 @@ def patch(
         wanted = resolve(chosen_layers, other.n_layers)
     else:
         wanted = None if grid else "same"
+    kept = ""
     try:
-        with bar(2, "cells") as progress:
-
-            def advance(done: int, total: int) -> None:
-                progress.update(progress.task_ids[0], completed=done, total=total)
-
+        with counted("cells") as advance:
             if grid or tokens == 0 or answer:
                 result = scope.predict(states, wanted, answers=answer or (), progress=advance)
             else:
@@ -229,17 +232,19 @@ def patch(
         if partial.grid is None:
             raise
         result = partial.grid
-        tell(f"interrupted: {len(result)} cells done; they are kept")
+        kept = f"interrupted: {len(result)} cells done; they are kept"
     if output:
         result.save(output)
     if as_json:
         print_json(result.to_json())
-        return
-    console = Console()
-    console.print(headline(other, f"{prompt!r}", console.width, "patchscope"))
-    show(console, result.table(measure, width=console.width))
-    if output:
-        tell(f"saved {output}")
+    else:
+        console = Console()
+        console.print(headline(other, f"{prompt!r}", console.width, "patchscope"))
+        show(console, result.table(measure, width=console.width))
+        if output:
+            tell(f"saved {output}")
+    if kept:
+        raise Stopped(kept)
 
 
 @app.command()
@@ -269,42 +274,6 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
-def demo(
-    output: Annotated[str, typer.Option("-o", "--output", help="The folder for the report.")] = "demo",
-    model: Model = DEFAULT_MODEL,
-) -> None:
-    """The main job end to end on the built-in model: a trajectory in the terminal and as a page."""
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LenscopeError(f"{folder}: cannot be made a folder ({error.strerror})") from error
-    began = time.perf_counter()
-    lm = load_model(model, None, None, None, None)
-    from lenscope.lens import Lens
-
-    console = Console(width=max(80, Console().width))
-    trajectory = Lens(lm).trajectory(DEMO_PROMPT, target=DEMO_TARGET)
-    console.print(headline(lm, repr(DEMO_PROMPT), console.width))
-    console.print(
-        Text(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}", style="dim")
-    )
-    show(console, trajectory.table(width=console.width))
-    console.print(rising(trajectory))
-    from lenscope.methods import named
-    from lenscope.patchscope import Patchscope
-
-    states = lm.read(DEMO_ENTITY, positions=-1)
-    said = Patchscope(lm, named("entity")).generate(states, "same", max_new_tokens=12)
-    console.print()
-    console.print(headline(lm, repr(DEMO_ENTITY), console.width, "patchscope"))
-    show(console, said.table(width=console.width))
-    report = folder / "index.html"
-    trajectory.to_html(report)
-    console.print(f"\n{time.perf_counter() - began:.0f} s; look at {report.resolve()}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 2."""
     try:
@@ -317,6 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.TyperException as error:
         tell(f"{error.format_message()} (see --help)")
         status = 2
+    except Stopped as stop:
+        tell(str(stop))
+        status = 130
     except (KeyboardInterrupt, typer.Abort):
         tell("interrupted")
         status = 130
@@ -325,6 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status if isinstance(status, int) else 0)
+
+
+for name, command in (("fit", fit), ("eval", eval_), ("export", export), ("demo", demo)):
+    app.command(name)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,18 +1,27 @@
-"""Several processes: which one this is, and sums over all of them. One process is the same path with nothing to do.
+"""Several processes: which one this is, sums over all of them, and a model whose blocks are split among them.
 
-Knows: torch.distributed as torchrun starts it.
-Does not know: models, what is summed.
+Knows: torch.distributed as torchrun starts it, FSDP2. One process is the same path with nothing to do.
+Does not know: what is summed, what a model is run for.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from lenscope.errors import LenscopeError
+from lenscope.mappings import identify
+from lenscope.model import LM
+from lenscope.provenance import provenance
+
+# what was known of a model before its weights were split
+_whole: WeakKeyDictionary[LM, tuple[dict[str, Any], dict[str, Any]]] = WeakKeyDictionary()
 
 
 @final
@@ -57,3 +66,42 @@ def joined(device: torch.device) -> Iterator[Group]:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def sharded(lm: LM) -> Iterator[None]:
+    """Within the block, each process keeps only its share of the weights of `lm`'s blocks (FSDP2); numbers stay equal.
+
+    A block's weights are brought together when it runs, so that all processes have to run the model equally often;
+    `fit` does. Embedding, norms and head stay whole. The model cannot be run after the block. One process: nothing
+    happens. Raises LenscopeError for a model whose readout runs its blocks, since lenses run on different states.
+    """
+    with joined(lm.device) as group:
+        if group.world > 1:
+            if not lm.readout.splits:
+                raise LenscopeError(
+                    f"{lm.name}: its readout is {lm.readout.description}; only a plain head can be sharded"
+                )
+            _whole[lm] = identify(lm), provenance(lm)
+            _shard(lm, group.world)
+        yield
+
+
+def is_sharded(lm: LM) -> bool:
+    """Whether the weights of a model's blocks are split among processes."""
+    return lm in _whole
+
+
+def described(lm: LM) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `identify` and `provenance` say of a model, of a sharded one as they said when it was whole."""
+    return _whole.get(lm) or (identify(lm), provenance(lm))
+
+
+def _shard(lm: LM, world: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(lm.device.type, (world,))
+    for block in lm.anatomy.blocks:
+        # each is the root of its own tree, which would keep its weights
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)

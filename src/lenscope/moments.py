@@ -22,17 +22,11 @@ class Moments:
     def __init__(self, size: int, device: torch.device) -> None:
         self.xx = torch.zeros(size + 1, size + 1, device=device)
         self.xy = torch.zeros(size + 1, size, device=device)
-        self.count = torch.zeros((), device=device)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Take in tokens: x (n, D + 1), y (n, D)."""
         self.xx += x.T @ x
         self.xy += x.T @ y
-        self.count += len(x)
-
-    def tensors(self) -> list[Tensor]:
-        """All sums, to be added to those of other processes."""
-        return [self.xx, self.xy, self.count]
 
     def ridges(self, ridges: Sequence[float] = RIDGES) -> list[Tensor]:
         """T (D + 1, D) minimising Σ ‖y - x T‖² + ridge · Σ ‖diag(Σ x xᵀ)^½ T‖², for each ridge; solved in float64."""

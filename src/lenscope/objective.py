@@ -11,13 +11,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from lenscope.model import LM
+from lenscope.readout import wide
 
 # Bytes of logits at once: the passes over a piece find it in the processor's cache.
 PIECE = 4 << 20
 PIECE_CUDA = 256 << 20
+# The gradient is this much larger on its way through a float16 model, whose smallest number is 6e-8.
+LOUD = 256.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,99 +48,110 @@ class Objective:
     """
 
     def __init__(self, lm: LM, mean: Tensor, columns: int | None, seed: int, low: torch.dtype | None = None) -> None:
-        self.lm, self.seed = lm, seed
+        self.lm, self.seed, self.low = lm, seed, low
         self.readout = lm.readout
-        vocab = lm.vocab_size
-        self.columns = None if columns is None or columns >= vocab else columns
-        self.order = mean.argsort(descending=True)
-        self.low = low
+        self.columns = None if columns is None or columns >= lm.vocab_size else columns
+        order = mean.argsort(descending=True)
+        top = (self.columns or 0) // 2
+        # in the order of their ids: where probabilities meet, rounding does not change what is drawn
+        self.top, self.rest = order[:top].sort().values, order[top:].sort().values
+        # below a cap the first is kept, above it the second is not
+        probe = torch.tensor([1.0, 1e4], device=order.device)
+        self.plain = torch.equal(self.readout.finish(probe.clone()), probe)
 
     def draw(self, step: int) -> Columns:
         """The columns of a step: the same ones for the same seed and step."""
-        device = self.order.device
-        if self.columns is None:
-            ids, added = torch.arange(self.lm.vocab_size, device=device), torch.zeros(self.lm.vocab_size, device=device)
-        else:
-            top = self.columns // 2
-            rest, drawn = len(self.order) - top, self.columns - top
+        ids, correction = self.rest, 0.0
+        if self.columns is not None:
+            drawn = self.columns - len(self.top)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            some = torch.randperm(rest, generator=generator)[:drawn].to(device)
-            ids = torch.cat([self.order[:top], self.order[top:][some]])
-            added = torch.zeros(len(ids), device=device)
-            added[top:] = math.log(rest / drawn)
+            some = torch.randperm(len(self.rest), generator=generator)[:drawn].to(self.rest.device)
+            ids, correction = torch.cat([self.top, self.rest[some]]), math.log(len(self.rest) / drawn)
+        added = torch.zeros(len(ids), dtype=wide(torch.empty(0, dtype=self.lm.dtype)).dtype, device=ids.device)
+        added[len(self.top) :] = correction
         found = self.readout.head(ids)
         if found is None:
             return Columns(ids, added, None, None)
         weight, bias = found
         weight = weight.detach() if self.low is None else weight.detach().to(self.low)
-        return Columns(ids, added, weight, None if bias is None else bias.detach().float())
+        return Columns(ids, added, weight, None if bias is None else wide(bias.detach()))
 
-    def log_q(self, x: Tensor, columns: Columns) -> Tensor:
-        """ln of the distribution over the drawn columns (n, k), in float32, of prepared states x."""
-        return self._logits(x, columns).add_(columns.added).log_softmax(-1)
+    def log_q(self, y: Tensor, columns: Columns) -> Tensor:
+        """ln of the distribution (n, k) over the drawn columns, in float32 or wider, of a few states y (n, D)."""
+        with torch.no_grad():
+            raw = self._product(self.readout.prepare(y.to(self.lm.dtype)), columns)
+            return self.readout.finish(raw).add_(columns.added).log_softmax(-1)
 
     def target(self, y: Tensor, columns: Columns) -> Tensor:
         """The model's own distribution (n, k) over the drawn columns, from its last layer's states y (n, D)."""
-        with torch.no_grad():
-            parts = [self.log_q(self.readout.prepare(some), columns).exp_() for some in y.split(self.at_once(columns))]
-        return torch.cat(parts)
+        parts = [self.log_q(some, columns).exp_() for some in y.split(self._at_once(columns)) if len(some)]
+        return torch.cat(parts) if parts else columns.added.new_empty(0, len(columns.ids))
+
+    def loss(self, y: Tensor, p: Tensor, columns: Columns) -> Tensor:
+        """Σ KL(p ‖ lens) over translated states y (n, D), with `p` (n, k) from `target`."""
+        total = columns.added.new_zeros(())
+        group = self._at_once(columns)
+        for some, wanted in zip(y.split(group), p.split(group), strict=True):
+            if len(some):
+                total += _divergence(wanted, self.log_q(some, columns))
+        return total
 
     def gradient(self, y: Tensor, p: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
-        """For translated states y (n, D): Σ over them of the loss, and its gradient (n, D), both in float32.
+        """For translated states y (n, D): Σ KL(p ‖ lens), and its gradient (n, D), both in float32 or wider."""
+        total = columns.added.new_zeros(())
+        out = torch.empty(y.shape, dtype=total.dtype, device=y.device)
+        group = self._at_once(columns)
+        for some, wanted, pulled in zip(y.split(group), p.split(group), out.split(group), strict=True):
+            if len(some):
+                total += self._pull(some, wanted, columns, pulled)
+        return total, out
 
-        `p` (n, k) is what the lens shall predict: the model's distribution (`target`), or one-hot rows.
-        The gradient is that of -Σ p ln q, which is KL's too; the loss is KL(p ‖ q).
-        """
-        total = torch.zeros((), device=y.device)
-        parts = []
-        group = self.at_once(columns)
-        for some, wanted in zip(y.split(group), p.split(group), strict=True):
-            h = some.detach().to(self.lm.dtype).requires_grad_()
-            with torch.enable_grad():
-                x = self.readout.prepare(h)
-                z = self._differentiable(x.detach(), columns) if columns.weight is not None else None
-                out = x if z is None else z[1]
-                logits = (out[:, columns.ids] if z is None else out).float() + columns.added
-            with torch.no_grad():
-                log_q = logits.detach().log_softmax(-1)
-                total += torch.xlogy(wanted, wanted).sum() - (wanted * log_q).sum()
-                pull = log_q.exp_().sub_(wanted)
-            if z is None:
-                parts.append(torch.autograd.grad(logits, h, pull)[0].float())
-                continue
-            raw, _ = z
-            if logits.requires_grad:
-                pull = torch.autograd.grad(logits, raw, pull)[0]
-            with torch.no_grad():
-                assert columns.weight is not None
-                back = pull.to(columns.weight.dtype) @ columns.weight
-            parts.append(torch.autograd.grad(x, h, back.to(x.dtype))[0].float())
-        return total, torch.cat(parts)
-
-    def at_once(self, columns: Columns) -> int:
-        """How many states are decoded together."""
-        room = PIECE if self.order.device.type == "cpu" else PIECE_CUDA
-        return max(16, room // (4 * len(columns.ids)))
-
-    def _logits(self, x: Tensor, columns: Columns) -> Tensor:
-        if columns.weight is None:
-            return x[:, columns.ids].float()
-        return self.readout.finish(self._product(x, columns))
+    def _pull(self, y: Tensor, p: Tensor, columns: Columns, out: Tensor) -> Tensor:
+        """The loss of a few states, and in `out` its gradient."""
+        h = y.detach().to(self.lm.dtype).requires_grad_()
+        with torch.enable_grad():
+            x = self.readout.prepare(h)
+        with torch.no_grad():
+            raw = self._product(x.detach(), columns)
+        logits = raw
+        if not self.plain:
+            raw.requires_grad_()
+            # a soft cap works in place, also on what its derivative needs
+            with torch.enable_grad(), saved_tensors_hooks(torch.clone, lambda t: t):
+                logits = self.readout.finish(raw.clone())
+        with torch.no_grad():
+            log_q = (logits.detach() + columns.added).log_softmax(-1)
+            total = _divergence(p, log_q)
+            pull = log_q.exp_().sub_(p)
+        if not self.plain:
+            pull = torch.autograd.grad(logits, raw, pull)[0]
+        loud = LOUD if self.lm.dtype == torch.float16 else 1.0
+        with torch.no_grad():
+            pull = pull.mul_(loud)
+            if columns.weight is not None:
+                back = (pull.to(columns.weight.dtype) @ columns.weight).to(x.dtype)
+            else:
+                # what `prepare` returns are the logits of all tokens
+                back = torch.zeros_like(x).index_copy_(1, columns.ids, pull.to(x.dtype))
+        out.copy_(torch.autograd.grad(x, h, back)[0]).div_(loud)
+        return total
 
     def _product(self, x: Tensor, columns: Columns) -> Tensor:
-        assert columns.weight is not None
-        z = F.linear(x.to(columns.weight.dtype), columns.weight).float()
+        if columns.weight is None:
+            return wide(x[:, columns.ids])
+        z = wide(F.linear(x.to(columns.weight.dtype), columns.weight))
         return z if columns.bias is None else z.add_(columns.bias)
 
-    def _differentiable(self, x: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
-        """The head's products, and the logits made of them: with a graph between the two only where they differ."""
-        with torch.no_grad():
-            raw = self._product(x, columns)
-        probe = torch.ones(1, device=raw.device)
-        if torch.equal(self.readout.finish(probe.clone()), probe):
-            return raw, raw
-        raw.requires_grad_()
-        return raw, self.readout.finish(raw.clone())
+    def _at_once(self, columns: Columns) -> int:
+        """How many states are decoded together."""
+        room = PIECE if columns.ids.device.type == "cpu" else PIECE_CUDA
+        width = len(columns.ids) if columns.weight is not None else self.lm.vocab_size
+        return max(16, room // (4 * width))
+
+
+def _divergence(p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ KL(p ‖ q)."""
+    return torch.xlogy(p, p).sum() - (p * log_q).sum()
 
 
 def low_precision(lm: LM) -> torch.dtype | None:

@@ -1,16 +1,20 @@
-"""What the commands share: options to values, and what is printed where.
+"""What the commands share: options and their values, and what is printed where.
 
-Knows: how layers and positions are written on a command line, progress on stderr, JSON on stdout.
+Knows: how layers, positions and amounts are written on a command line, progress on stderr, JSON on stdout.
 Does not know: any command.
 """
 
 import json
 import math
+import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,6 +25,22 @@ from lenscope.errors import LenscopeError
 if TYPE_CHECKING:
     from lenscope.model import LM
     from lenscope.results import Trajectory
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16, float16; default: the checkpoint's own.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto …: where the model goes (transformers' device_map).")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Attention = Annotated[str | None, typer.Option("--attn", help="Attention backend: eager, sdpa, flash_attention_2 …")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
+Transferred = Annotated[
+    bool, typer.Option("--transferred", help="The lens was fitted for another model of the same size: use it anyway.")
+]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+class Stopped(Exception):
+    """A command was interrupted and has kept what it says: exit status 130."""
 
 
 def load_model(model: str, dtype: str | None, device: str | None, revision: str | None, attention: str | None) -> "LM":
@@ -85,6 +105,15 @@ def places(text: str | None) -> Any:
     return found
 
 
+def amount(text: str, name: str) -> int:
+    """A number of tokens: 8192, 100_000, 200k or 1.5M."""
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmM]?)", text)
+    value = float(found[1]) * {"": 1, "k": 10**3, "m": 10**6}[found[2].lower()] if found else 0.0
+    if value < 1 or value != int(value):
+        raise LenscopeError(f"--{name} {text}: give a whole number from 1 on, such as 8192, 100_000, 200k or 1M")
+    return int(value)
+
+
 def writable(path: str | None, endings: tuple[str, ...]) -> None:
     """Before the work, not after it."""
     if path is None:
@@ -93,6 +122,18 @@ def writable(path: str | None, endings: tuple[str, ...]) -> None:
         raise LenscopeError(f"{path}: give a file that ends in {' or '.join(endings)}")
     if not Path(path).absolute().parent.is_dir():
         raise LenscopeError(f"{path}: the folder {Path(path).absolute().parent} does not exist")
+
+
+def make_folder(path: str) -> Path:
+    """A folder to write to, made where it does not exist."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LenscopeError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise LenscopeError(f"{folder}: is no folder that can be written to; give another one")
+    return folder
 
 
 def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:
@@ -131,6 +172,17 @@ def bar(total: int, unit: str) -> Progress:
     progress = Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
     progress.add_task(unit, total=total)
     return progress
+
+
+@contextmanager
+def counted(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that itself says how much of it is done: what is yielded takes (done, in all or 0)."""
+    with bar(2, unit) as progress:
+
+        def advance(done: int, total: int) -> None:
+            progress.update(progress.task_ids[0], completed=done, total=total or None)
+
+        yield advance
 
 
 def print_json(value: Any) -> None:

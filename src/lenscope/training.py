@@ -4,18 +4,20 @@ Knows: what is read when, which tokens make a step, what a checkpoint holds, how
 Does not know: the loss (objective.py), optimizers, recipes' names, what is kept in the end (tuning.py).
 """
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import ceil, gcd
+from dataclasses import dataclass, replace
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lenscope import artifacts
 from lenscope.corpus import Corpus, TokenBatch
-from lenscope.distributed import Group
+from lenscope.distributed import Group, is_sharded
 from lenscope.edits import Running
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
@@ -24,8 +26,9 @@ from lenscope.objective import Columns, Objective, reading
 from lenscope.optimizers import MakeOptimizer, Optimizer
 from lenscope.prompts import pad
 
-# rows that all processes together read at once, and a number that those of a block are a multiple of
-TOGETHER, MULTIPLE = 8, 24
+# rows that all processes together read at once; those of a block are a multiple of it, so that a resumed run reads the
+# same batches
+TOGETHER = 8
 # numbers of the model's distributions that are held at once, over the tokens of a step
 PIECE = 1 << 26
 # tokens of which the mean distribution is taken
@@ -34,30 +37,35 @@ MEAN = 1024
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run reads and steps on: `rows` of `length` tokens in blocks of `block` rows.
+    """What a run reads and steps on, whatever the number of processes: `rows` of `length` tokens, `block` at a time.
 
-    The first `warm` blocks make the closed form; steps begin with the last of them. `pieces` is how many steps a
-    block makes, or, where it is below 1, 1 / the number of blocks that make a step.
+    The first `warm` blocks make the closed form; steps begin with the last of them. A block is cut into `parts`, and
+    `together` parts make a step.
     """
 
     rows: int
     length: int
     block: int
     warm: int
-    pieces: float
+    parts: int
+    together: int
 
     @staticmethod
-    def of(lm: LM, tokens: int, length: int, room: int, per_step: int, ridge: bool, world: int) -> "Schedule":
-        """For `tokens` tokens, with `room` bytes for the states of a block."""
+    def of(
+        lm: LM, tokens: int, length: int, *, room: int, per_step: int, ridge: bool, low: torch.dtype | None
+    ) -> "Schedule":
+        """For `tokens` tokens, with `room` bytes for the states of a block, but at least 8 rows."""
         rows = ceil(tokens / length)
-        each = length * (lm.n_layers * 2 + 4) * lm.hidden_size
-        unit = MULTIPLE * world // gcd(MULTIPLE, world)
-        block = min(max(1, room // each // unit), ceil(rows / unit)) * unit
+        each = length * lm.hidden_size * (lm.n_layers * (low or lm.dtype).itemsize + lm.dtype.itemsize)
+        blocks = ceil(rows / max(TOGETHER, room // each // TOGETHER * TOGETHER))
+        # about equal ones
+        block = ceil(rows / blocks / TOGETHER) * TOGETHER
         blocks = ceil(rows / block)
-        warm = min(max(1, ceil(8 * lm.hidden_size / (block * length))), max(1, blocks // 2)) if ridge else 1
-        size = block * length
-        pieces = float(max(1, round(size / per_step))) if per_step <= size else 1 / round(per_step / size)
-        return Schedule(rows, length, block, warm, pieces)
+        size = min(rows, block) * length
+        warm = min(max(1, ceil(8 * lm.hidden_size / size)), max(1, blocks // 2)) if ridge else 1
+        return Schedule(
+            rows, length, block, warm, max(1, round(size / per_step)), 1 if per_step <= size else round(per_step / size)
+        )
 
     @property
     def blocks(self) -> int:
@@ -68,21 +76,21 @@ class Schedule:
         """The rows of a block."""
         return min(self.block, self.rows - number * self.block)
 
-    def parts(self, number: int) -> int:
-        """The steps of a block, or the parts of one; a last, shorter block makes fewer."""
+    def parts_of(self, number: int) -> int:
+        """The parts of a block; a last, shorter block has fewer."""
         if number < self.warm - 1:
             return 0
-        return max(1, round(self.pieces * self.size(number) / self.block))
+        return max(1, round(self.parts * self.size(number) / min(self.block, self.rows)))
 
     @property
-    def together(self) -> int:
-        """How many blocks' gradients make a step."""
-        return max(1, round(1 / self.pieces))
+    def all_parts(self) -> int:
+        """The parts of all blocks."""
+        return sum(self.parts_of(n) for n in range(self.blocks))
 
     @property
     def steps(self) -> int:
-        """How many steps there are."""
-        return max(1, sum(self.parts(n) for n in range(self.blocks)) // self.together)
+        """How many steps there are; the last one has the parts that remain."""
+        return ceil(self.all_parts / self.together)
 
 
 class Training:
@@ -97,54 +105,57 @@ class Training:
         self.weights: list[Tensor] = []
         self.constants: list[float] = []
         self.start: list[Tensor] = []
-        self.number = self.step = 0
-        self.seen = 0
-        self.loss: list[float] = []
+        self.number = self.step = self.seen = 0
+        self.loss: list[float | None] = []
         self.mean = torch.empty(0)
         self.moments: list[Moments] = []
-        self.digest: str | None = None
+        # of the step that is being made: Σ of the loss' gradients, and Σ of the loss and the count of tokens
+        self.gradients: list[Tensor] = []
+        self.sums = torch.zeros(2, device=lm.device)
 
     # -- reading
 
     def blocks(self) -> Iterator["Block"]:
         """The blocks from where the run stands, each with this process's rows; a block is freed before the next."""
-        world, plan = self.group.world, self.schedule
+        plan, rank, world = self.schedule, self.group.rank, self.group.world
+        number, at, block = self.number, self.number * plan.block, None
         rows = max(1, TOGETHER // world)
-        if plan.block % (rows * world):
-            raise LenscopeError(
-                f"{world} processes: this run has blocks of {plan.block} rows, which they cannot share; start as many "
-                "processes as divide it"
-            )
-        stream = self.corpus.batches(
-            plan.rows * plan.length, rows, start=self.number * plan.block, rank=self.group.rank, world=world
-        )
-        block, number = None, self.number
-        for batch in stream:
-            if block is None:
-                first, size = number * plan.block, plan.size(number)
-                mine = sum(row % world == self.group.rank for row in range(first, first + size))
-                block = Block(self.lm, mine, plan.length, self.low)
-            block.read(batch)
-            self.digest = batch.digest
-            if self.progress is not None and self.group.rank == 0:
-                self.progress(batch.next_row * plan.length, plan.rows * plan.length)
-            if batch.next_row % plan.block == 0 or batch.next_row == plan.rows:
-                yield block
-                block, number = None, number + 1
+        for batch in self.corpus.batches(plan.rows * plan.length, rows, start=at, rank=rank, world=world):
+            # many processes read more rows at once than a block has
+            while at < batch.next_row:
+                first, end = number * plan.block, number * plan.block + plan.size(number)
+                stop = min(end, batch.next_row)
+                if block is None:
+                    mine = sum(row % world == rank for row in range(first, end))
+                    block = Block(self.lm, mine, plan.length, self.low)
+                block.read(some_rows(batch, (batch.row >= at) & (batch.row < stop)))
+                at = stop
+                if self.progress is not None and rank == 0:
+                    self.progress(at * plan.length, plan.rows * plan.length)
+                if at == end:
+                    yield block
+                    block, number = None, number + 1
 
     # -- the closed form
 
     def find_constants(self, block: "Block") -> None:
         """Each layer's constant: the root mean square of its states' numbers, over a block."""
         layers = range(self.lm.n_layers)
-        sizes = torch.zeros(len(layers) + 1, device=self.lm.device)
+        sizes = torch.zeros(len(layers) + 1, dtype=torch.float64)
         for layer in layers:
             sizes[layer] = block.states[layer][block.counted].float().square().mean(-1).sum()
         sizes[-1] = block.counted.sum()
+        sizes = sizes.to(self.lm.device, torch.float32)
         self.group.sum([sizes])
         if sizes[-1] < 1:
             raise LenscopeError(f"{self.corpus.name}: no position counts; give longer rows or a smaller skip")
         self.constants = (sizes[:-1] / sizes[-1]).sqrt().clamp_min(1e-6).tolist()
+        for layer, constant in enumerate(self.constants):
+            if not isfinite(constant):
+                raise LenscopeError(
+                    f"layer {layer}: {self.lm.name} has states that are NaN or infinite there in {self.lm.dtype}; load "
+                    "it in float32 or bfloat16"
+                )
 
     def gather(self, block: "Block") -> None:
         """Take a block into the moments."""
@@ -158,14 +169,15 @@ class Training:
     def close(self, select: "Block") -> None:
         """Ridge regressions of each layer onto the last; of the penalties the one that does best on `select`."""
         y = select.last[select.counted].float()
-        for layer, moments in enumerate(self.moments):
-            self.group.sum(moments.tensors())
-            x = with_constant(select.states[layer][select.counted], self.constants[layer])
+        for layer, constant in enumerate(self.constants):
+            # the moments go as the solutions come
+            moments = self.moments.pop(0)
+            self.group.sum([moments.xx, moments.xy])
+            x = with_constant(select.states[layer][select.counted], constant)
             found = moments.ridges()
             errors = torch.stack([(y - x @ t).square().sum() for t in found])
             self.group.sum([errors])
             self.start.append(found[int(errors.argmin())])
-        self.moments = []
         self.weights = [t.clone() for t in self.start]
 
     def identity(self) -> None:
@@ -177,92 +189,109 @@ class Training:
     def find_mean(self, block: "Block") -> None:
         """The model's mean distribution over some of a block's tokens, (V,)."""
         lm = self.lm
-        some = block.counted.nonzero()[:, 0][: ceil(MEAN / self.group.world)]
-        total = torch.zeros(lm.vocab_size, device=lm.device)
-        for part in block.last[some].split(64):
-            total += lm.unembed(part).softmax(-1).sum(0)
-        self.group.sum([total])
-        self.mean = total / total.sum()
+        total = torch.zeros(lm.vocab_size, dtype=torch.float64)
+        for part in block.last[self._shuffled(block)[0]].split(64):
+            if len(part):
+                total += lm.unembed(part).softmax(-1).sum(0).double().cpu()
+        mean = total.to(lm.device, torch.float32)
+        self.group.sum([mean])
+        self.mean = mean / mean.sum().clamp_min(1e-30)
+
+    def _shuffled(self, block: "Block", pieces: int | None = None) -> list[Tensor]:
+        """A block's counted tokens in an order that seed and block fix, in as many pieces; None: some tokens alone."""
+        plan = self.schedule
+        first, size = self.number * plan.block * plan.length, plan.size(self.number) * plan.length
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.number))
+        parts = (order[:MEAN],) if pieces is None else order.tensor_split(pieces)
+        return [block.find(part + first) for part in parts]
 
     # -- steps
 
-    def take_steps(
-        self, block: "Block", objective: Objective, optimizer: Optimizer, gradients: list[Tensor], bias_only: bool
-    ) -> None:
+    def take_steps(self, block: "Block", objective: Objective, optimizer: Optimizer, bias_only: bool) -> None:
         """The steps of a block, over its tokens in an order that seed and block fix."""
         plan = self.schedule
-        size = plan.size(self.number) * plan.length
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.number)
-        order = torch.randperm(size, generator=generator)
-        first = self.number * plan.block * plan.length
-        parts = plan.parts(self.number)
-        for part in order.tensor_split(parts) if parts else ():
-            mine = block.find(part + first)
-            total = torch.zeros(2, device=self.lm.device)
+        parts = plan.parts_of(self.number)
+        if not self.gradients:
+            self.gradients = [torch.zeros_like(w) for w in self.weights]
+        for mine in self._shuffled(block, parts) if parts else ():
             columns = objective.draw(self.step)
             for some in mine.split(max(64, PIECE // len(columns.ids))):
-                total += self._add(block, some, objective, columns, gradients)
+                if len(some):
+                    self._add(block, some, objective, columns)
             self.seen += 1
-            if self.seen % plan.together:
-                continue
-            self.group.sum([*gradients, total])
-            count = float(total[1].clamp_min(1))
-            for g in gradients if bias_only else ():
-                g[:-1] = 0
-            optimizer.step([g / count for g in gradients], 1 - self.step / plan.steps)
-            for g in gradients:
-                g.zero_()
-            self.loss.append(float(total[0]) / count / len(gradients))
-            self.step += 1
+            if not self.seen % plan.together or self.seen == plan.all_parts:
+                self._step(optimizer, bias_only)
 
-    def _add(
-        self, block: "Block", some: Tensor, objective: Objective, columns: Columns, gradients: list[Tensor]
-    ) -> Tensor:
+    def _add(self, block: "Block", some: Tensor, objective: Objective, columns: Columns) -> None:
         p = objective.target(block.last[some], columns)
-        total = torch.zeros((), device=p.device)
-        for layer, (w, g) in enumerate(zip(self.weights, gradients, strict=True)):
+        for layer, (w, g) in enumerate(zip(self.weights, self.gradients, strict=True)):
             x = with_constant(block.states[layer][some], self.constants[layer])
             loss, pull = objective.gradient(x @ w, p, columns)
-            g.addmm_(x.T, pull)
-            total += loss
-        return torch.stack([total, torch.tensor(float(len(some)), device=p.device)])
+            g.addmm_(x.T, pull.float())
+            self.sums[0] += loss
+        self.sums[1] += len(some)
+
+    def _step(self, optimizer: Optimizer, bias_only: bool) -> None:
+        self.group.sum([*self.gradients, self.sums])
+        loss, count = self.sums.tolist()
+        for g in self.gradients:
+            g.div_(max(1.0, count))
+            if bias_only:
+                g[:-1] = 0
+        optimizer.step(self.gradients, 1 - self.step / self.schedule.steps)
+        mean = loss / max(1.0, count) / len(self.gradients)
+        self.loss.append(mean if isfinite(mean) else None)
+        self.step += 1
+        for t in (*self.gradients, self.sums):
+            t.zero_()
 
     # -- checkpoints
 
     def save(self, folder: Path, settings: dict[str, Any], optimizer: Optimizer) -> None:
-        """Write all that the run needs to go on after the block that it has done; the first process does."""
+        """Write all that the run needs to go on after the block that it has done, if that ends a step."""
+        if self.seen % self.schedule.together:
+            return
         if self.group.rank == 0:
             named = {"weights": self.weights, "start": self.start, "state": optimizer.state, "mean": [self.mean]}
             tensors = {f"{name}.{n}": t.contiguous() for name, many in named.items() for n, t in enumerate(many)}
             position = {"number": self.number, "step": self.step, "seen": self.seen, "loss": self.loss}
-            config = {"settings": settings, "constants": self.constants, "digest": self.digest, **position}
-            artifacts.write(folder, "checkpoint", config, tensors)
+            artifacts.write(
+                folder, "checkpoint", {"settings": settings, "constants": self.constants, **position}, tensors
+            )
         self.group.barrier()
 
     def load(self, folder: Path, settings: dict[str, Any], make: MakeOptimizer) -> Optimizer:
         """Go on where `save` was called. Raises LenscopeError for a checkpoint of other settings, or a damaged one."""
         try:
             config, tensors = artifacts.read(folder, "checkpoint")
-            differ = [name for name, value in settings.items() if config["settings"].get(name) != value]
-            if differ:
-                was, now = config["settings"].get(differ[0]), settings[differ[0]]
-                raise LenscopeError(
-                    f"{folder}: is of a run with {differ[0]} {was!r}, this one has {now!r}; remove it to begin anew"
-                )
-            self.constants, self.digest, self.loss = config["constants"], config["digest"], config["loss"]
-            self.number, self.step, self.seen = config["number"], config["step"], config["seen"]
-            layers = range(self.lm.n_layers)
-            self.weights = [tensors[f"weights.{n}"].to(self.lm.device) for n in layers]
-            self.start = [tensors[f"start.{n}"].to(self.lm.device) for n in layers]
-            self.mean = tensors["mean.0"].to(self.lm.device)
-            optimizer = make(self.weights)
-            for n, t in enumerate(optimizer.state):
-                t.copy_(tensors[f"state.{n}"])
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, LenscopeError):
-                raise
-            raise LenscopeError(f"{folder}: no checkpoint that can be read ({error}); remove it") from error
-        return optimizer
+            was = config["settings"]
+            # as JSON reads them
+            now = json.loads(json.dumps(settings))
+            differ = [name for name in now if was.get(name) != now[name]]
+            if not differ:
+                self.constants, self.loss = config["constants"], config["loss"]
+                self.number, self.step, self.seen = config["number"], config["step"], config["seen"]
+                layers = range(self.lm.n_layers)
+                self.weights = [tensors[f"weights.{n}"].to(self.lm.device) for n in layers]
+                self.start = [tensors[f"start.{n}"].to(self.lm.device) for n in layers]
+                self.mean = tensors["mean.0"].to(self.lm.device)
+                optimizer = make(self.weights)
+                for n, t in enumerate(optimizer.state):
+                    t.copy_(tensors[f"state.{n}"])
+                return optimizer
+        except (OSError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise LenscopeError(f"{folder}: is no checkpoint that can be read ({told}); remove it") from error
+        raise LenscopeError(f"{folder}: is of another run, {_difference(differ[0], was, now)}; remove it to begin anew")
+
+
+def _difference(name: str, was: dict[str, Any], now: dict[str, Any]) -> str:
+    """Where two settings differ, in words: the one number, where they hold several."""
+    a, b = was.get(name), now[name]
+    if isinstance(a, dict) and isinstance(b, dict):
+        inner = next(key for key in (*b, *a) if a.get(key) != b.get(key))
+        name, a, b = f"{name} {inner}", a.get(inner), b.get(inner)
+    return f"with {name} {a!r} where this one has {b!r}"
 
 
 class Block:
@@ -278,21 +307,23 @@ class Block:
         self.states = torch.empty(lm.n_layers, n, size, dtype=low or lm.dtype, device=lm.device)
         self.last = torch.empty(n, size, dtype=lm.dtype, device=lm.device)
         self.counted = torch.zeros(n, dtype=torch.bool, device=lm.device)
-        self.ids = torch.zeros(n, dtype=torch.long, device=lm.device)
 
     def read(self, batch: TokenBatch) -> None:
         """Run the model on the rows of a batch and keep their states."""
         lm = self.lm
-        if not len(batch.row):
+        rows = batch.ids.tolist()
+        if not rows and not is_sharded(lm):
             return
+        # all processes that hold parts of a model have to run it equally often
+        prompts = [lm.prompt(row) for row in rows or [lm.anatomy.ids[0].tolist()]]
         at = len(self.slot) * self.length
         here = slice(at, at + batch.ids.numel())
         self.slot.update({row: len(self.slot) + n for n, row in enumerate(batch.row.tolist())})
-        self.counted[here], self.ids[here] = batch.counted.flatten(), batch.ids.flatten()
-        prompts = [lm.prompt(row) for row in batch.ids.tolist()]
+        self.counted[here] = batch.counted.flatten().to(lm.device)
 
         def keep(layer: int, h: Tensor) -> None:
-            (self.last[here] if layer == lm.n_layers else self.states[layer, here])[:] = h.flatten(0, 1)
+            if rows:
+                (self.last[here] if layer == lm.n_layers else self.states[layer, here])[:] = h.flatten(0, 1)
 
         running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
         with reading(lm, self.low):
@@ -303,3 +334,8 @@ class Block:
         slots = torch.tensor([self.slot.get(row, -1) for row in (positions // self.length).tolist()], dtype=torch.long)
         found = (slots * self.length + positions % self.length)[slots >= 0].to(self.counted.device)
         return found[self.counted[found]]
+
+
+def some_rows(batch: TokenBatch, which: Tensor) -> TokenBatch:
+    """Of a batch the rows that a mask (B,) names, as far as reading needs them."""
+    return replace(batch, row=batch.row[which], ids=batch.ids[which], counted=batch.counted[which])

@@ -6,7 +6,7 @@ Does not know: how a run reads and steps (training.py), the loss (objective.py),
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -15,18 +15,18 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lenscope.artifacts import CONFIG
 from lenscope.corpus import Corpus
-from lenscope.distributed import Group, joined
+from lenscope.distributed import Group, described, is_sharded, joined
 from lenscope.documents import Data
 from lenscope.errors import LenscopeError
-from lenscope.mappings import Affine, identify
+from lenscope.mappings import Affine
 from lenscope.model import LM
 from lenscope.moments import with_constant
 from lenscope.objective import Objective, low_precision
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov
-from lenscope.provenance import provenance
 from lenscope.reduction import reduce
-from lenscope.training import TOGETHER, Block, Schedule, Training
+from lenscope.training import TOGETHER, Block, Schedule, Training, some_rows
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 30
@@ -96,74 +96,73 @@ def fit(
     what each layer keeps, another measures `report["layers"]`: KL(model ‖ lens) in nats with `lens` and with the logit
     lens, so that no layer is worse than it. Weights are float32 whatever the model's dtype.
 
-    Memory: `room` bytes of states, plus 16 · n_layers · D² bytes for weights, momentum and moments. Processes that
-    torchrun started share the text and take the same steps as one would. With a `folder` the run leaves a checkpoint
-    in it after each block of text and goes on from there when it is called again; at the end the lens is saved there.
-    Raises LenscopeError for text that is too short, recipes that do not exist, and a folder of another run.
+    Memory: `room` bytes of states, of all processes together, but at least 8 rows of text; plus 16 · n_layers · D²
+    bytes for weights, momentum and moments. Processes that torchrun started share the text and take the same steps as
+    one would. With a `folder` (one that all processes see) the run leaves a checkpoint in it after each block of text,
+    and goes on from there when it is called again, on any number of processes; at the end the lens is saved there.
+    Raises LenscopeError, before the model runs, for text that is too short, recipes that do not exist, and numbers out
+    of range; and for a folder of another run.
     """
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise LenscopeError(f"recipe {recipe!r}: there are {', '.join(RECIPES)}")
-        named, recipe = recipe, RECIPES[recipe]
-    else:
-        named = "own"
-    if tokens < 1:
-        raise LenscopeError(f"tokens {tokens}: give at least 1")
+    named, recipe = _found(recipe)
+    if tokens < 1 or room < 1:
+        raise LenscopeError(f"tokens {tokens}, room {room}: give at least 1")
     began = time.perf_counter()
     corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, seed=seed)
     text, held = corpus.split(held_out)
+    if text.documents is None and is_sharded(lm):
+        raise LenscopeError(f"{text.name}: processes that share a model's weights cannot write on their own; give text")
+    digest = _digest(text, tokens)
+    me, made_with = described(lm)
     with joined(lm.device) as group, torch.no_grad():
-        plan = Schedule.of(lm, tokens, text.length, room, recipe.tokens_per_step, recipe.start == "ridge", group.world)
         low = low_precision(lm)
-        run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
-        select, measure = _held_out(lm, held, group)
-        optimizer = None
+        ridge = recipe.start == "ridge"
+        plan = Schedule.of(lm, tokens, text.length, room=room, per_step=recipe.tokens_per_step, ridge=ridge, low=low)
         settings = {
-            "model": identify(lm)["model_hash"],
+            "model": me["model_hash"],
             "corpus": text.provenance(),
             "recipe": _told(recipe),
             "schedule": asdict(plan),
             "seed": seed,
+            "text": digest,
         }
-        checkpoint = None if folder is None else Path(folder) / "checkpoint"
+        select, measure = _held_out(lm, held, group)
+        run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
         make = partial(_make, recipe, low)
-        if checkpoint is not None and checkpoint.exists():
-            optimizer = run.load(checkpoint, settings, make)
-        gradients: list[Tensor] = []
+        checkpoint = None if folder is None else Path(folder) / "checkpoint"
+        # a run that was killed while it wrote its first one leaves a folder without
+        begun = checkpoint is not None and (checkpoint / CONFIG).exists()
+        optimizer = run.load(checkpoint, settings, make) if checkpoint is not None and begun else None
+        objective = None if optimizer is None else Objective(lm, run.mean, recipe.columns, seed, low)
         for block in run.blocks():
             if not run.constants:
                 run.find_constants(block)
-            if recipe.start == "ridge" and run.number < plan.warm:
+            if ridge and run.number < plan.warm:
                 run.gather(block)
             if run.number == plan.warm - 1:
-                run.close(select) if recipe.start == "ridge" else run.identity()
+                run.close(select) if ridge else run.identity()
                 run.find_mean(block)
                 optimizer = make(run.weights)
-            if recipe.optimizer is not None and optimizer is not None:
-                gradients = gradients or [torch.zeros_like(w) for w in run.weights]
                 objective = Objective(lm, run.mean, recipe.columns, seed, low)
-                run.take_steps(block, objective, optimizer, gradients, recipe.bias_only)
+            if recipe.optimizer is not None and optimizer is not None and objective is not None:
+                run.take_steps(block, objective, optimizer, recipe.bias_only)
             run.number += 1
-            whole = not run.seen % plan.together
-            if checkpoint is not None and optimizer is not None and whole and run.number < plan.blocks:
+            if checkpoint is not None and optimizer is not None and run.number < plan.blocks:
                 run.save(checkpoint, settings, optimizer)
             del block
         chosen, layers = _choose(run, recipe, select, measure)
         report = {
             "lens": "tuned lens",
-            "recipe": named,
             **settings,
+            "recipe": {"name": named, **_told(recipe)},
             "tokens": plan.rows * plan.length,
-            "text": run.digest,
             "steps": run.step,
             "loss": run.loss,
             "held_out": {"corpus": held.provenance(), "tokens": [_counted(b, group) for b in (select, measure)]},
             "layers": layers,
             "processes": group.world,
             "seconds": round(time.perf_counter() - began, 1),
-            "model": provenance(lm),
+            "model": made_with,
         }
-        me = identify(lm)
         last = lm.n_layers
         made = Affine({(n, last): (t[:-1].T, t[-1] * run.constants[n]) for n, t in enumerate(chosen)}, me, me, report)
         if folder is not None:
@@ -174,6 +173,15 @@ def fit(
     return made
 
 
+def _found(recipe: str | Recipe) -> tuple[str, Recipe]:
+    """A recipe and what it is called."""
+    if isinstance(recipe, Recipe):
+        return next((name for name, known in RECIPES.items() if known == recipe), "own"), recipe
+    if recipe not in RECIPES:
+        raise LenscopeError(f"recipe {recipe!r}: there are {', '.join(RECIPES)}")
+    return recipe, RECIPES[recipe]
+
+
 def _make(recipe: Recipe, low: torch.dtype | None, weights: list[Tensor]) -> Any:
     # where products are made in 16 bits, Muon's may be too
     return Muon(weights, low=low) if recipe.optimizer is Muon else (recipe.optimizer or Muon)(weights)
@@ -181,37 +189,46 @@ def _make(recipe: Recipe, low: torch.dtype | None, weights: list[Tensor]) -> Any
 
 def _told(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON values."""
-    made = recipe.optimizer
-    name = None if made is None else getattr(made, "__name__", None) or repr(getattr(made, "keywords", made))
-    return {**asdict(recipe), "optimizer": name}
+    made: Any = recipe.optimizer
+    name = getattr(made, "__name__", type(made).__name__)
+    if isinstance(made, partial):
+        given = [*map(repr, made.args), *(f"{key}={value!r}" for key, value in made.keywords.items())]
+        name = f"{getattr(made.func, '__name__', made.func)}({', '.join(given)})"
+    return {**vars(recipe), "optimizer": None if made is None else name}
+
+
+def _digest(text: Corpus, tokens: int) -> str | None:
+    """The SHA-256 of the token ids that will be read: whatever is wrong with the text shows before the model runs."""
+    if text.documents is None:
+        return None
+    *_, last = text.batches(tokens, 256)
+    return last.digest
 
 
 def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[Block, Block]:
     """Held-out text that chooses, and text that measures: this process's share of the rows."""
     rows = -(-HELD_OUT // held.length)
     wanted = 2 * rows
-    each = max(1, TOGETHER // group.world)
-    blocks = [Block(lm, rows, held.length, None) for _ in range(2)]
+    blocks = (Block(lm, rows, held.length, None), Block(lm, rows, held.length, None))
     tokens = wanted * held.length if held.documents is None else None
     try:
-        for batch in held.batches(tokens, each, rank=group.rank, world=group.world):
-            for n, row in enumerate(batch.row.tolist()):
-                if row < wanted:
-                    # alternate rows, so that both parts have some of every document
-                    one = slice(n, n + 1)
-                    part = replace(batch, row=batch.row[one], ids=batch.ids[one], counted=batch.counted[one])
-                    blocks[row % 2].read(part)
+        for batch in held.batches(tokens, max(1, TOGETHER // group.world), rank=group.rank, world=group.world):
+            for parity, block in enumerate(blocks):
+                # alternate rows, so that both parts have some of every document
+                block.read(some_rows(batch, (batch.row < wanted) & (batch.row % 2 == parity)))
             if batch.next_row >= wanted:
                 break
+        if not all(_counted(block, group) for block in blocks):
+            raise LenscopeError(f"{held.name}: has no second row of {held.length} tokens to measure on")
     except LenscopeError as error:
         raise LenscopeError(
-            f"held-out text: {error} (held_out is the fraction of documents that is not fitted)"
+            f"held-out text: {error} (held_out is the fraction of the documents that is not fitted)"
         ) from error
-    return blocks[0], blocks[1]
+    return blocks
 
 
 def _counted(block: Block, group: Group) -> int:
-    count = block.counted.sum().float()
+    count = block.counted.sum()
     group.sum([count])
     return int(count)
 
@@ -228,9 +245,9 @@ def _choose(run: Training, recipe: Recipe, select: Block, measure: Block) -> tup
         plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
         candidates = {"identity": plain, "start": run.start[layer], "steps": run.weights[layer]}
         x = with_constant(select.states[layer][select.counted], constant)
-        kl = torch.stack([_kl(compare, x @ t, p, columns) for t in candidates.values()])
+        kl = torch.stack([compare.loss(x @ t, p, columns) for t in candidates.values()])
         group.sum([kl])
-        name = list(candidates)[int(kl.nan_to_num(torch.inf).argmin())] if recipe.best else "steps"
+        name = list(candidates)[int(kl.nan_to_num(torch.inf, torch.inf).argmin())] if recipe.best else "steps"
         kept, own = _measured(run, measure, layer, candidates[name]), _measured(run, measure, layer, plain)
         if recipe.best and not kept <= own:
             name, kept = "identity", own
@@ -239,24 +256,15 @@ def _choose(run: Training, recipe: Recipe, select: Block, measure: Block) -> tup
     return chosen, layers
 
 
-def _kl(objective: Objective, y: Tensor, p: Tensor, columns: Any) -> Tensor:
-    """Σ KL over some states, by the drawn columns."""
-    total = torch.zeros((), device=y.device)
-    group = objective.at_once(columns)
-    for some, wanted in zip(y.to(objective.lm.dtype).split(group), p.split(group), strict=True):
-        log_q = objective.log_q(objective.readout.prepare(some), columns)
-        total += torch.xlogy(wanted, wanted).sum() - (wanted * log_q).sum()
-    return total
-
-
 def _measured(run: Training, block: Block, layer: int, t: Tensor) -> float:
     """Mean KL(model ‖ lens) over the whole vocabulary, in the model's own precision."""
     lm = run.lm
-    sums = torch.zeros(2, dtype=torch.float64, device=lm.device)
-    if block.counted.any():
-        y = block.last[block.counted]
+    sums = torch.zeros(2, dtype=torch.float64)
+    y = block.last[block.counted]
+    if len(y):
         mapped = with_constant(block.states[layer][block.counted], run.constants[layer]) @ t
         found = reduce(lm.readout, lm.vocab_size, mapped.to(lm.dtype)[None], y, None, 1, False)
-        sums += torch.stack([found.kl.double().sum(), torch.tensor(float(len(y))).double()]).to(sums)
+        sums[0], sums[1] = found.kl.double().sum(), len(y)
+    sums = sums.to(lm.device)
     run.group.sum([sums])
-    return float(sums[0] / sums[1].clamp_min(1))
+    return float(sums[0] / sums[1])

@@ -1,0 +1,113 @@
+"""The main job end to end on the built-in model: what it predicts layer by layer, a lens fitted on the spot, a page.
+
+Knows: which prompts are shown, which text every installation has. Does not know: how anything is computed.
+"""
+
+import time
+from importlib.metadata import distributions
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lenscope.lensing import finished_lens, fitted_table, other_run
+from lenscope.terminal import DEFAULT_MODEL, Model, counted, headline, load_model, make_folder, rising, show
+
+if TYPE_CHECKING:
+    from lenscope.results import Trajectory
+
+ENTITY = "Diana, Princess of Wales"
+PROMPT, TARGET = "The capital of France is", " Paris"
+TOKENS = 20_000
+
+
+def demo(
+    output: Annotated[str, typer.Option("-o", "--output", help="The folder for the report and the lens.")] = "demo",
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """The main job end to end on the built-in model: trajectories, a tuned lens fitted on the spot, a page."""
+    folder = make_folder(output)
+    began = time.perf_counter()
+    finished = finished_lens(folder / "lens")
+    lm = load_model(model, None, None, None, None)
+    from lenscope.corpus import Corpus
+    from lenscope.lens import Lens
+    from lenscope.methods import named
+    from lenscope.patchscope import Patchscope
+    from lenscope.results import write_text
+    from lenscope.tuning import fit
+    from lenscope.web import page
+
+    console = Console(width=max(80, Console().width))
+    plain = Lens(lm).trajectory(PROMPT, target=TARGET)
+    console.print(headline(lm, repr(PROMPT), console.width))
+    console.print(
+        Text(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}", style="dim")
+    )
+    show(console, plain.table(width=console.width))
+    console.print(rising(plain))
+
+    corpus = Corpus.open(lm, texts())
+    how: dict[str, Any] = {"tokens": TOKENS, "recipe": "muon", "held_out": 0.1, "seed": 0}
+    console.print()
+    if finished is None or other_run(finished, lm, corpus, **how):
+        console.print("fitting a tuned lens on texts that came with Python: about two minutes")
+        with counted("tokens") as advance:
+            f: Any = fit(lm, corpus, progress=advance, **how)
+        f.save(folder / "lens")
+    else:
+        f = finished
+    seconds, read = f.report["seconds"], f.report["tokens"]
+    console.print(headline(lm, f"fitted on {read:,} tokens in {seconds:.0f} s", console.width, "tuned lens"))
+    show(console, fitted_table(f.report))
+    tuned = Lens(lm, f).trajectory(PROMPT, target=TARGET)
+    console.print()
+    console.print(headline(lm, repr(PROMPT), console.width, "tuned lens"))
+    show(console, beside(plain, tuned))
+
+    states = lm.read(ENTITY, positions=-1)
+    said = Patchscope(lm, named("entity")).generate(states, "same", max_new_tokens=12)
+    console.print()
+    console.print(headline(lm, repr(ENTITY), console.width, "patchscope"))
+    show(console, said.table(width=console.width))
+    report = folder / "index.html"
+    write_text(report, page([tuned.to_json(), plain.to_json()], title=PROMPT))
+    console.print(f"\n{time.perf_counter() - began:.0f} s; look at {report.resolve()}")
+
+
+def texts() -> list[str]:
+    """English that is there without a download: Python's language reference, and what the installed packages say."""
+    told = {d.name: (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()}
+    found = [told[name] for name in sorted(told) if told[name].strip()]
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some systems package it apart
+        return found
+    return [*topics.values(), *found]
+
+
+def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
+    """What both lenses predict at the last position, layer by layer: top token, its probability, the KL."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("layer", justify="right", no_wrap=True)
+    for t in (plain, tuned):
+        table.add_column(t.lens, no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
+        table.add_column("KL", justify="right", no_wrap=True)
+    for n in range(len(plain.layers))[::-1]:
+        cells: list[str | Text] = [Text(str(plain.layers[n]), style="dim")]
+        for t in (plain, tuned):
+            top = int(t.top_ids[n, -1, 0])
+            style = "bold" if top == t.target else ""
+            cells += [Text(t.vocabulary[top].replace(" ", "·"), style=style), f"{t.max_probability[n, -1]:.0%}"]
+            cells.append(f"{t.kl[n, -1]:.2f}")
+        table.add_row(*cells)
+    mean = [float(t.kl[:-1].mean()) for t in (plain, tuned)]
+    text = (
+        f"KL(model ‖ lens) in nats; mean over all positions and layers: {mean[0]:.2f} with the logit lens, "
+        f"{mean[1]:.2f} with the tuned lens"
+    )
+    table.caption = Text(text, style="dim", justify="left")
+    return table

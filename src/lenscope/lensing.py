@@ -1,0 +1,375 @@
+"""The commands of tuned lenses: fit one, measure it beside others, hand it on; and how lenses are named there.
+
+Knows: which text is read where none is given, when a folder may be written to, what an interrupted run leaves.
+Does not know: how lenses are fitted (tuning.py) or measured (evaluating.py).
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lenscope.errors import LenscopeError
+from lenscope.terminal import (
+    DEFAULT_MODEL,
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    Stopped,
+    Transferred,
+    amount,
+    counted,
+    headline,
+    load_model,
+    make_folder,
+    numbers,
+    print_json,
+    resolve,
+    show,
+    tell,
+    writable,
+)
+
+if TYPE_CHECKING:
+    from lenscope.corpus import Corpus
+    from lenscope.mappings import PairMapping
+    from lenscope.model import LM
+
+TUNED = "A fitted lens: folder, file or hub repository; default: the logit lens."
+# tokens that are read where none are asked for: to fit, to measure, and to measure every lens on every layer
+FITTED, MEASURED, CROSSED = 200_000, 8192, 2048
+# lines of the table that a fit ends with, layers of a matrix of layers by layers
+LINES, CROSSED_LAYERS = 12, 10
+
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", "-d", help="Text: file, folder, pattern or hub data set; may be repeated for files. Default: the "
+        "model's own samples."
+    ),
+]  # fmt: skip
+Field = Annotated[str, typer.Option(help="The field or column of the data that has the text.")]
+Length = Annotated[int | None, typer.Option(help="Tokens per row; default: 512, or the model's context.")]
+Seed = Annotated[int, typer.Option(help="Of the order of the text, what is held out, samples and resamples.")]
+
+
+def fit(
+    output: Annotated[str, typer.Option("-o", "--output", help="The folder for the lens, and for what resumes it.")],
+    data: Data = None,
+    field: Field = "text",
+    tokens: Annotated[
+        str | None, typer.Option(help="How many tokens are read, such as 200k; default: 200k, or all where less.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often the text is read.")] = 1,
+    recipe: Annotated[str, typer.Option(help="muon, ridge, bias or published.")] = "muon",
+    held_out: Annotated[
+        float, typer.Option("--held-out", help="The fraction of documents that is not fitted but measured on.")
+    ] = 0.1,
+    length: Length = None,
+    seed: Seed = 0,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    attention: Attention = None,
+) -> None:
+    """Fit a tuned lens: an affine map per layer that predicts what the model predicts. Resumes when called again.
+
+    Also under torchrun: the processes share the text, and the first one speaks.
+    """
+    wanted = FITTED if tokens is None else amount(tokens, "tokens")
+    folder = Path(output)
+    finished = finished_lens(folder)
+    first, local = int(os.environ.get("RANK", "0")) == 0, os.environ.get("LOCAL_RANK")
+    lm = load_model(model, dtype, f"cuda:{local}" if device == "cuda" and local else device, revision, attention)
+    from lenscope.corpus import Corpus
+
+    corpus = Corpus.open(lm, _data(data), field=field, length=length, seed=seed, epochs=epochs)
+    wanted = _available(corpus.split(held_out)[0], wanted, tokens is not None)
+    how: dict[str, Any] = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
+    other = "" if finished is None else other_run(finished, lm, corpus, **how)
+    if other:
+        raise LenscopeError(f"{folder}: holds a lens of another run ({other}); give another folder, or remove it")
+    made = finished or _run(lm, corpus, folder, how)
+    if not first:
+        return
+    if finished is not None:
+        tell(f"{folder}: this run was finished before; this is its lens")
+    if as_json:
+        print_json({"kind": "fit", "folder": str(folder), **made.report})
+        return
+    console = Console()
+    report = made.report
+    told = f"{report['tokens']:,} tokens of {corpus.name} in {report['seconds']:,.0f} s"
+    console.print(headline(lm, told, console.width, str(report["lens"])))
+    show(console, fitted_table(report))
+    again = "" if model == DEFAULT_MODEL else f" -m {model}"
+    console.print(Text(f'lenscope lens "…"{again} --lens {output}', style="bold"), soft_wrap=True)
+    if finished is None:
+        tell(f"saved {output}")
+
+
+def eval_(
+    lens: Annotated[
+        list[str] | None, typer.Option("--lens", help=f"NAME=LENS or LENS; may be repeated. {TUNED}")
+    ] = None,
+    data: Data = None,
+    field: Field = "text",
+    tokens: Annotated[
+        str | None, typer.Option(help="How many tokens are read; default: 8192 (2048 with --transfer), or all if less.")
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option("--held-out", help="Only this fraction of documents: what a fit with the same seed held out."),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")] = None,
+    measure: Annotated[
+        str,
+        typer.Option(help="kl, agreement, bias, cross_entropy, bits_per_byte, entropy, calibration; one: intervals."),
+    ] = "",
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="Instead: each layer's translator on the states of the others, one lens.")
+    ] = False,
+    transferred: Transferred = False,
+    length: Length = None,
+    seed: Seed = 0,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")] = None,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    attention: Attention = None,
+) -> None:
+    """How well lenses tell what the model will predict, layer by layer, on text; the last row is the model itself."""
+    writable(output, (".parquet", ".json"))
+    wanted = (CROSSED if transfer else MEASURED) if tokens is None else amount(tokens, "tokens")
+    chosen = numbers(layers, "layers")
+    given = _labelled(lens or ())
+    if transfer and len(given) != 1:
+        raise LenscopeError(f"--transfer: takes one --lens, not {len(given)}")
+    from lenscope.evaluation import MEASURES, TRANSFERRED
+    from lenscope.results import check_measure
+
+    measures = (measure or ("cross_entropy" if transfer else "kl")).split(",")
+    for name in measures:
+        check_measure(name, TRANSFERRED if transfer else MEASURES)
+    lm = load_model(model, dtype, device, revision, attention)
+    from lenscope.corpus import Corpus
+    from lenscope.evaluating import EvaluationInterrupted
+    from lenscope.evaluating import evaluate as evaluate_
+    from lenscope.evaluating import transfer as transfer_
+
+    lenses = {name: opened(where, lm, transferred) for name, where in given.items()}
+    corpus = Corpus.open(lm, _data(data), field=field, length=length, seed=seed)
+    corpus = corpus if held_out is None else corpus.split(held_out)[1]
+    for name, f in lenses.items():
+        if _overlap(f.report.get("corpus"), corpus.provenance()):
+            tell(
+                f"lens {name} was fitted on some of this text: --held-out {_share(f.report)} takes what it has not seen"
+            )
+    wanted = _available(corpus, wanted, tokens is not None)
+    at = None if chosen is None else resolve(chosen, lm.n_layers)
+    kept = ""
+    try:
+        with counted("rows") as advance:
+            rows, total = corpus.batches(wanted, 1), ceil(wanted / corpus.length)
+
+            def progress(done: int, _: int) -> None:
+                advance(done, total)
+
+            if transfer:
+                (f,) = lenses.values()
+                at = at or list(range(0, lm.n_layers, ceil(lm.n_layers / CROSSED_LAYERS)))
+                result: Any = transfer_(lm, rows, f, at, progress=progress)
+            else:
+                result = evaluate_(lm, rows, {"logit lens": None, **lenses}, at, seed=seed, progress=progress)
+    except EvaluationInterrupted as partial:
+        if partial.result is None:
+            raise
+        result = partial.result
+        kept = f"interrupted: {result.tokens:,} tokens measured; what they say is kept, the same command begins anew"
+    result = replace(result, provenance={**result.provenance, "corpus": corpus.provenance(), "given": given})
+    if output:
+        result.save(output)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        console = Console()
+        console.print(headline(lm, f"on {corpus.name}", console.width, "transfer" if transfer else "evaluation"))
+        show(console, result.table(measures[0] if len(measures) == 1 else measures, width=console.width))
+    if output:
+        tell(f"saved {output}")
+    if kept:
+        raise Stopped(kept)
+
+
+def export(
+    lens: Annotated[str, typer.Argument(metavar="LENS", help="A fitted lens: folder, file or hub repository.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where config.json and params.pt go.")],
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Write a fitted lens as the package tuned-lens 0.2 reads it."""
+    _free(Path(folder))
+    lm = load_model(model, dtype, device, revision, None)
+    from lenscope.foreign import export_tuned_lens
+
+    export_tuned_lens(opened(lens, lm), folder)
+    if as_json:
+        print_json({"kind": "export", "folder": folder, "files": ["config.json", "params.pt"]})
+    tell(f"saved {folder}")
+
+
+def opened(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
+    """The lens that a command line names; `transferred`: of another model, in a folder that lenscope saved."""
+    from lenscope.foreign import load_lens
+    from lenscope.mappings import load_mapping
+
+    if not transferred:
+        return load_lens(where, lm)
+    if not Path(where).is_dir():
+        raise LenscopeError(f"{where}: no such folder; --transferred takes one that lenscope fit wrote")
+    return load_mapping(where).transferred(lm)
+
+
+def other_run(
+    lens: "PairMapping", lm: "LM", corpus: "Corpus", *, tokens: int, recipe: str, held_out: float, seed: int
+) -> str:
+    """In what a fitted lens is not of this run; "" where it is what the run would give."""
+    try:
+        lens.check(lm, lm)
+    except LenscopeError:
+        return "another model"
+    text = corpus.split(held_out)[0]
+    rows = ceil(tokens / text.length) * text.length
+    here = {"recipe": recipe, "seed": seed, "tokens": rows, "corpus": text.provenance()}
+    fitted = {**lens.report, "recipe": (lens.report.get("recipe") or {}).get("name")}
+    for name, value in here.items():
+        was = fitted.get(name)
+        if json.dumps(was, sort_keys=True) != json.dumps(value, sort_keys=True):
+            return "other text" if name == "corpus" else f"{name} {was}, not {value}"
+    return ""
+
+
+def fitted_table(report: dict[str, Any]) -> Table:
+    """The held-out KL of every few layers of a fitted lens, beside the logit lens's."""
+    rows = report["layers"]
+    step = ceil(len(rows) / LINES)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("layer", "logit lens", str(report["lens"])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows[::-step][::-1]:
+        table.add_row(Text(str(row["layer"]), style="dim"), f"{row['kl_logit_lens']:.3f}", f"{row['kl']:.3f}")
+    mean = [sum(row[name] for row in rows) / len(rows) for name in ("kl_logit_lens", "kl")]
+    table.add_row(Text("mean", style="dim"), *(f"{value:.3f}" for value in mean))
+    held = report["held_out"]["tokens"][1]
+    text = f"KL(model ‖ lens) in nats, mean of {held:,} tokens that were not fitted"
+    text += f"; every {step}th layer is shown" if step > 1 else ""
+    table.caption = Text(text, style="dim", justify="left")
+    return table
+
+
+def _run(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any]) -> "PairMapping":
+    from lenscope.tuning import fit as fit_
+
+    make_folder(str(folder))
+    try:
+        with counted("tokens") as advance:
+            return fit_(lm, corpus, folder=folder, progress=advance, **how)
+    except KeyboardInterrupt as stop:
+        raise Stopped(_left(folder)) from stop
+
+
+def _left(folder: Path) -> str:
+    """What an interrupted fit leaves."""
+    try:
+        config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
+        plan = config["settings"]["schedule"]
+        done = f"{min(config['number'] * plan['block'], plan['rows']) * plan['length']:,} tokens"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "interrupted before the first checkpoint: nothing is kept"
+    return f"interrupted: {folder} keeps the run after {done}; the same command goes on from there"
+
+
+def finished_lens(folder: Path) -> "PairMapping | None":
+    """The lens in the folder of a run, if there is one; LenscopeError where anything else would be overwritten."""
+    if not (folder / "config.json").exists():
+        return None
+    from lenscope.mappings import load_mapping
+
+    try:
+        return load_mapping(folder)
+    except LenscopeError as error:
+        raise LenscopeError(
+            f"{folder}: has a config.json of something else, or damaged; give another folder"
+        ) from error
+
+
+def _free(folder: Path) -> None:
+    for name in ("config.json", "params.pt"):
+        if (folder / name).exists():
+            raise LenscopeError(f"{folder}: has a {name} already; give another folder")
+    make_folder(str(folder))
+
+
+def _data(given: Sequence[str] | None) -> Any:
+    return None if not given else given[0] if len(given) == 1 else [Path(d) for d in given]
+
+
+def _available(corpus: "Corpus", wanted: int, asked: bool) -> int:
+    """How many tokens are read, known before the work begins: `wanted`, or what there is unless they were asked for."""
+    from lenscope.documents import Shelf
+
+    if not isinstance(corpus.documents, Shelf):
+        return wanted
+    found = 0
+    try:
+        for batch in corpus.batches(wanted, 64):
+            found = batch.next_row * corpus.length
+    except LenscopeError:
+        if asked or not found:
+            raise
+    return min(wanted, found)
+
+
+def _labelled(lenses: Sequence[str]) -> dict[str, str]:
+    """NAME=LENS, or a lens that is named after the end of its place."""
+    found: dict[str, str] = {}
+    for text in lenses:
+        name, equal, where = text.partition("=")
+        if not equal or "/" in name or Path(text).exists():
+            name, where = Path(text).name, text
+        if not name or not where or name in ("logit lens", *found):
+            raise LenscopeError(f"--lens {text}: give each lens a name of its own, as NAME={where or 'LENS'}")
+        found[name] = where
+    return found
+
+
+def _overlap(fitted: Any, here: dict[str, Any]) -> bool:
+    """Whether a lens was fitted on documents that are measured on."""
+    if not isinstance(fitted, dict) or not fitted.get("sources"):
+        return False
+    known = {source.get("sha256") for source in here.get("sources", ())}
+    low, high = fitted.get("part", (0.0, 1.0))
+    apart = fitted.get("seed") == here["seed"] and (here["part"][1] <= low or high <= here["part"][0])
+    return not apart and any(source.get("sha256") in known for source in fitted["sources"])
+
+
+def _share(report: dict[str, Any]) -> float:
+    return round(float(report["corpus"].get("part", (0.1,))[0]), 6)
