@@ -7,6 +7,7 @@ Does not know: how lenses are fitted (tuning.py) or measured (evaluating.py).
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -78,6 +79,9 @@ def fit(
     ] = 0.1,
     length: Length = None,
     seed: Seed = 0,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Each process of torchrun keeps only its share of the model's blocks.")
+    ] = False,
     model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
     dtype: Dtype = None,
@@ -102,7 +106,7 @@ def fit(
     other = "" if finished is None else other_run(finished, lm, corpus, **how)
     if other:
         raise LenscopeError(f"{folder}: holds a lens of another run ({other}); give another folder, or remove it")
-    made = finished or _run(lm, corpus, folder, how)
+    made = finished or _run(lm, corpus, folder, how, shard)
     if not first:
         return
     if finished is not None:
@@ -285,12 +289,13 @@ def fitted_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def _run(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any]) -> "PairMapping":
+def _run(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: bool) -> "PairMapping":
+    from lenscope.distributed import sharded
     from lenscope.tuning import fit as fit_
 
     make_folder(str(folder))
     try:
-        with counted("tokens") as advance:
+        with counted("tokens") as advance, sharded(lm) if shard else nullcontext():
             return fit_(lm, corpus, folder=folder, progress=advance, **how)
     except KeyboardInterrupt as stop:
         raise Stopped(_left(folder)) from stop

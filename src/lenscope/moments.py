@@ -42,9 +42,9 @@ class Moments:
         return found
 
 
-def with_constant(h: Tensor, constant: float) -> Tensor:
-    """x = [h, c] (n, D + 1) in float32."""
-    x = h.new_empty(len(h), h.shape[1] + 1, dtype=torch.float32)
+def with_constant(h: Tensor, constant: float, dtype: torch.dtype | None = None) -> Tensor:
+    """x = [h, c] (n, D + 1), in float32 or another dtype."""
+    x = h.new_empty(len(h), h.shape[1] + 1, dtype=dtype or torch.float32)
     x[:, :-1] = h
     x[:, -1] = constant
     return x

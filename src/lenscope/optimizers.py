@@ -5,6 +5,7 @@ Does not know: models, losses, text, several processes (gradients arrive summed)
 """
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Protocol, final
 
 import torch
@@ -21,31 +22,34 @@ class Optimizer(Protocol):
         ...
 
 
-# makes an optimizer of all layers' weights (D + 1, D), the last row being the bias
-MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+# makes an optimizer of all layers' weights (D + 1, D), the last row being the bias, and of their held-out KL in nats
+MakeOptimizer = Callable[[list[Tensor], Sequence[float]], Optimizer]
 
 
 @final
 class Muon:
     """Momentum whose steps have all singular values near 1 (Jordan et al. 2024, "Muon"), in units of each weight.
 
-    A step is lr · decay · rms(W) · orthogonal(momentum), rms(W) = ‖W‖_F / √D at the start: so that the same lr serves
-    every model and layer, whatever the size of its states. `low` is the dtype of the products, None: float32.
+    A step is rate · decay · rms(W) · orthogonal(momentum), with rms(W) = ‖W‖_F / √D and rate = lr · KL, at most `most`,
+    both at the start: so that the same lr serves every model and layer, whatever the size of its states, and a layer
+    that has little left to learn is not thrown off. `low` is the dtype of the products, None: float32.
     """
 
     def __init__(
-        self, weights: list[Tensor], lr: float = 0.05, momentum: float = 0.95, low: torch.dtype | None = None
-    ) -> None:
-        self.weights, self.lr, self.momentum, self.low = weights, lr, momentum, low
-        self.scale = [float(w.norm()) / min(w.shape) ** 0.5 for w in weights]
-        self.state = [torch.zeros_like(w) for w in weights] + [torch.tensor(self.scale)]
+        self, weights: list[Tensor], kl: Sequence[float], *, lr: float = 0.014, most: float = 0.06,
+        momentum: float = 0.8, low: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        self.weights, self.momentum, self.low = weights, momentum, low
+        rates = [min(lr * abs(k), most) if isfinite(k) else most for k in kl]
+        sizes = [rate * float(w.norm()) / min(w.shape) ** 0.5 for w, rate in zip(weights, rates, strict=True)]
+        self.state = [torch.zeros_like(w) for w in weights] + [torch.tensor(sizes)]
 
     def step(self, gradients: Sequence[Tensor], decay: float) -> None:
         """One step."""
-        scales = self.state[-1].tolist()
-        for w, g, buffer, scale in zip(self.weights, gradients, self.state, scales, strict=False):
+        sizes = self.state[-1].tolist()
+        for w, g, buffer, size in zip(self.weights, gradients, self.state, sizes, strict=False):
             buffer.mul_(self.momentum).add_(g)
-            w.sub_(orthogonal(g + self.momentum * buffer, self.low), alpha=self.lr * decay * scale)
+            w.sub_(orthogonal(g + self.momentum * buffer, self.low), alpha=decay * size)
 
 
 @final
@@ -59,6 +63,8 @@ class Nesterov:
     def __init__(
         self,
         weights: list[Tensor],
+        kl: Sequence[float] = (),
+        *,
         lr: float = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 1e-3,
@@ -86,10 +92,12 @@ def orthogonal(g: Tensor, low: torch.dtype | None = None, steps: int = 5) -> Ten
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g.T if g.shape[0] > g.shape[1] else g
-    x = x / x.norm().clamp_min(1e-30)
-    x = x if low is None else x.to(low)
+    x = (x / x.norm().clamp_min(1e-30)).to(low or g.dtype).contiguous()
     for _ in range(steps):
         gram = x @ x.T
-        x = torch.addmm(a * x, torch.addmm(b * gram, gram, gram, alpha=c), x)
+        # a + b·gram + c·gram²
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        x = polynomial @ x
     x = x.to(g.dtype)
     return x.T if g.shape[0] > g.shape[1] else x

@@ -5,7 +5,9 @@ Does not know: the loss (objective.py), optimizers, recipes' names, what is kept
 """
 
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
@@ -112,6 +114,20 @@ class Training:
         # of the step that is being made: Σ of the loss' gradients, and Σ of the loss and the count of tokens
         self.gradients: list[Tensor] = []
         self.sums = torch.zeros(2, device=lm.device)
+        # seconds of each kind of work
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, work: str) -> Iterator[None]:
+        """Count the time of the block as that work's."""
+        began = self._now()
+        yield
+        self.spent[work] = self.spent.get(work, 0.0) + self._now() - began
+
+    def _now(self) -> float:
+        if self.lm.device.type == "cuda":
+            torch.cuda.synchronize(self.lm.device)
+        return time.perf_counter()
 
     # -- reading
 
@@ -128,7 +144,8 @@ class Training:
                 if block is None:
                     mine = sum(row % world == rank for row in range(first, end))
                     block = Block(self.lm, mine, plan.length, self.low)
-                block.read(some_rows(batch, (batch.row >= at) & (batch.row < stop)))
+                with self.timed("reading"):
+                    block.read(some_rows(batch, (batch.row >= at) & (batch.row < stop)))
                 at = stop
                 if self.progress is not None and rank == 0:
                     self.progress(at * plan.length, plan.rows * plan.length)
@@ -197,6 +214,22 @@ class Training:
         self.group.sum([mean])
         self.mean = mean / mean.sum().clamp_min(1e-30)
 
+    def held_out_kl(self, block: "Block", candidates: Sequence[Sequence[Tensor]], objective: Objective) -> Tensor:
+        """Mean KL(model ‖ lens) of some weights for each layer, on a block: (candidates, n_layers).
+
+        Over the columns that the objective draws first.
+        """
+        columns = objective.draw(0)
+        p = objective.target(block.last[block.counted], columns)
+        found = torch.zeros(len(candidates), len(self.constants), dtype=torch.float64, device=self.lm.device)
+        for layer, constant in enumerate(self.constants):
+            x = with_constant(block.states[layer][block.counted], constant)
+            for n, weights in enumerate(candidates):
+                found[n, layer] = objective.loss(x @ weights[layer], p, columns)
+        count = block.counted.sum()
+        self.group.sum([found, count])
+        return (found / count).cpu()
+
     def _shuffled(self, block: "Block", pieces: int | None = None) -> list[Tensor]:
         """A block's counted tokens in an order that seed and block fix, in as many pieces; None: some tokens alone."""
         plan = self.schedule
@@ -225,9 +258,9 @@ class Training:
     def _add(self, block: "Block", some: Tensor, objective: Objective, columns: Columns) -> None:
         p = objective.target(block.last[some], columns)
         for layer, (w, g) in enumerate(zip(self.weights, self.gradients, strict=True)):
-            x = with_constant(block.states[layer][some], self.constants[layer])
-            loss, pull = objective.gradient(x @ w, p, columns)
-            g.addmm_(x.T, pull.float())
+            x = with_constant(block.states[layer][some], self.constants[layer], self.low)
+            loss, pull = objective.gradient((x @ w.to(x.dtype)).float(), p, columns)
+            g += x.T @ pull.to(x.dtype)
             self.sums[0] += loss
         self.sums[1] += len(some)
 
@@ -275,7 +308,7 @@ class Training:
                 self.weights = [tensors[f"weights.{n}"].to(self.lm.device) for n in layers]
                 self.start = [tensors[f"start.{n}"].to(self.lm.device) for n in layers]
                 self.mean = tensors["mean.0"].to(self.lm.device)
-                optimizer = make(self.weights)
+                optimizer = make(self.weights, [0.0] * len(self.weights))
                 for n, t in enumerate(optimizer.state):
                     t.copy_(tensors[f"state.{n}"])
                 return optimizer

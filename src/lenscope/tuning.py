@@ -5,7 +5,7 @@ Does not know: how a run reads and steps (training.py), the loss (objective.py),
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,13 @@ from lenscope.reduction import reduce
 from lenscope.training import TOGETHER, Block, Schedule, Training, some_rows
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
-ROOM = 1 << 30
+ROOM = 1 << 29
 # Held-out tokens that choose, and as many that measure.
 HELD_OUT = 1024
 # Columns of the vocabulary by which candidates are compared.
 COMPARED = 8192
+# Bytes of translated states that are measured together.
+MEASURED = 32 << 20
 
 # progress(tokens read, tokens in all)
 Progress = Callable[[int, int], None]
@@ -52,8 +54,8 @@ class Recipe:
 
     start: str = "ridge"
     optimizer: MakeOptimizer | None = Muon
-    tokens_per_step: int = 1024
-    columns: int | None = 4096
+    tokens_per_step: int = 512
+    columns: int | None = 3072
     bias_only: bool = False
     best: bool = True
 
@@ -71,7 +73,7 @@ class Recipe:
 RECIPES = {
     "muon": Recipe(),
     "ridge": Recipe(optimizer=None),
-    "bias": Recipe("identity", partial(Muon, lr=1.0), bias_only=True),
+    "bias": Recipe("identity", partial(Muon, lr=1.0, most=1.0), bias_only=True),
     "published": Recipe("identity", Nesterov, tokens_per_step=1 << 18, columns=None, best=False),
 }
 
@@ -125,8 +127,9 @@ def fit(
             "seed": seed,
             "text": digest,
         }
-        select, measure = _held_out(lm, held, group)
         run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
+        with run.timed("held-out text"):
+            select, measure = _held_out(lm, held, group)
         make = partial(_make, recipe, low)
         checkpoint = None if folder is None else Path(folder) / "checkpoint"
         # a run that was killed while it wrote its first one leaves a folder without
@@ -137,14 +140,17 @@ def fit(
             if not run.constants:
                 run.find_constants(block)
             if ridge and run.number < plan.warm:
-                run.gather(block)
+                with run.timed("closed form"):
+                    run.gather(block)
             if run.number == plan.warm - 1:
-                run.close(select) if ridge else run.identity()
-                run.find_mean(block)
-                optimizer = make(run.weights)
-                objective = Objective(lm, run.mean, recipe.columns, seed, low)
+                with run.timed("closed form"):
+                    run.close(select) if ridge else run.identity()
+                    run.find_mean(block)
+                    objective = Objective(lm, run.mean, recipe.columns, seed, low)
+                    optimizer = make(run.weights, run.held_out_kl(select, [run.weights], objective)[0].tolist())
             if recipe.optimizer is not None and optimizer is not None and objective is not None:
-                run.take_steps(block, objective, optimizer, recipe.bias_only)
+                with run.timed("steps"):
+                    run.take_steps(block, objective, optimizer, recipe.bias_only)
             run.number += 1
             if checkpoint is not None and optimizer is not None and run.number < plan.blocks:
                 run.save(checkpoint, settings, optimizer)
@@ -161,6 +167,7 @@ def fit(
             "layers": layers,
             "processes": group.world,
             "seconds": round(time.perf_counter() - began, 1),
+            "spent": {work: round(seconds, 2) for work, seconds in run.spent.items()},
             "model": made_with,
         }
         last = lm.n_layers
@@ -182,9 +189,9 @@ def _found(recipe: str | Recipe) -> tuple[str, Recipe]:
     return recipe, RECIPES[recipe]
 
 
-def _make(recipe: Recipe, low: torch.dtype | None, weights: list[Tensor]) -> Any:
+def _make(recipe: Recipe, low: torch.dtype | None, weights: list[Tensor], kl: Sequence[float]) -> Any:
     # where products are made in 16 bits, Muon's may be too
-    return Muon(weights, low=low) if recipe.optimizer is Muon else (recipe.optimizer or Muon)(weights)
+    return Muon(weights, kl, low=low) if recipe.optimizer is Muon else (recipe.optimizer or Muon)(weights, kl)
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:
@@ -235,36 +242,41 @@ def _counted(block: Block, group: Group) -> int:
 
 def _choose(run: Training, recipe: Recipe, select: Block, measure: Block) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """What each layer keeps, and how good it is on the measuring text."""
-    lm, group = run.lm, run.group
-    compare = Objective(lm, run.mean, COMPARED, run.seed)
-    columns = compare.draw(0)
-    p = compare.target(select.last[select.counted], columns)
-    chosen, layers = [], []
-    for layer in range(lm.n_layers):
-        constant = run.constants[layer]
-        plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
-        candidates = {"identity": plain, "start": run.start[layer], "steps": run.weights[layer]}
-        x = with_constant(select.states[layer][select.counted], constant)
-        kl = torch.stack([compare.loss(x @ t, p, columns) for t in candidates.values()])
-        group.sum([kl])
-        name = list(candidates)[int(kl.nan_to_num(torch.inf, torch.inf).argmin())] if recipe.best else "steps"
-        kept, own = _measured(run, measure, layer, candidates[name]), _measured(run, measure, layer, plain)
-        if recipe.best and not kept <= own:
-            name, kept = "identity", own
-        chosen.append(candidates[name])
-        layers.append({"layer": layer, "kl": kept, "kl_logit_lens": own, "kept": name})
-    return chosen, layers
-
-
-def _measured(run: Training, block: Block, layer: int, t: Tensor) -> float:
-    """Mean KL(model ‖ lens) over the whole vocabulary, in the model's own precision."""
     lm = run.lm
-    sums = torch.zeros(2, dtype=torch.float64)
+    plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
+    candidates = {"identity": [plain] * lm.n_layers, "start": run.start, "steps": run.weights}
+    best = ["steps"] * lm.n_layers
+    if recipe.best:
+        with run.timed("choosing"):
+            compare = Objective(lm, run.mean, COMPARED, run.seed, run.low)
+            kl = run.held_out_kl(select, list(candidates.values()), compare)
+            best = [list(candidates)[int(n)] for n in kl.nan_to_num(torch.inf, torch.inf).argmin(0)]
+    kept = [candidates[name][layer] for layer, name in enumerate(best)]
+    with run.timed("measuring"):
+        kl, own = _measured(run, measure, [kept, candidates["identity"]]).tolist()
+    for layer in range(lm.n_layers):
+        if recipe.best and not kl[layer] <= own[layer]:
+            best[layer], kept[layer], kl[layer] = "identity", plain, own[layer]
+    told = enumerate(zip(kl, own, best, strict=True))
+    return kept, [{"layer": n, "kl": kl, "kl_logit_lens": own, "kept": name} for n, (kl, own, name) in told]
+
+
+def _measured(run: Training, block: Block, lenses: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Mean KL(model ‖ lens), (lenses, n_layers), over the whole vocabulary in the model's own precision."""
+    lm = run.lm
+    sums = torch.zeros(len(lenses) * lm.n_layers, dtype=torch.float64)
     y = block.last[block.counted]
     if len(y):
-        mapped = with_constant(block.states[layer][block.counted], run.constants[layer]) @ t
-        found = reduce(lm.readout, lm.vocab_size, mapped.to(lm.dtype)[None], y, None, 1, False)
-        sums[0], sums[1] = found.kl.double().sum(), len(y)
+        at = [(n, layer) for n in range(len(lenses)) for layer in range(lm.n_layers)]
+        # the model's own distribution is made once for as many layers as are held together
+        for some in torch.arange(len(at)).split(max(1, MEASURED // (y.numel() * lm.dtype.itemsize))):
+            mapped = torch.stack([_mapped(run, block, layer, lenses[n][layer]) for n, layer in (at[k] for k in some)])
+            sums[some] = reduce(lm.readout, lm.vocab_size, mapped, y, None, 1, False).kl.double().sum(-1).cpu()
+    count = block.counted.sum()
     sums = sums.to(lm.device)
-    run.group.sum([sums])
-    return float(sums[0] / sums[1])
+    run.group.sum([sums, count])
+    return (sums / count).cpu().view(len(lenses), -1)
+
+
+def _mapped(run: Training, block: Block, layer: int, weights: Tensor) -> Tensor:
+    return (with_constant(block.states[layer][block.counted], run.constants[layer]) @ weights).to(run.lm.dtype)
