@@ -12,6 +12,7 @@ from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import lenscope as ls
+from lenscope import corpus as corpora
 from lenscope import packing
 from lenscope.corpus import Corpus
 from lenscope.packing import find_marks
@@ -19,6 +20,12 @@ from lenscope.prompts import Encoder
 
 EOS = 2
 TEXTS = [f"Document {n}: " + "the cat sat on the mat. " * (n % 7) + f"END {n}" for n in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def in_order(monkeypatch):
+    """Rows one after the other, so that they can be told to be the text; the last test mixes them."""
+    monkeypatch.setattr(corpora, "MIXED", 1)
 
 
 def with_special(before, behind):
@@ -371,3 +378,22 @@ def test_smollm2_texts_are_joined_as_it_was_trained(smollm2):
         text = smollm2.tokenizer.decode([i for i in row if i])
         if "�" not in text:
             assert len(text.encode()) == sum(size)
+
+
+def test_rows_are_mixed_some_at_a_time(lm, monkeypatch):
+    corpus = Corpus.open(lm, TEXTS * 3, length=16, seed=1)
+    plain_rows = [row for batch in corpus.batches() for row in batch.ids.tolist()]
+    monkeypatch.setattr(corpora, "MIXED", 32)
+    whole = list(corpus.batches())
+    mixed = [row for batch in whole for row in batch.ids.tolist()]
+    assert len(mixed) > 96
+    for n in range(0, len(mixed), 32):
+        window, before = mixed[n : n + 32], plain_rows[n : n + 32]
+        assert sorted(window) == sorted(before)
+        assert len(window) < 32 or window != before
+    # the same order again, wherever a reading begins and whoever reads
+    again = [row for batch in corpus.batches(start=40) for row in batch.ids.tolist()]
+    assert again == mixed[40:]
+    of_two = [[row for b in corpus.batches(rank=rank, world=2) for row in b.ids.tolist()] for rank in range(2)]
+    assert of_two == [mixed[0::2], mixed[1::2]]
+    assert [row for b in Corpus.open(lm, TEXTS * 3, length=16, seed=2).batches() for row in b.ids.tolist()] != mixed

@@ -32,9 +32,10 @@ CASES = {"plain": {"recipe": SMALL}, "short": {"recipe": SMALL, "tokens": 32}, "
 def exact(monkeypatch=None):
     """Products in float32: those in 16 bits depend on how many rows are read together."""
     if monkeypatch is None:
-        tuning.low_precision = lambda lm: None
+        tuning.low_precision = tuning.fast_products = lambda lm: None
     else:
-        monkeypatch.setattr(tuning, "low_precision", lambda lm: None)
+        for name in ("low_precision", "fast_products"):
+            monkeypatch.setattr(tuning, name, lambda lm: None)
 
 
 def states(lm, rows):

@@ -14,6 +14,7 @@ import pytest
 from test_corpus import EOS, TEXTS, joined, lm_with, plain, split_at, write_jsonl
 
 import lenscope as ls
+from lenscope import corpus as corpora
 from lenscope import documents
 from lenscope.corpus import Corpus
 
@@ -210,7 +211,7 @@ def test_text_needs_a_tokenizer(lm):
 
 def test_without_datasets_the_remedy_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ls.LenscopeError, match=r"owner/name: no such file or folder; .*pip install datasets"):
+    with pytest.raises(ls.LenscopeError, match=r"owner/name: no such file or folder; .*pip install 'lenscope\[hub\]'"):
         documents.find_documents("owner/name")
 
 
@@ -237,6 +238,7 @@ class FakeHub(SimpleNamespace):
 
 def test_a_data_set_of_the_hub_is_streamed(lm, monkeypatch):
     hub = FakeHub(broken="")
+    monkeypatch.setattr(corpora, "MIXED", 1)
     monkeypatch.setitem(sys.modules, "datasets", hub)
     corpus = Corpus.open(lm, "owner/name@v2:config:validation", length=32)
     assert hub.asked == ("owner/name", "config", "validation", "v2", True)

@@ -50,7 +50,7 @@ def main() -> None:
                 source = folder_for_transformers_4(args.model, Path(folder))
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
             model.eval().requires_grad_(False)
-            return model, None
+            return model, "none: rows are token ids"
 
     class Rows(ingredients.Data):
         def load(self, tokenizer):

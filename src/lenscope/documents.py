@@ -371,7 +371,7 @@ def _hub(name: str, field: str) -> Stream:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise LenscopeError(
-            f"{name}: no such file or folder; if it is a data set of the hub, run: pip install datasets"
+            f"{name}: no such file or folder; if it is a data set of the hub, run: pip install 'lenscope[hub]'"
         ) from error
     asked = {"path": path, "name": config or None, "split": split or "train", "revision": revision or None}
     with _reachable(name):

@@ -73,7 +73,7 @@ def fit(
         str | None, typer.Option(help="How many tokens are read, such as 200k; default: 200k, or all where less.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="How often the text is read.")] = 1,
-    recipe: Annotated[str, typer.Option(help="muon, ridge, bias or published.")] = "muon",
+    recipe: Annotated[str, typer.Option(help="muon, ridge, bias, published or published-ce.")] = "muon",
     held_out: Annotated[
         float, typer.Option("--held-out", help="The fraction of documents that is not fitted but measured on.")
     ] = 0.1,

@@ -37,18 +37,35 @@ class Columns:
     bias: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The model's own distributions `p` (n, k) over drawn columns, and `information` (n,), Σ p ln p of each."""
+
+    p: Tensor
+    information: Tensor
+
+    def split(self, size: int) -> "list[Target]":
+        """In pieces of so many states."""
+        pieces = zip(self.p.split(size), self.information.split(size), strict=True)
+        return [Target(p, information) for p, information in pieces]
+
+
 class Objective:
     """The loss of a lens on states (n, D) translated to the last layer, and its gradient there.
 
     `columns` tokens are drawn for each step: one half always the most probable under the model's mean distribution
     `mean` (V,), the other half drawn evenly from the rest, with ln(rest / drawn) added to their logits in both
     distributions, so that their sums are estimates without bias. None takes the whole vocabulary, as Belrose et al.
-    2023, Eq. 9, do. Products with the head are in bfloat16 where the processor is faster at it (`low`): only
-    gradients are made of them, never a number that is reported.
+    2023, Eq. 9, do. With `next_token` the target is the token that comes next in the text, over the whole vocabulary:
+    cross-entropy, their other loss. Products with the head are in bfloat16 where the processor is faster at it (`low`):
+    only gradients are made of them, never a number that is reported.
     """
 
-    def __init__(self, lm: LM, mean: Tensor, columns: int | None, seed: int, low: torch.dtype | None = None) -> None:
-        self.lm, self.seed, self.low = lm, seed, low
+    def __init__(
+        self, lm: LM, mean: Tensor, columns: int | None, seed: int, low: torch.dtype | None = None, *,
+        next_token: bool = False,
+    ) -> None:  # fmt: skip
+        self.lm, self.seed, self.low, self.next_token = lm, seed, low, next_token
         self.readout = lm.readout
         self.columns = None if columns is None or columns >= lm.vocab_size else columns
         order = mean.argsort(descending=True)
@@ -82,31 +99,41 @@ class Objective:
             raw = self._product(self.readout.prepare(y.to(self.lm.dtype)), columns)
             return self.readout.finish(raw).add_(columns.added).log_softmax(-1)
 
-    def target(self, y: Tensor, columns: Columns) -> Tensor:
-        """The model's own distribution (n, k) over the drawn columns, from its last layer's states y (n, D)."""
-        parts = [self.log_q(some, columns).exp_() for some in y.split(self._at_once(columns)) if len(some)]
-        return torch.cat(parts) if parts else columns.added.new_empty(0, len(columns.ids))
+    def target(self, y: Tensor, columns: Columns) -> Target:
+        """The model's own distributions over the drawn columns, from its last layer's states y (n, D)."""
+        p = columns.added.new_empty(len(y), len(columns.ids))
+        size = self._at_once(columns)
+        for some, out in zip(y.split(size), p.split(size), strict=True):
+            if len(some):
+                out.copy_(self.log_q(some, columns).exp_())
+        return Target(p, torch.xlogy(p, p).sum(-1))
 
-    def loss(self, y: Tensor, p: Tensor, columns: Columns) -> Tensor:
-        """Σ KL(p ‖ lens) over translated states y (n, D), with `p` (n, k) from `target`."""
+    def following(self, ids: Tensor) -> Target:
+        """The target where token ids (n,) are what came next, over the whole vocabulary."""
+        one = torch.ones(len(ids), 1, dtype=wide(torch.empty(0, dtype=self.lm.dtype)).dtype, device=ids.device)
+        p = one.new_zeros(len(ids), self.lm.vocab_size).scatter_(1, ids[:, None], one)
+        return Target(p, one.new_zeros(len(ids)))
+
+    def loss(self, y: Tensor, target: Target, columns: Columns) -> Tensor:
+        """Σ KL(model ‖ lens) over translated states y (n, D), with what `target` found."""
         total = columns.added.new_zeros(())
         group = self._at_once(columns)
-        for some, wanted in zip(y.split(group), p.split(group), strict=True):
+        for some, wanted in zip(y.split(group), target.split(group), strict=True):
             if len(some):
                 total += _divergence(wanted, self.log_q(some, columns))
         return total
 
-    def gradient(self, y: Tensor, p: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
-        """For translated states y (n, D): Σ KL(p ‖ lens), and its gradient (n, D), both in float32 or wider."""
+    def gradient(self, y: Tensor, target: Target, columns: Columns) -> tuple[Tensor, Tensor]:
+        """For translated states y (n, D): Σ KL(model ‖ lens), and its gradient (n, D), both in float32 or wider."""
         total = columns.added.new_zeros(())
         out = torch.empty(y.shape, dtype=total.dtype, device=y.device)
         group = self._at_once(columns)
-        for some, wanted, pulled in zip(y.split(group), p.split(group), out.split(group), strict=True):
+        for some, wanted, pulled in zip(y.split(group), target.split(group), out.split(group), strict=True):
             if len(some):
                 total += self._pull(some, wanted, columns, pulled)
         return total, out
 
-    def _pull(self, y: Tensor, p: Tensor, columns: Columns, out: Tensor) -> Tensor:
+    def _pull(self, y: Tensor, target: Target, columns: Columns, out: Tensor) -> Tensor:
         """The loss of a few states, and in `out` its gradient."""
         h = y.detach().to(self.lm.dtype).requires_grad_()
         with torch.enable_grad():
@@ -121,8 +148,8 @@ class Objective:
                 logits = self.readout.finish(raw.clone())
         with torch.no_grad():
             log_q = (logits.detach() + columns.added).log_softmax(-1)
-            total = _divergence(p, log_q)
-            pull = log_q.exp_().sub_(p)
+            total = _divergence(target, log_q)
+            pull = log_q.exp_().sub_(target.p)
         if not self.plain:
             pull = torch.autograd.grad(logits, raw, pull)[0]
         loud = LOUD if self.lm.dtype == torch.float16 else 1.0
@@ -146,17 +173,23 @@ class Objective:
         """How many states are decoded together."""
         room = PIECE if columns.ids.device.type == "cpu" else PIECE_CUDA
         width = len(columns.ids) if columns.weight is not None else self.lm.vocab_size
-        return max(16, room // (4 * width))
+        # fewer rows would wait for the head to come from memory
+        return max(64, room // (4 * width))
 
 
-def _divergence(p: Tensor, log_q: Tensor) -> Tensor:
+def _divergence(target: Target, log_q: Tensor) -> Tensor:
     """Σ KL(p ‖ q)."""
-    return torch.xlogy(p, p).sum() - (p * log_q).sum()
+    return target.information.sum() - torch.linalg.vecdot(target.p, log_q).sum()
 
 
 def low_precision(lm: LM) -> torch.dtype | None:
-    """The 16-bit dtype in which this machine multiplies float32 weights faster, None where there is none."""
-    if lm.dtype != torch.float32:
+    """The 16-bit dtype in which products of a float32 model's weights are faster here, None where there is none."""
+    return fast_products(lm) if lm.dtype == torch.float32 else None
+
+
+def fast_products(lm: LM) -> torch.dtype | None:
+    """The 16-bit dtype in which this machine multiplies float32 numbers faster, None where there is none."""
+    if lm.dtype == torch.float64:
         return None
     if lm.device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None

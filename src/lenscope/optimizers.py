@@ -85,7 +85,7 @@ class Nesterov:
             w.sub_(pull + self.momentum * buffer, alpha=self.lr * (1 - self.momentum) * decay)
 
 
-def orthogonal(g: Tensor, low: torch.dtype | None = None, steps: int = 5) -> Tensor:
+def orthogonal(g: Tensor, low: torch.dtype | None = None, steps: int = 4) -> Tensor:
     """About U Vᵀ of g = U S Vᵀ (R, C): singular values between 0.7 and 1.2, by Newton–Schulz iterations.
 
     The coefficients are those of Jordan et al. 2024, which raise small singular values fastest. A zero g stays zero.

@@ -220,12 +220,12 @@ class Training:
         Over the columns that the objective draws first.
         """
         columns = objective.draw(0)
-        p = objective.target(block.last[block.counted], columns)
+        target = objective.target(block.last[block.counted], columns)
         found = torch.zeros(len(candidates), len(self.constants), dtype=torch.float64, device=self.lm.device)
         for layer, constant in enumerate(self.constants):
             x = with_constant(block.states[layer][block.counted], constant)
             for n, weights in enumerate(candidates):
-                found[n, layer] = objective.loss(x @ weights[layer], p, columns)
+                found[n, layer] = objective.loss(x @ weights[layer], target, columns)
         count = block.counted.sum()
         self.group.sum([found, count])
         return (found / count).cpu()
@@ -248,6 +248,7 @@ class Training:
             self.gradients = [torch.zeros_like(w) for w in self.weights]
         for mine in self._shuffled(block, parts) if parts else ():
             columns = objective.draw(self.step)
+            mine = mine[block.following[mine] >= 0] if objective.next_token else mine
             for some in mine.split(max(64, PIECE // len(columns.ids))):
                 if len(some):
                     self._add(block, some, objective, columns)
@@ -256,10 +257,13 @@ class Training:
                 self._step(optimizer, bias_only)
 
     def _add(self, block: "Block", some: Tensor, objective: Objective, columns: Columns) -> None:
-        p = objective.target(block.last[some], columns)
+        if objective.next_token:
+            target = objective.following(block.following[some])
+        else:
+            target = objective.target(block.last[some], columns)
         for layer, (w, g) in enumerate(zip(self.weights, self.gradients, strict=True)):
             x = with_constant(block.states[layer][some], self.constants[layer], self.low)
-            loss, pull = objective.gradient((x @ w.to(x.dtype)).float(), p, columns)
+            loss, pull = objective.gradient((x @ w.to(x.dtype)).float(), target, columns)
             g += x.T @ pull.to(x.dtype)
             self.sums[0] += loss
         self.sums[1] += len(some)
@@ -330,6 +334,8 @@ def _difference(name: str, was: dict[str, Any], now: dict[str, Any]) -> str:
 class Block:
     """States of some rows: `states` (n_layers, n, D), `last` (n, D), and which of the n tokens are `counted` (n,).
 
+    `following` (n,) are the tokens that come next, -1 at the end of a row.
+
     The states below the last are kept in bfloat16 where a float32 model is read with 16-bit products (`low`).
     """
 
@@ -340,6 +346,7 @@ class Block:
         self.states = torch.empty(lm.n_layers, n, size, dtype=low or lm.dtype, device=lm.device)
         self.last = torch.empty(n, size, dtype=lm.dtype, device=lm.device)
         self.counted = torch.zeros(n, dtype=torch.bool, device=lm.device)
+        self.following = torch.full((n,), -1, device=lm.device)
 
     def read(self, batch: TokenBatch) -> None:
         """Run the model on the rows of a batch and keep their states."""
@@ -353,6 +360,7 @@ class Block:
         here = slice(at, at + batch.ids.numel())
         self.slot.update({row: len(self.slot) + n for n, row in enumerate(batch.row.tolist())})
         self.counted[here] = batch.counted.flatten().to(lm.device)
+        self.following[here].view(batch.ids.shape)[:, :-1] = batch.ids[:, 1:].to(lm.device)
 
         def keep(layer: int, h: Tensor) -> None:
             if rows:

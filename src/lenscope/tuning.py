@@ -6,7 +6,7 @@ Does not know: how a run reads and steps (training.py), the loss (objective.py),
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from lenscope.artifacts import CONFIG
-from lenscope.corpus import Corpus
+from lenscope.corpus import Corpus, TokenBatch
 from lenscope.distributed import Group, described, is_sharded, joined
 from lenscope.documents import Data
 from lenscope.errors import LenscopeError
 from lenscope.mappings import Affine
 from lenscope.model import LM
 from lenscope.moments import with_constant
-from lenscope.objective import Objective, low_precision
+from lenscope.objective import Objective, fast_products, low_precision
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov
 from lenscope.reduction import reduce
 from lenscope.training import TOGETHER, Block, Schedule, Training, some_rows
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 29
-# Held-out tokens that choose, and as many that measure.
+# Held-out tokens that choose, and as many of which every second one measures.
 HELD_OUT = 1024
 # Columns of the vocabulary by which candidates are compared.
 COMPARED = 8192
@@ -48,8 +48,9 @@ class Recipe:
 
     `optimizer` makes what changes them then, from their weights (D + 1, D), the bias being the last row; None: nothing
     does. A step takes `tokens_per_step` tokens and `columns` of the vocabulary (None: all). With `bias_only` the
-    matrices stay as they are at the start. The loss is KL(model ‖ lens); `best` keeps, layer by layer, the best of
-    identity, start and result on held-out text.
+    matrices stay as they are at the start. The `loss` is "kl", KL(model ‖ lens), or "cross_entropy" of the token that
+    comes next, over the whole vocabulary; `best` keeps, layer by layer, what has the lowest KL on held-out text of
+    identity, start and result.
     """
 
     start: str = "ridge"
@@ -57,11 +58,16 @@ class Recipe:
     tokens_per_step: int = 512
     columns: int | None = 3072
     bias_only: bool = False
+    loss: str = "kl"
     best: bool = True
 
     def __post_init__(self) -> None:
         if self.start not in ("ridge", "identity"):
             raise LenscopeError(f"start {self.start!r}: give 'ridge' or 'identity'")
+        if self.loss not in ("kl", "cross_entropy"):
+            raise LenscopeError(f"loss {self.loss!r}: give 'kl' or 'cross_entropy'")
+        if self.loss == "cross_entropy" and self.columns is not None:
+            raise LenscopeError(f"columns {self.columns}: cross-entropy takes the whole vocabulary; give columns=None")
         if self.tokens_per_step < 1 or (self.columns is not None and self.columns < 2):
             raise LenscopeError(
                 f"tokens_per_step {self.tokens_per_step}, columns {self.columns}: give at least 1 token and 2 columns"
@@ -69,12 +75,15 @@ class Recipe:
 
 
 # name → recipe: the default; its closed form alone; a bias per layer (Belrose et al. 2023, Eq. 7); and their published
-# recipe: identity, SGD with Nesterov momentum, all columns, 262,144 tokens a step (250 steps are 65.5M tokens)
+# recipe: identity, SGD with Nesterov momentum, all columns, 262,144 tokens a step (250 steps are 65.5M tokens), also
+# with their other loss
+PUBLISHED = Recipe("identity", Nesterov, tokens_per_step=1 << 18, columns=None, best=False)
 RECIPES = {
     "muon": Recipe(),
     "ridge": Recipe(optimizer=None),
     "bias": Recipe("identity", partial(Muon, lr=1.0, most=1.0), bias_only=True),
-    "published": Recipe("identity", Nesterov, tokens_per_step=1 << 18, columns=None, best=False),
+    "published": PUBLISHED,
+    "published-ce": replace(PUBLISHED, loss="cross_entropy"),
 }
 
 
@@ -129,13 +138,15 @@ def fit(
         }
         run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
         with run.timed("held-out text"):
-            select, measure = _held_out(lm, held, group)
-        make = partial(_make, recipe, low)
+            choosing, measuring = _held_out(lm, held, group)
+            select = _block(lm, choosing, held.length, low)
+        make = partial(_make, recipe, fast_products(lm))
         checkpoint = None if folder is None else Path(folder) / "checkpoint"
         # a run that was killed while it wrote its first one leaves a folder without
         begun = checkpoint is not None and (checkpoint / CONFIG).exists()
         optimizer = run.load(checkpoint, settings, make) if checkpoint is not None and begun else None
-        objective = None if optimizer is None else Objective(lm, run.mean, recipe.columns, seed, low)
+        aim = partial(Objective, lm, columns=recipe.columns, seed=seed, low=low, next_token=recipe.loss != "kl")
+        objective = None if optimizer is None else aim(mean=run.mean)
         for block in run.blocks():
             if not run.constants:
                 run.find_constants(block)
@@ -146,8 +157,11 @@ def fit(
                 with run.timed("closed form"):
                     run.close(select) if ridge else run.identity()
                     run.find_mean(block)
-                    objective = Objective(lm, run.mean, recipe.columns, seed, low)
-                    optimizer = make(run.weights, run.held_out_kl(select, [run.weights], objective)[0].tolist())
+                    objective = aim(mean=run.mean)
+                    kl = torch.zeros(lm.n_layers)
+                    if recipe.optimizer is not None:
+                        (kl,) = run.held_out_kl(select, [run.weights], objective)
+                    optimizer = make(run.weights, kl.tolist())
             if recipe.optimizer is not None and optimizer is not None and objective is not None:
                 with run.timed("steps"):
                     run.take_steps(block, objective, optimizer, recipe.bias_only)
@@ -155,6 +169,8 @@ def fit(
             if checkpoint is not None and optimizer is not None and run.number < plan.blocks:
                 run.save(checkpoint, settings, optimizer)
             del block
+        with run.timed("measuring"):
+            measure = _block(lm, measuring, held.length, None)
         chosen, layers = _choose(run, recipe, select, measure)
         report = {
             "lens": "tuned lens",
@@ -212,26 +228,37 @@ def _digest(text: Corpus, tokens: int) -> str | None:
     return last.digest
 
 
-def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[Block, Block]:
+def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[list[TokenBatch], list[TokenBatch]]:
     """Held-out text that chooses, and text that measures: this process's share of the rows."""
     rows = -(-HELD_OUT // held.length)
     wanted = 2 * rows
-    blocks = (Block(lm, rows, held.length, None), Block(lm, rows, held.length, None))
+    parts: tuple[list[TokenBatch], list[TokenBatch]] = ([], [])
     tokens = wanted * held.length if held.documents is None else None
     try:
         for batch in held.batches(tokens, max(1, TOGETHER // group.world), rank=group.rank, world=group.world):
-            for parity, block in enumerate(blocks):
+            for parity, part in enumerate(parts):
                 # alternate rows, so that both parts have some of every document
-                block.read(some_rows(batch, (batch.row < wanted) & (batch.row % 2 == parity)))
+                part.append(some_rows(batch, (batch.row < wanted) & (batch.row % 2 == parity)))
+            # neighbours say much the same: every second position measures, of twice as many rows for the same work
+            parts[1][-1].counted[:, ::2] = False
             if batch.next_row >= wanted:
                 break
-        if not all(_counted(block, group) for block in blocks):
+        counts = torch.tensor([sum(int(batch.counted.sum()) for batch in part) for part in parts], device=lm.device)
+        group.sum([counts])
+        if not counts.all():
             raise LenscopeError(f"{held.name}: has no second row of {held.length} tokens to measure on")
     except LenscopeError as error:
         raise LenscopeError(
             f"held-out text: {error} (held_out is the fraction of the documents that is not fitted)"
         ) from error
-    return blocks
+    return parts
+
+
+def _block(lm: LM, batches: list[TokenBatch], length: int, low: torch.dtype | None) -> Block:
+    block = Block(lm, sum(len(batch.row) for batch in batches), length, low)
+    for batch in batches:
+        block.read(batch)
+    return block
 
 
 def _counted(block: Block, group: Group) -> int:
@@ -244,8 +271,10 @@ def _choose(run: Training, recipe: Recipe, select: Block, measure: Block) -> tup
     """What each layer keeps, and how good it is on the measuring text."""
     lm = run.lm
     plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
-    candidates = {"identity": [plain] * lm.n_layers, "start": run.start, "steps": run.weights}
-    best = ["steps"] * lm.n_layers
+    candidates = {"identity": [plain] * lm.n_layers, "start": run.start}
+    if recipe.optimizer is not None:
+        candidates["steps"] = run.weights
+    best = [list(candidates)[-1]] * lm.n_layers
     if recipe.best:
         with run.timed("choosing"):
             compare = Objective(lm, run.mean, COMPARED, run.seed, run.low)
