@@ -34,7 +34,7 @@ TOGETHER = 8
 # numbers of the model's distributions that are held at once, over the tokens of a step
 PIECE = 1 << 26
 # tokens of which the mean distribution is taken
-MEAN = 1024
+MEAN = 512
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ ROOM = 1 << 29
 # Held-out tokens that choose, and as many of which every second one measures.
 HELD_OUT = 1024
 # Columns of the vocabulary by which candidates are compared.
-COMPARED = 8192
+COMPARED = 4096
 # Bytes of translated states that are measured together.
 MEASURED = 32 << 20
 
