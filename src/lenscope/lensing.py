@@ -284,7 +284,7 @@ def fitted_table(report: dict[str, Any]) -> Table:
     table.add_row(Text("mean", style="dim"), *(f"{value:.3f}" for value in mean))
     held = report["held_out"]["tokens"][1]
     text = f"KL(model ‖ lens) in nats, mean of {held:,} tokens that were not fitted"
-    text += f"; every {step}th layer is shown" if step > 1 else ""
+    text += f"; one layer in {step} is shown" if step > 1 else ""
     table.caption = Text(text, style="dim", justify="left")
     return table
 
