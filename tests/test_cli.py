@@ -10,7 +10,6 @@ import torch
 
 import lenscope as ls
 from lenscope import mappings, tuning
-from lenscope.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +18,6 @@ def model(tmp_path_factory):
     tiny.model("llama").save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
     return str(path)
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        out, err = capsys.readouterr()
-        return left.value.code, out, err
-
-    return call
 
 
 def test_help_and_version_do_not_load_the_heavy_libraries():

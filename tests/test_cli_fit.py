@@ -51,17 +51,6 @@ def text(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        out, err = capsys.readouterr()
-        return left.value.code, out, err
-
-    return call
-
-
 def fitting(model, text, folder, *more):
     return ["fit", "-m", model, "-d", text, "--tokens", "2k", "--recipe", "ridge", "-o", str(folder), *more]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from largest import Largest
 from rich.console import Console
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lenscope as ls
 from lenscope import evaluating as module
@@ -467,19 +467,6 @@ def test_bold_is_what_differs(lm64):
     _, low, high = e.differences["kl"][2, 3]
     assert low > 0 or high < 0
     assert columns["off\nKL"][3].style.bold
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(t, torch.Tensor):
-                self.numel = max(self.numel, t.numel())
-        return out
 
 
 def test_memory_does_not_grow_with_the_text(lm, monkeypatch):

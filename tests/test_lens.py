@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest import Largest
 
 import lenscope as ls
 from lenscope import mappings, measures, reduction
@@ -84,19 +84,6 @@ def test_logits_of_minus_infinity_give_finite_measures():
     log_q = h[..., :4].log_softmax(-1)
     assert torch.allclose(r.entropy, measures.entropy(log_q))
     assert torch.allclose(r.kl, measures.kl(log_q[-1:].expand_as(log_q), log_q), atol=1e-12)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(t, torch.Tensor):
-                self.numel = max(self.numel, t.numel())
-        return out
 
 
 def test_nothing_of_the_size_of_all_logits_ever_exists(lm, monkeypatch):

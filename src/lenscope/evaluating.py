@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log, sqrt
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from lenscope import mappings
 from lenscope.errors import LenscopeError
 from lenscope.evaluation import MEASURES, Evaluation, Transfer
 from lenscope.lens import Lens
-from lenscope.mappings import PairMapping
 from lenscope.model import LM
 from lenscope.predictions import Predictions, Progress, Rows, predictions
 from lenscope.provenance import provenance
@@ -31,8 +30,9 @@ RESAMPLES = 1000
 # columns of the sums: these, then one per bin
 SUMMED = ("cross_entropy", "kl", "agreement", "entropy")
 
-# of a lens at a layer: the numbers of both, f, and the layer
-_Cell = tuple[int, int, Callable[..., Any] | None, int]
+# of a lens at a layer: the numbers of both, and themselves
+_Cell = tuple[int, int, Lens, int]
+_Result = TypeVar("_Result", Evaluation, Transfer)
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
@@ -78,8 +78,9 @@ def evaluate(
     if not made:
         raise LenscopeError("lenses: none given; name at least one, such as {'logit lens': None}")
     numbers = _layers(lm, layers)
-    cells = [(i, n, lens.f, at) for i, lens in enumerate(made.values())
-             for n, at in enumerate(numbers) if at in _mapped_layers(lens.f, lm)]  # fmt: skip
+    cells = [
+        (i, n, lens, at) for i, lens in enumerate(made.values()) for n, at in enumerate(numbers) if at in lens.layers
+    ]
     for i, name in enumerate(made):
         if not any(cell[0] == i for cell in cells):
             raise LenscopeError(f"lens {name}: has no weights for any of the layers {', '.join(map(str, numbers))}")
@@ -93,10 +94,7 @@ def evaluate(
             found = found.plus(some, *_measured(lm, some, cells))
     except KeyboardInterrupt as stop:
         raise EvaluationInterrupted(result()) from stop
-    done = result()
-    if done is None:
-        raise _empty()
-    return done
+    return _some(result())
 
 
 def transfer(
@@ -117,7 +115,7 @@ def transfer(
     lens = Lens(lm, f)
     if mappings.needs(f) < 2:
         raise LenscopeError(f"f {lens.name}: is the same for all layers; transfer compares translators of layers")
-    own = _mapped_layers(f, lm)
+    own = lens.layers
     numbers = tuple(n for n in range(lm.n_layers) if n in own) if layers is None else _layers(lm, layers)
     if set(numbers) - set(own):
         raise LenscopeError(f"layer {min(set(numbers) - set(own))}: f has translators for {', '.join(map(str, own))}")
@@ -136,7 +134,7 @@ def transfer(
         for some in predictions(lm, rows, (*numbers, lm.n_layers), progress):
             sums = np.zeros(shape)
             for i, layer in enumerate(numbers):
-                h = torch.stack([_map(lm, f, some.h[:, n], layer) for n in range(len(numbers))])
+                h = torch.stack([lens.map(some.h[:, n], layer) for n in range(len(numbers))])
                 r = reduce(lm.readout, lm.vocab_size, h, some.h[:, -1], some.targets, 1, False)
                 sums[:, i] = [_numbers(r.cross_entropy).sum(1), _numbers(r.kl).sum(1)]
             _check(sums, lm)
@@ -144,10 +142,7 @@ def transfer(
             found = before + sums, count + some.rows, tokens + len(some.targets), some.hashed(digest)
     except KeyboardInterrupt as stop:
         raise EvaluationInterrupted(result()) from stop
-    done = result()
-    if done is None:
-        raise _empty()
-    return done
+    return _some(result())
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +184,7 @@ def _measured(lm: LM, given: Predictions, cells: list[_Cell]) -> tuple[np.ndarra
     pieces = ceil(count / averaged_at_once(lm.readout, lm.vocab_size))
     for some in torch.arange(count).tensor_split(pieces):
         part = slice(int(some[0]), int(some[-1]) + 1)
-        states = (_map(lm, f, given.h[part, n], layer) for _, n, f, layer in cells)
+        states = (lens.map(given.h[part, n], layer) for _, n, lens, layer in cells)
         own: Tensor | None = None
         read = average(lm.readout, lm.vocab_size, given.h[part, -1], states, given.targets[part])
         for cell, (r, mean) in enumerate(read):
@@ -313,24 +308,9 @@ def _spread(values: np.ndarray, at: list[tuple[int, int]], lenses: int, layers: 
     return made
 
 
-def _map(lm: LM, f: Callable[..., Any] | None, h: Tensor, layer: int) -> Tensor:
-    if f is None:
-        return h
-    mapped = mappings.apply(f, h, layer, lm.n_layers)
-    if mapped.shape != h.shape:
-        raise LenscopeError(
-            f"f: gives states of shape {tuple(mapped.shape)} for {tuple(h.shape)}; {lm.name} unembeds size {h.shape[1]}"
-        )
-    return mapped.to(h.dtype)
-
-
 def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
     wanted = range(lm.n_layers) if layers is None else layers
     return tuple(sorted(set(check_layers(wanted, lm.n_layers, lm.name))))
-
-
-def _mapped_layers(f: Callable[..., Any] | None, lm: LM) -> Sequence[int]:
-    return f.layers(lm.n_layers) if isinstance(f, PairMapping) else range(lm.n_layers + 1)
 
 
 def _check(sums: np.ndarray, lm: LM) -> None:
@@ -338,8 +318,10 @@ def _check(sums: np.ndarray, lm: LM) -> None:
         raise LenscopeError(f"{lm.name}: a measure is not a number in {lm.dtype}; load it in float32")
 
 
-def _empty() -> LenscopeError:
-    return LenscopeError("rows: no prediction counts; give at least one row of two tokens")
+def _some(result: _Result | None) -> _Result:
+    if result is None:
+        raise LenscopeError("rows: no prediction counts; give at least one row of two tokens")
+    return result
 
 
 def _longer(array: np.ndarray, units: int) -> np.ndarray:

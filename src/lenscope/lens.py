@@ -50,10 +50,31 @@ class Lens:
             mappings.takes(f)
         self.name = str(name or given)
 
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layers that f has a map for; where it is a function, all of them."""
+        last = self.lm.n_layers
+        return self.f.layers(last) if isinstance(self.f, PairMapping) else range(last + 1)
+
+    def map(self, h: Tensor, layer: int) -> Tensor:
+        """f(h, layer) in the dtype of h: hidden states (..., D) as the last layer would have them.
+
+        Raises LenscopeError for an f that gives states of another shape.
+        """
+        if self.f is None:
+            return h
+        mapped = mappings.apply(self.f, h, layer, self.lm.n_layers)
+        if mapped.shape != h.shape:
+            raise LenscopeError(
+                f"lens {self.name}: f gives states of size {mapped.shape[-1]}; {self.lm.name} unembeds size "
+                f"{self.lm.hidden_size} (for {tuple(h.shape)} it gives states of shape {tuple(mapped.shape)})"
+            )
+        return mapped.to(h.dtype)
+
     def logits(self, h: Tensor, layer: int) -> Tensor:
         """Logits (..., V) of hidden states (..., D) of one layer."""
         (number,) = check_layers((layer,), self.lm.n_layers, self.lm.name)
-        return self.lm.unembed(h if self.f is None else self._mapped(h, number))
+        return self.lm.unembed(self.map(h, number))
 
     @overload
     def trajectory(
@@ -188,22 +209,11 @@ class Lens:
     def _mapped_all(self, states: HiddenStates, layers: tuple[int, ...]) -> Tensor:
         """f of every layer's states: (L, P, D)."""
         h = states.tensor[0, [states.layers.index(n) for n in layers]]
-        return h if self.f is None else torch.stack([self._mapped(x, n) for x, n in zip(h, layers, strict=True)])
-
-    def _mapped(self, h: Tensor, layer: int) -> Tensor:
-        assert self.f is not None
-        mapped = mappings.apply(self.f, h, layer, self.lm.n_layers)
-        if mapped.shape[-1] != self.lm.hidden_size:
-            raise LenscopeError(
-                f"lens {self.name}: f gives states of size {mapped.shape[-1]}; {self.lm.name} unembeds size "
-                f"{self.lm.hidden_size}"
-            )
-        return mapped.to(h.dtype)
+        return h if self.f is None else torch.stack([self.map(x, n) for x, n in zip(h, layers, strict=True)])
 
     def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
-        last = self.lm.n_layers
-        everything = self.f.layers(last) if isinstance(self.f, PairMapping) else range(last + 1)
-        return tuple(sorted(set(check_layers(everything if layers is None else layers, last, self.lm.name))))
+        wanted = self.layers if layers is None else layers
+        return tuple(sorted(set(check_layers(wanted, self.lm.n_layers, self.lm.name))))
 
     def _with_last(self, layers: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(dict.fromkeys((*layers, self.lm.n_layers)))

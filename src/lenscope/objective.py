@@ -67,6 +67,7 @@ class Objective:
     ) -> None:  # fmt: skip
         self.lm, self.seed, self.low, self.next_token = lm, seed, low, next_token
         self.readout = lm.readout
+        self.dtype = wide(torch.empty(0, dtype=lm.dtype)).dtype
         self.columns = None if columns is None or columns >= lm.vocab_size else columns
         order = mean.argsort(descending=True)
         top = (self.columns or 0) // 2
@@ -84,7 +85,7 @@ class Objective:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             some = torch.randperm(len(self.rest), generator=generator)[:drawn].to(self.rest.device)
             ids, correction = torch.cat([self.top, self.rest[some]]), math.log(len(self.rest) / drawn)
-        added = torch.zeros(len(ids), dtype=wide(torch.empty(0, dtype=self.lm.dtype)).dtype, device=ids.device)
+        added = torch.zeros(len(ids), dtype=self.dtype, device=ids.device)
         added[len(self.top) :] = correction
         found = self.readout.head(ids)
         if found is None:
@@ -110,7 +111,7 @@ class Objective:
 
     def following(self, ids: Tensor) -> Target:
         """The target where token ids (n,) are what came next, over the whole vocabulary."""
-        one = torch.ones(len(ids), 1, dtype=wide(torch.empty(0, dtype=self.lm.dtype)).dtype, device=ids.device)
+        one = torch.ones(len(ids), 1, dtype=self.dtype, device=ids.device)
         p = one.new_zeros(len(ids), self.lm.vocab_size).scatter_(1, ids[:, None], one)
         return Target(p, one.new_zeros(len(ids)))
 

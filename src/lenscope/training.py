@@ -207,7 +207,7 @@ class Training:
         """The model's mean distribution over some of a block's tokens, (V,)."""
         lm = self.lm
         total = torch.zeros(lm.vocab_size, dtype=torch.float64)
-        for part in block.last[self._shuffled(block)[0]].split(64):
+        for part in block.last[block.find(self._shuffled()[:MEAN])].split(64):
             if len(part):
                 total += lm.unembed(part).softmax(-1).sum(0).double().cpu()
         mean = total.to(lm.device, torch.float32)
@@ -230,13 +230,12 @@ class Training:
         self.group.sum([found, count])
         return (found / count).cpu()
 
-    def _shuffled(self, block: "Block", pieces: int | None = None) -> list[Tensor]:
-        """A block's counted tokens in an order that seed and block fix, in as many pieces; None: some tokens alone."""
+    def _shuffled(self) -> Tensor:
+        """The positions of the current block, of all processes, in an order that seed and block fix."""
         plan = self.schedule
         first, size = self.number * plan.block * plan.length, plan.size(self.number) * plan.length
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.number))
-        parts = (order[:MEAN],) if pieces is None else order.tensor_split(pieces)
-        return [block.find(part + first) for part in parts]
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.number)
+        return torch.randperm(size, generator=draw) + first
 
     # -- steps
 
@@ -246,9 +245,11 @@ class Training:
         parts = plan.parts_of(self.number)
         if not self.gradients:
             self.gradients = [torch.zeros_like(w) for w in self.weights]
-        for mine in self._shuffled(block, parts) if parts else ():
+        for positions in self._shuffled().tensor_split(parts) if parts else ():
+            mine = block.find(positions)
+            if objective.next_token:
+                mine = mine[block.following[mine] >= 0]
             columns = objective.draw(self.step)
-            mine = mine[block.following[mine] >= 0] if objective.next_token else mine
             for some in mine.split(max(64, PIECE // len(columns.ids))):
                 if len(some):
                     self._add(block, some, objective, columns)

@@ -138,7 +138,7 @@ def fit(
         }
         run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
         with run.timed("held-out text"):
-            choosing, measuring = _held_out(lm, held, group)
+            choosing, measuring, held_tokens = _held_out(lm, held, group)
             select = _block(lm, choosing, held.length, low)
         make = partial(_make, recipe, fast_products(lm))
         checkpoint = None if folder is None else Path(folder) / "checkpoint"
@@ -179,7 +179,7 @@ def fit(
             "tokens": plan.rows * plan.length,
             "steps": run.step,
             "loss": run.loss,
-            "held_out": {"corpus": held.provenance(), "tokens": [_counted(b, group) for b in (select, measure)]},
+            "held_out": {"corpus": held.provenance(), "tokens": held_tokens},
             "layers": layers,
             "processes": group.world,
             "seconds": round(time.perf_counter() - began, 1),
@@ -228,8 +228,8 @@ def _digest(text: Corpus, tokens: int) -> str | None:
     return last.digest
 
 
-def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[list[TokenBatch], list[TokenBatch]]:
-    """Held-out text that chooses, and text that measures: this process's share of the rows."""
+def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[list[TokenBatch], list[TokenBatch], list[int]]:
+    """Held-out text that chooses, and text that measures: this process's share of the rows, and all their tokens."""
     rows = -(-HELD_OUT // held.length)
     wanted = 2 * rows
     parts: tuple[list[TokenBatch], list[TokenBatch]] = ([], [])
@@ -251,7 +251,7 @@ def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[list[TokenBatch], lis
         raise LenscopeError(
             f"held-out text: {error} (held_out is the fraction of the documents that is not fitted)"
         ) from error
-    return parts
+    return *parts, counts.tolist()
 
 
 def _block(lm: LM, batches: list[TokenBatch], length: int, low: torch.dtype | None) -> Block:
@@ -259,12 +259,6 @@ def _block(lm: LM, batches: list[TokenBatch], length: int, low: torch.dtype | No
     for batch in batches:
         block.read(batch)
     return block
-
-
-def _counted(block: Block, group: Group) -> int:
-    count = block.counted.sum()
-    group.sum([count])
-    return int(count)
 
 
 def _choose(run: Training, recipe: Recipe, select: Block, measure: Block) -> tuple[list[Tensor], list[dict[str, Any]]]:
