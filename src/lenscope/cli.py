@@ -21,6 +21,7 @@ from lenscope._version import __version__
 from lenscope.demo import demo
 from lenscope.errors import LenscopeError
 from lenscope.lensing import TUNED, eval_, export, fit, opened
+from lenscope.reproducing import reproduce
 from lenscope.terminal import (
     DEFAULT_MODEL,
     AsJson,
@@ -299,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-for name, command in (("fit", fit), ("eval", eval_), ("export", export), ("demo", demo)):
+for name, command in (("fit", fit), ("eval", eval_), ("export", export), ("reproduce", reproduce), ("demo", demo)):
     app.command(name)(command)
 
 

@@ -7,8 +7,7 @@ Does not know: how logits are reduced (reduction.py), how text becomes rows (cor
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, log, sqrt
-from statistics import NormalDist
+from math import ceil, log
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,9 +23,9 @@ from lenscope.predictions import Predictions, Progress, Rows, predictions
 from lenscope.provenance import provenance
 from lenscope.reduction import Reduced, average, averaged_at_once, reduce
 from lenscope.states import check_layers
+from lenscope.statistics import RESAMPLES, percentiles
 
 BINS = 15
-RESAMPLES = 1000
 # columns of the sums: these, then one per bin
 SUMMED = ("cross_entropy", "kl", "agreement", "entropy")
 
@@ -284,21 +283,8 @@ def _with_interval(value: np.ndarray, drawn: np.ndarray | None, units: int) -> n
     if drawn is None:
         low = high = np.full_like(value, np.nan)
     else:
-        tail = 100 * _tail(units)
-        low, high = np.percentile(drawn, (tail, 100 - tail), axis=0)
+        low, high = percentiles(drawn, units)
     return np.stack([value, low, high], -1)
-
-
-def _tail(units: int) -> float:
-    """The share of resamples on either side of a 95 % interval: 0.025 of many units, less of few.
-
-    Φ(-√(n / (n - 1)) t), t the 97.5 percentile of Student's t with n - 1 degrees of freedom (in its expansion by powers
-    of 1 / (n - 1), good to 1 % from 3 degrees on), since resamples of few units scatter too little and normally.
-    """
-    v, z = units - 1, NormalDist().inv_cdf(0.975)
-    t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    return NormalDist().cdf(-sqrt(units / v) * t)
 
 
 def _spread(values: np.ndarray, at: list[tuple[int, int]], lenses: int, layers: int) -> np.ndarray:

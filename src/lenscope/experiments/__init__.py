@@ -1,0 +1,44 @@
+"""The papers' experiments, one module each; `lenscope reproduce NAME` runs one and saves its report.
+
+Knows: which experiments there are, and what every experiment's module has. Does not know: any of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from lenscope.errors import LenscopeError
+
+if TYPE_CHECKING:
+    from lenscope.experiments.setting import Setting
+    from lenscope.report import Report
+
+# name → what it shows, in one line, and where in the papers
+EXPERIMENTS = {
+    "prediction": "tuned and logit lens: cross-entropy, KL and bias per layer (Belrose et al. 2023, Figs 3–5)",
+    "drift": "how states and translators change from layer to layer, and transfer (Figs 6, 7, 13)",
+    "fidelity": "directions that matter to the lens matter to the model (Fig 8)",
+    "alignment": "lens and model respond alike to a change of a state (Fig 9)",
+    "injection": "prompt injections are found by their trajectories (Table 1)",
+    "difficulty": "examples learned late in training are predicted late in depth (Table 2)",
+    "overthinking": "early layers resist incorrect demonstrations (Fig 11)",
+    "ablations": "what every block does to the loss and to the trajectory (Appendix)",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment: `run` makes its report; `data` says what its --data takes, "text" or a format of questions."""
+
+    name: str
+    data: str
+    run: "Callable[[Setting], Report]"
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of a name; LenscopeError if there is none."""
+    if name not in EXPERIMENTS:
+        raise LenscopeError(f"experiment {name!r}: there are {', '.join(EXPERIMENTS)}")
+    module = import_module(f"lenscope.experiments.{name}")
+    return Experiment(name, module.DATA, module.run)

@@ -1,0 +1,151 @@
+"""Reports of experiments: tables with intervals, figures, and a reading of them; files that others can go on with.
+
+Knows: what a report holds, Parquet, Markdown and JSON. Does not know: models, experiments, how figures are drawn.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+from rich.text import Text
+
+from lenscope.errors import LenscopeError
+from lenscope.plots import Figure
+from lenscope.results import complete, write_text
+from lenscope.statistics import Estimate
+
+# a table: its rows, each a name → text, number or Estimate; all rows have the names of the first
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What an experiment found: `tables` by name, each a list of rows; figures; and the reading, in plain words.
+
+    `claim` is what the paper says and where; `reading` says what replicates here, what does not, and by how much.
+    `settings` is all that a repetition needs. A value of a row is a text, a number, or an Estimate with its interval.
+    """
+
+    experiment: str
+    model: str
+    claim: str
+    reading: str
+    tables: dict[str, Rows]
+    figures: tuple[Figure, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Report({self.experiment} on {self.model}: {', '.join(self.tables)})"
+
+    def table(self, name: str) -> Table:
+        """One of the tables for a terminal; LenscopeError if there is none of that name."""
+        if name not in self.tables:
+            raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables)}")
+        rows = self.tables[name]
+        made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=None)
+        for column in rows[0] if rows else ():
+            plain = isinstance(rows[0][column], str)
+            made.add_column(Text(column), justify="left" if plain else "right", overflow="fold")
+        for row in rows:
+            made.add_row(*(Text(shown(v)) for v in row.values()))
+        return made
+
+    def markdown(self) -> str:
+        """The report as Markdown; figures are links to files beside it."""
+        parts = [f"# {self.experiment}: {self.model}", f"**The paper.** {self.claim}", f"**Here.** {self.reading}"]
+        for figure in self.figures:
+            parts.append(f"![{figure.name}]({figure.name}.png)")
+        for name, rows in self.tables.items():
+            parts.append(f"## {name}\n\n{_pipes(rows)}")
+        told = "\n".join(f"- {key}: {value}" for key, value in self.settings.items())
+        parts.append(f"## Settings\n\n{told}\n\nValues in brackets are 95 % bootstrap intervals.")
+        return "\n\n".join(parts) + "\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """The report without its figures as JSON values; NaN as None, an Estimate as [value, low, high]."""
+        tables = {name: [{k: _json(v) for k, v in row.items()} for row in rows] for name, rows in self.tables.items()}
+        return {
+            "kind": "report",
+            "experiment": self.experiment,
+            "model": self.model,
+            "claim": self.claim,
+            "reading": self.reading,
+            "tables": tables,
+            "settings": {k: _json(v) for k, v in self.settings.items()},
+            "provenance": self.provenance,
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write report.md, report.json, TABLE.parquet of every table, and the figures, into a folder that exists."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise LenscopeError(f"{folder}: is no folder; make it first")
+        for figure in self.figures:
+            figure.save(folder)
+        for name, rows in self.tables.items():
+            with complete(folder / f"{name.replace(' ', '_')}.parquet") as making:
+                pq.write_table(_arrow(rows).replace_schema_metadata({"report": json.dumps(self._head())}), making)
+        write_text(folder / "report.json", json.dumps(self.to_json(), ensure_ascii=False))
+        write_text(folder / "report.md", self.markdown())
+
+    def _head(self) -> dict[str, Any]:
+        head = self.to_json()
+        return {name: head[name] for name in ("kind", "experiment", "model", "settings", "provenance")}
+
+
+def shown(value: Any) -> str:
+    """A value as one reads it: three digits, intervals in brackets."""
+    if isinstance(value, Estimate):
+        middle, low, high = (_figure(v) for v in value)
+        return middle if low == "–" and high == "–" else f"{middle} [{low}, {high}]"
+    if isinstance(value, bool | str) or value is None:
+        return "–" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int | np.integer) else _figure(float(value))
+
+
+def _figure(value: float) -> str:
+    if not np.isfinite(value):
+        return "–"
+    if value and abs(value) < 0.001:
+        return f"{value:.1e}"
+    # two digits behind the point, or three significant ones of what is small
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.3f}"
+
+
+def _pipes(rows: Rows) -> str:
+    if not rows:
+        return "(no rows)"
+    names = list(rows[0])
+    sides = ["---" if isinstance(rows[0][n], str) else "---:" for n in names]
+    lines = [names, sides, *([shown(row[n]).replace("|", "\\|").replace("\n", "↵") for n in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _arrow(rows: Rows) -> pa.Table:
+    columns: dict[str, list[Any]] = {}
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        if any(isinstance(v, Estimate) for v in values):
+            for n, end in enumerate(("", "_low", "_high")):
+                columns[name + end] = [v[n] if isinstance(v, Estimate) else v for v in values]
+        else:
+            columns[name] = [v.item() if isinstance(v, np.generic) else v for v in values]
+    return pa.table(columns)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _json(v) for k, v in value.items()}
+    if isinstance(value, Estimate | list | tuple):
+        return [_json(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
