@@ -268,6 +268,45 @@ def test_muons_steps_are_in_units_of_the_weights():
     assert float(torch.linalg.matrix_norm(moved[1], 2)) == pytest.approx(0.05, rel=0.3)
 
 
+def test_muon_is_the_same_whatever_the_units():
+    """States in other units, the same map: every step is the same map again."""
+    draw = torch.Generator().manual_seed(0)
+    units = torch.rand(9, generator=draw).double() + 0.5, torch.rand(8, generator=draw).double() + 0.5
+    r, q = (torch.randn(n, generator=draw).exp().double() ** 3 for n in (9, 8))
+    plain = torch.randn(9, 8, generator=draw).double()
+    other = plain / r[:, None] * q
+    a = Muon([plain], [1.0], [units], lr=0.1, most=1.0)
+    b = Muon([other], [1.0], [(units[0] * r, units[1] * q)], lr=0.1, most=1.0)
+    before = plain.clone()
+    for n in range(4):
+        g = torch.randn(9, 8, generator=draw).double()
+        a.step([g], 1 - n / 4)
+        b.step([g * r[:, None] / q], 1 - n / 4)
+    assert (plain - before).abs().max() > 0.05
+    assert (other - plain / r[:, None] * q).abs().max() < 1e-6 * other.abs().max()
+    # and a step is one of the map between inputs and outputs of one size, back in its own units
+    w = before.clone()
+    g = torch.randn(9, 8, generator=draw).double()
+    Muon([w], [1.0], [units], lr=0.1, most=1.0).step([g], 1.0)
+    scaled = before * units[0][:, None] / units[1]
+    step = orthogonal(g / units[0][:, None] * units[1] * 1.8) * 0.1 * scaled.norm() / 8**0.5
+    assert (w - (before - step / units[0][:, None] * units[1])).abs().max() < 1e-6
+
+
+def test_units_are_the_sizes_of_the_states(lm):
+    text = Corpus.open(lm, documents(), length=LENGTH)
+    plan = Schedule.of(lm, 500, LENGTH, room=ROOM, per_step=64, ridge=True, low=None)
+    run = training.Training(lm, text, plan, Group(), seed=0, low=None, progress=None)
+    block = next(run.blocks())
+    run.find_sizes(block)
+    y = block.last[block.counted].square().mean(0).sqrt()
+    for layer, (inputs, outputs) in enumerate(run.units):
+        h = block.states[layer][block.counted]
+        x = torch.cat([h, torch.full((len(h), 1), float(h.square().mean().sqrt()))], 1).square().mean(0).sqrt()
+        assert torch.allclose(inputs, x / x.square().mean().sqrt(), rtol=1e-4)
+        assert torch.allclose(outputs, y / y.square().mean().sqrt(), rtol=1e-4)
+
+
 def test_nesterov_is_that_of_torch_on_the_distance_from_the_identity():
     draw = torch.Generator().manual_seed(0)
     start = [torch.eye(6, 5, dtype=torch.float64) for _ in range(3)]
@@ -606,7 +645,7 @@ def test_bad_recipes_are_refused(lm):
     block = next(run.blocks())
     block.counted[:] = False
     with pytest.raises(ls.LenscopeError, match="no position counts"):
-        run.find_constants(block)
+        run.find_sizes(block)
 
 
 def test_states_that_are_not_finite_are_refused_with_their_layer(lm, monkeypatch):

@@ -22,34 +22,49 @@ class Optimizer(Protocol):
         ...
 
 
-# makes an optimizer of all layers' weights (D + 1, D), the last row being the bias, and of their held-out KL in nats
-MakeOptimizer = Callable[[list[Tensor], Sequence[float]], Optimizer]
+# how large each input (D + 1,) and each output (D,) of a layer's weights is beside the others: root mean squares
+Units = tuple[Tensor, Tensor]
+# makes an optimizer of all layers' weights (D + 1, D), the last row being the bias, of their held-out KL in nats, and
+# of their units
+MakeOptimizer = Callable[[list[Tensor], Sequence[float], Sequence[Units]], Optimizer]
 
 
 @final
 class Muon:
-    """Momentum whose steps have all singular values near 1 (Jordan et al. 2024, "Muon"), in units of each weight.
+    """Momentum whose steps have all singular values near 1 (Jordan et al. 2024, "Muon"), in units of what is mapped.
 
-    A step is rate · decay · rms(W) · orthogonal(momentum), with rms(W) = ‖W‖_F / √D and rate = lr · KL, at most `most`,
-    both at the start: so that the same lr serves every model and layer, whatever the size of its states, and a layer
-    that has little left to learn is not thrown off. `low` is the dtype of the products, None: float32.
+    Weights are changed as W' = diag(inputs) W diag(outputs)⁻¹, whose inputs and outputs are of one size, so that
+    neither a few large numbers of a state nor many small ones decide how large a step is. A step is rate · decay ·
+    rms(W') · orthogonal(momentum), with rms(W') = ‖W'‖_F / √D and rate = lr · KL, at most `most`, both at the start:
+    the same lr serves every model and layer, and a layer that has little left to learn is not thrown off. Without
+    `units` all are 1. `low` is the dtype of the products, None: float32.
     """
 
     def __init__(
-        self, weights: list[Tensor], kl: Sequence[float], *, lr: float = 0.014, most: float = 0.06,
-        momentum: float = 0.8, low: torch.dtype | None = None,
+        self, weights: list[Tensor], kl: Sequence[float], units: Sequence[Units] = (), *, lr: float = 0.014,
+        most: float = 0.06, momentum: float = 0.8, low: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.weights, self.momentum, self.low = weights, momentum, low
+        self.units = [(u.clone(), v.clone()) for u, v in units] or [
+            (w.new_ones(len(w)), w.new_ones(w.shape[1])) for w in weights
+        ]
         rates = [min(lr * abs(k), most) if isfinite(k) else most for k in kl]
-        sizes = [rate * float(w.norm()) / min(w.shape) ** 0.5 for w, rate in zip(weights, rates, strict=True)]
-        self.state = [torch.zeros_like(w) for w in weights] + [torch.tensor(sizes)]
+        sizes = [
+            rate * float((w * u[:, None] / v).norm()) / min(w.shape) ** 0.5
+            for w, (u, v), rate in zip(weights, self.units, rates, strict=True)
+        ]
+        flat = [t for unit in self.units for t in unit]
+        self.state = [*(torch.zeros_like(w) for w in weights), *flat, torch.tensor(sizes)]
 
     def step(self, gradients: Sequence[Tensor], decay: float) -> None:
         """One step."""
         sizes = self.state[-1].tolist()
-        for w, g, buffer, size in zip(self.weights, gradients, self.state, sizes, strict=False):
-            buffer.mul_(self.momentum).add_(g)
-            w.sub_(orthogonal(g + self.momentum * buffer, self.low), alpha=decay * size)
+        for w, g, buffer, (u, v), size in zip(self.weights, gradients, self.state, self.units, sizes, strict=False):
+            # of W': the gradient; a step of W' is one of W by the same ratio
+            ratio = v / u[:, None]
+            pull = g * ratio
+            buffer.mul_(self.momentum).add_(pull)
+            w.sub_(orthogonal(pull.add_(buffer, alpha=self.momentum), self.low) * ratio, alpha=decay * size)
 
 
 @final
@@ -64,6 +79,7 @@ class Nesterov:
         self,
         weights: list[Tensor],
         kl: Sequence[float] = (),
+        units: Sequence[Units] = (),
         *,
         lr: float = 1.0,
         momentum: float = 0.9,

@@ -25,7 +25,7 @@ from lenscope.errors import LenscopeError
 from lenscope.model import LM
 from lenscope.moments import Moments, with_constant
 from lenscope.objective import Columns, Objective, reading
-from lenscope.optimizers import MakeOptimizer, Optimizer
+from lenscope.optimizers import MakeOptimizer, Optimizer, Units
 from lenscope.prompts import pad
 
 # rows that all processes together read at once; those of a block are a multiple of it, so that a resumed run reads the
@@ -106,6 +106,7 @@ class Training:
         self.seed, self.low, self.progress = seed, low, progress
         self.weights: list[Tensor] = []
         self.constants: list[float] = []
+        self.units: list[Units] = []
         self.start: list[Tensor] = []
         self.number = self.step = self.seen = 0
         self.loss: list[float | None] = []
@@ -155,24 +156,30 @@ class Training:
 
     # -- the closed form
 
-    def find_constants(self, block: "Block") -> None:
-        """Each layer's constant: the root mean square of its states' numbers, over a block."""
+    def find_sizes(self, block: "Block") -> None:
+        """Each layer's constant, the root mean square of its states' numbers, and its units, over a block."""
         layers = range(self.lm.n_layers)
-        sizes = torch.zeros(len(layers) + 1, dtype=torch.float64)
+        squares = torch.zeros(len(layers) + 2, self.lm.hidden_size, dtype=torch.float64)
         for layer in layers:
-            sizes[layer] = block.states[layer][block.counted].float().square().mean(-1).sum()
-        sizes[-1] = block.counted.sum()
-        sizes = sizes.to(self.lm.device, torch.float32)
-        self.group.sum([sizes])
-        if sizes[-1] < 1:
+            squares[layer] = block.states[layer][block.counted].float().square().sum(0)
+        squares[-2] = block.last[block.counted].float().square().sum(0)
+        squares[-1] = block.counted.sum()
+        squares = squares.to(self.lm.device, torch.float32)
+        self.group.sum([squares])
+        if squares[-1, 0] < 1:
             raise LenscopeError(f"{self.corpus.name}: no position counts; give longer rows or a smaller skip")
-        self.constants = (sizes[:-1] / sizes[-1]).sqrt().clamp_min(1e-6).tolist()
+        means = squares[:-1] / squares[-1]
+        self.constants = means[:-1].mean(-1).sqrt().clamp_min(1e-6).tolist()
         for layer, constant in enumerate(self.constants):
             if not isfinite(constant):
                 raise LenscopeError(
                     f"layer {layer}: {self.lm.name} has states that are NaN or infinite there in {self.lm.dtype}; load "
                     "it in float32 or bfloat16"
                 )
+        roots = means.sqrt()
+        outputs = _unit(roots[-1])
+        inputs = (torch.cat([r, r.new_tensor([c])]) for r, c in zip(roots, self.constants, strict=False))
+        self.units = [(_unit(r), outputs) for r in inputs]
 
     def gather(self, block: "Block") -> None:
         """Take a block into the moments."""
@@ -313,7 +320,8 @@ class Training:
                 self.weights = [tensors[f"weights.{n}"].to(self.lm.device) for n in layers]
                 self.start = [tensors[f"start.{n}"].to(self.lm.device) for n in layers]
                 self.mean = tensors["mean.0"].to(self.lm.device)
-                optimizer = make(self.weights, [0.0] * len(self.weights))
+                # its own units are in its state
+                optimizer = make(self.weights, [0.0] * len(self.weights), ())
                 for n, t in enumerate(optimizer.state):
                     t.copy_(tensors[f"state.{n}"])
                 return optimizer
@@ -376,6 +384,11 @@ class Block:
         slots = torch.tensor([self.slot.get(row, -1) for row in (positions // self.length).tolist()], dtype=torch.long)
         found = (slots * self.length + positions % self.length)[slots >= 0].to(self.counted.device)
         return found[self.counted[found]]
+
+
+def _unit(sizes: Tensor) -> Tensor:
+    """Sizes as multiples of their root mean square; what is next to nothing counts as a ten-thousandth of it."""
+    return (sizes / sizes.square().mean().sqrt().clamp_min(1e-30)).clamp_min(1e-4)
 
 
 def some_rows(batch: TokenBatch, which: Tensor) -> TokenBatch:

@@ -24,7 +24,7 @@ from lenscope.mappings import Affine
 from lenscope.model import LM
 from lenscope.moments import with_constant
 from lenscope.objective import Objective, fast_products, low_precision
-from lenscope.optimizers import MakeOptimizer, Muon, Nesterov
+from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
 from lenscope.reduction import reduce
 from lenscope.training import TOGETHER, Block, Schedule, Training, some_rows
 
@@ -46,11 +46,11 @@ Progress = Callable[[int, int], None]
 class Recipe:
     """How translators are made. `start` is "ridge", least squares onto the last layer, or "identity".
 
-    `optimizer` makes what changes them then, from their weights (D + 1, D), the bias being the last row; None: nothing
-    does. A step takes `tokens_per_step` tokens and `columns` of the vocabulary (None: all). With `bias_only` the
-    matrices stay as they are at the start. The `loss` is "kl", KL(model ‖ lens), or "cross_entropy" of the token that
-    comes next, over the whole vocabulary; `best` keeps, layer by layer, what has the lowest KL on held-out text of
-    identity, start and result.
+    `optimizer` makes what changes them then, from their weights (D + 1, D), the bias being the last row, their KL and
+    their units; None: nothing does. A step takes `tokens_per_step` tokens and `columns` of the vocabulary (None: all).
+    With `bias_only` the matrices stay as they are at the start. The `loss` is "kl", KL(model ‖ lens), or
+    "cross_entropy" of the token that comes next, over the whole vocabulary; `best` keeps, layer by layer, what has the
+    lowest KL on held-out text of identity, start and result.
     """
 
     start: str = "ridge"
@@ -149,7 +149,7 @@ def fit(
         objective = None if optimizer is None else aim(mean=run.mean)
         for block in run.blocks():
             if not run.constants:
-                run.find_constants(block)
+                run.find_sizes(block)
             if ridge and run.number < plan.warm:
                 with run.timed("closed form"):
                     run.gather(block)
@@ -161,7 +161,7 @@ def fit(
                     kl = torch.zeros(lm.n_layers)
                     if recipe.optimizer is not None:
                         (kl,) = run.held_out_kl(select, [run.weights], objective)
-                    optimizer = make(run.weights, kl.tolist())
+                    optimizer = make(run.weights, kl.tolist(), run.units)
             if recipe.optimizer is not None and optimizer is not None and objective is not None:
                 with run.timed("steps"):
                     run.take_steps(block, objective, optimizer, recipe.bias_only)
@@ -205,9 +205,12 @@ def _found(recipe: str | Recipe) -> tuple[str, Recipe]:
     return recipe, RECIPES[recipe]
 
 
-def _make(recipe: Recipe, low: torch.dtype | None, weights: list[Tensor], kl: Sequence[float]) -> Any:
+def _make(
+    recipe: Recipe, low: torch.dtype | None, weights: list[Tensor], kl: Sequence[float], units: Sequence[Units]
+) -> Any:
     # where products are made in 16 bits, Muon's may be too
-    return Muon(weights, kl, low=low) if recipe.optimizer is Muon else (recipe.optimizer or Muon)(weights, kl)
+    made = partial(Muon, low=low) if recipe.optimizer is Muon else recipe.optimizer or Muon
+    return made(weights, kl, units)
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:

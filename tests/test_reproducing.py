@@ -1,0 +1,154 @@
+"""The command that runs experiments, and the setting they are given: on a tiny model, with an experiment of its own."""
+
+import json
+from types import ModuleType
+
+import pytest
+import tiny
+import torch
+
+import lenscope as ls
+from lenscope import experiments
+from lenscope.experiments.setting import Setting
+from lenscope.report import Report
+from lenscope.statistics import Estimate
+
+TEXT = [" ".join(["the cat sat on a mat", f"number {n}"] * 30) for n in range(60)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny.model("llama").save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """An experiment that tells what it was given, and the settings it was given."""
+    seen: list[Setting] = []
+
+    def made(setting: Setting) -> Report:
+        seen.append(setting)
+        rows = [{"layer": 0, "value": Estimate(1.0, 0.5, 1.5), "what": "a | b"}]
+        return Report("fake", setting.lm.name, "a claim", "a reading", {"by layer": rows}, settings=setting.settings())
+
+    module = ModuleType("fake")
+    module.DATA, module.run = "text", made
+    monkeypatch.setitem(experiments.EXPERIMENTS, "fake", "what it shows")
+    monkeypatch.setitem(__import__("sys").modules, "lenscope.experiments.fake", module)
+    return seen
+
+
+def test_without_a_name_the_experiments_are_listed(run):
+    status, out, _ = run("reproduce")
+    assert status == 0
+    for name in experiments.EXPERIMENTS:
+        assert name in out
+    assert json.loads(run("reproduce", "--json")[1]) == experiments.EXPERIMENTS
+
+
+def test_every_experiment_says_what_it_takes_and_claims():
+    for name in experiments.EXPERIMENTS:
+        found = experiments.experiment(name)
+        assert found.data
+        assert callable(found.run)
+
+
+def test_a_report_is_printed_and_saved(run, given, model, tmp_path):
+    folder = tmp_path / "out"
+    status, out, err = run("reproduce", "fake", "-m", model, "--quick", "-o", str(folder))
+    assert status == 0
+    assert "a claim" in out
+    assert "1.00 [0.50, 1.50]" in out
+    assert str(folder) in err
+    assert {p.name for p in folder.iterdir()} == {"report.md", "report.json", "by_layer.parquet"}
+    assert given[0].quick
+    status, out, _ = run("reproduce", "fake", "-m", model, "-o", str(folder), "--json")
+    assert json.loads(out)["tables"] == {"by layer": [{"layer": 0, "value": [1.0, 0.5, 1.5], "what": "a | b"}]}
+    assert not given[1].quick
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "experiment 'nothing': there are prediction"),
+        (["fake", "-d", "missing.jsonl"], "missing.jsonl: there is no such file; fake takes text"),
+        (["fake", "--text", __file__], "give it as --data"),
+        (["fake", "--lens", "missing/lens/folder"], "missing/lens/folder"),
+    ],
+)
+def test_mistakes_are_one_line(run, given, model, tmp_path, arguments, said):
+    status, out, err = run("reproduce", *arguments, "-m", model, "-o", str(tmp_path / "out"))
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_an_interrupted_experiment_says_what_stays(run, model, tmp_path, monkeypatch):
+    def stopped(setting: Setting) -> Report:
+        raise KeyboardInterrupt
+
+    module = ModuleType("fake")
+    module.DATA, module.run = "text", stopped
+    monkeypatch.setitem(experiments.EXPERIMENTS, "fake", "what it shows")
+    monkeypatch.setitem(__import__("sys").modules, "lenscope.experiments.fake", module)
+    status, _, err = run("reproduce", "fake", "-m", model, "-o", str(tmp_path))
+    assert status == 130
+    assert "goes on from there" in err
+
+
+def test_what_is_done_is_kept_for_the_same_run(lm, tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {"numbers": torch.arange(6.0).view(2, 3).T}
+
+    def at(**changed):
+        return Setting(lm, **{"folder": tmp_path, "seed": 1, **changed})
+
+    first = at().kept("part", make, size=3)
+    assert torch.equal(at().kept("part", make, size=3)["numbers"], first["numbers"])
+    assert len(calls) == 1
+    at().kept("part", make, size=4)
+    at(seed=2).kept("part", make, size=4)
+    at(quick=True).kept("part", make, size=4)
+    assert len(calls) == 4
+    # a damaged file is made again
+    (weights,) = (tmp_path / "kept" / "part").glob("*.safetensors")
+    weights.write_bytes(b"damaged")
+    at(quick=True).kept("part", make, size=4)
+    assert len(calls) == 5
+    Setting(lm).kept("part", make)
+    assert len(calls) == 6
+
+
+def test_a_setting_without_text_has_the_models_own_samples(lm):
+    setting = Setting(lm)
+    assert setting.corpus.documents is None
+    assert setting.settings()["text"] == "samples of tiny-llama"
+    assert "lens" not in setting.settings()
+
+
+def test_a_lens_is_fitted_on_the_text_once_and_kept(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("lenscope.experiments.setting.FITTED", (512, 1024))
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(json.dumps({"text": t}) for t in TEXT))
+    setting = Setting(lm, text=(str(text),), quick=True, folder=tmp_path)
+    made = setting.translators
+    assert setting.translators is made
+    assert made.report["tokens"] == 512
+    assert setting.settings()["lens"] == "fitted on 512 tokens of the text"
+    again = Setting(lm, text=(str(text),), quick=True, folder=tmp_path).translators
+    assert torch.equal(again.weights[1], made.weights[1])
+    fitted = {row for batch in setting.corpus.split(0.1)[0].batches(None) for row in map(tuple, batch.ids.tolist())}
+    held = {row for batch in setting.held_out.batches(None) for row in map(tuple, batch.ids.tolist())}
+    assert held
+    assert not fitted & held
+    chosen = ls.Lens(lm, made)
+    given = Setting(lm, lens=made)
+    assert given.translators is made
+    assert given.settings() | {"lens": ""} == given.settings(lens="")
+    assert chosen.layers
