@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 from lenscope._version import __version__
 
 if TYPE_CHECKING:
+    from lenscope.ablating import ablate_blocks, ablated
+    from lenscope.ablation import alignment, influence
+    from lenscope.blockwise import Ablations
+    from lenscope.causal import causal_basis, principal_basis, random_basis
     from lenscope.checks import check
     from lenscope.corpus import Corpus
+    from lenscope.covariance import Covariances, covariances
+    from lenscope.detection import Detector, fit_detector, load_detector
+    from lenscope.directions import Alignment, Basis, Influence, load_basis
     from lenscope.edits import Edit
     from lenscope.effects import Effects, load_effects
     from lenscope.errors import LenscopeError
     from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
     from lenscope.evaluation import Evaluation, Transfer, load_evaluation
     from lenscope.extraction import fit_relation
+    from lenscope.finetuning import fine_tune
     from lenscope.foreign import export_tuned_lens, load_lens
     from lenscope.grids import Grid, load_grid
     from lenscope.interventions import activation_patching, attention_knockout, back_patching, causal_tracing
@@ -26,83 +34,194 @@ if TYPE_CHECKING:
     from lenscope.model import LM, Continuation
     from lenscope.patchscope import Interrupted, Patchscope, Target
     from lenscope.prompts import Prompt
+    from lenscope.questions import Question, answer_log_likelihoods, few_shot, load_questions
     from lenscope.regression import fit_mapping
+    from lenscope.report import Report
     from lenscope.results import Comparison, Trajectory, load_results, save
     from lenscope.softprompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
     from lenscope.states import HiddenStates
+    from lenscope.statistics import Estimate
     from lenscope.tuning import Recipe, fit
 
 __all__ = [
     "LM",
+    "Ablations",
     "Affine",
+    "Alignment",
+    "Basis",
     "Comparison",
     "Continuation",
     "Corpus",
+    "Covariances",
+    "Detector",
     "Edit",
     "Effects",
+    "Estimate",
     "Evaluation",
     "EvaluationInterrupted",
     "Grid",
     "HiddenStates",
+    "Influence",
     "Interrupted",
     "Lens",
     "LenscopeError",
     "LowRank",
     "Patchscope",
     "Prompt",
+    "Question",
     "Recipe",
+    "Report",
     "Scale",
     "SoftPrompt",
     "Target",
     "Trajectory",
     "Transfer",
     "__version__",
+    "ablate_blocks",
+    "ablated",
     "activation_patching",
+    "alignment",
+    "answer_log_likelihoods",
     "attention_knockout",
     "back_patching",
+    "causal_basis",
     "causal_tracing",
     "check",
+    "covariances",
     "evaluate",
     "export_tuned_lens",
+    "few_shot",
+    "fine_tune",
     "fit",
+    "fit_detector",
     "fit_mapping",
     "fit_relation",
     "fit_soft_prompt",
+    "influence",
     "load",
+    "load_basis",
+    "load_detector",
     "load_effects",
     "load_evaluation",
     "load_grid",
     "load_lens",
     "load_mapping",
+    "load_questions",
     "load_results",
     "load_soft_prompt",
+    "principal_basis",
+    "random_basis",
     "save",
     "transfer",
 ]
 
 _HOMES = {
+    "ablating": (
+        "ablate_blocks",
+        "ablated",
+    ),
+    "ablation": (
+        "alignment",
+        "influence",
+    ),
+    "blockwise": ("Ablations",),
+    "causal": (
+        "causal_basis",
+        "principal_basis",
+        "random_basis",
+    ),
     "checks": ("check",),
     "corpus": ("Corpus",),
+    "covariance": (
+        "Covariances",
+        "covariances",
+    ),
+    "detection": (
+        "Detector",
+        "fit_detector",
+        "load_detector",
+    ),
+    "directions": (
+        "Alignment",
+        "Basis",
+        "Influence",
+        "load_basis",
+    ),
     "edits": ("Edit",),
-    "effects": ("Effects", "load_effects"),
+    "effects": (
+        "Effects",
+        "load_effects",
+    ),
     "errors": ("LenscopeError",),
-    "evaluating": ("EvaluationInterrupted", "evaluate", "transfer"),
-    "evaluation": ("Evaluation", "Transfer", "load_evaluation"),
+    "evaluating": (
+        "EvaluationInterrupted",
+        "evaluate",
+        "transfer",
+    ),
+    "evaluation": (
+        "Evaluation",
+        "Transfer",
+        "load_evaluation",
+    ),
     "extraction": ("fit_relation",),
-    "foreign": ("export_tuned_lens", "load_lens"),
-    "grids": ("Grid", "load_grid"),
-    "interventions": ("activation_patching", "attention_knockout", "back_patching", "causal_tracing"),
+    "finetuning": ("fine_tune",),
+    "foreign": (
+        "export_tuned_lens",
+        "load_lens",
+    ),
+    "grids": (
+        "Grid",
+        "load_grid",
+    ),
+    "interventions": (
+        "activation_patching",
+        "attention_knockout",
+        "back_patching",
+        "causal_tracing",
+    ),
     "lens": ("Lens",),
     "loading": ("load",),
-    "mappings": ("Affine", "LowRank", "Scale", "load_mapping"),
-    "model": ("LM", "Continuation"),
-    "patchscope": ("Interrupted", "Patchscope", "Target"),
+    "mappings": (
+        "Affine",
+        "LowRank",
+        "Scale",
+        "load_mapping",
+    ),
+    "model": (
+        "LM",
+        "Continuation",
+    ),
+    "patchscope": (
+        "Interrupted",
+        "Patchscope",
+        "Target",
+    ),
     "prompts": ("Prompt",),
+    "questions": (
+        "Question",
+        "answer_log_likelihoods",
+        "few_shot",
+        "load_questions",
+    ),
     "regression": ("fit_mapping",),
-    "results": ("Comparison", "Trajectory", "load_results", "save"),
-    "softprompt": ("SoftPrompt", "fit_soft_prompt", "load_soft_prompt"),
+    "report": ("Report",),
+    "results": (
+        "Comparison",
+        "Trajectory",
+        "load_results",
+        "save",
+    ),
+    "softprompt": (
+        "SoftPrompt",
+        "fit_soft_prompt",
+        "load_soft_prompt",
+    ),
     "states": ("HiddenStates",),
-    "tuning": ("Recipe", "fit"),
+    "statistics": ("Estimate",),
+    "tuning": (
+        "Recipe",
+        "fit",
+    ),
 }
 
 

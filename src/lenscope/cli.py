@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from lenscope._version import __version__
+from lenscope.causing import causal
 from lenscope.demo import demo
+from lenscope.detecting import detect
 from lenscope.errors import LenscopeError
 from lenscope.lensing import TUNED, eval_, export, fit, opened
 from lenscope.reproducing import reproduce
@@ -300,8 +302,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-for name, command in (("fit", fit), ("eval", eval_), ("export", export), ("reproduce", reproduce), ("demo", demo)):
+for name, command in (
+    ("fit", fit),
+    ("eval", eval_),
+    ("export", export),
+    ("causal", causal),
+    ("reproduce", reproduce),
+    ("demo", demo),
+):
     app.command(name)(command)
+app.add_typer(detect)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,10 +1,9 @@
 """The main job end to end on the built-in model: what it predicts layer by layer, a lens fitted on the spot, a page.
 
-Knows: which prompts are shown, which text every installation has. Does not know: how anything is computed.
+Knows: which prompts are shown. Does not know: how anything is computed.
 """
 
 import time
-from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.lensing import finished_lens, fitted_table, other_run
+from lenscope.lensing import finished_lens, fitted_table
 from lenscope.terminal import DEFAULT_MODEL, Model, counted, headline, load_model, make_folder, rising, show
 
 if TYPE_CHECKING:
@@ -33,11 +32,12 @@ def demo(
     finished = finished_lens(folder / "lens")
     lm = load_model(model, None, None, None, None)
     from lenscope.corpus import Corpus
+    from lenscope.installed import texts
     from lenscope.lens import Lens
     from lenscope.methods import named
     from lenscope.patchscope import Patchscope
     from lenscope.results import write_text
-    from lenscope.tuning import fit
+    from lenscope.tuning import fit, other_run
     from lenscope.web import page
 
     console = Console(width=max(80, Console().width))
@@ -75,17 +75,6 @@ def demo(
     report = folder / "index.html"
     write_text(report, page([tuned.to_json(), plain.to_json()], title=PROMPT))
     console.print(f"\n{time.perf_counter() - began:.0f} s; look at {report.resolve()}")
-
-
-def texts() -> list[str]:
-    """English that is there without a download: Python's language reference, and what the installed packages say."""
-    told = {d.name: (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()}
-    found = [told[name] for name in sorted(told) if told[name].strip()]
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # some systems package it apart
-        return found
-    return [*topics.values(), *found]
 
 
 def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:

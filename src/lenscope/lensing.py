@@ -103,6 +103,8 @@ def fit(
     corpus = Corpus.open(lm, _data(data), field=field, length=length, seed=seed, epochs=epochs)
     wanted = _available(corpus.split(held_out)[0], wanted, tokens is not None)
     how: dict[str, Any] = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
+    from lenscope.tuning import other_run
+
     other = "" if finished is None else other_run(finished, lm, corpus, **how)
     if other:
         raise LenscopeError(f"{folder}: holds a lens of another run ({other}); give another folder, or remove it")
@@ -250,25 +252,6 @@ def opened(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
     if not Path(where).is_dir():
         raise LenscopeError(f"{where}: no such folder; --transferred takes one that lenscope fit wrote")
     return load_mapping(where).transferred(lm)
-
-
-def other_run(
-    lens: "PairMapping", lm: "LM", corpus: "Corpus", *, tokens: int, recipe: str, held_out: float, seed: int
-) -> str:
-    """In what a fitted lens is not of this run; "" where it is what the run would give."""
-    try:
-        lens.check(lm, lm)
-    except LenscopeError:
-        return "another model"
-    text = corpus.split(held_out)[0]
-    rows = ceil(tokens / text.length) * text.length
-    here = {"recipe": recipe, "seed": seed, "tokens": rows, "corpus": text.provenance()}
-    fitted = {**lens.report, "recipe": (lens.report.get("recipe") or {}).get("name")}
-    for name, value in here.items():
-        was = fitted.get(name)
-        if json.dumps(was, sort_keys=True) != json.dumps(value, sort_keys=True):
-            return "other text" if name == "corpus" else f"{name} {was}, not {value}"
-    return ""
 
 
 def fitted_table(report: dict[str, Any]) -> Table:

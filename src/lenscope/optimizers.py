@@ -41,8 +41,8 @@ class Muon:
     """
 
     def __init__(
-        self, weights: list[Tensor], kl: Sequence[float], units: Sequence[Units] = (), *, lr: float = 0.014,
-        most: float = 0.06, momentum: float = 0.8, low: torch.dtype | None = None,
+        self, weights: list[Tensor], kl: Sequence[float], units: Sequence[Units] = (), *, lr: float = 0.017,
+        most: float = 0.075, momentum: float = 0.8, low: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.weights, self.momentum, self.low = weights, momentum, low
         self.units = [(u.clone(), v.clone()) for u, v in units] or [

@@ -101,7 +101,7 @@ def _panel(axes: "Axes", panel: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
-    if len(panel.series) > 1 or panel.series[0].label:
+    if any(one.label for one in panel.series):
         axes.legend(frameon=False, fontsize=8)
 
 

@@ -45,17 +45,26 @@ class Report:
     def __repr__(self) -> str:
         return f"Report({self.experiment} on {self.model}: {', '.join(self.tables)})"
 
-    def table(self, name: str) -> Table:
-        """One of the tables for a terminal; LenscopeError if there is none of that name."""
+    def table(self, name: str, *, width: int | None = None) -> Table:
+        """One of the tables for a terminal; where it is wider than `width`, without its intervals, and it says so.
+
+        Raises LenscopeError if there is none of that name.
+        """
         if name not in self.tables:
             raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables)}")
         rows = self.tables[name]
+        cells = [[shown(v) for v in row.values()] for row in rows]
+        brief = [[shown(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
+        names = list(rows[0]) if rows else []
+        cut = width is not None and _wide(names, cells) > width and cells != brief
         made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=None)
-        for column in rows[0] if rows else ():
+        for column in names:
             plain = isinstance(rows[0][column], str)
-            made.add_column(Text(column), justify="left" if plain else "right", overflow="fold")
-        for row in rows:
-            made.add_row(*(Text(shown(v)) for v in row.values()))
+            made.add_column(Text(column), justify="left" if plain else "right", overflow="fold", vertical="bottom")
+        for line in brief if cut else cells:
+            made.add_row(*map(Text, line))
+        if cut:
+            made.caption = Text("95 % intervals are in the report; they do not fit here", style="dim", justify="left")
         return made
 
     def markdown(self) -> str:
@@ -99,6 +108,12 @@ class Report:
     def _head(self) -> dict[str, Any]:
         head = self.to_json()
         return {name: head[name] for name in ("kind", "experiment", "model", "settings", "provenance")}
+
+
+def _wide(names: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """How wide a table is whose headings are broken between words and whose cells are not."""
+    words = [max(map(len, name.split()), default=0) for name in names]
+    return sum(max(word, *(len(line[n]) for line in cells)) + 2 for n, word in enumerate(words))
 
 
 def shown(value: Any) -> str:

@@ -30,6 +30,7 @@ from lenscope.terminal import (
     load_model,
     make_folder,
     print_json,
+    show,
     tell,
 )
 
@@ -102,7 +103,7 @@ def reproduce(
     console.print(headline(lm, EXPERIMENTS[name], console.width, name))
     for title in report.tables:
         console.print(Text(f"\n{title}", style="bold"))
-        console.print(report.table(title))
+        show(console, report.table(title, width=console.width))
     console.print()
     console.print(Text.assemble(("The paper. ", "bold"), report.claim))
     console.print(Text.assemble(("Here. ", "bold"), report.reading))

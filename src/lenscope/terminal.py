@@ -149,7 +149,8 @@ def show(console: Console, table: Table) -> None:
     """The table, then its caption over the whole width: within a narrow table it would be broken to pieces."""
     caption, table.caption = table.caption, None
     console.print(table)
-    console.print(caption)
+    if caption is not None:
+        console.print(caption)
 
 
 def rising(t: "Trajectory") -> Text:

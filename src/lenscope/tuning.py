@@ -4,10 +4,12 @@ Knows: recipes, what is held out and what for, which candidate each layer keeps,
 Does not know: how a run reads and steps (training.py), the loss (objective.py), files (mappings.py).
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, final
@@ -20,7 +22,7 @@ from lenscope.corpus import Corpus, TokenBatch
 from lenscope.distributed import Group, described, is_sharded, joined
 from lenscope.documents import Data
 from lenscope.errors import LenscopeError
-from lenscope.mappings import Affine
+from lenscope.mappings import Affine, PairMapping
 from lenscope.model import LM
 from lenscope.moments import with_constant
 from lenscope.objective import Objective, fast_products, low_precision
@@ -194,6 +196,25 @@ def fit(
                 rmtree(Path(folder) / "checkpoint", ignore_errors=True)
             group.barrier()
     return made
+
+
+def other_run(
+    lens: PairMapping, lm: LM, corpus: Corpus, *, tokens: int, recipe: str, held_out: float, seed: int
+) -> str:
+    """In what a fitted lens is not of this run; "" where it is what the run would give."""
+    try:
+        lens.check(lm, lm)
+    except LenscopeError:
+        return "another model"
+    text = corpus.split(held_out)[0]
+    rows = ceil(tokens / text.length) * text.length
+    here = {"recipe": recipe, "seed": seed, "tokens": rows, "corpus": text.provenance()}
+    fitted = {**lens.report, "recipe": (lens.report.get("recipe") or {}).get("name")}
+    for name, value in here.items():
+        was = fitted.get(name)
+        if json.dumps(was, sort_keys=True) != json.dumps(value, sort_keys=True):
+            return "other text" if name == "corpus" else f"{name} {was}, not {value}"
+    return ""
 
 
 def _found(recipe: str | Recipe) -> tuple[str, Recipe]:

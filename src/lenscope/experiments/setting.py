@@ -20,10 +20,10 @@ from lenscope import artifacts
 from lenscope._version import __version__
 from lenscope.corpus import Corpus
 from lenscope.errors import LenscopeError
-from lenscope.mappings import Affine, PairMapping
+from lenscope.mappings import PairMapping, load_mapping
 from lenscope.model import LM
 from lenscope.provenance import model_hash, provenance
-from lenscope.tuning import fit
+from lenscope.tuning import fit, other_run
 
 # tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get
 FITTED, SAMPLED = (16_384, 102_400), (4_096, 16_384)
@@ -77,13 +77,14 @@ class Setting:
         """The lens that was given, or one fitted on the text, all but what is held out."""
         if self.lens is not None:
             return self.lens
-        tokens = self.sized(*(FITTED if self.text else SAMPLED))
+        how: Any = {"tokens": self.sized(*(FITTED if self.text else SAMPLED)), "held_out": HELD_OUT, "seed": self.seed}
         folder = None if self.folder is None else self.folder / "lens"
+        if folder is not None and (folder / artifacts.CONFIG).exists():
+            found = load_mapping(folder)
+            if not other_run(found, self.lm, self.corpus, recipe="muon", **how):
+                return found
         with self.progress("tokens of text for the lens") as advance:
-            made: Affine = fit(
-                self.lm, self.corpus, tokens=tokens, held_out=HELD_OUT, seed=self.seed, folder=folder, progress=advance
-            )
-        return made
+            return fit(self.lm, self.corpus, folder=folder, progress=advance, **how)
 
     def kept(self, name: str, make: Callable[[], dict[str, Tensor]], **settings: Any) -> dict[str, Tensor]:
         """What `make` makes, or what an earlier run of the same settings kept under that name in the folder.

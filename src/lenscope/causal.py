@@ -1,0 +1,325 @@
+"""Causal basis extraction: the directions of a layer's states that matter most to a lens (Belrose et al. 2023, §4.1).
+
+Knows: how the energy of a direction and its gradient are had from logits that are made once, how a basis is grown.
+Does not know: what ablating a direction does to the model (ablation.py), files and looks of bases (directions.py).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.corpus import TokenBatch
+from lenscope.directions import Basis
+from lenscope.edits import Running
+from lenscope.energy import Energy, Factored, Site, wide_readout
+from lenscope.errors import LenscopeError
+from lenscope.lens import Lens
+from lenscope.mappings import identify
+from lenscope.model import LM
+from lenscope.predictions import Progress, Rows
+from lenscope.prompts import Prompt, pad
+from lenscope.provenance import provenance
+from lenscope.readout import Readout, wide
+from lenscope.reduction import reduce
+from lenscope.states import HiddenStates, check_layers
+
+# Columns of the vocabulary that directions are first sought on, and how many starts are tried for each.
+COLUMNS, STARTS = 4096, 2
+# Steps of L-BFGS on drawn columns and on the whole vocabulary; both end below this relative change of the energy.
+SOUGHT, POLISHED, STILL = 40, 40, 1e-4
+TOKENS = 1024
+
+
+def causal_basis(
+    lm: LM,
+    rows: Rows | HiddenStates,
+    f: Callable[..., Any] | None = None,
+    layers: Sequence[int] | None = None,
+    *,
+    k: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Basis:
+    """The k directions of each layer that matter most to a lens, one after the other (Belrose et al. 2023, Eq. 10–11).
+
+    v_i is the unit vector, orthogonal to the earlier ones, of the largest energy σ(v) = E_h KL(lens(h) ‖ lens(r(h, v)))
+    with r(h, v) = h + v vᵀ (E h - h), the mean ablation; a local maximum, as any such search gives. `rows` are texts,
+    rows of ids or batches of a corpus, whose counted positions make the states, or states that were read. f None is the
+    logit lens; `layers` default to all that f has maps for, but the last.
+
+    Computed in float32 or wider, whatever the model's dtype. Directions are sought by L-BFGS on 4,096 drawn columns of
+    the vocabulary from the best of many starts, then polished on all of it; `energies` are exact. Where the final norm
+    scales and f is affine, as always but for soft caps and f of another kind, the ablated logits are a sum of logits
+    made once and one product with the head, so that no product over states and vocabulary is made again: time per layer
+    is about 40 k passes over (states × columns) and 10 k over (states × V), memory up to 1 GB of logits.
+    Raises LenscopeError for too few states, k out of range, an f without gradients, a 16-bit model that is replayed.
+    """
+    return _bases(lm, rows, f, layers, k, seed, progress, "causal", _extracted)
+
+
+def principal_basis(
+    lm: LM,
+    rows: Rows | HiddenStates,
+    f: Callable[..., Any] | None = None,
+    layers: Sequence[int] | None = None,
+    *,
+    k: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Basis:
+    """The k principal components of each layer's states, ordered by their energy: a control of `causal_basis`."""
+
+    def components(energy: "Site") -> Tensor:
+        return _components(energy.x, k)
+
+    return _bases(lm, rows, f, layers, k, seed, progress, "principal", components)
+
+
+def random_basis(
+    lm: LM,
+    rows: Rows | HiddenStates,
+    f: Callable[..., Any] | None = None,
+    layers: Sequence[int] | None = None,
+    *,
+    k: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Basis:
+    """k random orthonormal directions per layer, ordered by their energy: a control of `causal_basis`."""
+
+    def drawn(at: "Site") -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + at.layer)
+        return torch.linalg.qr(torch.randn(at.h.shape[1], k, generator=generator, dtype=torch.float64))[0].T
+
+    return _bases(lm, rows, f, layers, k, seed, progress, "random", drawn)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Rows of equal length that run together: `states` (L, B, T, D), the last of them the last layer's.
+
+    `counted` (B, T) are the positions that count, `units` (B, T) the numbers of the documents or rows they are of.
+    """
+
+    prompts: tuple[Prompt, ...]
+    states: Tensor
+    counted: Tensor
+    units: np.ndarray
+
+
+def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
+    """All rows of some text, with their states at `layers` and at the last layer."""
+    if isinstance(rows, str):
+        raise LenscopeError("rows: is one string; give a list of texts, or of rows of token ids")
+    known: dict[tuple[bool, int], int] = {}
+    found: list[tuple[Prompt, np.ndarray, np.ndarray]] = []
+    for number, item in enumerate(rows):
+        if isinstance(item, TokenBatch):
+            for ids, counted, document in zip(item.ids, item.counted, item.document, strict=True):
+                units = [known.setdefault((True, int(d)), len(known)) for d in document]
+                found.append((lm.prompt(ids.tolist()), counted.numpy(), np.array(units)))
+        else:
+            prompt = lm.prompt(item)
+            unit = known.setdefault((False, number), len(known))
+            found.append((prompt, np.ones(len(prompt), dtype=bool), np.full(len(prompt), unit)))
+    if not found or not any(counted.any() for _, counted, _ in found):
+        raise LenscopeError("rows: no position counts; give at least one row")
+    made = []
+    for group in lm.groups([prompt for prompt, _, _ in found], lambda: False):
+        most = max(1, TOKENS // len(found[group[0]][0]))
+        made += [_run(lm, [found[i] for i in group[at : at + most]], layers) for at in range(0, len(group), most)]
+    return made
+
+
+def _run(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequence[int]) -> Run:
+    prompts = [prompt for prompt, _, _ in rows]
+    wanted = (*layers, lm.n_layers)
+    kept: dict[int, Tensor] = {}
+    running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
+    lm.capture(running, set(wanted), lambda layer, h: kept.update({layer: h.to(lm.device, copy=True)}))
+    counted = torch.from_numpy(np.stack([c for _, c, _ in rows]))
+    return Run(tuple(prompts), torch.stack([kept[n] for n in wanted]), counted, np.stack([u for _, _, u in rows]))
+
+
+def lens_layers(lens: Lens, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers asked for, by default all that the lens has but the model's last; LenscopeError for one it lacks."""
+    last = lens.lm.n_layers
+    wanted = [n for n in lens.layers if n < last] if layers is None else layers
+    found = tuple(sorted(set(check_layers(wanted, last, lens.lm.name))))
+    missing = set(found) - set(lens.layers)
+    if missing:
+        have = ", ".join(map(str, lens.layers))
+        raise LenscopeError(f"layer {min(missing)}: {lens.name} has maps for the layers {have}")
+    return found
+
+
+@torch.no_grad()
+def energies(lens: Lens, readout: Readout, h: Tensor, ablated: Tensor, layer: int) -> Tensor:
+    """KL(lens(h) ‖ lens(h')) in nats of states h (P, D) and k ablated ones h' (k, P, D), over the whole vocabulary."""
+    y = torch.stack([lens.map(one, layer) for one in ablated])
+    return reduce(readout, lens.lm.vocab_size, y, lens.map(h, layer), None, 1, False).kl
+
+
+@torch.no_grad()
+def promoted(lm: LM, basis: Basis, f: Callable[..., Any] | None = None, *, top: int = 5) -> np.ndarray:
+    """The ids (L, k, 2, top) of tokens whose log-probability a lens raises most along each direction, and against it.
+
+    The difference between the lens's distributions at the mean state plus and minus the states' spread along it.
+    """
+    lens, readout = Lens(lm, f), wide_readout(lm)
+    found = np.zeros((len(basis.layers), basis.k, 2, top), dtype=np.int64)
+    for i, layer in enumerate(basis.layers):
+        step = (basis.directions[i] * basis.spread[i, :, None]).to(_states(lm))
+        mean = basis.mean[i].to(step)
+        both = [readout.prepare(lens.map(mean + sign * step, layer)) for sign in (1, -1)]
+        up, down = (wide(readout.columns(x, 0, lm.vocab_size)).log_softmax(-1) for x in both)
+        for n, sign in enumerate((1, -1)):
+            found[i, :, n] = (sign * (up - down)).topk(top).indices.cpu().numpy()
+    return found
+
+
+def _extracted(at: Site) -> Tensor:
+    """The causal basis (k, D): sought on drawn columns, polished on all of them."""
+    k, size = at.k, at.h.shape[1]
+    coarse = at.energy(COLUMNS)
+    starts = [_components(at.x, min(2 * k, size))]
+    if isinstance(coarse, Factored):
+        starts.append(coarse.sensitive(min(2 * k, size)))
+    starts += [torch.stack([coarse(v)[1] for v in some]) for some in starts]
+    found = _sought(coarse, torch.cat(starts), k)
+    if at.lens.lm.vocab_size <= COLUMNS:
+        return found
+    exact = at.energy(None)
+    done = found[:0]
+    for v in found:
+        done = torch.cat([done, _climbed(exact, v, done, POLISHED)[0][None]])
+    return done
+
+
+def _sought(energy: Energy, pool: Tensor, k: int) -> Tensor:
+    """Directions (k, D) one after the other, each the best of a few climbs from the best of a pool (M, D) of starts.
+
+    What a start was worth bounds what it is worth now, nearly: only the seemingly best are measured again.
+    """
+    done = pool[:0]
+    worth = torch.full((len(pool),), float("inf"), dtype=torch.float64)
+    for _ in range(k):
+        fresh = torch.zeros(len(pool), dtype=torch.bool)
+        while not fresh[best := worth.topk(min(STARTS, len(pool))).indices].all():
+            for n in best[~fresh[best]].tolist():
+                v = _free(pool[n], done)
+                worth[n] = -1.0 if v is None else energy(v)[0]
+                fresh[n] = True
+        climbs = [_climbed(energy, pool[n], done, SOUGHT) for n in best.tolist() if worth[n] > 0]
+        climbs.sort(key=lambda c: -c[1])
+        pool[best[: len(climbs)]] = torch.stack([v for v, _ in climbs])
+        worth[best[: len(climbs)]] = torch.tensor([e for _, e in climbs], dtype=torch.float64)
+        done = torch.cat([done, climbs[0][0][None]])
+    return done
+
+
+def _climbed(energy: Energy, start: Tensor, done: Tensor, steps: int) -> tuple[Tensor, float]:
+    """A local maximum among the unit vectors orthogonal to `done`, by L-BFGS from `start`, and its energy."""
+    first = _free(start, done)
+    assert first is not None
+    w = first.clone().requires_grad_()
+    best, most, unit = first, -1.0, 1.0
+
+    def value() -> float:
+        nonlocal best, most, unit
+        length = w.detach().norm()
+        v = _free(w.detach(), done)
+        assert v is not None
+        found, gradient = energy(v)
+        if most < 0:
+            unit = max(found, 1e-30)
+        if found > most:
+            best, most = v, found
+        pull = gradient - (gradient @ v) * v
+        pull = pull - done.T @ (done @ pull)
+        w.grad = -pull / (unit * length)
+        return -found / unit
+
+    climb = torch.optim.LBFGS(
+        [w], max_iter=steps, tolerance_grad=1e-7, tolerance_change=STILL, line_search_fn="strong_wolfe"
+    )
+    climb.step(value)
+    return best, most
+
+
+def _free(v: Tensor, done: Tensor) -> Tensor | None:
+    """v without its part in the span of `done`, of unit length; None if next to nothing is left."""
+    v = v / v.norm().clamp_min(1e-30)
+    for _ in range(2):
+        v = v - done.T @ (done @ v)
+        length = v.norm()
+        if length < 1e-3:
+            return None
+        v = v / length
+    return v
+
+
+def _components(x: Tensor, k: int) -> Tensor:
+    """The k principal components (k, D) of centred states (N, D)."""
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    return vectors[:, values.argsort(descending=True)[:k]].T
+
+
+def _states(lm: LM) -> Tensor:
+    """An empty tensor of the dtype and device in which lenses are computed."""
+    return wide(torch.empty(0, dtype=lm.dtype, device=lm.device))
+
+
+def _bases(
+    lm: LM,
+    rows: Rows | HiddenStates,
+    f: Callable[..., Any] | None,
+    layers: Sequence[int] | None,
+    k: int,
+    seed: int,
+    progress: Progress | None,
+    kind: str,
+    choose: Callable[[Site], Tensor],
+) -> Basis:
+    lens, readout = Lens(lm, f), wide_readout(lm)
+    if layers is None and isinstance(rows, HiddenStates):
+        layers = [n for n in rows.layers if n in lens.layers]
+    numbers = lens_layers(lens, layers)
+    h = _gathered(lm, rows, numbers)
+    if not 1 <= k <= lm.hidden_size:
+        raise LenscopeError(f"k {k}: states of {lm.name} have 1–{lm.hidden_size} directions")
+    if h.shape[1] < 2:
+        raise LenscopeError(f"rows: {h.shape[1]} position counts; a mean ablation needs at least 2")
+    parts = []
+    for n, layer in enumerate(numbers):
+        at = Site(lens, readout, layer, h[n], k, seed)
+        v = choose(at).cpu().double()
+        made = Basis(
+            v[None].float(), torch.zeros(1, k), at.mean[None], torch.zeros(1, k), (layer,), kind, lens.name,
+            identify(lm),
+        )  # fmt: skip
+        energy = energies(lens, readout, at.h, made.ablated(at.h, layer), layer).cpu().double().mean(-1)
+        along = at.x.cpu().double() @ v.T
+        sign = along.pow(3).mean(0).sign()
+        order = energy.argsort(descending=True, stable=True)
+        v = v * torch.where(sign == 0, 1.0, sign)[:, None]
+        spread = along.square().mean(0).sqrt()
+        parts.append((v[order].float(), energy[order].float(), at.mean.cpu().float(), spread[order].float()))
+        if progress is not None:
+            progress(n + 1, len(numbers))
+    about = {**provenance(lm), "lens": repr(f), "k": k, "seed": seed, "tokens": h.shape[1]}
+    v, energy, mean, spread = (torch.stack(p) for p in zip(*parts, strict=True))
+    return Basis(v, energy, mean, spread, numbers, kind, lens.name, identify(lm), about)
+
+
+def _gathered(lm: LM, rows: Rows | HiddenStates, layers: tuple[int, ...]) -> Tensor:
+    """The states that count, (L, N, D), in float32 or wider."""
+    if isinstance(rows, HiddenStates):
+        found = [one[list(layers), list(one.positions[0])] for one in rows.split()]
+    else:
+        found = [run.states[:-1][:, run.counted] for run in runs(lm, rows, layers)]
+    return torch.cat(found, 1).to(_states(lm))

@@ -1,0 +1,182 @@
+"""The commands of detectors: fit one on normal prompts, score prompts as they come.
+
+Knows: files of prompts, which are read line by line, and one line of JSON per score.
+Does not know: how a detector works (detection.py).
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lenscope.errors import LenscopeError
+from lenscope.lensing import TUNED, Seed, opened
+from lenscope.terminal import (
+    DEFAULT_MODEL,
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    Transferred,
+    counted,
+    headline,
+    load_model,
+    make_folder,
+    numbers,
+    print_json,
+    resolve,
+    show,
+    tell,
+)
+
+# ways that were tried, as many as are shown
+SHOWN = 6
+
+detect = typer.Typer(
+    name="detect",
+    help="Detectors of odd prompts, such as injections, fitted on normal ones alone.",
+    rich_markup_mode=None,
+)
+
+
+@detect.command()
+def fit(
+    data: Annotated[str, typer.Option("--data", "-d", help="Normal prompts: .txt, one per line, or .jsonl.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="The folder for the detector.")],
+    field: Annotated[str, typer.Option(help="The field of JSON lines that has the prompt.")] = "text",
+    lens: Annotated[str | None, typer.Option("--lens", help=TUNED)] = None,
+    transferred: Transferred = False,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="An answer that every prompt may go on with; twice or more: their trajectories are watched."),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="forest, neighbours, mahalanobis; may be repeated. Default: the best one.")
+    ] = None,
+    false_positives: Annotated[
+        float, typer.Option("--false-positives", help="The share of normal prompts above the threshold.")
+    ] = 0.05,
+    seed: Seed = 0,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    attention: Attention = None,
+) -> None:
+    """Fit a detector on normal prompts. Which way is taken is decided on them alone; it never sees an odd one."""
+    prompts = list(_prompts(data, field))
+    wanted = numbers(layers, "layers")
+    if choice is not None and len(choice) < 2:
+        raise LenscopeError(f"--choice {choice[0]}: give at least two")
+    if (Path(output) / "config.json").exists():
+        raise LenscopeError(f"{output}: has a config.json already; give another folder")
+    make_folder(output)
+    lm = load_model(model, dtype, device, revision, attention)
+    from lenscope.detection import fit_detector
+    from lenscope.lens import Lens
+    from lenscope.outliers import METHODS
+
+    f = None if lens is None else opened(lens, lm, transferred)
+    with counted("prompts") as advance:
+        made = fit_detector(
+            Lens(lm, f),
+            prompts,
+            choices=tuple(choice or ()),
+            layers=None if wanted is None else resolve(wanted, lm.n_layers),
+            methods=tuple(method or METHODS),
+            false_positives=false_positives,
+            seed=seed,
+            progress=advance,
+        )
+    made.save(output)
+    if as_json:
+        about = {"threshold": made.threshold, "false_positives": made.false_positives, **made.report}
+        print_json({"kind": "detector", "folder": output, **about})
+        return
+    console = Console()
+    console.print(headline(lm, f"{len(made.prompts)} normal prompts", console.width, "detector"))
+    show(console, _table(made.report["tried"]))
+    tell(f"saved {output}; {false_positives:.0%} of normal prompts score above {made.threshold:.4g}")
+
+
+@detect.command()
+def score(
+    folder: Annotated[str, typer.Argument(metavar="DETECTOR", help="A folder that detect fit wrote.")],
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="Prompts as they come: .txt, .jsonl, - for lines of stdin.")
+    ] = None,
+    field: Annotated[str, typer.Option(help="The field of JSON lines that has the prompt.")] = "text",
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    attention: Attention = None,
+) -> None:
+    """Score prompts, one line of JSON each as soon as it is known: the higher, the odder."""
+    if not prompts and file is None:
+        raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
+    if not Path(folder).is_dir():
+        raise LenscopeError(f"{folder}: no such folder; lenscope detect fit makes one")
+    lm = load_model(model, dtype, device, revision, attention)
+    from lenscope.detection import load_detector
+
+    made = load_detector(folder, lm)
+    for text in (*(prompts or ()), *([] if file is None else [None])):
+        for prompt in [text] if text is not None else _prompts(str(file), field):
+            value = made.score(prompt)
+            about = {"score": value, "threshold": made.threshold, "above": value > made.threshold}
+            print_json({"prompt": prompt, **about, "false_positives": made.false_positives})
+            sys.stdout.flush()
+
+
+def _prompts(file: str, field: str) -> Iterator[str]:
+    """The prompts of a file, each as soon as its line is there; empty lines are none."""
+    try:
+        with nullcontext(sys.stdin) if file == "-" else open(file, encoding="utf-8") as lines:
+            for n, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _prompt(line, f"{file}, line {n}", field) if file.endswith(".jsonl") else line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LenscopeError(f"{file}: cannot be read as text ({getattr(error, 'strerror', '') or error})") from error
+
+
+def _prompt(line: str, where: str, field: str) -> str:
+    try:
+        text = json.loads(line)[field]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise LenscopeError(f"{where}: is no JSON object with a field {field!r}; name it with --field") from error
+    if not isinstance(text, str) or not text:
+        raise LenscopeError(f"{where}: {field!r} is {text!r}; it must be a text")
+    return text
+
+
+def _table(tried: list[dict[str, Any]]) -> Table:
+    """The best of the ways that were tried."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name, side in (("method", "left"), ("of", "left"), ("AUROC", "right")):
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
+    for way in sorted(tried, key=lambda w: -w["auroc"])[:SHOWN]:
+        own = {k: v for k, v in way.items() if k not in ("method", "view", "layers", "auroc", "seed")}
+        told = ", ".join(f"{k} {v}" for k, v in own.items())
+        layers = way["layers"]
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+        table.add_row(f"{way['method']} ({told})", f"{way['view']}, {where}", f"{way['auroc']:.3f}")
+    table.caption = Text(
+        "Chosen without any odd prompt: AUROC of held-out normal prompts against the same ones with words shuffled "
+        f"or inserted; the best {min(SHOWN, len(tried))} of {len(tried)}, the first is taken",
+        style="dim",
+        justify="left",
+    )
+    return table

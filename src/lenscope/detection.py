@@ -1,0 +1,287 @@
+"""Detectors of odd prompts: fitted on normal prompts alone, kept in a folder, used one prompt at a time.
+
+Knows: how features, a way to tell outliers and a threshold make a detector; what is kept of it, and refused.
+Does not know: how features are measured (features.py, questions.py), how outliers are told (outliers.py).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, final, overload
+
+import numpy as np
+import sklearn
+import torch
+from safetensors import SafetensorError
+
+from lenscope import artifacts
+from lenscope._version import __version__
+from lenscope.errors import LenscopeError
+from lenscope.features import answer_features, describe, disturbed, mean_states, spread, trajectory_columns
+from lenscope.lens import Lens
+from lenscope.mappings import PairMapping, load_mapping
+from lenscope.model import LM, PromptLike
+from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold
+from lenscope.provenance import model_hash
+from lenscope.questions import answer_log_likelihoods
+from lenscope.states import check_layers
+
+FORMAT = 1
+STEM = "detector"
+# normal prompts that a detector is fitted on, at least
+FEWEST = 20
+# scores of the reference itself that are kept, to see that another version of scikit-learn gives the same
+KEPT = 32
+
+View = Literal["trajectory", "answers", "states"]
+Advance = Callable[[int, int], None]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """Scores prompts by how unlike normal ones a model processes them: the higher, the odder. From `fit_detector`.
+
+    `view` says what of a prompt is looked at: "trajectory", a free-form prompt's measures at `layers`; "answers", the
+    trajectories of the log-probabilities of `choices`; "states", its mean state at one layer. `reference` (N, F) are
+    the features of the normal prompts, whose SHA-256 are `prompts`. Above `threshold` are `false_positives` of normal
+    prompts, estimated by cross-validation. `report` has what was tried, and how well it told disturbed prompts.
+    """
+
+    lens: Lens
+    view: View
+    layers: tuple[int, ...]
+    choices: tuple[str, ...]
+    method: Method
+    reference: np.ndarray
+    threshold: float
+    false_positives: float
+    prompts: tuple[str, ...]
+    report: dict[str, Any] = field(default_factory=dict)
+    _outliers: Callable[[np.ndarray], np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers, self.lens.lm.n_layers, self.lens.lm.name)
+        widths = {
+            "trajectory": len(trajectory_columns(self.layers, self.lens.lm.n_layers)),
+            "answers": len(self.layers) * (1 if len(self.choices) == 2 else len(self.choices)),
+            "states": self.lens.lm.hidden_size * len(self.layers),
+        }
+        if self.view not in widths or self.reference.shape[1:] != (widths[self.view],):
+            raise LenscopeError(f"detector: {self.reference.shape} numbers are no reference of view {self.view!r}")
+        if len(self.reference) < 2 or not np.isfinite(self.reference).all() or not np.isfinite(self.threshold):
+            raise LenscopeError("detector: its reference and threshold must be finite, of at least two prompts")
+        object.__setattr__(self, "_outliers", self.method(self.reference))
+
+    def __repr__(self) -> str:
+        return f"Detector({name_of(self.method)} of {self.view}, {len(self.prompts)} normal prompts, {self.lens.name})"
+
+    @overload
+    def score(self, prompts: PromptLike) -> float: ...
+    @overload
+    def score(self, prompts: list[str]) -> np.ndarray: ...
+    def score(self, prompts: Any) -> float | np.ndarray:
+        """How odd one prompt is, or each of a list (N,)."""
+        batched, many = self.lens.lm.prompts(prompts)
+        found = self._outliers(self.features(many))
+        return found if batched else float(found[0])
+
+    def features(self, prompts: Sequence[PromptLike]) -> np.ndarray:
+        """What is looked at of prompts, (N, F)."""
+        return _features(self.lens, prompts, self.view, self.layers, self.choices)
+
+    def saw(self, prompt: PromptLike) -> bool:
+        """Whether a prompt is one of those the detector was fitted on."""
+        return fingerprint(self.lens.lm, prompt) in self.prompts
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the detector, and its lens if it has one, to a folder: JSON and safetensors, nothing that runs.
+
+        What is fitted of it is made again from the reference when it is loaded. Raises LenscopeError for a lens that
+        is a function, which cannot be kept.
+        """
+        folder = Path(folder)
+        lens = None
+        if self.lens.f is not None and self.view != "states":
+            if not isinstance(self.lens.f, PairMapping):
+                raise LenscopeError(f"lens {self.lens.name}: is a function; a detector is kept with a fitted lens")
+            kept = {p: w for p, w in self.lens.f.weights.items() if p is None or p[0] in self.layers}
+            replace(self.lens.f, weights=kept).save(folder / "lens")
+            lens = artifacts.read(folder / "lens", "mapping")[0]["sha256"]
+        config = {
+            "kind": "detector",
+            "format": FORMAT,
+            "lenscope": __version__,
+            "scikit-learn": sklearn.__version__,
+            "model": self.lens.lm.name,
+            "model_hash": model_hash(self.lens.lm.model),
+            "lens": lens,
+            "lens_name": self.lens.name,
+            "view": self.view,
+            "layers": list(self.layers),
+            "choices": list(self.choices),
+            "method": {"name": name_of(self.method), **asdict(self.method)},
+            "threshold": self.threshold,
+            "false_positives": self.false_positives,
+            "prompts": list(self.prompts),
+            "report": self.report,
+        }
+        own = self._outliers(self.reference[:KEPT])
+        arrays = {"reference": self.reference, "own": own}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for name, a in arrays.items()}
+        artifacts.write(folder, STEM, config, tensors)
+
+
+def fingerprint(lm: LM, prompt: PromptLike) -> str:
+    """The SHA-256 of a prompt's text: how a detector knows what it was fitted on."""
+    return hashlib.sha256(lm.prompt(prompt).text.encode()).hexdigest()
+
+
+def fit_detector(
+    lens: Lens,
+    prompts: Sequence[str],
+    *,
+    choices: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+    methods: Sequence[str] = tuple(METHODS),
+    false_positives: float = 0.05,
+    seed: int = 0,
+    progress: Advance | None = None,
+) -> Detector:
+    """A detector of prompts unlike these normal ones (Belrose et al. 2023, §5.2). It never sees an odd one.
+
+    With `choices`, answers that each prompt may go on with (" " + choice follows), it looks at their trajectories, as
+    the paper does; else at the measures of free-form prompts. `methods` are tried: "forest" (isolation forest),
+    "neighbours" (local outlier factors of several settings), "mahalanobis" (mean states, at each of the layers). Which
+    is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells held-out normal
+    prompts from the same prompts with words shuffled or inserted (`lenscope.features.disturbed`). `layers` default to
+    ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for the share of
+    `false_positives`.
+    """
+    lm = lens.lm
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise LenscopeError(f"method {', '.join(unknown) or 'none'}: there are {', '.join(METHODS)}")
+    texts = list(dict.fromkeys(prompts))
+    if isinstance(prompts, str) or len(texts) < FEWEST:
+        raise LenscopeError(f"{len(texts)} different prompts: a detector is fitted on at least {FEWEST} normal ones")
+    numbers = _chosen_layers(lens, layers, bool(choices))
+    both = [*texts, *(_within(lm, t, choices) for t in disturbed(texts, seed))]
+    n = len(texts)
+    tried: list[tuple[Method, View, tuple[int, ...], np.ndarray]] = []
+    told = [m for m in methods if m != "mahalanobis"]
+    at = spread(lens) if choices and layers is None else numbers
+    if choices:
+        if told:
+            found = _features(lens, both, "answers", numbers, tuple(choices), progress)
+            tried += [(m, "answers", numbers, found) for m in _candidates(told, seed)]
+        states = mean_states(lm, both, at) if "mahalanobis" in methods else np.zeros((2 * n, 0, 1))
+    else:
+        described = describe(lens, both, numbers, progress=progress)
+        states = described.states
+        tried += [(m, "trajectory", numbers, described.trajectory) for m in _candidates(told, seed)]
+    if "mahalanobis" in methods:
+        tried += [(Mahalanobis(), "states", (layer,), states[:, i]) for i, layer in enumerate(at)]
+    separations = [separation(m, x[:n], x[n:], seed) for m, _, _, x in tried]
+    method, view, kept, x = tried[chosen(separations)]
+    report = [
+        {"method": name_of(m), **asdict(m), "view": v, "layers": list(k), "auroc": round(s, 4)}
+        for (m, v, k, _), s in zip(tried, separations, strict=True)
+    ]
+    return Detector(
+        lens=lens,
+        view=view,
+        layers=kept,
+        choices=tuple(choices) if view == "answers" else (),
+        method=method,
+        reference=x[:n],
+        threshold=threshold(method, x[:n], false_positives, seed),
+        false_positives=false_positives,
+        prompts=tuple(fingerprint(lm, t) for t in texts),
+        report={"tried": report, "normal": n, "seed": seed},
+    )
+
+
+def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
+    """Read what `Detector.save` wrote, for the model it was fitted on, in the same dtype; nothing in it is run.
+
+    Raises LenscopeError for what is missing, damaged, of another model, or whose scores come out differently here.
+    """
+    try:
+        config, tensors = artifacts.read(folder, STEM)
+        if config.get("kind") != "detector" or config["format"] != FORMAT:
+            raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")
+        mine = model_hash(lm.model)
+        same = config["model_hash"] == mine if mine and config["model_hash"] else config["model"] == lm.name
+        if not same:
+            raise LenscopeError(
+                f"{folder}: was fitted on {config['model']}, not these weights of {lm.name}; load those"
+            )
+        f = None
+        if config["lens"] is not None:
+            f = load_mapping(Path(folder) / "lens")
+            if artifacts.read(Path(folder) / "lens", "mapping")[0]["sha256"] != config["lens"]:
+                raise LenscopeError(f"{folder}: its lens is not the one it was fitted with; save it again")
+        lens = Lens(lm, f, name=str(config["lens_name"]))
+        named = dict(config["method"])
+        method = METHODS[named.pop("name")](**named)
+        made = Detector(
+            lens=lens,
+            view=config["view"],
+            layers=tuple(config["layers"]),
+            choices=tuple(map(str, config["choices"])),
+            method=method,
+            reference=tensors["reference"].double().numpy(),
+            threshold=float(config["threshold"]),
+            false_positives=float(config["false_positives"]),
+            prompts=tuple(map(str, config["prompts"])),
+            report=dict(config["report"]),
+        )
+        own = tensors["own"].numpy()
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
+        if isinstance(error, LenscopeError):
+            raise
+        told = " ".join(str(error).split())[:200]
+        raise LenscopeError(f"{folder}: is no detector that lenscope saved ({type(error).__name__} {told})") from error
+    if not np.allclose(made._outliers(made.reference[:KEPT]), own, rtol=1e-6, atol=1e-9):
+        raise LenscopeError(
+            f"{folder}: scores come out differently with scikit-learn {sklearn.__version__} than with "
+            f"{config.get('scikit-learn')}: fit it anew, or install that version"
+        )
+    return made
+
+
+def _chosen_layers(lens: Lens, layers: Sequence[int] | None, answers: bool) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(lens.layers) if answers else spread(lens)
+    return tuple(sorted({*check_layers(layers, lens.lm.n_layers, lens.lm.name)}))
+
+
+def _within(lm: LM, text: str, choices: Sequence[str]) -> PromptLike:
+    """A disturbed prompt, which may have become too long: its end, with room for the answers."""
+    ids = lm.encoder.ids(text)
+    room = (lm.context or len(ids) + 1) - max((len(lm.encoder.ids(f" {c}")) for c in choices), default=0) - 1
+    return text if len(ids) < room else ids[-room:]
+
+
+def _candidates(methods: Sequence[str], seed: int) -> list[Method]:
+    found: list[Method] = [Forest(seed=seed)] if "forest" in methods else []
+    return [*found, *(NEIGHBOURS if "neighbours" in methods else ())]
+
+
+def _features(
+    lens: Lens,
+    prompts: Sequence[PromptLike],
+    view: View,
+    layers: tuple[int, ...],
+    choices: tuple[str, ...],
+    progress: Advance | None = None,
+) -> np.ndarray:
+    if view == "states":
+        return mean_states(lens.lm, prompts, layers).reshape(len(prompts), -1)
+    if view == "trajectory":
+        return describe(lens, prompts, layers, progress=progress).trajectory
+    scores = answer_log_likelihoods(lens, prompts, [choices] * len(prompts), layers, progress=progress)
+    return answer_features(scores.log_probs)

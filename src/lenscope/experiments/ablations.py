@@ -1,0 +1,266 @@
+"""What every block does to the loss, and whether later blocks make up for one that is missing.
+
+Knows: the changes and their controls, which text measures, what counts as harmless, how the numbers are read.
+Does not know: how a block is changed or what is measured (ablating.py, blockwise.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.ablating import Change, MeanUpdate, RandomDirection, Resampling, ablate_blocks, deletion, mean_update
+from lenscope.blockwise import MEASURES, READ, Ablations
+from lenscope.corpus import TokenBatch
+from lenscope.experiments.setting import HELD_OUT, Setting
+from lenscope.plots import Figure, Panel, Series
+from lenscope.report import Report, Rows
+from lenscope.statistics import Estimate
+
+DATA = "text"
+CLAIM = (
+    "Deleting any single block of a transformer is harmless, except the first (Belrose et al. 2023, appendix, after "
+    "Veit et al. 2016, who found it of residual networks for images): blocks refine a prediction step by step, and "
+    "later ones make up for one that is missing. No number per block is at hand to compare with."
+)
+LENGTH = 128
+# quick and full: tokens that measure, tokens that means are taken over, tokens that lenses read
+MEASURED, AVERAGED, READ_BY_LENSES = (1_024, 4_096), (2_048, 8_192), (512, 2_048)
+# one prediction in so many counts: neighbours tell little more, and unembedding costs more than all blocks above
+COUNTED = 4
+# a block is harmless where its loss is less than this share of what the first one costs
+HARMLESS = 0.1
+KEPT = "deletion but at the first token"
+UNKNOWN = Estimate(np.nan, np.nan, np.nan)
+
+
+def first_kept(update: Tensor, layer: int) -> Tensor:
+    """The block adds nothing but at the first position of a row, where attention sinks have their states."""
+    return torch.cat([update[:, :1], torch.zeros_like(update[:, 1:])], 1)
+
+
+def run(setting: Setting) -> Report:
+    """The loss without each block, beside controls; direct effects; what lenses read above a deleted block."""
+    lm, n = setting.lm, setting.lm.n_layers
+    length = min(LENGTH, setting.corpus.length)
+    fitted, held_out = (replace(part, length=length) for part in setting.corpus.split(HELD_OUT))
+    text = [_thinned(batch, setting.seed) for batch in held_out.batches(setting.sized(*MEASURED))]
+    other = fitted.batches(setting.sized(*AVERAGED))
+    means = setting.kept("means", lambda: {"means": mean_update(lm, other).means})
+    changes: dict[str, Change] = {
+        "deletion": deletion,
+        KEPT: first_kept,
+        "resampling": Resampling(setting.seed),
+        "mean": MeanUpdate(means["means"]),
+        "random direction": RandomDirection(setting.seed),
+    }
+    # quick: the controls at every third block
+    fewer = None if not setting.quick else sorted({1, 2, *range(3, n, 3), n - 1, n} & {*range(1, n + 1)})
+    found = {
+        name: _kept(setting, name, text, {name: change}, None if name == "deletion" else fewer)
+        for name, change in changes.items()
+    }
+    nothing = _kept(setting, "nothing", [_few(text[0])], {"nothing": lambda update, _: update})
+    some = tuple(sorted({1, 2, *np.linspace(3, n, 6).round().astype(int).tolist()} & {*range(1, n)}))
+    read = tuple(sorted({*some, *range(n - n // 8, n)} | {n}))
+    lenses = {"logit lens": None, "tuned lens": setting.translators}
+    shown = text[: max(1, setting.sized(*READ_BY_LENSES) // text[0].ids.numel())]
+    above = _kept(setting, "above", shown, {"deletion": deletion}, layers=some, lenses=lenses, read=read)
+    tables: dict[str, Rows] = {
+        "loss by block": [
+            {
+                "block": b,
+                **{name: a.estimate("loss", name, b) if b in a.layers else UNKNOWN for name, a in found.items()},
+            }
+            for b in range(1, n + 1)
+        ],
+        "deletion": [
+            {"block": b, **{m: found["deletion"].estimate(m, "deletion", b) for m in MEASURES if m != "loss"}}
+            for b in range(1, n + 1)
+        ],
+        "changes": [_summary(name, a) for name, a in {**found, "nothing": nothing}.items()],
+        "lenses above a deleted block": _recovery(above),
+    }
+    whole = found["deletion"]
+    return Report(
+        experiment="ablations",
+        model=lm.name,
+        claim=CLAIM,
+        reading=_reading(found, nothing, above),
+        tables=tables,
+        figures=(_figure(found, above),),
+        settings=setting.settings(
+            tokens=whole.tokens,
+            units=len(whole.counts),
+            row=length,
+            loss=float(whole.own.sum() / whole.counts.sum()),
+        ),
+        provenance=setting.provenance(),
+    )
+
+
+def _thinned(batch: TokenBatch, seed: int) -> TokenBatch:
+    """The rows with one in `COUNTED` of their predictions, drawn at random."""
+    draw = torch.Generator().manual_seed(seed * 1009 + int(batch.row[0]))
+    drawn = torch.rand(batch.counted.shape, generator=draw) < 1 / COUNTED
+    return replace(batch, counted=batch.counted & drawn)
+
+
+def _few(batch: TokenBatch) -> TokenBatch:
+    """The first two rows."""
+    return replace(batch, row=batch.row[:2], ids=batch.ids[:2], document=batch.document[:2], counted=batch.counted[:2])
+
+
+def _kept(
+    setting: Setting, name: str, text: Sequence[TokenBatch], changes: Mapping[str, Change],
+    layers: Sequence[int] | None = None, lenses: Mapping[str, Callable[..., Any] | None] | None = None,
+    read: Sequence[int] = (),
+) -> Ablations:  # fmt: skip
+    """Ablations of some changes, or what an earlier run kept of them."""
+    lm = setting.lm
+    numbers = tuple(range(1, lm.n_layers + 1) if layers is None else layers)
+
+    def make() -> dict[str, Tensor]:
+        with setting.progress(f"batches of text: {name}") as advance:
+            a = ablate_blocks(lm, text, changes, numbers, lenses=lenses, read=read, progress=advance)
+        parts = {"sums": a.sums, "read_sums": a.read_sums, "clean": a.clean}
+        made = {f"{part}.{measure}": v for part, values in parts.items() for measure, v in values.items()}
+        return {k: torch.from_numpy(v) for k, v in {**made, "counts": a.counts, "own": a.own}.items()}
+
+    tokens = sum(batch.ids.numel() for batch in text)
+    kept = setting.kept(name.replace(" ", "-"), make, tokens=tokens, layers=[*numbers], read=[*read])
+    of = {k: v.numpy() for k, v in kept.items()}
+    return Ablations(
+        lm.name, lm.n_layers, tuple(changes), numbers, tuple(lenses or ()), tuple(read), of["counts"], of["own"],
+        {m: of[f"sums.{m}"] for m in MEASURES}, {m: of[f"read_sums.{m}"] for m in READ},
+        {m: of[f"clean.{m}"] for m in READ},
+    )  # fmt: skip
+
+
+def _summary(name: str, a: Ablations) -> dict[str, Any]:
+    loss = a.column("loss")[0]
+    worst = a.layers[int(loss.argmax())]
+    first = loss[0] or np.nan
+    return {
+        "change": name,
+        "first block": a.estimate("loss", name, 1),
+        "median of the others": float(np.median(loss[1:])) if len(loss) > 1 else np.nan,
+        "worst of the others": float(loss[1:].max()) if len(loss) > 1 else np.nan,
+        "worst block": worst,
+        "others": len(loss) - 1,
+        "others under a tenth of the first": int((loss[1:] < HARMLESS * first).sum()),
+        "direct KL / KL": float(a.column("direct_kl")[0].sum() / a.column("kl")[0].sum()) if loss.any() else np.nan,
+    }
+
+
+def _recovery(a: Ablations) -> list[dict[str, Any]]:
+    """KL over that of the model as it is, where the block stood, half way up, and at the end."""
+    made = []
+    for lens in a.lenses:
+        for b in a.layers:
+            above = [m for m in a.read if m >= b]
+            spots = {"at the block": above[0], "half way": above[len(above) // 2], "at the end": above[-1]}
+            kl = {where: a.reading("kl", lens, "deletion", b, m) for where, m in spots.items()}
+            top = {f"agreement {w}": a.reading("agreement", lens, "deletion", b, m) for w, m in spots.items()}
+            made.append({"lens": lens, "block": b, **{f"KL {w}": v for w, v in kl.items()}, **top})
+    return made
+
+
+def _reading(found: Mapping[str, Ablations], nothing: Ablations, above: Ablations) -> str:
+    whole = found["deletion"]
+    of = {b: whole.estimate("loss", "deletion", b) for b in whole.layers}
+    own = float(whole.own.sum() / whole.counts.sum())
+    first, rest = of[1], {b: e for b, e in of.items() if b > 1}
+    harmful = {b: e for b, e in rest.items() if e.value >= HARMLESS * first.value}
+    largest = first.value >= max((e.value for e in rest.values()), default=0)
+    median = float(np.median([e.value for e in rest.values()])) if rest else np.nan
+    costs = (
+        f"Deleting block 1 costs {_said(first)} nats per token (the model's own loss is {own:.2f}), the median of the "
+    )
+    costs += f"other {len(rest)} blocks {median:.3f}."
+    if largest and not harmful:
+        verdict = "Replicates: no other block costs a tenth of the first."
+    else:
+        listed = ", ".join(f"{b} ({_said(e)})" for b, e in sorted(harmful.items(), key=lambda x: -x[1].value))
+        part = (
+            "Replicates in part: the first block costs most"
+            if largest
+            else "Does not replicate as said: the first block "
+        )
+        part += "" if largest else f"costs less than block {max(rest, key=lambda b: rest[b].value)}"
+        verdict = f"{part}, and {len(harmful)} of {len(rest)} others cost at least a tenth of it: {listed}."
+    none = [b for b, e in rest.items() if e.low <= 0]
+    free = f"{_count(len(none), 'block')} cannot be told from no cost at all"
+    sinks = found[KEPT]
+    eased = [b for b in sinks.layers if sinks.estimate("loss", KEPT, b).high < of[b].low]
+    sink = f"Kept at the first token of a row alone, deletion costs clearly less at {_list(eased)}." if eased else ""
+    direct = {b: whole.estimate("repair", "deletion", b) for b in whole.layers[:-1]}
+    mends, spoils = ([b for b, e in direct.items() if sign(e)] for sign in (lambda e: e.low > 0, lambda e: e.high < 0))
+    repair = (
+        "Later blocks make good for a deleted one (the KL of its direct effect is above that of the whole) at "
+        f"{len(mends)} of {len(direct)} blocks and make it worse at {len(spoils)}."
+    )
+    same = [b - 1 for b in sinks.layers if b > 1]
+    others = ", ".join(
+        f"{name} {float(np.median(a.column('loss')[0][same if name == 'deletion' else slice(1, None)])):.3f}"
+        for name, a in found.items()
+    )
+    controls = (
+        f"Median of {_count(len(same), 'block')} after the first: {others}. "
+        f"Putting back what a block adds changes the loss by at most {float(np.abs(nothing.sums['loss']).max()):.1g}."
+    )
+    return " ".join(filter(None, (costs, verdict, f"{free}.", sink, repair, _recovered(above), controls)))
+
+
+def _recovered(a: Ablations) -> str:
+    said = []
+    for lens in a.lenses:
+        ends = {b: [a.reading("kl", lens, "deletion", b, m).value for m in a.read if m >= b] for b in a.layers if b > 1}
+        falls = [b for b, kl in ends.items() if kl[-1] < kl[0]]
+        said.append(f"{len(falls)} of {len(ends)} by the {lens}")
+    nearer = ", ".join(said)
+    return f"From a deleted block (after the first) to the end the prediction comes nearer the model's at {nearer}."
+
+
+def _said(e: Estimate) -> str:
+    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _list(blocks: Sequence[int]) -> str:
+    return f"block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
+
+
+def _figure(found: Mapping[str, Ablations], above: Ablations) -> Figure:
+    curves = []
+    for name, a in found.items():
+        e = [a.estimate("loss", name, b) for b in a.layers]
+        dashed = name in ("random direction", KEPT)
+        value, low, high = ([v[i] for v in e] for i in range(3))
+        curves.append(Series(name, a.layers, value, low, high, dashed))
+    whole = found["deletion"]
+    effects = [
+        Series(label, whole.layers, whole.column(measure)[0].tolist())
+        for measure, label in (("kl", "later blocks react"), ("direct_kl", "later blocks as before"))
+    ]
+    lens = above.lenses[-1]
+    over = (above.read_sums["kl"][-1, 0] - above.clean["kl"][-1]).sum(-1) / above.counts.sum()
+    ways = [
+        Series(f"without block {b}", above.read[i:], over[n, i:].tolist())
+        for n, b in enumerate(above.layers)
+        for i in [sum(m < b for m in above.read)]
+    ]
+    return Figure(
+        "ablations",
+        [
+            Panel("Loss without a block", "block", "nats per token more", curves, log=True),
+            Panel("Deletion", "block", "KL(model ‖ without), nats", effects, log=True),
+            Panel(f"{lens} above a deleted block", "layer", "KL more than with it, nats", ways),
+        ],
+    )

@@ -1,0 +1,76 @@
+"""Rank correlations of what documents hold: given other values, within groups, and with documents resampled.
+
+Knows: ranks with ties and weights, what is left of two of them when others are known, how values are shuffled.
+Does not know: what is correlated.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lenscope.experiments.grouping import draws, estimate
+from lenscope.statistics import RESAMPLES, Estimate
+
+
+def levels(values: Any) -> np.ndarray:
+    """Values (N,) as whole numbers from 0 in their order, equal ones alike."""
+    return np.unique(np.asarray(values), return_inverse=True)[1]
+
+
+def rank_correlation(values: Sequence[np.ndarray], within: np.ndarray, weight: np.ndarray) -> float:
+    """Spearman's correlation of values[0] and values[1], given the others, within groups; all are `levels` (N,).
+
+    Ranks are over all rows, ties at their mean rank, a row counted `weight` times; then relative to the mean of the
+    row's group, and linear in the ranks of the values that are given. NaN where nothing of one side is left.
+    """
+    ranks = np.stack([_ranks(v, weight) for v in values])
+    size = np.bincount(within, weight)
+    for row in ranks:
+        row -= (np.bincount(within, weight * row) / np.maximum(size, 1e-12))[within]
+    c = (ranks * weight) @ ranks.T
+    left = c[:2, :2]
+    if len(values) > 2:
+        left = left - c[:2, 2:] @ np.linalg.pinv(c[2:, 2:], hermitian=True) @ c[2:, :2]
+    if (np.diagonal(left) <= 1e-9 * weight.sum() ** 3).any():
+        return float("nan")
+    return float(left[0, 1] / np.sqrt(left[0, 0] * left[1, 1]))
+
+
+def _ranks(level: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    count = np.bincount(level, weight)
+    return (count.cumsum() - count / 2)[level]
+
+
+def correlations(
+    learned: Any,
+    depths: Sequence[Any],
+    document: np.ndarray,
+    *,
+    given: Sequence[Any] = (),
+    within: Any = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[Estimate]:
+    """`rank_correlation` of each of the depths with `learned`, and behind them the first one's minus the second one's.
+
+    All are (N,); documents are resampled, the same ones for all depths.
+    """
+    unit = levels(document)
+    group = np.zeros(len(unit), dtype=np.int64) if within is None else levels(within)
+    y, controls = levels(learned), [levels(g) for g in given]
+    columns = [levels(d) for d in depths]
+    groups = int(unit.max()) + 1
+    weights = draws(groups, resamples, seed)
+    drawn = np.array([[rank_correlation([x, y, *controls], group, w[unit]) for x in columns] for w in weights])
+    paired = [drawn[:, 0] - drawn[:, 1]] if len(columns) > 1 else []
+    return [estimate(v, groups) for v in (*drawn.T, *paired)]
+
+
+def shuffled(values: np.ndarray, within: Any, seed: int) -> np.ndarray:
+    """The values (N,), each group's among its own members in a random order."""
+    group = levels(within)
+    random = np.random.default_rng(seed).random(len(group))
+    made = np.empty_like(values)
+    made[np.lexsort((random, group))] = values[np.argsort(group, kind="stable")]
+    return made

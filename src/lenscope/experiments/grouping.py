@@ -1,0 +1,84 @@
+"""Many documents and few predictions of each, in groups of documents that are resampled together.
+
+Knows: which positions go on counting, who is in which group, intervals from sums per group.
+Does not know: what is measured.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lenscope.corpus import Corpus, TokenBatch
+from lenscope.errors import LenscopeError
+from lenscope.statistics import Estimate, percentiles
+
+
+def rows_of(corpus: Corpus, tokens: int) -> list[TokenBatch]:
+    """The first rows of a corpus, one a batch, up to `tokens` tokens or all it has; LenscopeError if it has none."""
+    found: list[TokenBatch] = []
+    try:
+        for batch in corpus.batches(tokens, 1):
+            found.append(batch)
+    except LenscopeError:
+        if not found:
+            raise
+    return found
+
+
+def thinned(batches: Iterable[TokenBatch], every: int) -> list[TokenBatch]:
+    """The same rows, with every so many-th position counting: neighbours say much the same, documents do not."""
+    made = []
+    for batch in batches:
+        place = torch.arange(batch.ids.shape[1]) + batch.row[:, None]
+        made.append(replace(batch, counted=batch.counted & (place % every == 0)))
+    return made
+
+
+def by_document(batches: Iterable[TokenBatch], groups: int) -> list[list[TokenBatch]]:
+    """The batches of each group of documents, in which only these count; documents join the groups in turn.
+
+    There are no more groups than documents, and none is empty.
+    """
+    some = list(batches)
+    turn: dict[int, int] = {}
+    for batch in some:
+        for number in batch.document[:, :-1][batch.counted[:, :-1]].tolist():
+            turn.setdefault(number, len(turn) % groups)
+    made: list[list[TokenBatch]] = [[] for _ in range(min(groups, len(turn)))]
+    for batch in some:
+        group = torch.tensor([[turn.get(d, -1) for d in row] for row in batch.document.tolist()])
+        for n, part in enumerate(made):
+            counted = batch.counted & (group == n)
+            if counted[:, :-1].any():
+                part.append(replace(batch, counted=counted))
+    return made
+
+
+def predicted(batches: Iterable[TokenBatch]) -> tuple[int, int | None]:
+    """How many tokens the counted positions predict, and of how many bytes (None: not known)."""
+    tokens, size = 0, 0
+    known = True
+    for batch in batches:
+        counted = batch.counted[:, :-1]
+        tokens += int(counted.sum())
+        known = known and batch.bytes is not None
+        size += 0 if batch.bytes is None else int(batch.bytes[:, 1:][counted].sum())
+    return tokens, size if known else None
+
+
+def draws(groups: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each group is taken (1 + resamples, groups): all of them once, then drawn with replacement."""
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(groups, np.full(groups, 1 / groups), resamples)
+    return np.concatenate([np.ones((1, groups)), drawn.astype(float)])
+
+
+def estimate(values: np.ndarray, groups: int) -> Estimate:
+    """The first of values (1 + resamples,) with the interval of the others, of so many groups."""
+    known = values[1:][~np.isnan(values[1:])]
+    if groups < 2 or not len(known):
+        return Estimate(float(values[0]), np.nan, np.nan)
+    low, high = percentiles(known, groups)
+    return Estimate(float(values[0]), float(low), float(high))

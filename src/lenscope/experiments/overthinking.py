@@ -1,0 +1,323 @@
+"""Overthinking: after incorrect demonstrations early layers answer better than the model does in the end.
+
+Knows: which demonstrations are shown, calibrated accuracy, how layers to exit at are chosen and tested, the reading.
+Does not know: how prompts are built and answers scored (questions.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.errors import LenscopeError
+from lenscope.experiments.setting import Setting
+from lenscope.lens import Lens
+from lenscope.plots import Figure, Panel, Series
+from lenscope.questions import ANSWER, BUILTIN, Question, answer_log_likelihoods, correct, few_shot, load_questions
+from lenscope.quizzes import KINDS
+from lenscope.report import Report
+from lenscope.statistics import Estimate, difference, holm, mean, sign_flips
+
+DATA = "JSONL with query, choices, gold, task"
+CLAIM = (
+    "After demonstrations with permuted labels middle layers answer better than the last one (Belrose et al. 2023, "
+    "Fig. 11, after Halawi et al. 2023): on SICK with BLOOM-560M and GPT-Neo 1.3B and 2.7B the best layer has a "
+    "calibrated accuracy of .40–.45, the last is at chance (.33)."
+)
+# quick and full: questions a task, numbers of demonstrations
+QUESTIONS = 48, 96
+SHOTS = (8,), (2, 8, 16)
+LENSES = "tuned lens", "logit lens"
+NOT_SHOWN = ("chance", "final, correct", "final, incorrect", "gap")
+# which of the kinds of things in quizzes.py are which
+SORTS = {
+    "animal": "fish bird insect mammal",
+    "food": "fruit vegetable drink",
+    "object": "tool instrument vehicle garment",
+}
+# what takes the place of labels where they shall say nothing
+UNRELATED = "table river seven window cotton garden yellow engine paper music stone coffee winter market silver bridge"
+
+
+def calibrated(log_probs: np.ndarray, gold: Sequence[int]) -> np.ndarray:
+    """Whether each question's right label is more probable than it usually is: log_probs (N, …, C) → (N, …).
+
+    With p the probabilities of the C labels, normalised over them, a question counts where p(right label) is above the
+    (C - 1)/C quantile of that label's p over all questions, and 1/C where it is equal (Halawi et al. 2023, calibrated
+    accuracy): a bias for a label does not count against it. Of balanced labels chance is 1/C.
+    """
+    shifted = log_probs - log_probs.max(-1, keepdims=True)
+    p = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
+    count = p.shape[-1]
+    usual = np.quantile(p, (count - 1) / count, axis=0)
+    at = np.asarray(gold).reshape(-1, *[1] * (p.ndim - 1))
+    mine = np.take_along_axis(p, at, -1)[..., 0]
+    threshold = np.take_along_axis(np.broadcast_to(usual, p.shape), at, -1)[..., 0]
+    return np.asarray((mine > threshold) + (mine == threshold) / count)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """One task with one number of demonstrations: ln p (N, L, C) by (demonstrations, lens); L is 0…n_layers."""
+
+    task: str
+    shots: int
+    questions: Sequence[Question]
+    log_probs: Mapping[tuple[str, str], np.ndarray]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether all questions have the same choices, which are then calibrated."""
+        return len({q.choices for q in self.questions}) == 1
+
+    @property
+    def chance(self) -> float:
+        return float(np.mean([1 / len(q.choices) for q in self.questions]))
+
+    def right(self, demonstrations: str, lens: str, rows: Sequence[int] | None = None) -> np.ndarray:
+        """(n, L) whether each of some questions (default: all) is answered right, calibrated among them."""
+        some = list(range(len(self.questions)) if rows is None else rows)
+        scores = self.log_probs[demonstrations, lens][some]
+        gold = [self.questions[i].gold for i in some]
+        return calibrated(scores, gold) if self.labelled else correct(scores, gold).astype(float)
+
+
+def run(setting: Setting) -> Report:
+    """Accuracy by layer after correct, incorrect and unrelated demonstrations; exits chosen on half of them."""
+    tasks = _tasks(setting)
+    scored = [
+        _scored(setting, name, pool, questions, shots)
+        for shots in setting.sized(*SHOTS)
+        for name, (pool, questions) in tasks.items()
+    ]
+    exits = [_exit(s, lens) for s in scored for lens in LENSES]
+    flips = [sign_flips(e["differences"], seed=setting.seed) for e in exits]
+    rows = [
+        {**{k: v for k, v in e.items() if k != "differences"}, "p (Holm)": p}
+        for e, p in zip(exits, holm(flips), strict=True)
+    ]
+    most = max(s.shots for s in scored)
+    shown = [s for s in scored if s.shots == most]
+    return Report(
+        experiment="overthinking",
+        model=setting.lm.name,
+        claim=CLAIM,
+        reading=_reading(rows, scored),
+        tables={
+            "final accuracy": [_final(s) for s in scored],
+            "early exit": [{k: v for k, v in row.items() if k not in NOT_SHOWN} for row in rows],
+            **{f"{s.task} by layer": _by_layer(s) for s in shown},
+        },
+        figures=(Figure("overthinking", [_panel(s, lens) for s in shown for lens in LENSES]),),
+        settings=setting.settings(
+            questions={name: len(q) for name, (_, q) in tasks.items()},
+            shots=list(setting.sized(*SHOTS)),
+            accuracy={s.task: "calibrated" if s.labelled else "likeliest choice" for s in shown},
+        ),
+        provenance=setting.provenance(),
+    )
+
+
+def _tasks(setting: Setting) -> dict[str, tuple[list[Question], list[Question]]]:
+    """By task: all its questions, for demonstrations, and those that are asked, labels in turn."""
+    if setting.data:
+        known = [q for path in setting.data for q in load_questions(path)]
+    else:
+        known = [*BUILTIN["praise"], *sorts()]
+    found: dict[str, tuple[list[Question], list[Question]]] = {}
+    for name in dict.fromkeys(q.task for q in known):
+        pool = [q for q in known if q.task == name and q.wrong]
+        by_gold = [[q for q in pool if q.gold == gold] for gold in sorted({q.gold for q in pool})]
+        turns = [q for n in range(len(pool)) for group in by_gold for q in group[n : n + 1]]
+        balanced = len(by_gold) * min(map(len, by_gold)) if len({q.choices for q in pool}) == 1 else len(pool)
+        asked = turns[: min(setting.sized(*QUESTIONS), balanced) if by_gold else 0]
+        if len(asked) < 8:
+            raise LenscopeError(f"task {name}: has {len(asked)} questions to ask; give at least 8")
+        found[name] = pool, asked
+    return found
+
+
+def sorts() -> list[Question]:
+    """Is it an animal, a food or an object? Three labels in one order, as SICK has three."""
+    kinds = (line.split(":") for line in KINDS.splitlines())
+    words = {kind: listed.split() for kind, listed in kinds}
+    found = [(w, n) for n, of in enumerate(SORTS.values()) for kind in of.split() for w in words[kind]]
+    order = np.random.default_rng(7).permutation(len(found)).tolist()
+    asked = ((found[i][0], found[i][1]) for i in order)
+    return [
+        Question(
+            f"sorts/{word}", "sorts", f"Question: Is {word} an animal, a food or an object?\n{ANSWER}", (*SORTS,), n
+        )
+        for word, n in asked
+    ]
+
+
+def incorrect(question: Question) -> int:
+    """The label that stands for the right one in incorrect demonstrations: the next choice, after the last the first.
+
+    Of fixed labels this permutes them, the same way in every demonstration.
+    """
+    after = [(question.gold + n) % len(question.choices) for n in range(1, len(question.choices))]
+    return next(n for n in after if n in question.wrong)
+
+
+def unrelated(questions: Sequence[Question], seed: int = 0) -> list[Question]:
+    """The same questions with two unrelated words as choices, either being right: what demonstrations can show."""
+    random = np.random.default_rng([seed, 1])
+    words = UNRELATED.split()
+    made = []
+    for question in questions:
+        a, b = random.choice(len(words), 2, replace=False)
+        made.append(replace(question, choices=(words[a], words[b]), gold=int(random.integers(2))))
+    return made
+
+
+def _scored(
+    setting: Setting, name: str, pool: Sequence[Question], questions: Sequence[Question], shots: int
+) -> _Scored:
+    lm, seed = setting.lm, setting.seed
+    choices = [q.choices for q in questions]
+    prompts: dict[str, Callable[[], list[str]]] = {
+        "correct": lambda: few_shot(questions, shots, seed, pool=pool),
+        "incorrect": lambda: few_shot(questions, shots, seed, pool=pool, answer=incorrect),
+        "unrelated": lambda: few_shot(questions, shots, seed, pool=unrelated(pool, seed)),
+    }
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for demonstrations, build in prompts.items():
+
+        def make(build: Callable[[], list[str]] = build, what: str = demonstrations) -> dict[str, Tensor]:
+            lenses = [Lens(lm, setting.translators), Lens(lm)]
+            with setting.progress(f"questions: {name}, {shots} {what} demonstrations") as advance:
+                made = answer_log_likelihoods(lenses, build(), choices, range(lm.n_layers), progress=advance)
+            both = {f"lens{n}": np.concatenate([s.log_probs, s.own[:, None]], 1) for n, s in enumerate(made)}
+            return {key: torch.from_numpy(value) for key, value in both.items()}
+
+        kept = setting.kept(f"{name}-{shots}-{demonstrations}", make, questions=[q.id for q in questions])
+        for n, lens in enumerate(LENSES):
+            found[demonstrations, lens] = kept[f"lens{n}"].numpy()
+    return _Scored(name, shots, questions, found)
+
+
+def _exit(s: _Scored, lens: str) -> dict[str, Any]:
+    """Every question answered at the layer that is best on the other half of the questions, and at the last."""
+    halves = _halves(s.questions)
+    final = s.right("correct", lens)[:, -1], s.right("incorrect", lens)[:, -1]
+    row: dict[str, Any] = {"task": s.task, "shots": s.shots, "lens": lens, "chance": s.chance}
+    row |= {"final, correct": mean(final[0]), "final, incorrect": mean(final[1]), "gap": difference(*final)}
+    for demonstrations in ("incorrect", "correct", "unrelated"):
+        layers, early, last = [], [], []
+        for chosen_on, tested_on in (halves, halves[::-1]):
+            layer = int(s.right(demonstrations, lens, chosen_on).mean(0).argmax())
+            right = s.right(demonstrations, lens, tested_on)
+            layers.append(layer)
+            early.append(right[:, layer])
+            last.append(right[:, -1])
+        before, after = np.concatenate(early), np.concatenate(last)
+        if demonstrations == "incorrect":
+            row |= {"exit at": " or ".join(map(str, dict.fromkeys(layers))), "exit, incorrect": mean(before)}
+            row["differences"] = before - after
+        row[f"exit - final, {demonstrations}"] = difference(before, after)
+    return row
+
+
+def _final(s: _Scored) -> dict[str, Any]:
+    right = {d: s.right(d, LENSES[0])[:, -1] for d in ("correct", "incorrect", "unrelated")}
+    row: dict[str, Any] = {"task": s.task, "shots": s.shots, "questions": len(s.questions), "chance": s.chance}
+    row |= {d: mean(r) for d, r in right.items()}
+    row["correct - incorrect"] = difference(right["correct"], right["incorrect"])
+    return row | {f"critical layer, {lens}": _critical(s, lens) for lens in LENSES}
+
+
+def _halves(questions: Sequence[Question]) -> tuple[list[int], list[int]]:
+    """Two halves with as many questions of every label each, but for one."""
+    seen: dict[int, int] = {}
+    parts: tuple[list[int], list[int]] = [], []
+    for n, q in enumerate(questions):
+        # odd ones out go to either half in turn
+        parts[(seen.setdefault(q.gold, q.gold)) % 2].append(n)
+        seen[q.gold] += 1
+    return parts
+
+
+def _critical(s: _Scored, lens: str) -> str:
+    """The first layer from which the gap between correct and incorrect demonstrations stays above half the last one."""
+    gap = (s.right("correct", lens) - s.right("incorrect", lens)).mean(0)
+    if gap[-1] <= 0:
+        return "none"
+    below = np.flatnonzero(gap < gap[-1] / 2)
+    return str(int(below[-1]) + 1 if len(below) else 0)
+
+
+def _by_layer(s: _Scored) -> list[dict[str, Any]]:
+    right = {(d, lens): s.right(d, lens) for d, lens in s.log_probs}
+    names = {key: f"{key[0]}, {key[1]}" for key in right}
+    return [
+        {"layer": n, **{names[key]: mean(r[:, n]) for key, r in right.items()}}
+        for n in range(next(iter(right.values())).shape[1])
+    ]
+
+
+def _panel(s: _Scored, lens: str) -> Panel:
+    series = []
+    for demonstrations in ("correct", "incorrect", "unrelated"):
+        e = [mean(column) for column in s.right(demonstrations, lens).T]
+        ends = [v.low for v in e], [v.high for v in e]
+        label = f"{demonstrations} demonstrations"
+        dashed = demonstrations == "unrelated"
+        series.append(Series(label, range(len(e)), [v.value for v in e], *ends, dashed=dashed))
+    kind = "calibrated accuracy" if s.labelled else "accuracy"
+    return Panel(f"{s.task}, {s.shots} shots, {lens}", "layer", kind, series, level=s.chance)
+
+
+def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_Scored]) -> str:
+    tuned = [r for r in rows if r["lens"] == "tuned lens"]
+    fooled = [r for r in tuned if r["gap"].low > 0]
+    parts = [
+        f"Incorrect demonstrations lower the final accuracy in {_of(fooled, tuned)} settings (task and number of "
+        f"demonstrations){_range(r['gap'] for r in fooled)}."
+    ]
+    fallen = [r for r in tuned if r["final, incorrect"].high < r["chance"]]
+    at_chance = [r for r in tuned if r["final, incorrect"].low <= r["chance"] <= r["final, incorrect"].high]
+    parts.append(
+        f"The final accuracy after them is at chance in {_of(at_chance, tuned)}, below in {_of(fallen, tuned)}."
+    )
+    over = [r for r in tuned if r["exit - final, incorrect"].low > 0]
+    sure = [r for r in over if r["p (Holm)"] < 0.05]
+    where = "; ".join(
+        f"{r['task']}, {r['shots']} shots: {r['exit, incorrect'].value:.2f} at layer {r['exit at']}, "
+        f"{r['final, incorrect'].value:.2f} at the end, difference {_said(r['exit - final, incorrect'])}"
+        for r in over
+    )
+    verdict = "Replicates" if len(over) > len(tuned) / 2 else "Replicates in part" if over else "Does not replicate"
+    parts.append(
+        f"{verdict}: with the tuned lens a layer chosen on the other half of the questions answers better than the "
+        f"last one in {_of(over, tuned)}" + (f" ({where})" if over else "") + f"; {len(sure)} with p < .05 after Holm."
+    )
+    other = [r for r in rows if r["lens"] == "logit lens" and r["exit - final, incorrect"].low > 0]
+    parts.append(f"With the logit lens: {_of(other, tuned)}.")
+    for what in ("correct", "unrelated"):
+        gained = [r for r in tuned if r[f"exit - final, {what}"].low > 0]
+        parts.append(f"Control, {what} demonstrations: an earlier layer is better in {_of(gained, tuned)}.")
+    weak = {s.task for s in scored} - {r["task"] for r in tuned if r["final, correct"].low > r["chance"]}
+    if weak:
+        parts.append(
+            f"On {', '.join(sorted(weak))} the model is not above chance even after correct demonstrations, so that "
+            "nothing can be lost there."
+        )
+    return " ".join(parts)
+
+
+def _of(some: Sequence[Any], whole: Sequence[Any]) -> str:
+    return f"{len(some)} of {len(whole)}"
+
+
+def _range(gaps: Any) -> str:
+    values = [g.value for g in gaps]
+    return f", by {min(values):.2f} to {max(values):.2f}" if values else ""
+
+
+def _said(e: Estimate) -> str:
+    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"

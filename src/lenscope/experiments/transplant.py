@@ -1,0 +1,213 @@
+"""A lens on a fine-tuned copy of the model it was fitted for (Belrose et al. 2023, Fig. 13).
+
+Knows: which text the copy learns, what is measured on it, what is kept while that runs.
+Does not know: the rest of the experiment (drift.py), how a fine-tune steps (finetuning.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from pydoc_data.topics import topics
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.corpus import Corpus, TokenBatch
+from lenscope.evaluating import evaluate
+from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
+from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
+from lenscope.finetuning import fine_tune, weights_of, with_weights
+from lenscope.mappings import Affine
+from lenscope.model import LM
+from lenscope.plots import Figure, Panel, Series
+from lenscope.statistics import Estimate
+from lenscope.tuning import fit
+
+# steps of a row each, and their rate; text that measures, which of its positions count; layers measured: quick, full
+STEPS, RATE = (8, 32), 1e-4
+TEXT, EVERY, LAYERS = (2048, 8192), (4, 4), (5, 10)
+GROUPS, RESAMPLES = 10, 1000
+LEARNED = "Python documentation"
+LOGIT, OLD, NEW = "logit lens", "transferred", "fitted anew"
+# models: before and after
+BEFORE, AFTER = "before", "after"
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One model's lenses on one text, by groups of documents: nats summed (G, lenses, layers), its own loss (G,)."""
+
+    lenses: tuple[str, ...]
+    cross_entropy: np.ndarray
+    kl: np.ndarray
+    own: np.ndarray
+    sizes: np.ndarray
+
+    def bits(self, sums: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        """Sums (G, …) as bits per byte (or token, whichever `sizes` are) of each draw of groups (draws, …)."""
+        shape = (-1, *(1,) * (sums.ndim - 1))
+        return np.tensordot(taken, sums, 1) / ((taken @ self.sizes).reshape(shape) * log(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Transplant:
+    """What a fine-tune changed: per (text, model) what was measured, at `layers`; `unit` is that of all numbers."""
+
+    layers: tuple[int, ...]
+    unit: str
+    texts: tuple[str, str]
+    found: dict[tuple[str, str], Measured]
+    seed: int
+
+    def losses(self) -> Rows:
+        """The model's own loss on both texts, before and after."""
+        rows: Rows = []
+        for text in self.texts:
+            taken = self._draws(text)
+            old, new = (self.found[text, model] for model in (BEFORE, AFTER))
+            a, b = old.bits(old.own, taken), new.bits(new.own, taken)
+            row = {name: estimate(v, taken.shape[1]) for name, v in ((BEFORE, a), (AFTER, b), ("difference", b - a))}
+            rows.append({"text": text, **row})
+        return rows
+
+    def lenses(self, measure: str) -> Rows:
+        """`measure` of every lens and layer on the fine-tuned model, what transfer costs, and the lens before."""
+        rows: Rows = []
+        for text in self.texts:
+            taken = self._draws(text)
+            count = taken.shape[1]
+            before, after = (self.found[text, model] for model in (BEFORE, AFTER))
+            new = after.bits(getattr(after, measure), taken)
+            old = before.bits(getattr(before, measure), taken)
+            for n, layer in enumerate(self.layers):
+                row: dict[str, Any] = {"text": text, "layer": layer}
+                row |= {name: estimate(new[:, i, n], count) for i, name in enumerate(after.lenses)}
+                at, anew = after.lenses.index(OLD), after.lenses.index(NEW)
+                row["transferred - fitted anew"] = estimate(new[:, at, n] - new[:, anew, n], count)
+                row["on the model before"] = estimate(old[:, before.lenses.index(OLD), n], count)
+                rows.append(row)
+        return rows
+
+    def figure(self) -> Figure:
+        """KL of the lenses on the fine-tuned model, a panel per text."""
+        panels = []
+        rows = self.lenses("kl")
+        for text in self.texts:
+            mine = [row for row in rows if row["text"] == text]
+            series = []
+            for name in (LOGIT, OLD, NEW, "on the model before"):
+                y, low, high = zip(*(row[name] for row in mine), strict=True)
+                series.append(Series(name, self.layers, y, low, high, dashed=name == "on the model before"))
+            panels.append(Panel(f"KL after the fine-tune: {text}", "layer", self.unit, series, log=True))
+        return Figure("fine-tuned", panels)
+
+    def reading(self) -> str:
+        """What the numbers say, in a sentence or two."""
+        losses = {row["text"]: row for row in self.losses()}
+        rows = self.lenses("kl")
+        told = [
+            f"the fine-tune moves the model's own loss on {text} from {row[BEFORE].value:.3f} to "
+            f"{row[AFTER].value:.3f} {self.unit}" for text, row in losses.items()
+        ]  # fmt: skip
+        for text in self.texts:
+            mine = [row for row in rows if row["text"] == text]
+            worst = max(mine, key=lambda row: row["transferred - fitted anew"].value)
+            cost: Estimate = worst["transferred - fitted anew"]
+            under = sum(row[OLD].value < row[LOGIT].value for row in mine)
+            told.append(
+                f"on {text} the transferred lens costs at most {cost.value:.3f} [{cost.low:.3f}, {cost.high:.3f}] "
+                f"{self.unit} of KL more than one fitted anew (layer {worst['layer']}) and is better than the logit "
+                f"lens at {under} of {len(mine)} layers"
+            )
+        first = [row["transferred - fitted anew"].value for row in rows if row["text"] == self.texts[0]]
+        limit = "at most .3 bits per byte on the base text"
+        if self.unit != "bits per byte":
+            limit += ", a stricter limit in bits per token"
+        verdict = "replicates" if max(first) <= 0.3 else "does not replicate"
+        return f"Transfer to a fine-tuned model {verdict} ({limit}): {'; '.join(told)}."
+
+    def _draws(self, text: str) -> np.ndarray:
+        return draws(len(self.found[text, AFTER].sizes), RESAMPLES, self.seed)
+
+
+def transplant(setting: Setting) -> Transplant:
+    """Fine-tune a copy of the model, fit a lens on it, and measure the old and the new lens on both texts."""
+    lm = setting.lm
+    tuned = setting.translators
+    step = max(1, -(-lm.n_layers // setting.sized(*LAYERS)))
+    layers = tuple(range(0, lm.n_layers, step))
+    learned = Corpus.open(lm, [str(t) for t in topics.values()], length=setting.corpus.length, seed=setting.seed)
+    train, test = learned.split(0.3)
+    base = f"samples of {lm.name}" if not setting.text else "base text"
+    texts = {base: setting.held_out, LEARNED: test}
+    parts = {
+        name: by_document(thinned(rows_of(corpus, setting.sized(*TEXT)), setting.sized(*EVERY)), GROUPS)
+        for name, corpus in texts.items()
+    }
+    tokens = setting.sized(*(FITTED if setting.text else SAMPLED))
+
+    def make() -> dict[str, Tensor]:
+        after = _fine_tuned(setting, train)
+        folder = None if setting.folder is None else setting.folder / "fine-tuned lens"
+        with setting.progress("tokens of text for the fine-tuned model's lens") as advance:
+            anew: Affine = fit(
+                after, setting.corpus, tokens=tokens, held_out=HELD_OUT, seed=setting.seed, folder=folder,
+                progress=advance,
+            )  # fmt: skip
+        made: dict[str, Tensor] = {}
+        models: dict[str, tuple[LM, Mapping[str, Any]]] = {
+            BEFORE: (lm, {LOGIT: None, OLD: tuned}),
+            AFTER: (after, {LOGIT: None, OLD: tuned.transferred(after), NEW: anew}),
+        }
+        jobs = [(name, model, some) for name, found in parts.items() for model in models for some in found]
+        with setting.progress("groups of documents that measure the lenses") as advance:
+            for done, (name, model, some) in enumerate(jobs, 1):
+                key = f"{list(parts).index(name)}.{model}.{parts[name].index(some)}"
+                made |= {f"{key}.{k}": v for k, v in _sums(*models[model], some, layers).items()}
+                advance(done, len(jobs))
+        return made
+
+    kept = setting.kept("fine-tuning", make, steps=setting.sized(*STEPS), rate=RATE, tokens=tokens, layers=layers,
+                        text=setting.sized(*TEXT), every=setting.sized(*EVERY))  # fmt: skip
+    if setting.folder is not None:
+        # the weights are large, and needed no more
+        rmtree(setting.folder / "kept" / "fine-tuned model", ignore_errors=True)
+        rmtree(setting.folder / "fine-tuned lens", ignore_errors=True)
+    sizes = {name: [predicted(some) for some in found] for name, found in parts.items()}
+    known = all(size is not None for found in sizes.values() for _, size in found)
+    found = {}
+    for at, (name, groups) in enumerate(sizes.items()):
+        size = np.array([float((b if known else t) or 0) for t, b in groups])
+        for model, lenses in ((BEFORE, (LOGIT, OLD)), (AFTER, (LOGIT, OLD, NEW))):
+            cross_entropy, kl, own = (
+                np.stack([kept[f"{at}.{model}.{g}.{k}"].numpy() for g in range(len(groups))])
+                for k in ("cross_entropy", "kl", "own")
+            )
+            found[name, model] = Measured(lenses, cross_entropy, kl, own, size)
+    return Transplant(layers, "bits per byte" if known else "bits per token", (base, LEARNED), found, setting.seed)
+
+
+def _fine_tuned(setting: Setting, train: Corpus) -> LM:
+    """The copy, or the one that an interrupted run kept."""
+    steps = setting.sized(*STEPS)
+    made: list[LM] = []
+
+    def make() -> dict[str, Tensor]:
+        with setting.progress("steps of the fine-tune") as advance:
+            made.append(fine_tune(setting.lm, train.batches(steps * train.length, 1), lr=RATE, progress=advance))
+        return weights_of(made[0])
+
+    weights = setting.kept("fine-tuned model", make, steps=steps, rate=RATE, text=train.provenance())
+    return made[0] if made else with_weights(setting.lm, weights)
+
+
+def _sums(lm: LM, lenses: Mapping[str, Any], rows: Sequence[TokenBatch], layers: Sequence[int]) -> dict[str, Tensor]:
+    """Nats summed over predictions, (lenses, layers), and the model's own."""
+    e = evaluate(lm, rows, lenses, layers)
+    sums = {name: torch.from_numpy(e.measure(name) * e.tokens) for name in ("cross_entropy", "kl")}
+    return {**sums, "own": torch.tensor(e.own["cross_entropy"][0] * e.tokens, dtype=torch.float64)}

@@ -1,0 +1,187 @@
+"""What is told of a prompt from its trajectory: numbers by which odd prompts stand out from normal ones.
+
+Knows: which measures of which layers and positions make a row of features; how normal prompts are disturbed.
+Does not know: what is odd (outliers.py), where prompts come from.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.decoding import top_one
+from lenscope.errors import LenscopeError
+from lenscope.lens import Lens
+from lenscope.model import LM, TOKENS_PER_RUN, PromptLike
+from lenscope.prompts import Prompt
+from lenscope.reduction import reduce
+from lenscope.states import check_layers
+
+# of a position: what the lens says of it
+MEASURES = ("entropy", "kl", "top_log_prob", "agreement")
+# of a prompt: where, or pooled how
+POOLS = ("last", "mean", "max")
+# layers that are read where none are named
+LAYERS = 10
+# words of another prompt that are put into one
+INSERTED = (4, 24)
+
+Advance = Callable[[int, int], None]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Described:
+    """N prompts in numbers: `trajectory` (N, F) with its `columns`, `states` (N, L, D) the mean states of `layers`."""
+
+    layers: tuple[int, ...]
+    columns: tuple[str, ...]
+    trajectory: np.ndarray
+    states: np.ndarray
+
+
+def answer_features(log_probs: np.ndarray) -> np.ndarray:
+    """Trajectories of answers, log_probs (N, L, C) in nats → (N, L · C); of two answers their difference (N, L).
+
+    As in Belrose et al. 2023, §5.2. Raises LenscopeError for NaN: prompts must have equally many answers.
+    """
+    if np.isnan(log_probs).any():
+        raise LenscopeError("answers: some prompts have fewer than others; give all prompts as many")
+    if log_probs.shape[-1] == 2:
+        return np.asarray(log_probs[..., 0] - log_probs[..., 1])
+    return log_probs.reshape(len(log_probs), -1)
+
+
+def sorted_answer_features(log_probs: np.ndarray) -> np.ndarray:
+    """As `answer_features`, whatever order the answers are in: at every layer from the likeliest down, (N, L · C).
+
+    For questions whose choices stand in an order without meaning, where the place of an answer is noise.
+    """
+    if np.isnan(log_probs).any():
+        raise LenscopeError("answers: some prompts have fewer than others; give all prompts as many")
+    return -np.sort(-log_probs, -1).reshape(len(log_probs), -1)
+
+
+def spread(lens: Lens, count: int = LAYERS) -> tuple[int, ...]:
+    """Up to `count` of the layers that a lens has, evenly spaced, the last one among them."""
+    have = sorted({*lens.layers, lens.lm.n_layers})
+    at = np.linspace(0, len(have) - 1, min(count, len(have))).round().astype(int)
+    return tuple(have[i] for i in at.tolist())
+
+
+def trajectory_columns(layers: Sequence[int], n_layers: int) -> tuple[str, ...]:
+    """The names of the features of free-form prompts: "layer measure pool".
+
+    The last layer has no KL from itself, and agrees.
+    """
+    found = [(n, m) for n in layers for m in MEASURES if n != n_layers or m in ("entropy", "top_log_prob")]
+    return tuple(f"{n} {m} {pool}" for n, m in found for pool in POOLS)
+
+
+@torch.no_grad()
+def describe(
+    lens: Lens, prompts: Sequence[PromptLike], layers: Sequence[int] | None = None, *, progress: Advance | None = None
+) -> Described:
+    """Features of free-form prompts, of any length and without answers, and their mean states, in one pass.
+
+    At every layer (by default ten, evenly spaced) and position: entropy, KL from the final distribution, ln p of the
+    model's own final top token, and whether it is the lens's top token too; of each the last position's, the mean and
+    the maximum. The first position, which has seen nothing, counts only where it is the only one.
+    """
+    lm = lens.lm
+    numbers = tuple(sorted({*check_layers(spread(lens) if layers is None else layers, lm.n_layers, lm.name)}))
+    many = [lm.prompt(p) for p in prompts]
+    columns = trajectory_columns(numbers, lm.n_layers)
+    trajectory = np.empty((len(many), len(columns)))
+    means = np.empty((len(many), len(numbers), lm.hidden_size))
+    done = 0
+    for some in runs(many):
+        states = lm.read([many[i] for i in some], tuple(dict.fromkeys((*numbers, lm.n_layers)))).split()
+        parts = [s[list(numbers), slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
+        finals = [s[lm.n_layers, slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
+        measured = _measured(lens, torch.cat(parts, 1), torch.cat(finals), numbers)
+        ends = np.cumsum([p.shape[1] for p in parts])
+        for i, h, m in zip(some, parts, np.split(measured, ends[:-1], axis=-1), strict=True):
+            means[i] = h.double().mean(1).cpu().numpy()
+            trajectory[i] = np.stack([m[..., -1], m.mean(-1), m.max(-1)], -1).reshape(-1)
+        done += len(some)
+        if progress is not None:
+            progress(done, len(many))
+    return Described(numbers, columns, trajectory, means)
+
+
+def _measured(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> np.ndarray:
+    """The measures of states h (L, P, D) whose last ones are `final` (P, D), in the order of the columns: (M, P)."""
+    lm = lens.lm
+    mapped = torch.stack([lens.map(x, n) for x, n in zip(h, layers, strict=True)])
+    top, _, _ = top_one(lm, final)
+    r = reduce(lm.readout, lm.vocab_size, mapped, final, top, 1, False)
+    values = {
+        "entropy": r.entropy,
+        "kl": r.kl,
+        "top_log_prob": -r.cross_entropy,
+        "agreement": (r.top_ids[..., 0] == top).to(r.kl),
+    }
+    found = [name.split()[:2] for name in trajectory_columns(layers, lm.n_layers)[:: len(POOLS)]]
+    return torch.stack([values[m][layers.index(int(n))] for n, m in found]).double().cpu().numpy()
+
+
+def mean_states(lm: LM, prompts: Sequence[PromptLike], layers: Sequence[int]) -> np.ndarray:
+    """(N, L, D) the mean states of prompts over their positions, but the first: what `describe` gives too, alone."""
+    many = [lm.prompt(p) for p in prompts]
+    out = np.empty((len(many), len(layers), lm.hidden_size))
+    for some in runs(many):
+        for i, s in zip(some, lm.read([many[i] for i in some], layers).split(), strict=True):
+            h = s[list(layers), slice(min(1, len(many[i]) - 1), None)]
+            out[i] = h.double().mean(1).cpu().numpy()
+    return out
+
+
+def runs(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+    """Indices of prompts that are read together: near in length, as many as fit in memory with all their layers."""
+    run: list[int] = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        if run and len(prompts[i]) * (len(run) + 1) > TOKENS_PER_RUN // 8:
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run
+
+
+def disturbed(texts: Sequence[str], seed: int = 0) -> list[str]:
+    """Each text as no normal text is: by turns its words shuffled, or some words of another one put into it.
+
+    Anomalies made of normal data alone, by which detectors are chosen. Changed is the last paragraph, without a label
+    that it ends with, such as "Answer:"; words are what blanks part. Raises LenscopeError for fewer than two texts.
+    """
+    if len(texts) < 2:
+        raise LenscopeError(f"{len(texts)} text: give at least two, of which one can be put into the other")
+    parts = [_parted(t) for t in texts]
+    made = []
+    for n, (before, body, label) in enumerate(parts):
+        random = np.random.default_rng([seed, n])
+        words = body.split(" ")
+        if n % 2 and len(words) > 3:
+            words = [words[i] for i in random.permutation(len(words)).tolist()]
+        else:
+            other = (n + 1 + int(random.integers(len(texts) - 1))) % len(texts)
+            given = parts[other][1].split(" ")
+            count = min(int(random.integers(*INSERTED)), len(given))
+            start, at = int(random.integers(len(given) - count + 1)), int(random.integers(len(words) + 1))
+            words[at:at] = given[start : start + count]
+        made.append(before + " ".join(words) + label)
+    return made
+
+
+def _parted(text: str) -> tuple[str, str, str]:
+    """What stands before the last paragraph, the paragraph, the label at its end."""
+    start = text.rstrip().rfind("\n\n") + 2
+    start = start if start > 1 else 0
+    label = re.search(r"\n[^\n]{0,30}:\s*$", text[start:])
+    stop = len(text) if label is None else start + label.start()
+    return text[:start], text[start:stop], text[stop:]

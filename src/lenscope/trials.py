@@ -1,0 +1,165 @@
+"""Trials of detectors: fitted on a part of normal items, tried on the rest and on odd ones, in every part by turns.
+
+Knows: what is held out, that nothing tested was fitted on, AUROC over splits with intervals of resampled items.
+Does not know: how features are measured, what the odd items are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lenscope.detection import fingerprint
+from lenscope.errors import LenscopeError
+from lenscope.model import LM
+from lenscope.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
+from lenscope.statistics import RESAMPLES, Estimate, percentiles
+
+# of the normal items; one is held out
+PARTS = 4
+
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Texts with all that is looked at of them: features (N, F) by lens, mean states (N, L, D) of `layers`, controls.
+
+    `length` (N,) in tokens, `surprisal` (N,) in nats per token.
+    """
+
+    texts: Sequence[str]
+    features: dict[str, np.ndarray]
+    layers: tuple[int, ...]
+    states: np.ndarray
+    length: np.ndarray
+    surprisal: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def part(self, some: Sequence[int] | np.ndarray) -> "Items":
+        """Some of them."""
+        at = np.asarray(some)
+        features = {name: x[at] for name, x in self.features.items()}
+        texts = [self.texts[i] for i in at.tolist()]
+        return Items(texts, features, self.layers, self.states[at], self.length[at], self.surprisal[at])
+
+    def view(self, name: str | int) -> np.ndarray:
+        """The features of a lens, or the states of a layer."""
+        return self.features[name] if isinstance(name, str) else self.states[:, self.layers.index(name)]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Scores of one split: `test` the normal items held out, and by detector and sort the scores of all tested."""
+
+    test: np.ndarray
+    scores: dict[str, dict[str, np.ndarray]]
+
+
+def tried(
+    lm: LM, some: dict[str, Items], *, paired: bool, repeats: int, seed: int, progress: Advance | None = None
+) -> tuple[list[Split], dict[str, str]]:
+    """Fit on three quarters of the items "normal", score the rest and all others; every quarter is held out by turns.
+
+    Detectors are chosen by "disturbed", a copy of every normal item. `paired`: the other sorts too have an item for
+    every normal one, which is scored where that is held out, so that no question is fitted on in any form. Also what
+    was chosen most often.
+    """
+    count = len(some["normal"])
+    splits: list[Split] = []
+    picks: dict[str, list[str]] = {}
+    for repeat in range(repeats):
+        for test in folds(count, PARTS, seed + repeat):
+            fit = np.setdiff1d(np.arange(count), test)
+            odd = {k: v.part(test) if paired else v for k, v in some.items() if k not in ("normal", "disturbed")}
+            held = {"normal": some["normal"].part(test), **odd}
+            normal = some["normal"].part(fit)
+            apart(lm, normal, list(held.values()))
+            made, taken = fitted(normal, some["disturbed"].part(fit), seed + repeat)
+            scores = {d: {sort: score(items) for sort, items in held.items()} for d, score in made.items()}
+            splits.append(Split(test, scores))
+            for name, what in taken.items():
+                picks.setdefault(name, []).append(what)
+            if progress is not None:
+                progress(len(splits), PARTS * repeats)
+    return splits, {name: max(sorted({*what}), key=what.count) for name, what in picks.items()}
+
+
+def apart(lm: LM, seen: Items, tested: Sequence[Items]) -> None:
+    """Raise LenscopeError if anything that is tested was fitted on."""
+    known = {fingerprint(lm, t) for t in seen.texts}
+    if any(fingerprint(lm, t) in known for items in tested for t in items.texts):
+        raise LenscopeError("texts: some that are tested are among the normal ones; remove the duplicates")
+
+
+def fitted(normal: Items, odd: Items, seed: int) -> tuple[dict[str, Callable[[Items], np.ndarray]], dict[str, str]]:
+    """Detectors fitted on normal items, and what was chosen for them by their own disturbed copies `odd`."""
+    made: dict[str, Callable[[Items], np.ndarray]] = {}
+    taken: dict[str, str] = {}
+    best: list[tuple[float, str]] = []
+    for lens in normal.features:
+        ways: dict[str, Sequence[Method]] = {"forest": (Forest(seed=seed),), "neighbours": NEIGHBOURS}
+        for kind, methods in ways.items():
+            told = [separation(m, normal.view(lens), odd.view(lens), seed) for m in methods]
+            method = methods[chosen(told)]
+            made[f"{lens} {kind}"] = _scorer(method, normal, lens)
+            best.append((max(told), f"{lens} {kind}"))
+            if len(methods) > 1:
+                taken[f"{lens} {kind}"] = f"{method}".partition("(")[2].rstrip(")")
+    told = [separation(Mahalanobis(), normal.view(n), odd.view(n), seed) for n in normal.layers]
+    taken["SRM"] = f"layer {normal.layers[chosen(told)]}"
+    made["SRM"] = _scorer(Mahalanobis(), normal, normal.layers[chosen(told)])
+    best.append((max(told), "SRM"))
+    for layer in normal.layers:
+        made[f"SRM {layer}"] = _scorer(Mahalanobis(), normal, layer)
+    taken["chosen"] = best[chosen([b[0] for b in best])][1]
+    made["chosen"] = made[taken["chosen"]]
+    made["length"] = lambda items: items.length
+    made["perplexity"] = lambda items: items.surprisal
+    return made, taken
+
+
+def _scorer(method: Method, normal: Items, view: str | int) -> Callable[[Items], np.ndarray]:
+    score = method(normal.view(view))
+    return lambda items: score(items.view(view))
+
+
+def split_auroc(
+    splits: Sequence[Split], detector: str, low: str, high: str, paired: bool, kept: np.ndarray | None = None
+) -> Estimate:
+    """The mean AUROC over splits, with the interval of resampled items.
+
+    `paired`: `high` has one item per normal item; both are drawn together, and an item is not compared with its own
+    pair, of which resamples would have too many. Else the two are drawn apart. `kept` (N,) says which of `high` count.
+    """
+    wins = []
+    for split in splits:
+        a, b = (split.scores[detector][sort] for sort in (low, high))
+        b = b if kept is None else b[kept]
+        won = (b > a[:, None]) + 0.5 * (b == a[:, None])
+        wins.append(won * (1 - np.eye(len(a))) if paired else won)
+    count = 1 + max(int(split.test.max()) for split in splits)
+    others = count if paired else wins[0].shape[1]
+
+    def average(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Weights (R, items) of both sides → (R,)."""
+        found = []
+        for split, won in zip(splits, wins, strict=True):
+            w, v = rows[:, split.test], columns[:, split.test] if paired else columns
+            total = w.sum(1) * v.sum(1) - ((w * v).sum(1) if paired else 0)
+            found.append(np.where(total > 0, ((w @ won) * v).sum(1) / np.maximum(total, 1e-12), np.nan))
+        known = ~np.isnan(found)
+        # a resample may leave a split without a pair, and even all of them
+        return np.asarray(np.where(known, found, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan))
+
+    value = float(average(np.ones((1, count)), np.ones((1, others)))[0])
+    if min(count, others) < 2:
+        return Estimate(value, np.nan, np.nan)
+    random = np.random.default_rng(0)
+    rows = random.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
+    drawn = rows if paired else random.multinomial(others, np.full(others, 1 / others), RESAMPLES).astype(float)
+    means = average(rows, drawn)
+    low_end, high_end = percentiles(means[~np.isnan(means)], min(count, others))
+    return Estimate(value, float(low_end), float(high_end))
