@@ -14,7 +14,7 @@ from rich.console import Console
 
 import lenscope as ls
 from lenscope import evaluating as module
-from lenscope import predictions, reduction
+from lenscope import predictions, reduction, statistics
 from lenscope.corpus import TokenBatch
 from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
 from lenscope.evaluation import MEASURES, Evaluation, Transfer, load_evaluation
@@ -208,7 +208,7 @@ def tails(units):
 
 @pytest.mark.parametrize("degrees", STUDENT)
 def test_tails_are_those_of_students_t(degrees):
-    t = -NormalDist().inv_cdf(module._tail(degrees + 1)) / sqrt((degrees + 1) / degrees)
+    t = -NormalDist().inv_cdf(statistics.tail(degrees + 1)) / sqrt((degrees + 1) / degrees)
     assert t == pytest.approx(STUDENT[degrees], rel=0.01)
 
 
