@@ -45,8 +45,8 @@ CLAIM = (
 )
 
 # quick and full: how the model is trained, tokens that are measured, tokens that a lens is fitted on
-PLANS = (Plan(steps=400, every=10), Plan(steps=2000, every=40))
-MEASURED, FITTED = (8192, 32_768), (50_000, 200_000)
+PLANS = (Plan(steps=320, every=10), Plan(steps=1500, every=30))
+MEASURED, FITTED = (12_288, 32_768), (25_000, 100_000)
 # characters that the vocabulary is learned from, tokens whose frequencies are counted
 LEARNED_FROM, COUNTED = 4_000_000, 1_000_000
 # times that a training may read its text
@@ -56,12 +56,15 @@ FEWEST, TASK = 5, 100
 # how far the early checkpoint is, whose depths are a control
 EARLY = 0.1
 
+ENTROPY, RARITY = "entropy of the last prediction", "rarity of the predicted token"
+DEPTH = "prediction depth, tuned lens"
 TUNED, LOGIT, APART = "tuned lens", "logit lens", "tuned - logit"
 
 
 class Study(NamedTuple):
     """A training to look at: its checkpoints, the last model, text to fit lenses on, held-out text, what was done."""
 
+    name: str
     checkpoints: Checkpoints
     lm: LM
     text: Corpus
@@ -115,7 +118,9 @@ def _given(setting: Setting, beside: Checkpoints) -> Study:
     text, held = setting.corpus.split(HELD_OUT)
     translators = setting.translators
     told = {"trained": f"not here: the checkpoints of {beside.folder} up to step {last}"}
-    return Study(replace(beside, steps=steps), setting.lm, text, held, translators, setting.settings(**told))
+    return Study(
+        setting.lm.name, replace(beside, steps=steps), setting.lm, text, held, translators, setting.settings(**told)
+    )
 
 
 def _trained(setting: Setting, folder: Path) -> Study:
@@ -140,7 +145,7 @@ def _trained(setting: Setting, folder: Path) -> Study:
         "lens": f"fitted on {f.report['tokens']:,} tokens of the same text",
         "not used": setting.lm.name if setting.lens is None else f"{setting.lm.name} and its lens",
     }
-    return Study(made, lm, text, held, f, told)
+    return Study(f"{start.name}, trained here", made, lm, text, held, f, told)
 
 
 def _up_to(characters: int, documents: Iterable[str]) -> Iterator[str]:
@@ -244,11 +249,11 @@ def _report(setting: Setting, study: Study) -> Report:
     never = _compared(np.where(right, learned, len(steps)), depths, document=found.document, seed=setting.seed)
     controls = {**controls, "right in the end and from then on": only, "the same, never right counting as last": never}
     others = {
-        "prediction depth, tuned lens": depths[0],
+        DEPTH: depths[0],
         "prediction depth, logit lens": depths[1],
-        "entropy of the last prediction": confidence[0],
+        ENTROPY: confidence[0],
         "surprisal of the right token": confidence[1],
-        "rarity of the predicted token": own[0],
+        RARITY: own[0],
     }
     told = correlations(learned, list(others.values()), found.document, seed=setting.seed)
     predictors = dict(zip(others, told, strict=False))
@@ -272,7 +277,7 @@ def _report(setting: Setting, study: Study) -> Report:
     reading = _reading(rows, controls, predictors, (unigram, bigram, float(surprisal[-1])), list(earlier))
     figures = (_figure(rows, depths, learned, steps, surprisal, (unigram, bigram)),)
     made_with = {**provenance(lm), "lens": study.translators.report}
-    return Report("difficulty", lm.name, CLAIM, reading, tables, figures, settings, made_with)
+    return Report("difficulty", study.name, CLAIM, reading, tables, figures, settings, made_with)
 
 
 def _compared(learned: np.ndarray, depths: Sequence[np.ndarray], **how: Any) -> dict[str, Estimate]:
@@ -318,22 +323,24 @@ def _reading(
     kept = controls["given all four"][TUNED]
     same = controls["examples with the same prediction"][TUNED]
     constant = controls["shuffled among examples with the same prediction"][TUNED]
-    entropy, depth = (predictors[n] for n in ("entropy of the last prediction", "prediction depth, tuned lens"))
+    entropy, depth, rarity = (predictors[n] for n in (ENTROPY, DEPTH, RARITY))
+    without_lens = max(entropy.value, rarity.value)
     first, early = (controls[f"depths in the model of step {step}"][TUNED] for step in earlier)
     unigram, bigram, final = nats
     parts = [
         f"{'Replicates' if learned else 'Does not replicate'}: tokens that are predicted late in depth "
         f"{'are' if learned else 'are not reliably'} learned late in training, Spearman {shown(whole[TUNED])} with the "
         f"tuned lens and {shown(whole[LOGIT])} with the logit lens.",
-        f"{'Replicates' if better else 'Does not replicate'}: the tuned lens is better by {shown(whole[APART])} on all "
-        f"examples, and on {len(ahead)} of {len(tasks)} tasks (beyond the interval on {len(surely)}).",
+        f"{'Replicates' if better else 'Does not replicate'}: the tuned lens is {'' if better else 'not '}better; it "
+        f"differs by {shown(whole[APART])} on all examples and is ahead on {len(ahead)} of {len(tasks)} tasks, "
+        f"reliably on {len(surely)}.",
         f"Which token is predicted explains a part of it: some tokens come early in depth and in training alike, "
         f"wherever they stand, and depths shuffled among examples with the same prediction still give "
         f"{shown(constant)} with the tuned lens; among examples with the same prediction there remains {shown(same)}.",
         f"Depth {'is more' if kept.low > 0 else 'is not reliably more'} than confidence and frequency: given the "
         f"entropy of the final model, its surprisal and how frequent the tokens are, {shown(kept)} remains of "
-        f"{shown(whole[TUNED])}. The entropy alone, for which no lens is needed, gives {shown(entropy)}, "
-        f"{'less' if entropy.value < depth.value else 'no less'} than depth.",
+        f"{shown(whole[TUNED])}. Without any lens the entropy alone gives {shown(entropy)}, how rare "
+        f"the predicted token is {shown(rarity)}: {'less' if without_lens < depth.value else 'no less'} than depth.",
         f"Depths in the model of step {earlier[0]} give {shown(first)}, in that of step {earlier[1]} {shown(early)}.",
         f"The last checkpoint's surprisal is {final:.2f} nats a token on held-out text, "
         f"{'below' if final < bigram else 'not below'} that of pairs of tokens ({bigram:.2f}; single ones: "

@@ -21,6 +21,8 @@ WORDS = """
     where which while who whom will with would you your
 """
 FUNCTION_WORDS = frozenset(WORDS.split())
+# times as much text as is taken
+LOOKED_AT = 64
 
 
 class Examples(NamedTuple):
@@ -34,17 +36,22 @@ class Examples(NamedTuple):
 
 
 def examples(held: Corpus, tokens: int) -> Examples:
-    """Places of about so many tokens of held-out text whose next token is of the same document."""
+    """Places of about so many tokens of held-out text whose next token is of the same document.
+
+    The rows are spread evenly over the text, up to 64 times as much of it, so that they are of many documents.
+    """
     lm = held.lm
     names = lm.encoder.tokens(range(lm.encoder.vocab_size))
+    wanted = -(-tokens // held.length)
+    batches = list(islice(held.batches(None), -(-wanted * LOOKED_AT // 8)))
+    ids, document, counted = (torch.cat([getattr(b, name) for b in batches]) for name in ("ids", "document", "counted"))
+    inside = counted[:, :-1] & counted[:, 1:] & (document[:, :-1] == document[:, 1:])
     rows, found = [], []
-    for batch in islice(held.batches(None), -(-tokens // (8 * held.length))):
-        inside = batch.counted[:, :-1] & batch.counted[:, 1:] & (batch.document[:, :-1] == batch.document[:, 1:])
-        for ids, document, ok in zip(batch.ids, batch.document, inside, strict=True):
-            at = ok.nonzero()[:, 0]
-            if len(at):
-                rows.append((ids.tolist(), at.tolist()))
-                found.append(torch.stack([ids[at], ids[at + 1], document[at]]))
+    for n in sorted({k * len(ids) // wanted for k in range(wanted)}):
+        at = inside[n].nonzero()[:, 0]
+        if len(at):
+            rows.append((ids[n].tolist(), at.tolist()))
+            found.append(torch.stack([ids[n, at], ids[n, at + 1], document[n, at]]))
     if not found:
         raise LenscopeError(f"{held.name}: the held-out part has no text to measure on; give more text")
     before, target, unit = torch.cat(found, 1).numpy()
