@@ -333,7 +333,9 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
     with torch.no_grad():
         states = model(input_ids=ids, output_hidden_states=True).hidden_states
         layers = [model.lm_head(model.model.norm(h))[at].argmax(-1).tolist() for h in states[:-1]]
-        loss = functional.cross_entropy(model(input_ids=ids).logits[at], torch.from_numpy(found.target)).item()
+        log_p = model(input_ids=ids).logits[at].log_softmax(-1)
+        loss = functional.nll_loss(log_p, torch.from_numpy(found.target)).item()
+        first = log_p.topk(2).values
     depth, learned = learned_by_hand([*layers, tops[-1]]), learned_by_hand(tops)
     row = report.tables["Spearman of depth and iteration learned"][0]
     assert row["task"] == "all"
@@ -342,6 +344,12 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
     right = np.array(tops[-1]) == found.target
     assert row["right"].value == pytest.approx(right.mean())
     controls = {r["control"]: r for r in report.tables["controls"]}
+    goes = {r["of all examples"]: r["Spearman"].value for r in report.tables["what goes with iteration learned"]}
+    for name, values in (
+        ("entropy of the last prediction", -(log_p.exp() * log_p).sum(-1)),
+        ("closeness of its first two tokens", first[:, 1] - first[:, 0]),
+    ):
+        assert goes[name] == pytest.approx(spearmanr(learned, values.numpy()).statistic, abs=2e-3)
     only = controls["right in the end and from then on"]["logit lens"].value
     assert only == pytest.approx(spearmanr(np.array(depth)[right], np.array(learned)[right]).statistic, abs=1e-9)
     assert report.tables["surprisal of held-out text in nats"][-1]["nats"] == pytest.approx(loss, abs=1e-5)

@@ -57,6 +57,7 @@ FEWEST, TASK = 5, 100
 EARLY = 0.1
 
 ENTROPY, RARITY = "entropy of the last prediction", "rarity of the predicted token"
+MARGIN = "closeness of its first two tokens"
 DEPTH = "prediction depth, tuned lens"
 TUNED, LOGIT, APART = "tuned lens", "logit lens", "tuned - logit"
 
@@ -74,11 +75,15 @@ class Study(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What is read at N places: the top token of every layer (L, N); surprisal and entropy of the last one (N,)."""
+    """What is read at N places: the top token of every layer (L, N); of the last one, (N,) each, how sure it is.
+
+    That is its entropy, the surprisal of the right token, and the difference in log-probability of its first two.
+    """
 
     top: Tensor
     surprisal: Tensor
     entropy: Tensor
+    margin: Tensor
 
 
 def run(setting: Setting) -> Report:
@@ -168,12 +173,13 @@ def _fitted(setting: Setting, text: Corpus, folder: Path | None) -> PairMapping:
 def _see(lm: LM, f: PairMapping | None, rows: Sequence[tuple[list[int], list[int]]], layers: Sequence[int]) -> Seen:
     """What a lens, or the model itself at its last layer, predicts at all places."""
     prompts: list[str | Prompt] = [lm.prompt(ids) for ids, _ in rows]
-    read = Lens(lm, f).trajectory(prompts, layers, top_k=1)
+    read = Lens(lm, f).trajectory(prompts, layers, top_k=2)
     both = list(zip(read, (at for _, at in rows), strict=True))
     return Seen(
         torch.from_numpy(np.concatenate([t.top_ids[:, at, 0] for t, at in both], 1)),
         torch.from_numpy(np.concatenate([t.cross_entropy[-1, at] for t, at in both])),
         torch.from_numpy(np.concatenate([t.entropy[-1, at] for t, at in both])),
+        torch.from_numpy(np.concatenate([t.top_log_probs[-1, at, 0] - t.top_log_probs[-1, at, 1] for t, at in both])),
     )
 
 
@@ -219,7 +225,7 @@ def _report(setting: Setting, study: Study) -> Report:
     top = final.top[-1].numpy()
     known = counts(study.text, COUNTED)
     own = -np.log1p(known.tokens[np.stack([top, found.target])])
-    confidence = [final.entropy.numpy(), final.surprisal.numpy()]
+    confidence = [final.entropy.numpy(), final.surprisal.numpy(), -final.margin.numpy()]
     earlier = _earlier(setting, study, found)
     compared = partial(_compared, learned, document=found.document, seed=setting.seed)
     controls = {
@@ -228,9 +234,9 @@ def _report(setting: Setting, study: Study) -> Report:
         "shuffled among examples with the same prediction": compared([shuffled(d, top, setting.seed) for d in depths]),
         "examples with the same prediction": compared(depths, within=top),
         "given the frequency of the predicted and the right token": compared(depths, given=own),
-        "given entropy and surprisal": compared(depths, given=confidence),
-        "given all four": compared(depths, given=[*own, *confidence]),
-        "same prediction, given entropy and surprisal": compared(depths, within=top, given=confidence),
+        "given entropy, surprisal and margin": compared(depths, given=confidence),
+        "given all five": compared(depths, given=[*own, *confidence]),
+        "same prediction, given entropy, surprisal and margin": compared(depths, within=top, given=confidence),
         **{f"depths in the model of step {step}": compared(d) for step, d in earlier.items()},
     }
     right = top == found.target
@@ -253,6 +259,7 @@ def _report(setting: Setting, study: Study) -> Report:
         "prediction depth, logit lens": depths[1],
         ENTROPY: confidence[0],
         "surprisal of the right token": confidence[1],
+        MARGIN: confidence[2],
         RARITY: own[0],
     }
     told = correlations(learned, list(others.values()), found.document, seed=setting.seed)
@@ -320,11 +327,11 @@ def _reading(
     ahead = [r["task"] for r in tasks if r[APART].value > 0]
     surely = [r["task"] for r in tasks if r[APART].low > 0]
     better = whole[APART].low > 0 and len(ahead) > len(tasks) / 2
-    kept = controls["given all four"][TUNED]
+    kept = controls["given all five"][TUNED]
     same = controls["examples with the same prediction"][TUNED]
     constant = controls["shuffled among examples with the same prediction"][TUNED]
-    entropy, depth, rarity = (predictors[n] for n in (ENTROPY, DEPTH, RARITY))
-    without_lens = max(entropy.value, rarity.value)
+    entropy, margin, rarity, depth = (predictors[n] for n in (ENTROPY, MARGIN, RARITY, DEPTH))
+    without_lens = max(entropy.value, margin.value, rarity.value)
     first, early = (controls[f"depths in the model of step {step}"][TUNED] for step in earlier)
     unigram, bigram, final = nats
     parts = [
@@ -338,9 +345,10 @@ def _reading(
         f"wherever they stand, and depths shuffled among examples with the same prediction still give "
         f"{shown(constant)} with the tuned lens; among examples with the same prediction there remains {shown(same)}.",
         f"Depth {'is more' if kept.low > 0 else 'is not reliably more'} than confidence and frequency: given the "
-        f"entropy of the final model, its surprisal and how frequent the tokens are, {shown(kept)} remains of "
-        f"{shown(whole[TUNED])}. Without any lens the entropy alone gives {shown(entropy)}, how rare "
-        f"the predicted token is {shown(rarity)}: {'less' if without_lens < depth.value else 'no less'} than depth.",
+        f"final model's entropy, surprisal and margin of the first two tokens, and how frequent the tokens are, "
+        f"{shown(kept)} remains of {shown(whole[TUNED])}. Without any lens the entropy gives {shown(entropy)}, a small "
+        f"margin {shown(margin)}, how rare the predicted token is {shown(rarity)}: "
+        f"{'less' if without_lens < depth.value else 'no less'} than depth.",
         f"Depths in the model of step {earlier[0]} give {shown(first)}, in that of step {earlier[1]} {shown(early)}.",
         f"The last checkpoint's surprisal is {final:.2f} nats a token on held-out text, "
         f"{'below' if final < bigram else 'not below'} that of pairs of tokens ({bigram:.2f}; single ones: "
