@@ -1,6 +1,8 @@
 """The command that runs experiments, and the setting they are given: on a tiny model, with an experiment of its own."""
 
 import json
+import sys
+from shutil import copytree
 from types import ModuleType
 
 import pytest
@@ -37,7 +39,7 @@ def given(monkeypatch):
     module = ModuleType("fake")
     module.DATA, module.run = "text", made
     monkeypatch.setitem(experiments.EXPERIMENTS, "fake", "what it shows")
-    monkeypatch.setitem(__import__("sys").modules, "lenscope.experiments.fake", module)
+    monkeypatch.setitem(sys.modules, "lenscope.experiments.fake", module)
     return seen
 
 
@@ -70,12 +72,29 @@ def test_a_report_is_printed_and_saved(run, given, model, tmp_path):
     assert not given[1].quick
 
 
+def test_another_model_to_patch_into(run, given, model, tmp_path, monkeypatch):
+    module = sys.modules["lenscope.experiments.fake"]
+    monkeypatch.setattr(module, "ACROSS", True, raising=False)
+    for name in ("first", "second"):
+        copytree(model, tmp_path / name)
+    folder = str(tmp_path / "out")
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert run("reproduce", "fake", "-m", first, "--target-model", second, "-o", folder, "--json")[0] == 0
+    assert given[0].explainer is given[0].target_lm
+    assert given[0].lm.name == "first"
+    assert given[0].settings()["target model"] == "second"
+    assert run("reproduce", "fake", "-m", first, "-o", folder)[0] == 0
+    assert given[1].explainer is given[1].lm
+    assert "target model" not in given[1].settings()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nothing"], "experiment 'nothing': there are prediction"),
         (["fake", "-d", "missing.jsonl"], "missing.jsonl: there is no such file; fake takes text"),
         (["fake", "--text", __file__], "give it as --data"),
+        (["fake", "--target-model", "smollm2-135m"], "fake stays within one model"),
         (["fake", "--lens", "missing/lens/folder"], "missing/lens/folder"),
     ],
 )
@@ -93,7 +112,7 @@ def test_an_interrupted_experiment_says_what_stays(run, model, tmp_path, monkeyp
     module = ModuleType("fake")
     module.DATA, module.run = "text", stopped
     monkeypatch.setitem(experiments.EXPERIMENTS, "fake", "what it shows")
-    monkeypatch.setitem(__import__("sys").modules, "lenscope.experiments.fake", module)
+    monkeypatch.setitem(sys.modules, "lenscope.experiments.fake", module)
     status, _, err = run("reproduce", "fake", "-m", model, "-o", str(tmp_path))
     assert status == 130
     assert "goes on from there" in err

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lenscope.blockwise import Ablations
     from lenscope.causal import causal_basis, principal_basis, random_basis
     from lenscope.checks import check
+    from lenscope.controls import random_vectors, shuffled_sources, told
     from lenscope.corpus import Corpus
     from lenscope.covariance import Covariances, covariances
     from lenscope.detection import Detector, fit_detector, load_detector
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lenscope.lens import Lens
     from lenscope.loading import load
     from lenscope.mappings import Affine, LowRank, Scale, load_mapping
+    from lenscope.matching import mentions, rouge
     from lenscope.model import LM, Continuation
     from lenscope.patchscope import Interrupted, Patchscope, Target
     from lenscope.prompts import Prompt
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from lenscope.regression import fit_mapping
     from lenscope.report import Report
     from lenscope.results import Comparison, Trajectory, load_results, save
+    from lenscope.selection import Selection, select
     from lenscope.softprompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
     from lenscope.states import HiddenStates
     from lenscope.statistics import Estimate
@@ -72,6 +75,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Scale",
+    "Selection",
     "SoftPrompt",
     "Target",
     "Trajectory",
@@ -109,9 +113,15 @@ __all__ = [
     "load_questions",
     "load_results",
     "load_soft_prompt",
+    "mentions",
     "principal_basis",
     "random_basis",
+    "random_vectors",
+    "rouge",
     "save",
+    "select",
+    "shuffled_sources",
+    "told",
     "transfer",
 ]
 
@@ -131,6 +141,11 @@ _HOMES = {
         "random_basis",
     ),
     "checks": ("check",),
+    "controls": (
+        "random_vectors",
+        "shuffled_sources",
+        "told",
+    ),
     "corpus": ("Corpus",),
     "covariance": (
         "Covariances",
@@ -187,6 +202,10 @@ _HOMES = {
         "Scale",
         "load_mapping",
     ),
+    "matching": (
+        "mentions",
+        "rouge",
+    ),
     "model": (
         "LM",
         "Continuation",
@@ -210,6 +229,10 @@ _HOMES = {
         "Trajectory",
         "load_results",
         "save",
+    ),
+    "selection": (
+        "Selection",
+        "select",
     ),
     "softprompt": (
         "SoftPrompt",

@@ -53,6 +53,10 @@ def reproduce(
         str | None, typer.Option("--lens", help=f"{TUNED.partition(';')[0]}; default: one is fitted.")
     ] = None,
     transferred: Transferred = False,
+    target_model: Annotated[
+        str | None,
+        typer.Option("--target-model", help="The model that states are patched into; default: the model itself."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small run of at most five minutes.")] = False,
     seed: Seed = 0,
     output: Annotated[
@@ -75,9 +79,12 @@ def reproduce(
             raise LenscopeError(f"{given}: there is no such file; {name} takes {chosen.data} as --data")
     if text and chosen.data == "text":
         raise LenscopeError(f"--text: the --data of {name} is its text; give it as --data")
+    if target_model is not None and not chosen.across:
+        raise LenscopeError(f"--target-model: {name} stays within one model; leave it out")
     folder = make_folder(output or f"reproduction/{name}")
     began = time.perf_counter()
     lm = load_model(model, dtype, device, revision, attention)
+    other = None if target_model is None else load_model(target_model, dtype, device, None, attention)
     from lenscope.experiments.setting import Setting
 
     setting = Setting(
@@ -89,6 +96,7 @@ def reproduce(
         seed=seed,
         folder=folder,
         progress=counted,
+        target_lm=other,
     )
     try:
         report = chosen.run(setting)

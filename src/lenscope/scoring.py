@@ -43,7 +43,7 @@ class Scores:
         self.finals = sources.final[source]
         if comparable(lm, source_lm) and (self.finals >= 0).any():
             known = np.unique(self.finals[self.finals >= 0])
-            self.states = sources.vectors[torch.from_numpy(known), 0]
+            self.states = sources.last[torch.from_numpy(known)]
             top, _, total = top_one(source_lm, self.states.to(source_lm.device, source_lm.dtype))
             self.own_top, self.own_total = top.cpu().numpy(), total
             self.finals = np.where(self.finals >= 0, np.searchsorted(known, self.finals), -1)

@@ -26,7 +26,8 @@ class Sources:
     """S sources: vectors (S, K, D), their addresses, and where the states of a prompt's position stand.
 
     `final` (S,) is the source that is the same position's last layer, -1 where it was not read; `stack` maps a source
-    and a layer to the source that is the same position at that layer.
+    and a layer to the source that is the same position at that layer. `last` (S, D) is what predictions are compared
+    with at a source of the last layer: its own vector, unless a control's states name others.
     """
 
     vectors: Tensor
@@ -34,6 +35,7 @@ class Sources:
     stack: dict[tuple[int, int], int]
     place: np.ndarray
     final: np.ndarray
+    last: Tensor
 
     def at(self, source: int, layer: int) -> int:
         """The source of the same prompt and position at another layer; LenscopeError where it was not read."""
@@ -55,11 +57,12 @@ def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
             raise LenscopeError("sources: a vector holds NaN or infinity")
         addresses = tuple(Source(f"vector {n}") for n in range(len(vectors)))
         nowhere = np.full(len(vectors), -1)
-        return Sources(vectors, addresses, {}, nowhere, nowhere)
+        return Sources(vectors, addresses, {}, nowhere, nowhere, vectors[:, 0])
     found: list[Source] = []
     stack: dict[tuple[int, int], int] = {}
     places: list[int] = []
     parts = []
+    last = []
     place = 0
     for b, (prompt, positions) in enumerate(zip(sources.prompts, sources.positions, strict=True)):
         for column, position in enumerate(positions):
@@ -69,10 +72,12 @@ def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
                 label = f"{token.strip() or repr(token)} {layer}"
                 found.append(Source(label, sources.model, prompt.text, token, position, layer))
                 parts.append(sources.tensor[b, number, column])
+                last.append(parts[-1] if sources.last is None else sources.last[b, column])
                 places.append(place)
             place += 1
     final = np.array([stack.get((p, sources.n_layers), -1) for p in places])
-    return Sources(torch.stack(parts)[:, None], tuple(found), stack, np.array(places), final)
+    vectors = torch.stack(parts)[:, None]
+    return Sources(vectors, tuple(found), stack, np.array(places), final, torch.stack(last))
 
 
 def cells(sources: Sources, layers: Layers, lm: LM) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,8 @@ class HiddenStates:
     `states[3, -1]` is (D,), `states[:, -1]` (L, D), `states[[0, 5], "Paris"]` (2, D). States of a list of prompts
     carry a leading batch axis: `states[:, -1]` is then (B, L, D), -1 each prompt's own last token, and
     `states.split()` gives them one by one. `tensor` is (B, L, P, D), with zeros after the positions of shorter prompts.
+    `last` (B, P, D) are the states of the last layer that predictions are compared with where `tensor` holds others, as
+    in a control (controls.py).
     """
 
     tensor: Tensor
@@ -32,6 +34,7 @@ class HiddenStates:
     positions: tuple[tuple[int, ...], ...]
     batched: bool
     model: str
+    last: Tensor | None = None
 
     def __getitem__(self, key: "tuple[int | slice | Sequence[int], Positions]") -> Tensor:
         if not isinstance(key, tuple) or len(key) != 2:
@@ -61,6 +64,7 @@ class HiddenStates:
                 (self.positions[b],),
                 False,
                 self.model,
+                None if self.last is None else self.last[b : b + 1, : len(self.positions[b])],
             )
             for b, prompt in enumerate(self.prompts)
         ]

@@ -29,16 +29,20 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment: `run` makes its report; `data` says what its --data takes, "text" or a format of questions."""
+    """An experiment: `run` makes its report; `data` says what its --data takes, "text" or a format of questions.
+
+    `across` is whether states may be patched into another model.
+    """
 
     name: str
     data: str
     run: "Callable[[Setting], Report]"
+    across: bool
 
 
 def experiment(name: str) -> Experiment:
     """The experiment of a name; LenscopeError if there is none."""
     if name not in EXPERIMENTS:
         raise LenscopeError(f"experiment {name!r}: there are {', '.join(EXPERIMENTS)}")
-    module = import_module(f"lenscope.experiments.{name}")
-    return Experiment(name, module.DATA, module.run)
+    module = import_module(f"lenscope.experiments.{name.replace('-', '_')}")
+    return Experiment(name, module.DATA, module.run, getattr(module, "ACROSS", False))

@@ -47,6 +47,7 @@ class Setting:
     `text` is what a lens is fitted on where no `lens` is given; none: the model's own samples. `quick` runs are small,
     at most five minutes for a model of 135M parameters on two cores. What is done is kept in `folder`, so that the
     same run goes on where it was interrupted. `progress(unit)` is a `with` block whose value takes (done, in all).
+    `target_lm` is the model that states are patched into, where an experiment patches into another one.
     """
 
     lm: LM
@@ -57,6 +58,12 @@ class Setting:
     seed: int = 0
     folder: Path | None = None
     progress: Callable[[str], AbstractContextManager[Advance]] = field(default=_silent)
+    target_lm: LM | None = None
+
+    @property
+    def explainer(self) -> LM:
+        """The model that states are patched into: the other one, or the model itself."""
+        return self.target_lm or self.lm
 
     def sized(self, quick: _Size, full: _Size) -> _Size:
         """The one or the other: what is small or short in a quick run."""
@@ -109,7 +116,9 @@ class Setting:
     def _identity(self) -> dict[str, Any]:
         lens = None if self.lens is None else [self.lens.report.get(k) for k in ("model_hash", "ids_sha256", "seconds")]
         data = [(d, hashlib.sha256(Path(d).read_bytes()).hexdigest()) if Path(d).is_file() else d for d in self.data]
+        other = {} if self.target_lm is None else {"target_model": model_hash(self.target_lm.model)}
         return {
+            **other,
             "lenscope": __version__,
             "model": model_hash(self.lm.model),
             "dtype": str(self.lm.dtype),
@@ -123,6 +132,8 @@ class Setting:
     def settings(self, **own: Any) -> dict[str, Any]:
         """What a repetition needs, for the report."""
         said: dict[str, Any] = {"quick": self.quick, "seed": self.seed, "data": list(self.data) or "built in"}
+        if self.target_lm is not None:
+            said["target model"] = self.target_lm.name
         said["text"] = list(self.text) or f"samples of {self.lm.name}"
         if "translators" in self.__dict__:
             report = self.translators.report

@@ -1,0 +1,105 @@
+"""What a patched vector is compared with: no state, another prompt's state, the text itself.
+
+Knows: how a control is made of hidden states, and of a target prompt. Does not know: what is scored.
+A run of the target prompt alone, without a patch, needs nothing from here: `lm.generate(target.prompt)`.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from lenscope.errors import LenscopeError
+from lenscope.patchscope import Patchscope
+from lenscope.states import HiddenStates
+
+
+def random_vectors(states: HiddenStates, seed: int = 0) -> HiddenStates:
+    """Random directions in place of the states, each as long as the state that it stands for.
+
+    Addresses stay, so that a Patchscope reads and scores them as it does the states.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    h = states.tensor
+    made = torch.randn(h.shape, generator=draw, dtype=torch.float64)
+    made *= h.double().norm(dim=-1, keepdim=True).cpu() / made.norm(dim=-1, keepdim=True)
+    return _instead(states, made.to(h.device, h.dtype))
+
+
+def shuffled_sources(states: HiddenStates, answers: Sequence[Hashable] | None = None, seed: int = 0) -> HiddenStates:
+    """Each prompt with the states of another one, at all layers and positions; addresses stay.
+
+    `answers` are what the prompts' states are asked for: where given, no prompt has the states of one with the same
+    answer. Raises LenscopeError where prompts have different numbers of positions, and where half or more of them
+    have one answer in common, so that there is no such exchange.
+    """
+    count = len(states.prompts)
+    groups = list(range(count)) if answers is None else list(answers)
+    if len(groups) != count:
+        raise LenscopeError(f"answers: {len(groups)} for {count} prompts; give one for each")
+    lengths = sorted({len(p) for p in states.positions})
+    if len(lengths) > 1:
+        raise LenscopeError(f"positions: prompts have {lengths[0]}–{lengths[-1]} of them; read as many of each")
+    return _instead(states, states.tensor[torch.tensor(exchange(groups, seed))])
+
+
+def exchange(groups: Sequence[Hashable], seed: int = 0) -> list[int]:
+    """For each of N items the index of another one whose group differs, no item taken twice.
+
+    Items in a random order of groups, largest group first, each take the one that is as far on as that group is large.
+    Raises LenscopeError where a group has more than half of the items.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for n in torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist():
+        members.setdefault(groups[n], []).append(n)
+    largest = max(map(len, members.values()), default=0)
+    if 2 * largest > len(groups) or not groups:
+        raise LenscopeError(
+            f"{largest} of {len(groups)} items have one answer in common: an exchange between different answers "
+            "needs at most half of them to"
+        )
+    order = [n for group in sorted(members.values(), key=len, reverse=True) for n in group]
+    taken = [0] * len(groups)
+    for place, n in enumerate(order):
+        taken[n] = order[(place + largest) % len(order)]
+    return taken
+
+
+def told(scope: Patchscope, texts: Sequence[str]) -> list[str]:
+    """The target prompt of a Patchscope with each text in the place of its placeholders: text instead of a vector.
+
+    What `scope.lm` says after it is what the words alone tell, which a hidden state has to better. Raises
+    LenscopeError for several targets, and where a placeholder is no part of the text.
+    """
+    if len(scope.resolved) > 1:
+        raise LenscopeError(f"{len(scope.resolved)} targets: give a Patchscope with one")
+    ((prompt, places),) = scope.resolved
+    spans: list[tuple[int, int]] = []
+    for place in places:
+        start, stop = prompt.spans[place]
+        token = prompt.text[start:stop]
+        if not token.strip():
+            raise LenscopeError(
+                f"position {place}: the placeholder is no text of the target prompt; place it on a word"
+            )
+        start += len(token) - len(token.lstrip())
+        # placeholders that stand side by side are one place for a text
+        side = bool(spans) and not prompt.text[spans[-1][1] : start].strip()
+        spans = [*spans[:-1], (spans[-1][0], stop)] if side else [*spans, (start, stop)]
+    made = []
+    for text in texts:
+        if not text.strip():
+            raise LenscopeError(f"text {text!r}: it is empty; give what the hidden state was read from")
+        whole = prompt.text
+        for start, stop in reversed(spans):
+            whole = whole[:start] + text.strip() + whole[stop:]
+        made.append(whole)
+    return made
+
+
+def _instead(states: HiddenStates, tensor: Tensor) -> HiddenStates:
+    last = states.last
+    if last is None and states.n_layers in states.layers:
+        last = states.tensor[:, states.layers.index(states.n_layers)]
+    return dataclasses.replace(states, tensor=tensor, last=last)

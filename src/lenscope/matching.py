@@ -1,0 +1,118 @@
+"""Whether a text says an answer, and how much it says of a reference: whole words, Rouge, cosines of embeddings.
+
+Knows: what counts as the same word, where an answer may begin. Does not know: where texts come from.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import log
+from typing import NamedTuple
+
+import numpy as np
+
+from lenscope.errors import LenscopeError
+from lenscope.model import LM
+
+# texts → unit vectors (N, D), a row of zeros where a text has none
+Embed = Callable[[Sequence[str]], np.ndarray]
+
+# a token of rank r is taken to make up 1 / (r ln V) of all text, and weighs a / (a + that) (Arora et al. 2017, §3)
+COMMON = 1e-3
+
+
+class Rouge(NamedTuple):
+    """F1 of single words, and of the longest common subsequence of words (Lin 2004, without stemming)."""
+
+    rouge1: float
+    rougeL: float
+
+
+def mentions(text: str, answers: str | Sequence[str]) -> bool:
+    """Whether a text has any of the answers in it, as whole words; case, accents and kinds of blanks do not count."""
+    said = _plain(text)
+    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said) for answer in _answers(answers))
+
+
+def starts(text: str, answers: str | Sequence[str]) -> bool:
+    """Whether a text begins with any of the answers, as `mentions`, after blanks, quotes and an article."""
+    said = re.sub(r"^[\W_]+", "", _plain(text))
+    return any(re.match(rf"(?:(?:the|an?) )?[\W_]*{_opened(answer)}(?!\w)", said) for answer in _answers(answers))
+
+
+def rouge(text: str, reference: str) -> Rouge:
+    """How much a text and a reference have in common, 0–1; LenscopeError for a reference without a word."""
+    said, wanted = words(text), words(reference)
+    if not wanted:
+        raise LenscopeError(f"reference {reference!r}: it has no word; give a description")
+    if not said:
+        return Rouge(0.0, 0.0)
+    share = 2 / (len(said) + len(wanted))
+    return Rouge(share * (Counter(said) & Counter(wanted)).total(), share * _common(said, wanted))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, as they are compared: letters and digits, case and accents aside."""
+    return re.findall(r"[^\W_]+", _plain(text))
+
+
+def embedder(lm: LM) -> Embed:
+    """Texts as unit vectors (N, D): the mean of a model's input embeddings, rare tokens weighing more.
+
+    Embeddings are centred over the vocabulary, and weigh a / (a + p) (Arora et al. 2017), p from a token's rank in the
+    vocabulary, whose first tokens are the most common in vocabularies made by merging or pruning. Words in common and
+    words of like use make two texts alike; their order does not count.
+    """
+    table = lm.model.get_input_embeddings().weight.detach()
+    middle = table.float().mean(0)
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        made = np.zeros((len(texts), table.shape[1]))
+        for n, text in enumerate(texts):
+            ids = lm.encoder.ids(" " + text.strip()) if text.strip() else []
+            if ids:
+                common = 1 / ((np.array(ids) + 1.0) * log(len(table)))
+                vectors = (table[ids].float() - middle).double().cpu().numpy()
+                made[n] = (COMMON / (COMMON + common)) @ vectors
+        size = np.linalg.norm(made, axis=1, keepdims=True)
+        return np.asarray(made / np.where(size > 0, size, 1))
+
+    return embed
+
+
+def similarity(texts: Sequence[str], references: Sequence[str], embed: Embed) -> np.ndarray:
+    """The cosine of each text and its reference (N,), 0 for an empty text; LenscopeError if they are not as many."""
+    if len(texts) != len(references):
+        raise LenscopeError(f"{len(texts)} texts, {len(references)} references: give one reference for each text")
+    return np.asarray((embed(texts) * embed(references)).sum(1))
+
+
+def _answers(answers: str | Sequence[str]) -> list[str]:
+    given = [answers] if isinstance(answers, str) else list(answers)
+    found = [_plain(answer).strip() for answer in given]
+    if not found or not all(found):
+        raise LenscopeError(f"answers {given!r}: give at least one, none of them empty")
+    return found
+
+
+def _opened(answer: str) -> str:
+    """An answer as a pattern, without the marks that it opens with, which `starts` passes over."""
+    return re.escape(re.sub(r"^[\W_]+(?=\w)", "", answer))
+
+
+@lru_cache(maxsize=65_536)
+def _plain(text: str) -> str:
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return " ".join("".join(c for c in apart if not unicodedata.combining(c)).replace("’", "'").split())
+
+
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """The length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for a in first:
+        before = 0
+        for n, b in enumerate(second, 1):
+            before, row[n] = row[n], before + 1 if a == b else max(row[n], row[n - 1])
+    return row[-1]

@@ -1,0 +1,79 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from lenscope.controls import exchange, random_vectors, shuffled_sources, told
+from lenscope.errors import LenscopeError
+from lenscope.patchscope import Patchscope, Target
+
+TEXTS = ["one two three", "four five", "six seven eight nine", "ten"]
+
+
+def test_random_vectors_keep_norms_and_addresses(lm64) -> None:  # type: ignore[no-untyped-def]
+    states = lm64.read(TEXTS)
+    made = random_vectors(states, seed=1)
+    torch.testing.assert_close(made.tensor.norm(dim=-1), states.tensor.norm(dim=-1), rtol=1e-12, atol=1e-12)
+    assert made.tensor.dtype == states.tensor.dtype
+    assert (made.prompts, made.layers, made.positions) == (states.prompts, states.layers, states.positions)
+    cosines = torch.nn.functional.cosine_similarity(made.tensor[:, :, 0], states.tensor[:, :, 0], dim=-1)
+    assert cosines.abs().max() < 0.95
+    assert abs(cosines.mean()) < 0.2
+    assert torch.equal(made.tensor, random_vectors(states, seed=1).tensor)
+    assert not torch.equal(made.tensor, random_vectors(states, seed=2).tensor)
+
+
+def test_controls_are_scored_against_the_prompts_own_predictions(lm64) -> None:  # type: ignore[no-untyped-def]
+    states = lm64.read(TEXTS, positions=-1)
+    own = lm64.own_logits(states[lm64.n_layers, -1]).log_softmax(-1)
+    scope = Patchscope(lm64, Target("one x", at="x"))
+    for made in (random_vectors(states), shuffled_sources(states), random_vectors(shuffled_sources(states))):
+        grid = scope.predict(made, [1])
+        for cell, row in enumerate(grid.source):
+            place = int(row) // len(states.layers)
+            expected = -own[place, int(grid.ids[cell, 0])]
+            assert grid.measures["surprisal"][cell] == pytest.approx(float(expected), abs=1e-5)
+            assert grid.measures["precision"][cell] == (own[place].argmax() == int(grid.ids[cell, 0]))
+        here = slice(2 * len(states.layers), 3 * len(states.layers))
+        alone = scope.predict(made.split()[2], [1])
+        np.testing.assert_allclose(alone.measures["surprisal"], grid.measures["surprisal"][here], atol=1e-5)
+
+
+def test_shuffled_sources_are_another_prompts(lm64) -> None:  # type: ignore[no-untyped-def]
+    states = lm64.read(TEXTS, positions=[0, -1])
+    made = shuffled_sources(states, ["a", "b", "a", "b"])
+    for n in range(4):
+        taken = [m for m in range(4) if torch.equal(made.tensor[n], states.tensor[m])]
+        assert len(taken) == 1
+        assert taken[0] % 2 != n % 2
+    with pytest.raises(LenscopeError, match="as many of each"):
+        shuffled_sources(lm64.read(TEXTS))
+    with pytest.raises(LenscopeError, match="3 of 4 items"):
+        shuffled_sources(states, ["a", "a", "a", "b"])
+    with pytest.raises(LenscopeError, match="3 for 4 prompts"):
+        shuffled_sources(states, ["a", "a", "b"])
+
+
+def test_exchanges_never_stay_in_the_group() -> None:
+    random = np.random.default_rng(0)
+    for seed in range(200):
+        groups = random.integers(0, random.integers(2, 6), size=random.integers(2, 12)).tolist()
+        if 2 * Counter(groups).most_common(1)[0][1] > len(groups):
+            with pytest.raises(LenscopeError, match="at most half"):
+                exchange(groups, seed)
+            continue
+        taken = exchange(groups, seed)
+        assert sorted(taken) == list(range(len(groups)))
+        assert all(groups[a] != groups[b] for a, b in enumerate(taken))
+
+
+def test_text_in_the_place_of_the_vector(lm64) -> None:  # type: ignore[no-untyped-def]
+    scope = Patchscope(lm64, Target("one x two", at="x"))
+    assert told(scope, ["three four", " five "]) == ["one three four two", "one five two"]
+    several = Patchscope(lm64, Target("x x one x", at="x", every=True))
+    assert told(several, ["two"]) == ["two one two"]
+    with pytest.raises(LenscopeError, match="is empty"):
+        told(scope, [" "])
+    with pytest.raises(LenscopeError, match="2 targets"):
+        told(Patchscope(lm64, [Target("one x", at="x"), Target("two x", at="x")]), ["a"])

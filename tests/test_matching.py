@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from lenscope.errors import LenscopeError
+from lenscope.matching import embedder, mentions, rouge, similarity, starts, words
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("It is Paris.", "Paris", True),
+        ("PARISIAN life", "Paris", False),
+        ("in São Paulo", "sao  paulo", True),
+        ("snow-white", "snow", True),
+        ("the cat_food", "cat", False),
+        ("C++ is", "C++", True),
+        ("C is", "C++", False),
+        ("", "x", False),
+        ("a.b", "axb", False),
+        ("the\n New\tYork times", "New York", True),
+        ("Côte d’Ivoire", "Cote d'Ivoire", True),
+        ("2001 was", "200", False),
+    ],
+)
+def test_mentions_whole_words(text: str, answer: str, found: bool) -> None:
+    assert mentions(text, answer) is found
+    assert mentions(text, ["zebra", answer]) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        (" Paris, which", "Paris", True),
+        (' "the Paris" x', "Paris", True),
+        ("\n- a Paris", "paris", True),
+        (" Parisian", "Paris", False),
+        (" not Paris", "Paris", False),
+        ("the the Paris", "Paris", False),
+        (" The Hague.", "The Hague", True),
+        (" .NET", ".NET", True),
+        ("anteater", "eater", False),
+    ],
+)
+def test_starts_with_an_answer(text: str, answer: str, found: bool) -> None:
+    assert starts(text, answer) is found
+
+
+def test_answers_must_say_something() -> None:
+    for bad in ("", " ", [], ["a", ""]):
+        with pytest.raises(LenscopeError, match="answers"):
+            mentions("a", bad)
+
+
+def test_rouge_counts_words_and_order() -> None:
+    # 3 of 4 and 3 of 5 words in common; in order: "the cat" … "mat" is 2 + …
+    said, wanted = "The cat, on mat", "the mat has the cat"
+    assert words(said) == ["the", "cat", "on", "mat"]
+    one, long = rouge(said, wanted)
+    assert one == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
+    assert long == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
+    assert rouge("a b", "b a") == (1.0, 0.5)
+    assert rouge("", "x") == (0.0, 0.0)
+    assert rouge("x x x", "x") == (0.5, 0.5)
+    with pytest.raises(LenscopeError, match="no word"):
+        rouge("a", "…")
+
+
+def test_longest_common_subsequence_against_all_subsequences() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = (["xyz"[i] for i in random.integers(3, size=random.integers(1, 8))] for _ in range(2))
+        best = 0
+        for chosen in range(1 << len(a)):
+            part = [w for n, w in enumerate(a) if chosen >> n & 1]
+            rest = iter(b)
+            if all(w in rest for w in part):
+                best = max(best, len(part))
+        assert rouge(" ".join(a), " ".join(b)).rougeL == pytest.approx(2 * best / (len(a) + len(b)))
+
+
+def test_embeddings_are_weighted_means(lm64) -> None:  # type: ignore[no-untyped-def]
+    embed = embedder(lm64)
+    table = lm64.model.get_input_embeddings().weight.detach().double().numpy()
+    ids = lm64.encoder.ids(" " + "one two")
+    weights = [1e-3 / (1e-3 + 1 / ((i + 1) * np.log(len(table)))) for i in ids]
+    expected = sum(w * (table[i] - table.mean(0)) for w, i in zip(weights, ids, strict=True))
+    (made,) = embed(["one two"])
+    np.testing.assert_allclose(made, expected / np.linalg.norm(expected), atol=1e-6)
+    assert not embed([" "]).any()
+    assert similarity(["one two", "one", ""], ["one two", "two", "one"], embed)[[0, 2]] == pytest.approx([1, 0])
+    assert similarity(["one"], ["two"], embed)[0] < 0.999
+    with pytest.raises(LenscopeError, match="one reference for each"):
+        similarity(["a"], [], embed)
