@@ -149,7 +149,11 @@ def test_mean_distributions_keep_what_float32_loses(monkeypatch):
     for mean, expected in zip(sums, exact, strict=True):
         assert mean.dtype == torch.float64
         assert torch.allclose(mean.log(), expected.log(), atol=2e-4)
-    bias = module._bias(torch.stack(sums))
+    bias, none = module._bias([torch.stack(sums)])
+    assert not none.size
+    twice, without = module._bias([torch.stack(sums), 2 * torch.stack(sums)])
+    assert np.allclose(without, [bias, bias], rtol=1e-9)
+    assert np.allclose(twice, bias, rtol=1e-9)
     p, q = exact[0] / 5, exact[1] / 5
     assert bias[0] == 0
     assert bias[1] == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
@@ -212,6 +216,25 @@ def test_tails_are_those_of_students_t(degrees):
     assert t == pytest.approx(STUDENT[degrees], rel=0.01)
 
 
+@pytest.mark.parametrize(("lengths", "groups"), [((9, 5, 12, 2), 4), ((4,) * 23, 10)])
+def test_intervals_of_bias_are_a_jackknifes_over_groups_of_rows(lm64, lengths, groups):
+    """Each group of rows left out in turn: the same measured on the others alone."""
+    rows, lenses = rows_of(lm64, lengths), {"tuned": affine(lm64), "logit": None}
+    e = evaluate(lm64, rows, lenses, layers=[1])
+    others = [[r for n, r in enumerate(rows) if n % 10 != group] for group in range(groups)]
+    left = np.array([evaluate(lm64, some, lenses, layers=[1]).measure("bias")[:, 0] for some in others])
+    t = {4: 3.182446305284263, 10: 2.2621571627409915}[groups]
+    for i in range(2):
+        error = np.sqrt((groups - 1) ** 2 / groups * left[:, i].var(ddof=1))
+        value = e.measure("bias")[i, 0]
+        assert np.allclose(e.interval("bias")[i, 0], [max(0, value - t * error), value + t * error], rtol=1e-6)
+    apart = left[:, 0] - left[:, 1]
+    value, low, high = e.differences["bias"][0, 0]
+    assert value == pytest.approx(e.measure("bias")[0, 0] - e.measure("bias")[1, 0])
+    assert np.allclose((high - low) / 2, t * np.sqrt((groups - 1) ** 2 / groups * apart.var(ddof=1)), rtol=1e-6)
+    assert (low + high) / 2 == pytest.approx(value)
+
+
 def test_intervals_are_percentiles_of_resampled_rows(lm64, monkeypatch):
     """Resamples drawn here, of the mean of every row measured alone."""
     monkeypatch.setattr(module, "RESAMPLES", 20_000)
@@ -231,7 +254,7 @@ def test_intervals_are_percentiles_of_resampled_rows(lm64, monkeypatch):
         assert value == pytest.approx(e.measure(name)[0, 0] - e.measure(name)[1, 0], abs=1e-12)
         assert np.allclose((low, high), np.percentile(apart, tails(8)), atol=0.02 * np.ptp(apart)), name
         assert np.array_equal(e.differences[name][1, 0], [0, 0, 0])
-    assert np.isnan(e.interval("bias")).all()
+    assert np.isnan(each[0].interval("bias")).all()
     assert np.isnan(each[0].interval("kl")).all()
     monkeypatch.setattr(module, "RESAMPLES", 50)
     first, again, other = (evaluate(lm64, rows, layers=[1], seed=seed).interval("kl") for seed in (0, 0, 1))

@@ -46,7 +46,7 @@ class Evaluation:
     `differences` are those of each lens from the `baseline`, the logit lens (None, and empty, without one), from the
     same resamples; `own` (3,) are the model's own values. Units are in `MEASURES`; NaN is what could not be measured:
     bits per byte of text whose bytes are not known, a lens at a layer it has no weights for, intervals of one unit.
-    `bias` has no interval. `rows`, `units`, `tokens` and `bytes` count the text, the units that are resampled (rows, or
+    `rows`, `units`, `tokens` and `bytes` count the text, the units that are resampled (rows, or
     documents where rows name theirs), the predictions, and the bytes of the tokens predicted.
     """
 

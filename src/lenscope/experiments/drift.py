@@ -34,7 +34,7 @@ CLAIM = (
 )
 # text in tokens, which of its positions test translators, layers of the transfer matrix at most: quick, full
 TEXT, EVERY, CROSSED = (4096, 16_384), (8, 32), (8, 30)
-GROUPS, RESAMPLES = 10, (40, 100)
+GROUPS, RESAMPLES = 10, (20, 100)
 # components of the covariances that are zeroed
 TOP = 2
 DISTANCES = (1, 2, 4, 8, 16)

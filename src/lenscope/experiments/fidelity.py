@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from lenscope.ablation import influence
 from lenscope.causal import causal_basis, principal_basis, random_basis
@@ -19,7 +18,7 @@ from lenscope.mappings import identify
 from lenscope.plots import Figure, Panel, Series
 from lenscope.provenance import provenance
 from lenscope.report import Report, Rows
-from lenscope.statistics import Estimate, bootstrap, spearman
+from lenscope.statistics import Estimate, bootstrap, rank_correlation, spearman
 
 DATA = "text"
 CLAIM = (
@@ -29,7 +28,7 @@ CLAIM = (
 )
 MAKERS = {"causal basis": causal_basis, "principal components": principal_basis, "random directions": random_basis}
 # tokens that directions are found on, that they are measured on, tokens a row, directions, layers
-FOUND, MEASURED, LENGTH, K, LAYERS = (1024, 2048), (384, 768), 128, (8, 24), (5, 9)
+FOUND, MEASURED, LENGTH, K, LAYERS = (768, 1536), (192, 384), 128, (8, 16), (3, 6)
 # What influences a lens at all, in nats, and the share of it below which the model counts as not influenced.
 LEAST, SHARE = 0.01, 0.1
 
@@ -114,12 +113,7 @@ def _sums(results: dict[str, Influence], n: int) -> dict[str, Any]:
 def _apart(first: Influence, second: Influence, n: int) -> Estimate:
     """The difference of two kinds' fidelity at a layer; directions of both are resampled."""
     samples = first.lens[n], first.model[n], second.lens[n], second.model[n]
-
-    def rho(a: np.ndarray, b: np.ndarray) -> float:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-    return bootstrap(lambda a, b, c, d: rho(a, b) - rho(c, d), *samples)
+    return bootstrap(lambda a, b, c, d: rank_correlation(a, b) - rank_correlation(c, d), *samples)
 
 
 def _lens_only(made: Influence, n: int) -> int:

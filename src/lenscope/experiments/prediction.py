@@ -119,9 +119,8 @@ def _table(e: Evaluation, measure: str) -> list[dict[str, Any]]:
 
 
 def _biases(e: Evaluation) -> list[dict[str, Any]]:
-    bias = e.measure("bias") * BITS
-    return [{"layer": n, **{name: float(bias[i, at]) for i, name in enumerate(e.lenses)}}
-            for at, n in enumerate(e.layers)]  # fmt: skip
+    return [{**row, **{k: Estimate(*(BITS * v for v in row[k])) for k in (*e.lenses, "tuned - logit")}}
+            for row in _table(e, "bias")[:-1]]  # fmt: skip
 
 
 def _beside(e: Evaluation) -> list[dict[str, Any]]:
@@ -144,7 +143,6 @@ def _figure(e: Evaluation) -> Figure:
         series = []
         for i, name in enumerate(e.lenses):
             y, low, high = (e.values[measure][i] * scale).T.tolist()
-            low, high = (None, None) if measure == "bias" else (low, high)
             series.append(Series(name, e.layers, y, low, high, dashed=name == BIAS))
         level = float(e.own[measure][0]) if measure == "cross_entropy" else None
         panels.append(Panel(measure.replace("_", "-"), "layer", unit, series, log=True, level=level))
@@ -173,15 +171,17 @@ def _reading(e: Evaluation, noise: float) -> str:
             f"{value[biases].mean():.2f}; least gained: {gain[least]:.3f} at layer {e.layers[least]})"
         )
     better = bias[tuned] < bias[logit]
+    surely = e.differences["bias"][tuned, :, 2] < 0
     after = bias[tuned, 1:] if len(e.layers) > 1 else bias[tuned]
     parts.append(
-        f"its bias is smaller at {_of(better, e)}: {bias[tuned, 0]:.2f} bits at the input and {after.min():.3f}–"
+        f"its bias is smaller at {_of(better, e)}, by more than the interval of the difference at {_of(surely, e)}: "
+        f"{bias[tuned, 0]:.2f} bits at the input and {after.min():.3f}–"
         f"{after.max():.2f} after it, the logit lens's {bias[logit].min():.2f}–{bias[logit].max():.2f}, 4 bits or more "
         f"at {_of(bias[logit] >= 4, e)} (the paper: 1.33 and .03–.27; 4–5 for most layers)"
     )
     scale = "" if np.isnan(noise) else (
-        f" Bias has no interval; for scale, the model's own mean distributions on two halves of the documents are "
-        f"{noise:.2f} bits apart."
+        f" Bias comes out too large of few tokens: the model's own mean distributions on two halves of the documents "
+        f"are {noise:.2f} bits apart."
     )  # fmt: skip
     opening = "Replicates" if everywhere and better.all() else "Replicates in part"
     return f"{opening}: " + "; ".join(parts) + f". On {e.tokens:,} predictions of {e.units} held-out documents." + scale
