@@ -172,3 +172,19 @@ def test_a_lens_is_fitted_on_the_text_once_and_kept(lm, tmp_path, monkeypatch):
     assert given.translators is made
     assert given.settings() | {"lens": ""} == given.settings(lens="")
     assert chosen.layers
+
+
+def test_a_lens_that_has_seen_what_is_held_out_is_told_of(run, given, model, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXT))
+    lens, out = str(tmp_path / "lens"), str(tmp_path / "out")
+    fitted = ["fit", "-m", model, "--data", str(text), "--tokens", "256", "--length", "32", "-o", lens]
+    assert run(*fitted, "--held-out", "0.1")[0] == 0
+    for seed, seen in (("0", False), ("1", True)):
+        status, _, err = run(
+            "reproduce", "fake", "-m", model, "-d", str(text), "--lens", lens, "--seed", seed, "-o", out
+        )
+        assert status == 0
+        assert ("some of the text that is held out" in err) is seen
+        assert given[-1].translators is given[-1].lens
+        assert ("fitted on some" in given[-1].settings()["lens"]) is seen

@@ -251,3 +251,13 @@ def _place(document: Document, seed: int) -> float:
     content = document.encode() if isinstance(document, str) else np.array(document, dtype=np.int64).tobytes()
     digest = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def overlap(fitted: Any, here: dict[str, Any]) -> bool:
+    """Whether two parts of text, by their provenance, have documents in common: a lens's, and what measures it."""
+    if not isinstance(fitted, dict) or not fitted.get("sources"):
+        return False
+    known = {source.get("sha256") for source in here.get("sources", ())}
+    low, high = fitted.get("part", (0.0, 1.0))
+    apart = fitted.get("seed") == here["seed"] and (here["part"][1] <= low or high <= here["part"][0])
+    return not apart and any(source.get("sha256") in known for source in fitted["sources"])

@@ -173,7 +173,7 @@ def eval_(
     for name in measures:
         check_measure(name, TRANSFERRED if transfer else MEASURES)
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.corpus import Corpus
+    from lenscope.corpus import Corpus, overlap
     from lenscope.evaluating import EvaluationInterrupted
     from lenscope.evaluating import evaluate as evaluate_
     from lenscope.evaluating import transfer as transfer_
@@ -182,7 +182,7 @@ def eval_(
     corpus = Corpus.open(lm, _data(data), field=field, length=length, seed=seed)
     corpus = corpus if held_out is None else corpus.split(held_out)[1]
     for name, f in lenses.items():
-        if _overlap(f.report.get("corpus"), corpus.provenance()):
+        if overlap(f.report.get("corpus"), corpus.provenance()):
             tell(
                 f"lens {name} was fitted on some of this text: --held-out {_share(f.report)} takes what it has not seen"
             )
@@ -347,16 +347,6 @@ def _labelled(lenses: Sequence[str]) -> dict[str, str]:
             raise LenscopeError(f"--lens {text}: give each lens a name of its own, as NAME={where or 'LENS'}")
         found[name] = where
     return found
-
-
-def _overlap(fitted: Any, here: dict[str, Any]) -> bool:
-    """Whether a lens was fitted on documents that are measured on."""
-    if not isinstance(fitted, dict) or not fitted.get("sources"):
-        return False
-    known = {source.get("sha256") for source in here.get("sources", ())}
-    low, high = fitted.get("part", (0.0, 1.0))
-    apart = fitted.get("seed") == here["seed"] and (here["part"][1] <= low or high <= here["part"][0])
-    return not apart and any(source.get("sha256") in known for source in fitted["sources"])
 
 
 def _share(report: dict[str, Any]) -> float:

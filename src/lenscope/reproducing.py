@@ -98,6 +98,8 @@ def reproduce(
         progress=counted,
         target_lm=other,
     )
+    if setting.overlapping:
+        tell(f"--lens {lens} was fitted on some of the text that is held out: give a lens of other text or --seed")
     try:
         report = chosen.run(setting)
     except KeyboardInterrupt as stop:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lenscope import artifacts
 from lenscope._version import __version__
-from lenscope.corpus import Corpus
+from lenscope.corpus import Corpus, overlap
 from lenscope.errors import LenscopeError
 from lenscope.mappings import PairMapping, load_mapping
 from lenscope.model import LM
@@ -78,6 +78,11 @@ class Setting:
     def held_out(self) -> Corpus:
         """The tenth of the text that no lens of this run is fitted on."""
         return self.corpus.split(HELD_OUT)[1]
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether the lens that was given has seen some of the text that is held out."""
+        return self.lens is not None and overlap(self.lens.report.get("corpus"), self.held_out.provenance())
 
     @cached_property
     def translators(self) -> PairMapping:
@@ -139,6 +144,8 @@ class Setting:
             report = self.translators.report
             tokens = report.get("tokens")
             said["lens"] = "given" if self.lens is not None else f"fitted on {tokens:,} tokens of the text"
+            if self.overlapping:
+                said["lens"] += ", fitted on some of what is held out"
         return {**said, **own}
 
     def provenance(self) -> dict[str, Any]:
