@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,8 +72,9 @@ def test_samples_resume_divide_and_split(lm64):
     corpus = Corpus.open(lm64, length=12)
     whole = joined(corpus.batches(7 * 12, rows=2))
     assert whole[-1] == list(range(7))
-    assert joined(corpus.batches(7 * 12, rows=2, start=3))[0] == whole[0][36:]
-    shares = [list(corpus.batches(7 * 12, rows=2, rank=r, world=2)) for r in range(2)]
+    fresh = [Corpus.open(lm64, length=12) for _ in range(3)]  # none remembers what another sampled
+    assert joined(fresh[2].batches(7 * 12, rows=2, start=3))[0] == whole[0][36:]
+    shares = [list(fresh[r].batches(7 * 12, rows=2, rank=r, world=2)) for r in range(2)]
     assert len(shares[0]) == len(shares[1])
     rows = {int(n): ids.tolist() for s in shares for b in s for n, ids in zip(b.row, b.ids, strict=True)}
     assert [i for n in sorted(rows) for i in rows[n]] == whole[0]
@@ -99,3 +101,29 @@ def test_samples_need_no_tokenizer():
     (batch,) = Corpus.open(lm, length=8).batches(8)
     assert batch.ids.shape == (1, 8)
     assert batch.ids[0, 0] == 1  # the configuration's BOS
+
+
+def test_what_was_sampled_is_not_sampled_again(lm64, monkeypatch):
+    module = importlib.import_module("lenscope.corpus")
+    calls, sample = [], module.sample
+
+    def counted(lm, numbers, *rest):
+        calls.append(list(numbers))
+        return sample(lm, numbers, *rest)
+
+    monkeypatch.setattr(module, "sample", counted)
+    corpus = Corpus.open(lm64, length=16, seed=2)
+    held_out = corpus.split(0.5)[1]
+    first = torch.cat([b.ids for b in held_out.batches(48, 2)])
+    assert calls == [[0, 1, 2]]
+    again = torch.cat([b.ids for b in corpus.split(0.5)[1].batches(80, 1)])
+    assert calls == [[0, 1, 2], [3, 4]]
+    assert torch.equal(again[:3], first)
+    assert torch.equal(again, torch.cat([b.ids for b in held_out.batches(80, 5)]))
+    assert torch.equal(again[1::2], torch.cat([b.ids for b in held_out.batches(80, 1, rank=1, world=2)]))
+    assert len(calls) == 2
+    other = next(corpus.batches(48, 3)).ids
+    assert calls[2:] == [[0, 1, 2]]
+    assert not torch.equal(other, first)
+    assert next(replace(held_out, length=8).batches(8)).ids.shape == (1, 8)
+    assert len(calls) == 4

@@ -6,7 +6,7 @@ Does not know: where documents lie (documents.py), how they become rows (packing
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 from typing import Any, final
@@ -26,6 +26,8 @@ from lenscope.samples import sample
 LENGTH = 512
 # Rows that a model writes together.
 WRITTEN = 128
+# Rows that a model has written and that are not sampled again when a corpus is read again.
+REMEMBERED = 16_384
 # Rows that are put in another order together: a long document gives many, and steps on one document alone are biased.
 MIXED = 512
 
@@ -80,6 +82,8 @@ class Corpus:
     seed: int
     epochs: int
     part: tuple[float, float] = (0.0, 1.0)
+    # rows that the model has written, shared by all parts
+    _sampled: dict[Any, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"Corpus({self.name}, rows of {self.length} tokens, seed {self.seed})"
@@ -120,7 +124,8 @@ class Corpus:
         """The corpus without, and with only, a fraction of its documents: those whose text hashes low with the seed.
 
         A document has its part whatever else the corpus holds, and equal texts are in the same one. Either can be
-        split again. Of a model's own samples both parts are samples, of different random numbers.
+        split again. Of a model's own samples both parts are samples, of different random numbers; a corpus, its parts
+        among it, remembers what was sampled, and does not sample it again.
         """
         if not 0 < held_out < 1:
             raise LenscopeError(f"held_out {held_out}: give a fraction of the documents between 0 and 1, such as 0.1")
@@ -199,7 +204,11 @@ class Corpus:
         for some in (steps[n : n + together] for n in range(0, len(steps), together)):
             mine = [[n for n in step if n % world == rank] for step in some]
             numbers = [n for step in mine for n in step]
-            ids = iter(sample(self.lm, numbers, self.length, marks.document, seed) if numbers else ())
+            new = [n for n in numbers if (seed, self.length, n) not in self._sampled]
+            fresh = dict(zip(new, sample(self.lm, new, self.length, marks.document, seed) if new else (), strict=True))
+            ids = iter([fresh[n] if n in fresh else self._sampled[seed, self.length, n] for n in numbers])
+            if len(self._sampled) < REMEMBERED:
+                self._sampled.update({(seed, self.length, n): row for n, row in fresh.items()})
             for step, numbers in zip(some, mine, strict=True):
                 held = [(n, written(next(ids), n, marks.document, special)) for n in numbers]
                 yield self._batch(held, step.stop, None)
