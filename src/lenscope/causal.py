@@ -28,7 +28,7 @@ from lenscope.reduction import reduce
 from lenscope.states import HiddenStates, check_layers
 
 # Columns of the vocabulary that directions are first sought on, and how many starts are tried for each.
-COLUMNS, STARTS = 4096, 2
+COLUMNS, STARTS = 4096, 4
 # Steps of L-BFGS on drawn columns and on the whole vocabulary; both end below this relative change of the energy.
 SOUGHT, POLISHED, STILL = 40, 40, 1e-4
 TOKENS = 1024
@@ -55,7 +55,7 @@ def causal_basis(
     the vocabulary from the best of many starts, then polished on all of it; `energies` are exact. Where the final norm
     scales and f is affine, as always but for soft caps and f of another kind, the ablated logits are a sum of logits
     made once and one product with the head, so that no product over states and vocabulary is made again: time per layer
-    is about 40 k passes over (states × columns) and 10 k over (states × V), memory up to 1 GB of logits.
+    is about 60 k passes over (states × columns) and 10 k over (states × V), memory up to 1 GB of logits.
     Raises LenscopeError for too few states, k out of range, an f without gradients, a 16-bit model that is replayed.
     """
     return _bases(lm, rows, f, layers, k, seed, progress, "causal", _extracted)

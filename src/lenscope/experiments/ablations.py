@@ -28,7 +28,7 @@ CLAIM = (
 )
 LENGTH = 128
 # quick and full: tokens that measure, tokens that means are taken over, tokens that lenses read
-MEASURED, AVERAGED, READ_BY_LENSES = (1_024, 4_096), (2_048, 8_192), (512, 2_048)
+MEASURED, AVERAGED, READ_BY_LENSES = (768, 2_048), (2_048, 4_096), (512, 1_024)
 # one prediction in so many counts: neighbours tell little more, and unembedding costs more than all blocks above
 COUNTED = 4
 # a block is harmless where its loss is less than this share of what the first one costs

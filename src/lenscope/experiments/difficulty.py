@@ -45,8 +45,8 @@ CLAIM = (
 )
 
 # quick and full: how the model is trained, tokens that are measured, tokens that a lens is fitted on
-PLANS = (Plan(steps=320, every=10), Plan(steps=1500, every=30))
-MEASURED, FITTED = (12_288, 32_768), (25_000, 100_000)
+PLANS = (Plan(steps=320, every=10), Plan(steps=900, every=18))
+MEASURED, FITTED = (12_288, 24_576), (25_000, 50_000)
 # characters that the vocabulary is learned from, tokens whose frequencies are counted
 LEARNED_FROM, COUNTED = 4_000_000, 1_000_000
 # times that a training may read its text

@@ -33,8 +33,8 @@ CLAIM = (
     "lens costs at most .3 bits per byte on Vicuna-13B (Fig. 13)."
 )
 # text in tokens, which of its positions test translators, layers of the transfer matrix at most: quick, full
-TEXT, EVERY, CROSSED = (4096, 16_384), (8, 32), (8, 30)
-GROUPS, RESAMPLES = 10, (20, 100)
+TEXT, EVERY, CROSSED = (4096, 16_384), (8, 48), (8, 30)
+GROUPS, RESAMPLES = 10, (20, 60)
 # components of the covariances that are zeroed
 TOP = 2
 DISTANCES = (1, 2, 4, 8, 16)

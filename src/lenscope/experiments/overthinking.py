@@ -29,7 +29,7 @@ CLAIM = (
 )
 # quick and full: questions a task, numbers of demonstrations
 QUESTIONS = 48, 96
-SHOTS = (8,), (2, 8, 16)
+SHOTS = (8,), (2, 8)
 LENSES = "tuned lens", "logit lens"
 NOT_SHOWN = ("chance", "final, correct", "final, incorrect", "gap")
 # which of the kinds of things in quizzes.py are which

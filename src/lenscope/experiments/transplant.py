@@ -27,8 +27,8 @@ from lenscope.statistics import Estimate
 from lenscope.tuning import fit
 
 # steps of a row each, and their rate; text that measures, which of its positions count; layers measured: quick, full
-STEPS, RATE = (8, 32), 1e-4
-TEXT, EVERY, LAYERS = (2048, 8192), (4, 4), (5, 10)
+STEPS, RATE = (4, 32), 1e-4
+TEXT, EVERY, LAYERS = (1024, 8192), (4, 8), (4, 10)
 GROUPS, RESAMPLES = 10, 1000
 LEARNED = "Python documentation"
 LOGIT, OLD, NEW = "logit lens", "transferred", "fitted anew"
