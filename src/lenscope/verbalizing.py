@@ -1,0 +1,206 @@
+"""What an explanation is worth: what a Patchscope says of states, beside what it says of their text, or of nothing.
+
+Knows: how each control is run and scored beside the states, cells chosen on other items, paired differences.
+Does not know: which Patchscope, what is scored.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from lenscope.controls import exchange, random_vectors, told
+from lenscope.decoding import Writer
+from lenscope.errors import LenscopeError
+from lenscope.grids import Grid
+from lenscope.model import LM, PromptLike
+from lenscope.patchscope import Patchscope, Progress
+from lenscope.prompts import Prompt
+from lenscope.selection import Selection, select
+from lenscope.sources import Layers
+from lenscope.states import HiddenStates
+from lenscope.statistics import Estimate, difference, mean
+
+VECTOR, TEXT, NONE, RANDOM, SHUFFLED = WAYS = "vector", "text", "no patch", "random vector", "shuffled source"
+KINDS = "oracle", "selected", "mean"
+
+# score(what was said, number of the item) -> a number, higher is better
+Score = Callable[[str, int], float]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """Scores of N items in C cells, by way of telling: "vector", "random vector", "shuffled source" (N, C), and "text",
+    "no patch" (N, 1), which have no layers.
+
+    `cells` are (source layer, target layer). `units` names what each item belongs to (a subject): whole units are
+    resampled, and are in one fold.
+    """
+
+    cells: tuple[tuple[int, int], ...]
+    scores: Mapping[str, np.ndarray]
+    units: Sequence[Any] | None = None
+    seed: int = 0
+
+    def selection(self, way: str = VECTOR, cells: Sequence[int] | None = None) -> Selection:
+        """The best, the selected and the mean of some `cells` (their numbers; None: all), for one way of telling."""
+        table = self.scores[way]
+        some = table if cells is None or table.shape[1] == 1 else table[:, list(cells)]
+        return select(some, units=self.units, seed=self.seed)
+
+    def row(self, cells: Sequence[int] | None = None, kind: str = "selected") -> dict[str, Estimate]:
+        """Every way's mean score, and what the vector adds: `kind` "selected", "oracle" or "mean" of some cells.
+
+        A way with several cells has its own cell selected, as freely as the vector. "vector above text" is the share
+        of items whose vector scores higher than their text; for scores 0 and 1, right where the text is not.
+        """
+        items = {way: getattr(self.selection(way, cells), f"items_{kind}") for way in self.scores}
+        estimates: dict[str, Estimate] = {way: self._mean(values) for way, values in items.items()}
+        own = items[VECTOR]
+        for way in (w for w in items if w != VECTOR):
+            estimates[f"vector - {way}"] = difference(own, items[way], units=self.units, seed=self.seed)
+        estimates["vector above text"] = self._mean(own > items[TEXT])
+        estimates["text above vector"] = self._mean(own < items[TEXT])
+        return estimates
+
+    def by_layer(self) -> list[dict[str, Any]]:
+        """`row` of each source layer, its target layer selected on the other items where it has several."""
+        made = []
+        for layer in sorted({source for source, _ in self.cells}):
+            mine = [n for n, (source, _) in enumerate(self.cells) if source == layer]
+            made.append({"layer": layer, **self.row(mine)})
+        return made
+
+    def chosen(self, way: str = VECTOR) -> list[tuple[int, int]]:
+        """The (source layer, target layer) that was selected for each fold."""
+        return [self.cells[n] for n in self.selection(way).chosen]
+
+    def _mean(self, values: np.ndarray) -> Estimate:
+        return mean(values, units=self.units, seed=self.seed)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sayings:
+    """What was said of N items by each way of telling: texts, in arrays as those of `Worth`."""
+
+    cells: tuple[tuple[int, int], ...]
+    said: Mapping[str, np.ndarray]
+
+    def scored(self, score: Score, units: Sequence[Any] | None = None, seed: int = 0) -> Worth:
+        """The worth of all that was said, by one score."""
+        scores = {}
+        for way, table in self.said.items():
+            scores[way] = np.array([[float(score(text, n)) for text in row] for n, row in enumerate(table)])
+        return Worth(self.cells, scores, units, seed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        said = {way: table.tolist() for way, table in self.said.items()}
+        return {"cells": [list(cell) for cell in self.cells], "said": said}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Sayings":
+        """The inverse of `to_json`."""
+        said = {way: np.array(table, dtype=object) for way, table in data["said"].items()}
+        return Sayings(tuple((source, target) for source, target in data["cells"]), said)
+
+
+def worth(
+    scope: Patchscope,
+    states: HiddenStates,
+    texts: Sequence[str],
+    score: Score,
+    layers: Layers = None,
+    *,
+    answers: Sequence[Hashable] | None = None,
+    units: Sequence[Any] | None = None,
+    max_new_tokens: int = 20,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Worth:
+    """What N states are worth to a Patchscope: `score` of what it says of them, and of what it says without them.
+
+    `states` are those of N prompts at one position each, `texts` (N,) what stands in the place of the placeholder when
+    the verbaliser is told the text instead of the vector. Arguments are those of `sayings`, which see.
+    """
+    how: Any = {"answers": answers, "max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "progress": progress}
+    return sayings(scope, states, texts, layers, **how).scored(score, units, seed)
+
+
+def sayings(
+    scope: Patchscope,
+    states: HiddenStates,
+    texts: Sequence[str],
+    layers: Layers = None,
+    *,
+    answers: Sequence[Hashable] | None = None,
+    max_new_tokens: int = 20,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sayings:
+    """What a Patchscope says, greedily, of each of N prompts' states at `layers`, and by way of every control.
+
+    "text": the text in the place of the placeholder; "no patch": the target prompt as it is; "random vector": a random
+    direction of each state's norm; "shuffled source": another prompt's state, whose answer differs where `answers`
+    (N,) are given. The shuffled states are not run again: what another prompt's state says is known.
+
+    Raises LenscopeError where prompts have more than one position, or texts are not as many; for a Patchscope with
+    several targets, or with edits of its target, which a text has no place for; and as `controls.exchange`, `told`.
+    """
+    count = len(states.prompts)
+    if len(texts) != count or any(len(places) != 1 for places in states.positions):
+        raise LenscopeError(f"{len(texts)} texts, {count} prompts: give one text for each, and states of one position")
+    if len(scope.fixed) > 1 or scope.fixed[0]:
+        raise LenscopeError("scope: give a Patchscope with one target, without edits of its own")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    others = exchange(range(count) if answers is None else answers, seed)
+    written = []
+    for turn, some in enumerate((states, random_vectors(states, seed))):
+
+        def advance(done: int, total: int, turn: int = turn) -> None:
+            if progress is not None:
+                progress(done + turn * total, 2 * total)
+
+        how: Any = {"max_new_tokens": max_new_tokens, "stop": stops, "progress": advance}
+        written.append(table(scope.generate(some, layers, **how)))
+    (cells, own), (_, random) = written
+    plain = continued(scope.lm, [*told(scope, texts), scope.resolved[0][0]], max_new_tokens, stops)
+    return Sayings(
+        cells,
+        {
+            VECTOR: own,
+            TEXT: np.array(plain[:count], dtype=object)[:, None],
+            NONE: np.array([plain[count]] * count, dtype=object)[:, None],
+            RANDOM: random,
+            SHUFFLED: own[others],
+        },
+    )
+
+
+def table(grid: Grid) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
+    """The texts of a grid of one target as (prompts, cells), and the (source layer, target layer) of each cell.
+
+    The grid's sources are hidden states of several prompts, one position each, all at the same layers.
+    """
+    layer = [grid.sources[n].layer for n in grid.source.tolist()]
+    pairs = list(zip(layer, grid.layer.tolist(), strict=True))
+    cells = tuple(sorted(set(pairs)))
+    number = {cell: n for n, cell in enumerate(cells)}
+    item = grid.source // len({source.layer for source in grid.sources})
+    made = np.full((int(item.max()) + 1, len(cells)), "", dtype=object)
+    made[item, [number[pair] for pair in pairs]] = grid.texts
+    return cells, made
+
+
+def continued(lm: LM, prompts: Sequence[PromptLike], max_new_tokens: int, stop: str | Sequence[str] = ()) -> list[str]:
+    """What follows each prompt, greedily, cut off as `Patchscope.generate` cuts: the same for text as for vectors."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    writer = Writer(lm, 0, max_new_tokens, stops, 0.0, 1.0, 0)
+    many: list[str | Prompt] = [lm.prompt(p) for p in prompts]
+    done = lm.generate(many, max_new_tokens)
+    return [writer.text(one.ids) for one in done]

@@ -1,0 +1,186 @@
+"""What an explanation is worth: every way of telling equals plain hooks and plain generation; scores by hand."""
+
+import json
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+
+from lenscope import verbalizing
+from lenscope.controls import random_vectors, shuffled_sources
+from lenscope.errors import LenscopeError
+from lenscope.patchscope import Patchscope, Target
+from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR, Sayings, Worth, sayings, table, worth
+
+NAMES = ["The cat", "France", "a test of the mat", "Paris is"]
+PROMPT = "The capital of x"
+NEW = 3
+
+
+def by_hand(model, ids, patch=None):
+    """Greedy ids after `ids` without a cache, a vector written at (layer, position) by a plain hook in every pass."""
+    written = []
+    for _ in range(NEW):
+        with ExitStack() as undo:
+            if patch is not None:
+                layer, position, v = patch
+
+                def write(h, position=position, v=v):
+                    return torch.cat([h[:, :position], v[None, None], h[:, position + 1 :]], 1)
+
+                if layer:
+                    hook = model.model.layers[layer - 1].register_forward_hook(lambda m, a, out: write(out))
+                else:
+                    hook = model.model.layers[0].register_forward_pre_hook(lambda m, a: (write(a[0]), *a[1:]))
+                undo.callback(hook.remove)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([[*ids, *written]]), use_cache=False).logits[0, -1]
+        written.append(int(logits.argmax()))
+        if written[-1] == model.config.eos_token_id:
+            break
+    return written
+
+
+@pytest.fixture(scope="module")
+def scope(lm64):
+    return Patchscope(lm64, Target(PROMPT, at="x"))
+
+
+@pytest.fixture(scope="module")
+def said(lm64, scope):
+    pairs = [(0, 0), (0, 3), (2, 1), (4, 3)]
+    return sayings(scope, lm64.read(NAMES, positions=-1), NAMES, pairs, max_new_tokens=NEW)
+
+
+def shown(lm, ids):
+    end = lm.model.config.eos_token_id
+    return lm.tokenizer.decode([i for i in ids if i != end], clean_up_tokenization_spaces=False)
+
+
+def test_every_way_of_telling_equals_hooks(lm64, said):
+    model, tokenizer = lm64.model, lm64.tokenizer
+    ids = tokenizer(PROMPT).input_ids
+    assert said.cells == ((0, 0), (0, 3), (2, 1), (4, 3))
+    states = lm64.read(NAMES, positions=-1)
+    drawn = random_vectors(states, 0)
+    for n, name in enumerate(NAMES):
+        for c, (source, target) in enumerate(said.cells):
+            for way, where in ((VECTOR, states), (RANDOM, drawn)):
+                expected = by_hand(model, ids, (target, len(ids) - 1, where[source, -1][n]))
+                assert said.said[way][n, c] == shown(lm64, expected)
+        # the prompt ends in its placeholder, so that the text comes last
+        instead = tokenizer(PROMPT[:-1] + name).input_ids
+        assert said.said[TEXT][n, 0] == shown(lm64, by_hand(model, instead))
+        assert said.said[NONE][n, 0] == shown(lm64, by_hand(model, ids))
+    # a patch says something of its own, else nothing was compared
+    assert len({*said.said[VECTOR].reshape(-1), *said.said[RANDOM].reshape(-1)}) > 4
+
+
+def test_shuffled_sources_are_what_other_states_say(lm64, scope):
+    states = lm64.read(NAMES, positions=-1)
+    answers = ["a", "b", "a", "b"]
+    found = sayings(scope, states, NAMES, [1, 3], answers=answers, max_new_tokens=NEW, seed=3)
+    grid = scope.generate(shuffled_sources(states, answers, 3), [1, 3], max_new_tokens=NEW)
+    cells, expected = table(grid)
+    assert cells == found.cells == tuple((a, b) for a in range(5) for b in (1, 3))
+    assert (found.said[SHUFFLED] == expected).all()
+    assert (found.said[SHUFFLED] != found.said[VECTOR]).any()
+
+
+def test_text_is_cut_as_vectors_are(lm64, scope):
+    states = lm64.read(NAMES, positions=-1)
+    long = sayings(scope, states, NAMES, [0], max_new_tokens=8)
+    letter = next(c for c in long.said[TEXT][0, 0][1:] if c.isalpha())
+    cut = sayings(scope, states, NAMES, [0], max_new_tokens=8, stop=letter)
+    for way in (VECTOR, TEXT, NONE, RANDOM, SHUFFLED):
+        assert cut.said[way].tolist() == [[t.split(letter)[0] for t in row] for row in long.said[way].tolist()]
+
+
+def test_scores_take_the_item_and_keep_the_cell(said):
+    made = said.scored(lambda text, n: len(text) + 100 * n)
+    for way, texts in said.said.items():
+        assert made.scores[way].tolist() == [[len(t) + 100 * n for t in row] for n, row in enumerate(texts.tolist())]
+    again = Sayings.from_json(json.loads(json.dumps(said.to_json())))
+    assert again.cells == said.cells
+    assert all((again.said[way] == texts).all() for way, texts in said.said.items())
+
+
+def planted(n=40):
+    """A vector right at (2, 1) for three items of four, a text for every second one, a random vector nowhere."""
+    vector = np.zeros((n, 4))
+    vector[np.arange(n) % 4 < 3, 2] = 1
+    vector[np.arange(n) % 4 == 3, 0] = 1
+    text = (np.arange(n)[:, None] % 2 == 0).astype(float)
+    zero = np.zeros((n, 4))
+    cells = ((0, 0), (0, 3), (2, 1), (4, 3))
+    return Worth(cells, {VECTOR: vector, TEXT: text, NONE: zero[:, :1], RANDOM: zero, SHUFFLED: zero})
+
+
+def test_what_the_vector_adds_by_hand():
+    made = planted()
+    row = made.row()
+    assert made.chosen() == [(2, 1), (2, 1)]
+    assert row[VECTOR].value == 0.75
+    assert row[TEXT].value == 0.5
+    assert row["vector - text"].value == 0.25
+    # items 1 of 4 have the vector alone, items 3 of 4 neither
+    assert row["vector above text"].value == 0.25
+    assert row["text above vector"].value == 0
+    assert row["vector - random vector"].value == row["vector - no patch"].value == 0.75
+    assert made.row(kind="oracle")[VECTOR].value == 1
+    assert made.row(kind="mean")[VECTOR].value == 0.25
+    layers = made.by_layer()
+    assert [r["layer"] for r in layers] == [0, 2, 4]
+    assert [r[VECTOR].value for r in layers] == [0.25, 0.75, 0]
+    assert [r["text above vector"].value for r in layers] == [0.5, 0, 0.5]
+    low, high = row["vector - text"][1:]
+    assert low < 0.25 < high
+
+
+def test_units_are_resampled_whole():
+    made = planted()
+    alone, together = made.row()[VECTOR], Worth(made.cells, made.scores, [n // 20 for n in range(40)]).row()[VECTOR]
+    assert together.value == alone.value
+    # both units have the same mean, so that nothing varies
+    assert together.low == together.high == 0.75
+    assert alone.low < 0.7
+    # items of a unit are in one fold
+    units = [n % 5 for n in range(40)]
+    fold = Worth(made.cells, made.scores, units).selection().fold
+    assert all(len({int(f) for f, u in zip(fold, units, strict=True) if u == unit}) == 1 for unit in range(5))
+
+
+def test_worth_is_what_is_said_scored(lm64, scope, said):
+    states = lm64.read(NAMES, positions=-1)
+    done = []
+    made = worth(
+        scope,
+        states,
+        NAMES,
+        lambda text, n: float(text.count(NAMES[n][0])),
+        said.cells,
+        max_new_tokens=NEW,
+        units=[0, 0, 1, 1],
+        progress=lambda a, b: done.append((a, b)),
+    )
+    assert (made.scores[VECTOR] == said.scored(lambda text, n: text.count(NAMES[n][0])).scores[VECTOR]).all()
+    assert made.units == [0, 0, 1, 1]
+    assert done[-1] == (32, 32)
+    assert [a for a, _ in done] == sorted(a for a, _ in done)
+
+
+def test_what_cannot_be_told_is_refused(lm64, scope):
+    states = lm64.read(NAMES, positions=-1)
+    with pytest.raises(LenscopeError, match="3 texts, 4 prompts: give one text for each"):
+        sayings(scope, states, NAMES[:3])
+    with pytest.raises(LenscopeError, match="states of one position"):
+        sayings(scope, lm64.read(["a b", "c d"]), ["a b", "c d"])
+    two = Patchscope(lm64, [Target(PROMPT, at="x"), Target("one x", at="x")])
+    with pytest.raises(LenscopeError, match="one target"):
+        sayings(two, states, NAMES)
+
+
+def test_continuations_end_with_the_text(lm64):
+    found = verbalizing.continued(lm64, [NAMES[0], lm64.prompt(NAMES[1])], 4)
+    assert found == [shown(lm64, c.ids) for c in lm64.generate([NAMES[0], NAMES[1]], 4)]
