@@ -35,9 +35,24 @@ if TYPE_CHECKING:
     from lenscope.matching import mentions, rouge
     from lenscope.model import LM, Continuation
     from lenscope.patchscope import Interrupted, Patchscope, Target
+    from lenscope.probes import Probed, probe
     from lenscope.prompts import Prompt
     from lenscope.questions import Question, answer_log_likelihoods, few_shot, load_questions
     from lenscope.regression import fit_mapping
+    from lenscope.relations import (
+        Chain,
+        Entity,
+        Fact,
+        Relation,
+        builtin_chains,
+        builtin_entities,
+        builtin_relations,
+        known,
+        known_chains,
+        load_chains,
+        load_entities,
+        load_relations,
+    )
     from lenscope.report import Report
     from lenscope.results import Comparison, Trajectory, load_results, save
     from lenscope.selection import Selection, select
@@ -45,6 +60,7 @@ if TYPE_CHECKING:
     from lenscope.states import HiddenStates
     from lenscope.statistics import Estimate
     from lenscope.tuning import Recipe, fit
+    from lenscope.verbalizing import Worth, worth
 
 __all__ = [
     "LM",
@@ -52,6 +68,7 @@ __all__ = [
     "Affine",
     "Alignment",
     "Basis",
+    "Chain",
     "Comparison",
     "Continuation",
     "Corpus",
@@ -59,9 +76,11 @@ __all__ = [
     "Detector",
     "Edit",
     "Effects",
+    "Entity",
     "Estimate",
     "Evaluation",
     "EvaluationInterrupted",
+    "Fact",
     "Grid",
     "HiddenStates",
     "Influence",
@@ -70,9 +89,11 @@ __all__ = [
     "LenscopeError",
     "LowRank",
     "Patchscope",
+    "Probed",
     "Prompt",
     "Question",
     "Recipe",
+    "Relation",
     "Report",
     "Scale",
     "Selection",
@@ -80,6 +101,7 @@ __all__ = [
     "Target",
     "Trajectory",
     "Transfer",
+    "Worth",
     "__version__",
     "ablate_blocks",
     "ablated",
@@ -88,6 +110,9 @@ __all__ = [
     "answer_log_likelihoods",
     "attention_knockout",
     "back_patching",
+    "builtin_chains",
+    "builtin_entities",
+    "builtin_relations",
     "causal_basis",
     "causal_tracing",
     "check",
@@ -102,19 +127,25 @@ __all__ = [
     "fit_relation",
     "fit_soft_prompt",
     "influence",
+    "known",
+    "known_chains",
     "load",
     "load_basis",
+    "load_chains",
     "load_detector",
     "load_effects",
+    "load_entities",
     "load_evaluation",
     "load_grid",
     "load_lens",
     "load_mapping",
     "load_questions",
+    "load_relations",
     "load_results",
     "load_soft_prompt",
     "mentions",
     "principal_basis",
+    "probe",
     "random_basis",
     "random_vectors",
     "rouge",
@@ -123,6 +154,7 @@ __all__ = [
     "shuffled_sources",
     "told",
     "transfer",
+    "worth",
 ]
 
 _HOMES = {
@@ -215,6 +247,10 @@ _HOMES = {
         "Patchscope",
         "Target",
     ),
+    "probes": (
+        "Probed",
+        "probe",
+    ),
     "prompts": ("Prompt",),
     "questions": (
         "Question",
@@ -223,6 +259,20 @@ _HOMES = {
         "load_questions",
     ),
     "regression": ("fit_mapping",),
+    "relations": (
+        "Chain",
+        "Entity",
+        "Fact",
+        "Relation",
+        "builtin_chains",
+        "builtin_entities",
+        "builtin_relations",
+        "known",
+        "known_chains",
+        "load_chains",
+        "load_entities",
+        "load_relations",
+    ),
     "report": ("Report",),
     "results": (
         "Comparison",
@@ -244,6 +294,10 @@ _HOMES = {
     "tuning": (
         "Recipe",
         "fit",
+    ),
+    "verbalizing": (
+        "Worth",
+        "worth",
     ),
 }
 

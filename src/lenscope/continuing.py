@@ -49,7 +49,8 @@ def continued(
     rest = [i for i in range(len(many)) if i not in found]
     for at in range(0, len(rest), MOST):
         some = rest[at : at + MOST]
-        said = lm.generate([many[i] for i in some], max_new_tokens)
+        texts: list[str | Prompt] = [many[i] for i in some]
+        said = lm.generate(texts, max_new_tokens)
         found.update({i: one.ids for i, one in zip(some, said, strict=True)})
         if progress is not None:
             progress(len(found), len(many))

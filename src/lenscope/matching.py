@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
@@ -63,9 +64,11 @@ def embedder(lm: LM) -> Embed:
 
     Embeddings are centred over the vocabulary, and weigh a / (a + p) (Arora et al. 2017), p from a token's rank in the
     vocabulary, whose first tokens are the most common in vocabularies made by merging or pruning. Words in common and
-    words of like use make two texts alike; their order does not count.
+    words of like use make two texts alike; their order does not count. Any two short texts are alike to some degree
+    (cosines about .6 with SmolLM2): what counts is how much more a text is like its own reference than like others.
     """
-    table = lm.model.get_input_embeddings().weight.detach()
+    weight: Any = lm.model.get_input_embeddings().weight
+    table: Tensor = weight.detach()
     middle = table.float().mean(0)
 
     def embed(texts: Sequence[str]) -> np.ndarray:

@@ -45,7 +45,7 @@ class Probed:
     @property
     def accuracy(self) -> Estimate:
         """The share of items that the probe gets right."""
-        return statistics.mean(self.correct, units=self.groups, seed=self.seed)
+        return statistics.mean(self.correct, units=self.groups.tolist(), seed=self.seed)
 
 
 def probe(

@@ -71,8 +71,8 @@ def select(scores: ArrayLike, *, units: Sequence[Any] | None = None, folds: int 
         name: statistics.mean(values[known[name]], units=None if units is None else unit[known[name]], seed=seed)
         for name, values in of_items.items()
     }
-    items = {f"items_{name}": values for name, values in of_items.items()}
-    return Selection(**told, **items, chosen=chosen, fold=fold)
+    oracle, selected, average = of_items.values()
+    return Selection(told["oracle"], told["selected"], told["mean"], oracle, selected, average, chosen, fold)
 
 
 def _means(table: np.ndarray) -> np.ndarray:

@@ -24,6 +24,12 @@ EXPERIMENTS = {
     "difficulty": "examples learned late in training are predicted late in depth (Table 2)",
     "overthinking": "early layers resist incorrect demonstrations (Fig 11)",
     "ablations": "what every block does to the loss and to the trajectory (Appendix)",
+    "next-token": "token identity beside lenses and least squares (Ghandeharioun et al. 2024, Figs 2, 5)",
+    "attributes": "attributes of subjects, asked of their states, beside linear probes (Table 2, Figs 6, 7)",
+    "entities": "entities described from their states in early layers (Figs 3, 8, 9)",
+    "cross-model": "one model's states explained by another through fitted maps (Figs 10, 11)",
+    "multihop": "two-hop questions: CoT Patchscope and back-patching (§5, Fig 12)",
+    "worth": "what a state says beside what its text says",
 }
 
 

@@ -1,0 +1,363 @@
+"""Attribute extraction: what a subject's hidden states say of it, asked in words, beside a trained probe.
+
+Knows: which facts and texts are used, what stands in for a state, which scores are compared, the reading.
+Does not know: how facts are read and asked for (relations.py), how cells are scored and compared (cellscores.py), how
+probes are trained (probes.py).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.controls import random_vectors, told
+from lenscope.errors import LenscopeError
+from lenscope.experiments.cellscores import ALL, FOLDS, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
+from lenscope.experiments.fidelity import spaced
+from lenscope.experiments.setting import Setting
+from lenscope.facts import ABOUT_THINGS
+from lenscope.matching import mentions
+from lenscope.methods import feature_extraction
+from lenscope.plots import Figure, Heatmap, Panel, Series
+from lenscope.probes import probe
+from lenscope.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
+from lenscope.report import Report
+from lenscope.states import HiddenStates
+from lenscope.statistics import Estimate, mean
+
+DATA = "TSV or JSONL with relation, subject, object and, if known, template, target, text"
+CLAIM = (
+    "Ghandeharioun et al. 2024, Table 2, Figs 6, 7: on GPT-J-6B a Patchscope that asks for an attribute in words, "
+    "without training, is more accurate than logistic regression on the same states at 6 of 12 relations (p < 1e-5, "
+    "e.g. country currency .51 against .18) and less at one (object superclass .55 against .66). A source layer "
+    "counts as right if the answer is among 20 generated tokens at any target layer; accuracies are means over "
+    "source layers. No control is reported."
+)
+
+# quick and full: relations, known facts of each, texts of each for the Patchscope, for the probe, layers, new tokens
+RELATIONS, FACTS, TEXTS, PROBED, LAYERS, TOKENS = (7, 99), (12, 16), (1, 1), (3, 5), (7, 9), (8, 10)
+# facts of a relation that the model is asked
+ASKED = 48, 160
+# built-in relations of a quick run: objects of many subjects, and of one each
+FIRST = "language", "city", "capital", "color", "kind", "opposite", "currency"
+# with fewer known facts, or objects among them, a relation says nothing
+FEWEST, FEWEST_OBJECTS = 6, 2
+SHOTS = 5
+STATE, OTHER, RANDOM = "hidden state", "another subject's state", "random vector of equal norm"
+NOTHING, TEXT = "no patch", "the subject as text"
+PROBE, MAJORITY, CONTROL = "probe", "most frequent object", "probe of exchanged objects"
+COMPARED = (
+    (STATE, PROBE, "paper"),
+    (STATE, PROBE, "selected"),
+    (STATE, OTHER, "paper"),
+    (STATE, OTHER, "selected"),
+    (STATE, RANDOM, "paper"),
+    (STATE, RANDOM, "selected"),
+    (STATE, TEXT, "selected"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Studied:
+    """A relation's facts that the model knows, all that stood for their subjects, and what the states said.
+
+    `said` is (facts, source layers, target layers) of texts; `heard` is the share of the probe's items whose object
+    is one that it was trained on.
+    """
+
+    relation: Relation
+    facts: Sequence[Fact]
+    known: int
+    asked: int
+    heard: float
+    said: np.ndarray
+    sources: Mapping[str, Scored]
+
+
+def run(setting: Setting) -> Report:
+    """Ask for attributes of known facts at all pairs of source and target layers, and train probes at source layers."""
+    layers = spaced(list(range(setting.lm.n_layers + 1)), setting.sized(*LAYERS))
+    chosen, left_out = _chosen(setting)
+    studied = [_study(setting, one, layers) for one in chosen]
+    scored = {one.relation.name: one.sources for one in studied}
+    together = pooled(scored) if len(scored) > 1 else rows(*next(iter(scored.items())))
+    found = comparisons(scored, COMPARED, setting.seed)
+    return Report(
+        experiment="attributes",
+        model=setting.lm.name,
+        claim=CLAIM,
+        reading=_reading(studied, together, found, layers),
+        tables={
+            "all relations": together,
+            "relations": [row for name, sources in scored.items() for row in rows(name, sources)],
+            "tests": found,
+            "facts": [_about(one, layers) for one in studied],
+            "by source layer": [row for one in studied for row in _by_layer(one, layers)],
+        },
+        figures=(
+            Figure("by_source_layer", [_panel(one, layers) for one in studied]),
+            Figure("cells", [_heatmap(one, layers) for one in studied]),
+        ),
+        settings=setting.settings(
+            facts=f"up to {setting.sized(*FACTS)} of each relation that the model knows, greedily after {SHOTS} others",
+            texts={"Patchscope": setting.sized(*TEXTS), "probe": setting.sized(*PROBED)},
+            layers=list(layers),
+            new_tokens=setting.sized(*TOKENS),
+            folds=FOLDS,
+            left_out=left_out or "nothing",
+        ),
+        provenance=setting.provenance(),
+    )
+
+
+# -- facts
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A relation with the facts that are used, how many are known, and how many were asked."""
+
+    relation: Relation
+    known: int
+    asked: int
+
+
+def _chosen(setting: Setting) -> tuple[list[_Chosen], dict[str, str]]:
+    """Relations whose facts the model knows, with those that are used; the other ones, and why."""
+    found = load_relations(setting.data) if setting.data else builtin_relations()
+    if not setting.data:
+        found.sort(key=lambda r: FIRST.index(r.name) if r.name in FIRST else len(FIRST))
+    chosen: list[_Chosen] = []
+    left_out: dict[str, str] = {}
+    for relation in found:
+        if len(chosen) == setting.sized(*RELATIONS):
+            break
+        order = np.random.default_rng(setting.seed).permutation(len(relation.facts)).tolist()
+        with_texts = [_with_texts(relation.facts[n], setting.sized(*PROBED)) for n in order]
+        usable = tuple(fact for fact in with_texts if fact.texts)[: setting.sized(*ASKED)]
+        if len(usable) < max(FEWEST, SHOTS + 1):
+            left_out[relation.name] = f"has {len(usable)} facts"
+            continue
+        asked = replace(relation, facts=usable)
+        right = setting.kept(_place(relation, "known"), partial(_known, setting, asked), of=_identity(asked))["known"]
+        facts = tuple(fact for fact, knows in zip(usable, right.tolist(), strict=True) if knows)
+        some = facts[: setting.sized(*FACTS)]
+        if len(some) < FEWEST or len({f.answers for f in some}) < FEWEST_OBJECTS:
+            left_out[relation.name] = f"{len(facts)} of {len(usable)} known"
+            continue
+        chosen.append(_Chosen(replace(relation, facts=some), len(facts), len(usable)))
+    if not chosen:
+        raise LenscopeError(
+            f"{setting.lm.name}: knows {FEWEST} facts of none of {len(found)} relations; give others, or another model"
+        )
+    return chosen, left_out
+
+
+def _with_texts(fact: Fact, most: int) -> Fact:
+    """A fact with up to `most` texts that do not tell its answer; none where the subject tells it."""
+    given = fact.texts or tuple(sentence.replace("{}", fact.subject) for sentence in ABOUT_THINGS)
+    return replace(fact, texts=tuple(text for text in given if not mentions(text, fact.answers))[:most])
+
+
+def _known(setting: Setting, relation: Relation) -> dict[str, Tensor]:
+    with setting.progress(f"facts asked: {relation.name}") as advance:
+        return {"known": torch.from_numpy(known(setting.lm, relation, SHOTS, setting.seed, advance))}
+
+
+def _identity(relation: Relation) -> list[Any]:
+    return [relation.template, relation.target, [[f.subject, f.answers, f.texts] for f in relation.facts]]
+
+
+def _place(relation: Relation, what: str) -> str:
+    return f"attributes-{''.join(c if c.isalnum() else '-' for c in relation.name)}-{what}"
+
+
+# -- what stands for a subject
+
+
+def _study(setting: Setting, one: _Chosen, layers: Sequence[int]) -> _Studied:
+    lm, relation, facts = setting.lm, one.relation, one.relation.facts
+    subjects = [fact.subject for fact in facts]
+    owner = [n for n, fact in enumerate(facts) for _ in fact.texts[: setting.sized(*TEXTS)]]
+    prompts = [up_to(lm, text, f.subject) for f in facts for text in f.texts[: setting.sized(*TEXTS)]]
+    states = lm.read(prompts, layers, -1)
+    said = {
+        kind: _said(setting, relation, kind, sources, layers)
+        for kind, sources in ((STATE, states), (RANDOM, random_vectors(states, setting.seed)))
+    }
+    found = {kind: hits(texts, facts) for kind, texts in said.items()}
+    others, whose = exchanged(found[STATE], owner, facts)
+    new = setting.sized(*TOKENS)
+    alone = lm.generate(relation.target, new).text
+    asked = [c.text for c in lm.generate(told(feature_extraction(lm, relation.target), subjects), new)]
+
+    def scored(scores: np.ndarray, of: Sequence[int]) -> Scored:
+        # without target layers, or without any
+        cells = scores if scores.ndim == 3 else scores.reshape(len(scores), -1, 1)
+        return Scored(cells.astype(float), [subjects[n] for n in of], setting.seed)
+
+    own = np.arange(len(owner))
+    everyone = range(len(facts))
+    read, heard = _probes(setting, relation, layers)
+    mine = [n for n, fact in enumerate(facts) for _ in fact.texts]
+    sources = {
+        STATE: scored(found[STATE][own, ..., owner], owner),
+        OTHER: scored(others, whose),
+        RANDOM: scored(found[RANDOM][own, ..., owner], owner),
+        NOTHING: scored(hits(np.array([alone]), facts)[0], everyone),
+        TEXT: scored(np.diag(hits(np.array(asked), facts)), everyone),
+        **{kind: scored(values, mine) for kind, values in read.items()},
+    }
+    return _Studied(relation, facts, one.known, one.asked, heard, said[STATE], sources)
+
+
+def _said(setting: Setting, relation: Relation, kind: str, sources: HiddenStates, layers: Sequence[int]) -> np.ndarray:
+    """What is generated, (items, source layers, target layers) of texts."""
+
+    def make() -> dict[str, Tensor]:
+        scope = feature_extraction(setting.lm, relation.target)
+        with setting.progress(f"cells: {relation.name}, {kind}") as advance:
+            grid = scope.generate(sources, list(layers), max_new_tokens=setting.sized(*TOKENS), progress=advance)
+        return {"texts": torch.tensor([*json.dumps(grid.cells().tolist()).encode()], dtype=torch.uint8)}
+
+    kept = setting.kept(_place(relation, kind.split()[0]), make, of=_identity(relation), layers=list(layers))
+    texts = json.loads(bytes(kept["texts"].tolist()))
+    return np.array(texts, dtype=object).reshape(-1, len(layers), len(layers))
+
+
+def _probes(setting: Setting, relation: Relation, layers: Sequence[int]) -> tuple[dict[str, np.ndarray], float]:
+    """(items, source layers) of the probe and its controls, over all texts; and the share that could be learned."""
+    lm, texts = setting.lm, [(fact, text) for fact in relation.facts for text in fact.texts]
+
+    def make() -> dict[str, Tensor]:
+        states = lm.read([up_to(lm, text, fact.subject) for fact, text in texts], layers, -1)
+        h = states.tensor[:, :, 0].float().cpu().numpy()
+        found = []
+        with setting.progress(f"layers probed: {relation.name}") as advance:
+            for n in range(len(layers)):
+                labels, groups = [fact.answers for fact, _ in texts], [fact.subject for fact, _ in texts]
+                found.append(probe(h[:, n], labels, groups, FOLDS, setting.seed))
+                advance(n + 1, len(layers))
+        parts = "correct", "majority", "shuffled", "heard"
+        return {name: torch.from_numpy(np.stack([getattr(p, name) for p in found], 1)) for name in parts}
+
+    kept = setting.kept(_place(relation, "probes"), make, of=_identity(relation), layers=list(layers))
+    read = {PROBE: kept["correct"], CONTROL: kept["shuffled"], MAJORITY: kept["majority"][:, :1]}
+    return {kind: right.numpy() for kind, right in read.items()}, float(kept["heard"][:, 0].float().mean())
+
+
+# -- what is shown
+
+
+def _about(one: _Studied, layers: Sequence[int]) -> dict[str, Any]:
+    """What was asked, and what the state of the first subject says in the cell that is chosen for it."""
+    selection = one.sources[STATE].selection
+    cell = selection.chosen[int(selection.fold[0])]
+    at = divmod(cell, len(layers))
+    return {
+        "relation": one.relation.name,
+        "target prompt": one.relation.target,
+        "known": f"{one.known} of {one.asked}",
+        "used": len(one.facts),
+        "objects": len({fact.answers for fact in one.facts}),
+        "share a probe can know": one.heard,
+        "selected cells": " or ".join(dict.fromkeys(_cell(c, layers) for c in selection.chosen)),
+        "example": f"{one.facts[0].subject}: {' '.join(str(one.said[0][at]).split())}",
+    }
+
+
+def _cell(cell: int, layers: Sequence[int]) -> str:
+    source, target = divmod(cell, len(layers))
+    return f"{layers[source]} into {layers[target]}"
+
+
+def _by_layer(one: _Studied, layers: Sequence[int]) -> list[dict[str, Any]]:
+    curves = {kind: one.sources[kind].layers() for kind in (STATE, OTHER, RANDOM, PROBE, CONTROL)}
+    return [
+        {"relation": one.relation.name, "source layer": layer, **{k: mean(v[:, n]) for k, v in curves.items()}}
+        for n, layer in enumerate(layers)
+    ]
+
+
+def _panel(one: _Studied, layers: Sequence[int]) -> Panel:
+    series = []
+    for kind in (STATE, PROBE, OTHER, RANDOM):
+        told = [mean(column) for column in one.sources[kind].layers().T]
+        ends = [e.low for e in told], [e.high for e in told]
+        label = f"Patchscope, {kind}" if kind != PROBE else kind
+        low, high = ends if kind in (STATE, PROBE) else (None, None)
+        series.append(Series(label, layers, [e.value for e in told], low, high, dashed=kind in (OTHER, RANDOM)))
+    level = float(one.sources[MAJORITY].scores.mean())
+    return Panel(one.relation.name, "source layer", "accuracy, any target layer", series, level=level)
+
+
+def _heatmap(one: _Studied, layers: Sequence[int]) -> Heatmap:
+    values = one.sources[STATE].scores.mean(0)
+    return Heatmap(one.relation.name, "target layer", "source layer", layers, layers, values, "accuracy")
+
+
+def _reading(
+    studied: Sequence[_Studied], together: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]],
+    layers: Sequence[int],
+) -> str:  # fmt: skip
+    scores = {row["source"]: row for row in together}
+
+    def compared(source: str, score: str) -> tuple[str, Estimate]:
+        mine = [row for row in found if row["comparison"] == f"{STATE} - {source}" and row["score"] == SCORES[score]]
+        single = [row for row in mine if row["relation"] != ALL]
+        sure = [row for row in single if row["p (Holm)"] < 0.05]
+        above, below = (sum((row["difference"].value > 0) == up for row in sure) for up in (True, False))
+        return f"above at {above} of {len(single)} relations, below at {below} (p < .05 after Holm)", mine[-1][
+            "difference"
+        ]
+
+    def value(source: str, score: str) -> str:
+        return f"{scores[source][SCORES[score]].value:.2f}"
+
+    where, apart = compared(PROBE, "paper")
+    verdict = "replicates" if apart.low > 0 else "does not replicate" if apart.high < 0 else "is undecided"
+    parts = [
+        f"By the paper's score the Patchscope's advantage over the probe {verdict}: {value(STATE, 'paper')} against "
+        f"{value(PROBE, 'paper')} over {len(studied)} relations, {where}, difference {_said_so(apart)}."
+    ]
+    blind = [one.relation.name for one in studied if one.heard == 0]
+    if blind:
+        parts.append(
+            f"The probe cannot be right on {', '.join(blind)}, where every held-out subject has an object of its own."
+        )
+    found_without = max(scores[kind][SCORES["paper"]].value for kind in (OTHER, RANDOM, NOTHING))
+    own = scores[STATE][SCORES["paper"]].value
+    share = f", {found_without / own:.0%} of it at most" if own else ""
+    parts.append(
+        f"That score is the best of {len(layers)} tries; without the subject's state it is {value(OTHER, 'paper')} "
+        f"(another subject's state), {value(RANDOM, 'paper')} (random vectors), {value(NOTHING, 'paper')} (no patch)"
+        f"{share}."
+    )
+    for source in (OTHER, RANDOM):
+        where, apart = compared(source, "selected")
+        parts.append(
+            f"In cells selected on other subjects the state has {value(STATE, 'selected')}, {source} "
+            f"{value(source, 'selected')}: {where}, difference {_said_so(apart)}."
+        )
+    where, apart = compared(PROBE, "selected")
+    parts.append(f"Against the probe at a layer selected so ({value(PROBE, 'selected')}): {where}, {_said_so(apart)}.")
+    where, apart = compared(TEXT, "selected")
+    parts.append(
+        f"The subject as text has {value(TEXT, 'selected')}: the state is {where}, difference {_said_so(apart)}."
+    )
+    cells = np.mean([one.sources[STATE].scores.mean(0) for one in studied], 0)
+    best = int(cells.argmax())
+    parts.append(
+        f"The mean cell has {value(STATE, 'mean')}; the best one over all relations, {_cell(best, layers)}, "
+        f"{cells.reshape(-1)[best]:.2f}."
+    )
+    return " ".join(parts)
+
+
+def _said_so(e: Estimate) -> str:
+    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"

@@ -1,0 +1,149 @@
+"""Entities described by another model from a model's states, beside controls (Ghandeharioun et al. 2024, §4.3, §4.4).
+
+Knows: how entities become sources, which cells are run, what descriptions are compared with.
+Does not know: how maps are fitted, how a description is cut out of what is said (entities.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+
+from lenscope.controls import told
+from lenscope.experiments.entities import described, pick
+from lenscope.experiments.readings import others, random_instead
+from lenscope.experiments.setting import Setting
+from lenscope.experiments.wording import kept_json
+from lenscope.mappings import Affine
+from lenscope.matching import rouge
+from lenscope.methods import entity_description
+from lenscope.model import LM
+from lenscope.packing import find_marks
+from lenscope.patchscope import Patchscope
+from lenscope.provenance import model_hash
+from lenscope.relations import Entity, builtin_entities
+from lenscope.selection import Selection, select
+from lenscope.statistics import Estimate
+from lenscope.verbalizing import continued, table
+
+# tokens that a description is written with
+WRITTEN = 12
+# source and target layers up to this depth: descriptions come from early layers (§4.3)
+EARLY = 0.5
+MAPPED, ITSELF = "mapped state", "the source model of its own state"
+SHUFFLED, RANDOM, NOTHING, NAME = "another entity's state", "random vector", "no patch", "the entity's name instead"
+SHOWN = 6
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Described:
+    """What was said of E entities: texts (E, C) by what was patched, in C cells; C is 1 where no vector is patched."""
+
+    entities: Sequence[Entity]
+    texts: Mapping[str, np.ndarray]
+    cells: Mapping[str, Sequence[str]]
+    seed: int = 0
+
+    def scores(self, what: str, kind: str = "rougeL") -> np.ndarray:
+        """Rouge (E, C) of the descriptions and the entities' own."""
+        rows = zip(self.texts[what], self.entities, strict=True)
+        return np.array([[getattr(rouge(text, e.description), kind) for text in row] for row, e in rows])
+
+    @cached_property
+    def best(self) -> dict[str, Selection]:
+        """RougeL by cell, of what was patched."""
+        return {what: select(self.scores(what), seed=self.seed) for what in self.texts}
+
+    @property
+    def selected(self) -> Estimate:
+        """RougeL of the mapped states in a cell selected on the other half."""
+        return self.best[MAPPED].selected
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Oracle, selected and mean cell of what is patched and of every control."""
+        rows: list[dict[str, Any]] = []
+        for what, best in self.best.items():
+            found = {name: getattr(best, name) for name in ("oracle", "selected", "mean")}
+            cells = " or ".join(self.cells[what][c] for c in dict.fromkeys(best.chosen))
+            one = select(self.scores(what, "rouge1"), seed=self.seed).selected
+            rows.append({"patched": what, **found, "cell": cells, "Rouge1, selected": one})
+        return rows
+
+    def gains(self) -> dict[str, np.ndarray]:
+        """RougeL (E,) of the mapped state less that of everything else, each in its own selected cell."""
+        mine = self.best[MAPPED].items_selected
+        return {what: mine - best.items_selected for what, best in self.best.items() if what != MAPPED}
+
+    def examples(self) -> list[dict[str, Any]]:
+        """What was said of a few entities in the selected cells."""
+        said: dict[str, list[str]] = {}
+        for what, texts in self.texts.items():
+            number = np.arange(texts.size).reshape(texts.shape)
+            said[what] = [str(texts.flat[int(n)]) for n in self.best[what].at(number)]
+        some = np.unique(np.linspace(0, len(self.entities) - 1, SHOWN).round().astype(int)).tolist()
+        return [
+            {
+                "entity": self.entities[n].name,
+                "reference": self.entities[n].description,
+                **{what: texts[n] for what, texts in said.items()},
+            }
+            for n in some
+        ]
+
+
+def descriptions(
+    setting: Setting,
+    key: str,
+    models: tuple[LM, LM],
+    layers: tuple[Sequence[int], Sequence[int]],
+    f: Affine,
+    count: int,
+) -> Described:
+    """Descriptions of `count` built-in entities by the second model, from the early ones of the first one's layers."""
+    source, target = models
+    entities = pick(builtin_entities(), count)
+    early = [[n for n in some if n <= EARLY * lm.n_layers] for lm, some in zip(models, layers, strict=True)]
+    pairs = [(s, t) for s in early[0] for t in early[1]]
+    # behind what begins a document: the first position of all is an attention sink, whatever token it is
+    mark = find_marks(source).document
+    prompts = [source.prompt([*mark, *source.encoder.ids(e.name)]) for e in entities]
+
+    def make() -> dict[str, Any]:
+        states = source.read(prompts, early[0], -1)
+        across = entity_description(target, f, source_lm=source)
+        at_random = Patchscope(target, across.targets, random_instead(f, setting.seed), source_lm=source)
+        runs = {
+            MAPPED: (across, pairs),
+            RANDOM: (at_random, pairs),
+            ITSELF: (entity_description(source), [(n, n) for n in early[0]]),
+        }
+        made: dict[str, Any] = {}
+        for what, (scope, cells) in runs.items():
+            with setting.progress(f"descriptions: {source.name} → {scope.lm.name}, {what}") as advance:
+                options: Any = {"max_new_tokens": WRITTEN, "stop": "\n", "progress": advance}
+                made[what] = table(scope.generate(states, cells, **options))[1].tolist()
+        names = [e.name for e in entities]
+        plain = continued(target, [*told(across, names), across.resolved[0][0]], WRITTEN, "\n")
+        elsewhere = others([e.description for e in entities], setting.seed)
+        return {
+            **made,
+            SHUFFLED: [made[MAPPED][n] for n in elsewhere],
+            NOTHING: [plain[-1:]] * len(entities),
+            NAME: [[text] for text in plain[:-1]],
+        }
+
+    said = kept_json(
+        setting,
+        f"descriptions-{key}",
+        make,
+        models=[model_hash(lm.model) for lm in models],
+        layers=early,
+        entities=[[e.name, e.description] for e in entities],
+    )
+    cells = {what: [f"{s} → {t}" for s, t in pairs] for what in (MAPPED, SHUFFLED, RANDOM)}
+    cells |= {NOTHING: ["–"], NAME: ["–"], ITSELF: [f"{n} → {n}" for n in early[0]]}
+    texts = {what: np.array([[described(t) for t in row] for row in said[what]], dtype=object) for what in cells}
+    return Described(entities, texts, cells, setting.seed)

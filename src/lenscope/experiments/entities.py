@@ -1,0 +1,369 @@
+"""Entity description: what a model says of an entity's state, layer by layer, and where the words come from.
+
+Knows: the protocol, which text counts as the description, scores against references, controls, the reading.
+Does not know: how states are patched, what controls are (verbalizing.py).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from lenscope import rows
+from lenscope.controls import told
+from lenscope.errors import LenscopeError
+from lenscope.experiments.setting import Setting
+from lenscope.experiments.wording import apart, begun, curve, interval, kept_json
+from lenscope.matching import embedder, rouge, words
+from lenscope.methods import entity_description, named
+from lenscope.patchscope import Patchscope
+from lenscope.plots import Figure, Panel
+from lenscope.relations import Entity, builtin_entities, load_entities
+from lenscope.report import Report
+from lenscope.statistics import Estimate, difference, mean, spearman
+from lenscope.verbalizing import (
+    NONE,
+    RANDOM,
+    SHUFFLED,
+    TEXT,
+    VECTOR,
+    WAYS,
+    Sayings,
+    Score,
+    Worth,
+    continued,
+    sayings,
+    table,
+)
+
+DATA = "JSONL with name, description, popularity_percentile"
+CLAIM = (
+    "Ghandeharioun et al. 2024, §4.3, Figs. 3, 8, 9, Tables 3, 6, 7: of the last token's states of an entity's name "
+    "in the first 10 layers of Vicuna-7B/13B and Pythia-6.9B/12B, descriptions become more like the reference (RougeL, "
+    "Rouge1, embedding similarity) over about five layers, then less again, as the placeholder contaminates what is "
+    'said; the 200 rarest entities are far below the 200 most popular (plots, without numbers). "Diana, Princess of '
+    'Wales" is Wales at layers 1–2 and Diana at layer 6 (Table 3).'
+)
+# quick and full: entities, every so many layers, tokens
+ENTITIES, STEP, TOKENS = (32, 120), (2, 1), (16, 20)
+SCORES = "RougeL", "Rouge1", "similarity"
+BELOW = "target", "none", "source"
+EXAMPLES = "Diana, Princess of Wales", "William Shakespeare", "Microsoft", "The Beatles"
+# shorter words of a name or of the demonstrations say nothing
+LETTERS = 4
+
+
+def run(setting: Setting) -> Report:
+    """Descriptions at every layer, with controls; a layer selected on one half of the entities, used on the other."""
+    lm = setting.lm
+    chosen = pick(_entities(setting), setting.sized(*ENTITIES))
+    names = [e.name for e in chosen]
+    layers = tuple(range(0, lm.n_layers + 1, setting.sized(*STEP)))
+    new = setting.sized(*TOKENS)
+    how: dict[str, Any] = {"layers": list(layers), "tokens": new}
+    said = _said(setting, names, how)
+    cuts = Sayings(said.cells, {way: _described(texts) for way, texts in said.said.items()})
+    scored = {name: cuts.scored(score, seed=setting.seed) for name, score in _scores(setting, chosen).items()}
+    below = _below(setting, names, said, how)
+    popular = _popular(chosen)
+    by_score = [_selected(name, group, scored[name], mine) for name in SCORES for group, mine in _groups(popular)]
+    known = [] if popular is None else [_known(name, scored[name], popular) for name in SCORES]
+    contaminated = _contaminated(chosen, said, below)
+    tables: dict[str, Any] = {"selected layer": by_score}
+    if known:
+        tables["popular and rare"] = known
+    for name in SCORES:
+        tables[f"{name} by layer"] = [_short(row) for row in scored[name].by_layer()]
+    tables["contamination"] = contaminated
+    tables["examples"] = _examples(setting, how)
+    return Report(
+        experiment="entities",
+        model=lm.name,
+        claim=CLAIM,
+        reading=_reading(scored, popular, contaminated),
+        tables=tables,
+        figures=(_figure(scored, popular, contaminated),),
+        settings=setting.settings(
+            entities=len(chosen),
+            similarity="of the model's input embeddings, less the mean with the other entities' descriptions",
+            popular=None if popular is None else int(popular.sum()),
+            **how,
+            target=_prompt(),
+        ),
+        provenance=setting.provenance(),
+    )
+
+
+def pick(entities: Sequence[Entity], count: int) -> list[Entity]:
+    """The most popular and the least, half of `count` each, of those described in words that are not in the name.
+
+    Where popularity is not known, the first `count`. Raises LenscopeError for fewer than 8.
+    """
+    told = [e for e in entities if set(words(e.description)) - set(words(e.name))]
+    if all(e.popular is not None for e in told):
+        told.sort(key=lambda e: -(e.popular or 0.0))
+        half = min(count, len(told)) // 2
+        told = told[:half] + told[len(told) - half :]
+    if len(told[:count]) < 8:
+        raise LenscopeError(f"entities: {len(told)} with a description of their own; give at least 8")
+    return told[:count]
+
+
+def described(text: str) -> str:
+    """The description in what follows a placeholder: after the colon, up to a line's end or the next entry.
+
+    An entry is a name, a colon and a description, which may have commas of its own: the next one begins after the last
+    comma before its colon. Words before a colon, if no comma is among them, go on with the name, or say it again.
+
+    >>> described(": British singer, writer, Samsung: company")
+    'British singer, writer'
+    >>> described(" City: club in England")
+    'club in England'
+    """
+    before, colon, rest = text.split("\n")[0].partition(":")
+    while colon and "," not in before:
+        before, colon, rest = rest.partition(":")
+    return (before.rpartition(",")[0] if colon else before).strip(" ,.;")
+
+
+def copied(text: str, reference: str, demonstrations: str) -> bool:
+    """Whether a text has a word (four letters or more) of the demonstrations that is not in the reference."""
+    return bool(_long(text) & _long(demonstrations) - set(words(reference)))
+
+
+def _entities(setting: Setting) -> list[Entity]:
+    return [e for path in setting.data for e in load_entities(path)] if setting.data else builtin_entities()
+
+
+def _prompt() -> str:
+    return str(named("entity").prompt)
+
+
+def _long(text: str) -> set[str]:
+    return {word for word in words(text) if len(word) >= LETTERS}
+
+
+def _described(texts: np.ndarray) -> np.ndarray:
+    return np.array([[described(text) for text in row] for row in texts], dtype=object)
+
+
+def _scope(setting: Setting, below: str = "target") -> Patchscope:
+    return Patchscope(setting.lm, replace(named("entity"), below=below), layers="same")
+
+
+def _said(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> Sayings:
+    def make() -> dict[str, Any]:
+        lm = setting.lm
+        states = lm.read(begun(lm, names), how["layers"], -1)
+        with setting.progress("descriptions") as advance:
+            scope = entity_description(lm)
+            options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "seed": setting.seed, "progress": advance}
+            return sayings(scope, states, names, **options).to_json()
+
+    return Sayings.from_json(kept_json(setting, "entities", make, names=list(names), **how))
+
+
+def _below(setting: Setting, names: Sequence[str], own: Sayings, how: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What is said of the vectors (N, L) by what later tokens see of the placeholder below the patched layer."""
+    found = {"target": own.said[VECTOR]}
+    for below in BELOW[1:]:
+        # hidden keys need attention that can be told what to hide
+        if below == "none" and rows.fastest(setting.lm) != "cascade":
+            continue
+
+        def make(below: str = below) -> Any:
+            # what stands below the patched layer has to have been read
+            states = setting.lm.read(begun(setting.lm, names), positions=-1)
+            pairs = [(n, n) for n in how["layers"]]
+            with setting.progress(f"descriptions, below: {below}") as advance:
+                options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "progress": advance}
+                return table(_scope(setting, below).generate(states, pairs, **options))[1].tolist()
+
+        texts = kept_json(setting, f"entities-{below}", make, names=list(names), **how)
+        found[below] = np.array(texts, dtype=object)
+    return found
+
+
+def _scores(setting: Setting, entities: Sequence[Entity]) -> dict[str, Score]:
+    references = [e.description for e in entities]
+    both = lru_cache(None)(rouge)
+    make = embedder(setting.lm)
+    embed = lru_cache(None)(lambda text: make([text])[0])
+    own = make(references)
+    every = own.sum(0)
+
+    def similarity(text: str, n: int) -> float:
+        # texts of one kind are alike whatever they describe: only what is above that is about this entity
+        return round(float(embed(text) @ (own[n] - (every - own[n]) / (len(own) - 1))), 9)
+
+    return {
+        "RougeL": lambda text, n: both(text, references[n]).rougeL,
+        "Rouge1": lambda text, n: both(text, references[n]).rouge1,
+        "similarity": similarity,
+    }
+
+
+def _popular(entities: Sequence[Entity]) -> np.ndarray | None:
+    """Which half of the entities is the popular one; None where it is not known, or all are alike."""
+    known = [e.popular for e in entities if e.popular is not None]
+    if len(known) < len(entities) or min(known) == max(known):
+        return None
+    return np.array(known) > np.median(known)
+
+
+def _groups(popular: np.ndarray | None) -> list[tuple[str, np.ndarray | None]]:
+    return [("all", None)] if popular is None else [("all", None), ("popular", popular), ("rare", ~popular)]
+
+
+def _selected(name: str, group: str, scored: Worth, mine: np.ndarray | None) -> dict[str, Any]:
+    """One score of one group: its own layer selected, beside the best in hindsight and the mean of all."""
+    some = scored if mine is None else replace(scored, scores={w: s[mine] for w, s in scored.scores.items()})
+    layers = " or ".join(str(source) for source in dict.fromkeys(s for s, _ in some.chosen()))
+    row = {"score": name, "entities": group, "layer": layers, **some.row()}
+    for kind in ("oracle", "mean"):
+        whole = some.row(kind=kind)
+        row |= {f"{way}, {kind}": whole[way] for way in (VECTOR, RANDOM, SHUFFLED)}
+    return row
+
+
+def _known(name: str, scored: Worth, popular: np.ndarray) -> dict[str, Any]:
+    """Popular less rare entities, each way in the layer selected on the other half of all of them."""
+    return {"score": name} | {
+        f"popular - rare, {way}": apart(scored.selection(way).items_selected, popular)
+        for way in (VECTOR, SHUFFLED, RANDOM, TEXT)
+    }
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: row[k] for k in ("layer", *WAYS, f"vector - {SHUFFLED}", f"vector - {TEXT}")}
+
+
+def _contaminated(entities: Sequence[Entity], own: Sayings, below: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Per layer: what is said as if nothing had been patched, and as if the demonstrations had been, by `below`."""
+    shown = re.sub(r"\s*x$", "", _prompt())
+    references = [e.description for e in entities]
+    unpatched = str(own.said[NONE][0, 0])
+
+    def copies(texts: Any) -> Estimate:
+        return mean([copied(described(str(t)), r, shown) for t, r in zip(texts, references, strict=True)])
+
+    plain, told = (copies(own.said[way][:, 0]) for way in (NONE, TEXT))
+    made = []
+    for at, (layer, _) in enumerate(own.cells):
+        texts = {name: [str(t) for t in found[:, at]] for name, found in below.items()}
+        close = {b: [rouge(described(t), r).rougeL for t, r in zip(texts[b], references, strict=True)] for b in texts}
+        row: dict[str, Any] = {"layer": layer}
+        if words(unpatched):
+            row |= {f"Rouge1 with no patch, {b}": mean([rouge(t, unpatched).rouge1 for t in texts[b]]) for b in texts}
+        named_by = [bool(_long(described(t)) & _long(e.name)) for t, e in zip(texts["target"], entities, strict=True)]
+        row |= {"says its name": mean(named_by), "says a demonstration's word": copies(texts["target"])}
+        row |= {"the same, no patch": plain, "the same, text": told}
+        row |= {f"RougeL, {b} - target": difference(close[b], close["target"]) for b in close if b != "target"}
+        made.append(row)
+    return made
+
+
+def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is said of a few entities, as it is said, by layer; the last line is what their names alone say."""
+    names = list(EXAMPLES)
+
+    def make() -> dict[str, Any]:
+        lm, scope = setting.lm, _scope(setting)
+        options: Any = {"max_new_tokens": how["tokens"], "stop": "\n"}
+        with setting.progress("examples") as advance:
+            grid = scope.generate(lm.read(begun(lm, names), how["layers"], -1), progress=advance, **options)
+        return {"vector": table(grid)[1].tolist(), "text": continued(lm, told(scope, names), **options)}
+
+    found = kept_json(setting, "entities-examples", make, names=names, **how)
+    lines = [*zip(map(str, how["layers"]), zip(*found["vector"], strict=True), strict=True), (TEXT, found["text"])]
+    return [
+        {"layer": layer, **{name: said.strip() for name, said in zip(names, line, strict=True)}}
+        for layer, line in lines
+    ]
+
+
+def _reading(scored: dict[str, Worth], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]) -> str:
+    said = []
+    for name in SCORES:
+        worth = scored[name]
+        row, chosen = worth.row(), sorted({source for source, _ in worth.chosen()})
+        items = worth.selection().items_selected
+        curve = worth.scores[VECTOR]
+        after = difference(items, curve[:, -1])
+        before = difference(items, curve[:, 0])
+        verdict = (
+            "replicates"
+            if after.low > 0 and before.low > 0
+            else "replicates in part"
+            if after.low > 0
+            else ("does not replicate")
+        )
+        said.append(
+            f"{name}: the rise and fall over layers {verdict}: at the layer selected on the other half "
+            f"({' or '.join(map(str, chosen))}) {interval(row[VECTOR])}, {interval(before)} above layer "
+            f"{worth.cells[0][0]}, {interval(after)} above layer {worth.cells[-1][0]}; above another entity's state by "
+            f"{interval(row[f'vector - {SHUFFLED}'])}, above a random vector by {interval(row[f'vector - {RANDOM}'])}; "
+            f"less the name as text: {interval(row[f'vector - {TEXT}'])}."
+        )
+    if popular is not None:
+        told = []
+        for name in SCORES:
+            gap = apart(scored[name].selection().items_selected, popular)
+            other = apart(scored[name].selection(SHUFFLED).items_selected, popular)
+            told.append(f"{name} {interval(gap)} ({interval(other)} with another entity's state)")
+            if name == "RougeL":
+                verdict = "replicates" if gap.low > 0 else "does not replicate"
+        said.append(f"Popular above rare {verdict} in RougeL; popular less rare: {', '.join(told)}.")
+    layers = [row["layer"] for row in contaminated]
+    for what, column in (
+        ("What is said without a patch", "Rouge1 with no patch, target"),
+        ("Words of the prompt's own demonstrations", "says a demonstration's word"),
+    ):
+        if column in contaminated[0]:
+            depth = spearman(layers, [row[column].value for row in contaminated])
+            trend = "more" if depth.low > 0 else "less" if depth.high < 0 else "neither more nor less"
+            said.append(
+                f"{what}: said {trend} with depth (Spearman {interval(depth)}; {interval(contaminated[0][column])} at "
+                f"layer {layers[0]}, {interval(contaminated[-1][column])} at layer {layers[-1]})."
+            )
+    for below in ("none", "source"):
+        apart_by: list[Estimate] = [row[k] for row in contaminated if (k := f"RougeL, {below} - target") in row]
+        if apart_by:
+            more, less = sum(e.low > 0 for e in apart_by), sum(e.high < 0 for e in apart_by)
+            said.append(
+                f"With {'nothing' if below == 'none' else 'the source’s states'} below the patched layer RougeL is "
+                f"higher at {more} and lower at {less} of {len(apart_by)} layers."
+            )
+    return " ".join(said)
+
+
+def _figure(scored: dict[str, Worth], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]) -> Figure:
+    panels = []
+    for name in (SCORES[0], SCORES[2]):
+        found = scored[name].by_layer()
+        x = [row["layer"] for row in found]
+        panels.append(Panel(name, "layer", name, [curve(w, x, [r[w] for r in found], w != VECTOR) for w in WAYS]))
+    worth = scored["RougeL"]
+    x = [source for source, _ in worth.cells]
+    if popular is not None:
+        groups = [(way, group, mine) for way in (VECTOR, SHUFFLED) for group, mine in _groups(popular)[1:]]
+        lines = [
+            curve(f"{group}, {way}", x, [mean(column[mine]) for column in worth.scores[way].T], way == SHUFFLED)
+            for way, group, mine in groups
+        ]
+        panels.append(Panel("RougeL, popular and rare", "layer", "RougeL", lines))
+    names = [k for k in contaminated[0] if k.startswith("Rouge1")]
+    if names:
+        lines = [curve(k.partition(", ")[2], x, [row[k] for row in contaminated]) for k in names]
+        panels.append(Panel("Contamination: as without a patch", "layer", "Rouge1 with no patch", lines))
+    names = [k for k in contaminated[0] if "demonstration" in k or k.startswith("the same")]
+    lines = [curve(k, x, [row[k] for row in contaminated], k.startswith("the same")) for k in names]
+    panels.append(Panel("Contamination: the demonstrations", "layer", "share of descriptions", lines))
+    names = [k for k in contaminated[0] if k.startswith("RougeL")]
+    if names:
+        lines = [curve(k.partition(", ")[2], x, [row[k] for row in contaminated]) for k in names]
+        panels.append(Panel("RougeL by what is below the patch", "layer", "difference", lines, level=0))
+    return Figure("entities", panels)
