@@ -16,10 +16,12 @@ from lenscope.causing import causal as command
 from lenscope.cli import app
 from lenscope.directions import Alignment, Basis, Influence, load_basis
 from lenscope.energy import Factored, Plain, Site, wide_readout
+from lenscope.experiments import fidelity
 from lenscope.experiments.setting import Setting
 from lenscope.lens import Lens
 from lenscope.mappings import Affine, identify
 from lenscope.objective import Objective
+from lenscope.statistics import rank_correlation
 
 WORDS = "the cat sat on a mat in this capital city of France and Paris is it while tests of tokens go on"
 
@@ -511,8 +513,6 @@ def setting(text, tmp_path_factory):
 
 
 def test_the_fidelity_experiment_reports_what_the_library_gives(setting, monkeypatch):
-    from lenscope.experiments import fidelity
-
     for name, small in {"FOUND": 192, "MEASURED": 128, "K": 4, "LAYERS": 3}.items():
         monkeypatch.setattr(fidelity, name, (small, 0))
     report = fidelity.run(setting)
@@ -570,3 +570,24 @@ def test_results_show_themselves():
     same = alignment(lm, rows, basis)
     assert isinstance(same, Alignment)
     assert "54 tokens" in repr(same)
+
+
+def test_fidelities_are_compared_over_all_layers(lm64):
+    """Directions whose influences agree at every layer, beside some that disagree, and some of both."""
+    k, draw = 40, np.random.default_rng(0)
+    nothing = torch.zeros(2, k, lm64.hidden_size)
+    basis = Basis(nothing, nothing[..., 0], nothing[:, 0], nothing[..., 0], (1, 2), "random", "l", identify(lm64), {})
+
+    def made(sign):
+        lens = draw.random((2, k))
+        model = sign * lens if sign else draw.random((2, k))
+        return Influence(basis, np.stack([lens, model])[:, None], np.ones(1), {})
+
+    same, opposite, noise = made(1), made(-1), made(0)
+    assert fidelity._pooled(same, opposite, 0) == (2, 2, 2)
+    assert fidelity._pooled(same, same, 0) == (0, 0, 0)
+    found = fidelity._pooled(same, noise, 0)
+    each = [1 - rank_correlation(noise.lens[n], noise.model[n]) for n in range(2)]
+    assert found.value == pytest.approx(np.mean(each))
+    # the standard error of a mean of two correlations of 40 unrelated pairs is 1 / sqrt(2 * 39)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 / np.sqrt(78), rel=0.3)
