@@ -159,8 +159,8 @@ def _reading(results: dict[str, Influence], rows: list[dict[str, Any]], seed: in
         verdict = "beats" if mean.low > 0 else "does not beat" if mean.high < 0 else "is not shown to beat"
         said.append(
             f"The causal basis {verdict} {kind} in rank correlation: by {mean} on average over layers, and layer by "
-            f"layer surely higher at {above} of {len(layers)}, surely lower at {below}; its directions influence the model "
-            f"{causal.model.sum() / max(other.model.sum(), 1e-12):.3g} times as much."
+            f"layer surely higher at {above} of {len(layers)}, surely lower at {below}; its directions influence the "
+            f"model {causal.model.sum() / max(other.model.sum(), 1e-12):.3g} times as much."
         )
     alone = sum(_lens_only(causal, n) for n in range(len(layers)))
     strong = int((causal.lens >= LEAST).sum())
