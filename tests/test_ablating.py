@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from lenses import affine
 
 import lenscope as ls
 from lenscope import ablating
@@ -21,7 +22,6 @@ from lenscope.ablating import (
 from lenscope.corpus import TokenBatch
 from lenscope.experiments import ablations
 from lenscope.experiments.setting import Setting
-from lenscope.mappings import Affine, identify
 from lenscope.provenance import model_hash
 
 
@@ -310,16 +310,6 @@ def test_intervals_are_over_units(lm64):
     assert e.low < e.value < e.high
     d = found.estimate("kl", "a", 2, less="b")
     assert d.value == pytest.approx(e.value - found.estimate("kl", "b", 2).value)
-
-
-def affine(lm):
-    draw = torch.Generator().manual_seed(0)
-    d = lm.hidden_size
-    weights = {
-        (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
-        for n in range(lm.n_layers)
-    }
-    return Affine(weights, identify(lm), identify(lm))
 
 
 def test_the_experiment_reports_what_hooks_give(lm64, tmp_path, monkeypatch):

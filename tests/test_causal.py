@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from lenses import affine
 
 import lenscope as ls
 from lenscope import ablation, causal, energy
@@ -19,7 +20,7 @@ from lenscope.energy import Factored, Plain, Site, wide_readout
 from lenscope.experiments import fidelity
 from lenscope.experiments.setting import Setting
 from lenscope.lens import Lens
-from lenscope.mappings import Affine, identify
+from lenscope.mappings import identify
 from lenscope.objective import Objective
 from lenscope.statistics import rank_correlation
 
@@ -48,16 +49,6 @@ def lm_of(kind, dtype=torch.float64):
 
 def rows_of(lm, count=6, length=9):
     return [tiny.ids(lm.model, 1, length, n)[0].tolist() for n in range(count)]
-
-
-def affine(lm, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    d = lm.hidden_size
-    weights = {
-        (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
-        for n in range(lm.n_layers)
-    }
-    return Affine(weights, identify(lm), identify(lm))
 
 
 def states(lm, rows, layer):

@@ -11,7 +11,7 @@ from lenscope.patchscope import Patchscope, Target
 TEXTS = ["one two three", "four five", "six seven eight nine", "ten"]
 
 
-def test_random_vectors_keep_norms_and_addresses(lm64) -> None:  # type: ignore[no-untyped-def]
+def test_random_vectors_keep_norms_and_addresses(lm64):
     states = lm64.read(TEXTS)
     made = random_vectors(states, seed=1)
     torch.testing.assert_close(made.tensor.norm(dim=-1), states.tensor.norm(dim=-1), rtol=1e-12, atol=1e-12)
@@ -24,7 +24,7 @@ def test_random_vectors_keep_norms_and_addresses(lm64) -> None:  # type: ignore[
     assert not torch.equal(made.tensor, random_vectors(states, seed=2).tensor)
 
 
-def test_controls_are_scored_against_the_prompts_own_predictions(lm64) -> None:  # type: ignore[no-untyped-def]
+def test_controls_are_scored_against_the_prompts_own_predictions(lm64):
     states = lm64.read(TEXTS, positions=-1)
     own = lm64.own_logits(states[lm64.n_layers, -1]).log_softmax(-1)
     scope = Patchscope(lm64, Target("one x", at="x"))
@@ -40,7 +40,7 @@ def test_controls_are_scored_against_the_prompts_own_predictions(lm64) -> None: 
         np.testing.assert_allclose(alone.measures["surprisal"], grid.measures["surprisal"][here], atol=1e-5)
 
 
-def test_shuffled_sources_are_another_prompts(lm64) -> None:  # type: ignore[no-untyped-def]
+def test_shuffled_sources_are_another_prompts(lm64):
     states = lm64.read(TEXTS, positions=[0, -1])
     made = shuffled_sources(states, ["a", "b", "a", "b"])
     for n in range(4):
@@ -68,7 +68,7 @@ def test_exchanges_never_stay_in_the_group() -> None:
         assert all(groups[a] != groups[b] for a, b in enumerate(taken))
 
 
-def test_text_in_the_place_of_the_vector(lm64) -> None:  # type: ignore[no-untyped-def]
+def test_text_in_the_place_of_the_vector(lm64):
     scope = Patchscope(lm64, Target("one x two", at="x"))
     assert told(scope, ["three four", " five "]) == ["one three four two", "one five two"]
     several = Patchscope(lm64, Target("x x one x", at="x", every=True))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from lenses import affine
 from scipy import stats
 
 import lenscope as ls
@@ -16,7 +17,7 @@ from lenscope.experiments import drift, transplant
 from lenscope.experiments.grouping import by_document, draws, rows_of
 from lenscope.experiments.setting import Setting
 from lenscope.finetuning import fine_tune, next_token_loss, weights_of, with_weights
-from lenscope.mappings import Affine, identify
+from lenscope.statistics import rank_correlation
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]
 
@@ -287,16 +288,6 @@ def small(monkeypatch):
     monkeypatch.setattr(transplant, "GROUPS", 3)
 
 
-def affine(lm, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    d = lm.hidden_size
-    weights = {
-        (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
-        for n in range(lm.n_layers)
-    }
-    return Affine(weights, identify(lm), identify(lm))
-
-
 def test_the_report_is_what_the_text_gives(lm, folder, small, tmp_path, monkeypatch):
     setting = Setting(lm, text=(str(folder),), data=(str(folder),), quick=True, lens=affine(lm), folder=tmp_path)
     report = drift.run(setting)
@@ -406,7 +397,7 @@ def test_partial_correlations_are_those_of_residual_ranks():
     ranks = [stats.rankdata(v) for v in (x, y, z)]
     rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
     assert drift.partial(x, y, z) == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-12)
-    assert np.isnan(drift.correlation(np.ones(4), np.arange(4.0)))
+    assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
 
 
 def made(near, far, penalty):

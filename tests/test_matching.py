@@ -78,7 +78,7 @@ def test_longest_common_subsequence_against_all_subsequences() -> None:
         assert rouge(" ".join(a), " ".join(b)).rougeL == pytest.approx(2 * best / (len(a) + len(b)))
 
 
-def test_embeddings_are_weighted_means(lm64) -> None:  # type: ignore[no-untyped-def]
+def test_embeddings_are_weighted_means(lm64):
     embed = embedder(lm64)
     table = lm64.model.get_input_embeddings().weight.detach().double().numpy()
     ids = lm64.encoder.ids(" " + "one two")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from lenses import affine
 from test_readings import hooked, numbered
 
 import lenscope as ls
@@ -27,7 +28,6 @@ from lenscope.experiments.next_token import (
 )
 from lenscope.experiments.readings import Scored, held_out, places
 from lenscope.experiments.setting import Setting
-from lenscope.mappings import Affine, identify
 from lenscope.statistics import Estimate, sign_flips
 
 
@@ -40,16 +40,6 @@ def lm():
     built = tiny.AutoModelForCausalLM.from_config(config).eval()
     tiny._randomise(built, 0)
     return ls.LM(built.double(), tiny.tokenizer(), "tiny-llama")
-
-
-def affine(lm):
-    draw = torch.Generator().manual_seed(0)
-    d = lm.hidden_size
-    weights = {
-        (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
-        for n in range(lm.n_layers)
-    }
-    return Affine(weights, identify(lm), identify(lm))
 
 
 def test_the_experiment_end_to_end(lm, tmp_path, monkeypatch):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from lenses import affine
 
 import lenscope as ls
 from lenscope.experiments import overthinking as module
 from lenscope.experiments.overthinking import calibrated, incorrect, unrelated
 from lenscope.experiments.setting import Setting
-from lenscope.mappings import Affine, identify
 from lenscope.questions import BUILTIN, Question, few_shot
 from lenscope.statistics import Estimate
 
@@ -137,16 +137,6 @@ def test_built_in_label_tasks_are_asked_in_balance():
 def test_words_are_sorted_as_they_are():
     found = {q.id.removeprefix("sorts/"): q.choices[q.gold] for q in module.sorts()}
     assert (found["eagle"], found["onion"], found["hammer"], found["lion"]) == ("animal", "food", "object", "animal")
-
-
-def affine(lm):
-    draw = torch.Generator().manual_seed(0)
-    d = lm.hidden_size
-    weights = {
-        (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
-        for n in range(lm.n_layers)
-    }
-    return Affine(weights, identify(lm), identify(lm))
 
 
 def test_the_experiment_end_to_end(lm64, tmp_path, monkeypatch):

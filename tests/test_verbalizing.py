@@ -182,5 +182,5 @@ def test_what_cannot_be_told_is_refused(lm64, scope):
 
 
 def test_continuations_end_with_the_text(lm64):
-    found = verbalizing.continued(lm64, [NAMES[0], lm64.prompt(NAMES[1])], 4)
+    found = verbalizing.said_after(lm64, [NAMES[0], lm64.prompt(NAMES[1])], 4)
     assert found == [shown(lm64, c.ids) for c in lm64.generate([NAMES[0], NAMES[1]], 4)]

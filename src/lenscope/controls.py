@@ -20,11 +20,15 @@ def random_vectors(states: HiddenStates, seed: int = 0) -> HiddenStates:
 
     Addresses stay, so that a Patchscope reads and scores them as it does the states.
     """
+    return _instead(states, random_like(states.tensor, seed))
+
+
+def random_like(h: Tensor, seed: int = 0) -> Tensor:
+    """Random directions, each as long as the vector of h (..., D) that it stands for."""
     draw = torch.Generator().manual_seed(seed)
-    h = states.tensor
     made = torch.randn(h.shape, generator=draw, dtype=torch.float64)
     made *= h.double().norm(dim=-1, keepdim=True).cpu() / made.norm(dim=-1, keepdim=True)
-    return _instead(states, made.to(h.device, h.dtype))
+    return made.to(h.device, h.dtype)
 
 
 def shuffled_sources(states: HiddenStates, answers: Sequence[Hashable] | None = None, seed: int = 0) -> HiddenStates:

@@ -274,11 +274,12 @@ def _bias(means: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         *([m for m in range(len(means)) if m != n] for n in range(len(means)) if len(means) > 1),
     ]
     model = torch.stack([mean[0] for mean in means])
+    own = [model[some].sum(0) for some in each]
     made = np.zeros((len(each), len(means[0])))
     for cell in range(len(means[0])):
         lens = torch.stack([mean[cell] for mean in means])
         # summed anew each time: a difference would leave rounding where a lens has hardly any mass
-        made[:, cell] = [_divergence(model[some].sum(0), lens[some].sum(0)) for some in each]
+        made[:, cell] = [_divergence(p, lens[some].sum(0)) for p, some in zip(own, each, strict=True)]
     return made[0], made[1:]
 
 

@@ -19,7 +19,7 @@ from lenscope.lens import Lens
 from lenscope.model import LM, TOKENS_PER_RUN, PromptLike
 from lenscope.prompts import Prompt
 from lenscope.reduction import reduce
-from lenscope.states import check_layers
+from lenscope.states import check_layers, spaced
 
 # of a position: what the lens says of it
 MEASURES = ("entropy", "kl", "top_log_prob", "agreement")
@@ -68,9 +68,7 @@ def sorted_answer_features(log_probs: np.ndarray) -> np.ndarray:
 
 def spread(lens: Lens, count: int = LAYERS) -> tuple[int, ...]:
     """Up to `count` of the layers that a lens has, evenly spaced, the last one among them."""
-    have = sorted({*lens.layers, lens.lm.n_layers})
-    at = np.linspace(0, len(have) - 1, min(count, len(have))).round().astype(int)
-    return tuple(have[i] for i in at.tolist())
+    return spaced(sorted({*lens.layers, lens.lm.n_layers}), count)
 
 
 def trajectory_columns(layers: Sequence[int], n_layers: int) -> tuple[str, ...]:

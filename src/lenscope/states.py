@@ -7,6 +7,7 @@ Does not know: models, or what the vectors mean.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,3 +107,8 @@ def check_layers(layers: Sequence[int], n_layers: int, model: str) -> tuple[int,
     if not found:
         raise LenscopeError("layers: the list is empty; name at least one")
     return tuple(found)
+
+
+def spaced(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    """Up to `count` of the layers, evenly apart, the first and the last among them."""
+    return tuple(layers[round(n)] for n in np.linspace(0, len(layers) - 1, min(count, len(layers))))

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
+from lenscope.continuing import continued
 from lenscope.controls import exchange, random_vectors, told
 from lenscope.decoding import Writer
 from lenscope.errors import LenscopeError
@@ -169,7 +170,7 @@ def sayings(
         how: Any = {"max_new_tokens": max_new_tokens, "stop": stops, "progress": advance}
         written.append(table(scope.generate(some, layers, **how)))
     (cells, own), (_, random) = written
-    plain = continued(scope.lm, [*told(scope, texts), scope.resolved[0][0]], max_new_tokens, stops)
+    plain = said_after(scope.lm, [*told(scope, texts), scope.resolved[0][0]], max_new_tokens, stops)
     return Sayings(
         cells,
         {
@@ -197,10 +198,9 @@ def table(grid: Grid) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
     return cells, made
 
 
-def continued(lm: LM, prompts: Sequence[PromptLike], max_new_tokens: int, stop: str | Sequence[str] = ()) -> list[str]:
+def said_after(lm: LM, prompts: Sequence[PromptLike], max_new_tokens: int, stop: str | Sequence[str] = ()) -> list[str]:
     """What follows each prompt, greedily, cut off as `Patchscope.generate` cuts: the same for text as for vectors."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     writer = Writer(lm, 0, max_new_tokens, stops, 0.0, 1.0, 0)
     many: list[str | Prompt] = [lm.prompt(p) for p in prompts]
-    done = lm.generate(many, max_new_tokens)
-    return [writer.text(one.ids) for one in done]
+    return [writer.text(one.ids) for one in continued(lm, many, max_new_tokens)]

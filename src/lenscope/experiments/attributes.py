@@ -18,8 +18,8 @@ from torch import Tensor
 from lenscope.controls import random_vectors, told
 from lenscope.errors import LenscopeError
 from lenscope.experiments.cellscores import ALL, FOLDS, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
-from lenscope.experiments.fidelity import spaced
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.wording import interval
 from lenscope.facts import ABOUT_THINGS
 from lenscope.matching import mentions
 from lenscope.methods import feature_extraction
@@ -27,7 +27,7 @@ from lenscope.plots import Figure, Heatmap, Panel, Series
 from lenscope.probes import probe
 from lenscope.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
 from lenscope.report import Report
-from lenscope.states import HiddenStates
+from lenscope.states import HiddenStates, spaced
 from lenscope.statistics import Estimate, mean
 
 DATA = "TSV or JSONL with relation, subject, object and, if known, template, target, text"
@@ -323,7 +323,7 @@ def _reading(
     verdict = "replicates" if apart.low > 0 else "does not replicate" if apart.high < 0 else "is undecided"
     parts = [
         f"By the paper's score the Patchscope's advantage over the probe {verdict}: {value(STATE, 'paper')} against "
-        f"{value(PROBE, 'paper')} over {len(studied)} relations, {where}, difference {_said_so(apart)}."
+        f"{value(PROBE, 'paper')} over {len(studied)} relations, {where}, difference {interval(apart)}."
     ]
     blind = [one.relation.name for one in studied if one.heard == 0]
     if blind:
@@ -342,13 +342,13 @@ def _reading(
         where, apart = compared(source, "selected")
         parts.append(
             f"In cells selected on other subjects the state has {value(STATE, 'selected')}, {source} "
-            f"{value(source, 'selected')}: {where}, difference {_said_so(apart)}."
+            f"{value(source, 'selected')}: {where}, difference {interval(apart)}."
         )
     where, apart = compared(PROBE, "selected")
-    parts.append(f"Against the probe at a layer selected so ({value(PROBE, 'selected')}): {where}, {_said_so(apart)}.")
+    parts.append(f"Against the probe at a layer selected so ({value(PROBE, 'selected')}): {where}, {interval(apart)}.")
     where, apart = compared(TEXT, "selected")
     parts.append(
-        f"The subject as text has {value(TEXT, 'selected')}: the state is {where}, difference {_said_so(apart)}."
+        f"The subject as text has {value(TEXT, 'selected')}: the state is {where}, difference {interval(apart)}."
     )
     cells = np.mean([one.sources[STATE].scores.mean(0) for one in studied], 0)
     best = int(cells.argmax())
@@ -357,7 +357,3 @@ def _reading(
         f"{cells.reshape(-1)[best]:.2f}."
     )
     return " ".join(parts)
-
-
-def _said_so(e: Estimate) -> str:
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"

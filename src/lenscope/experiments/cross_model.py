@@ -17,7 +17,6 @@ from torch import Tensor
 from lenscope import mappings
 from lenscope.errors import LenscopeError
 from lenscope.experiments.descriptions import Described, descriptions
-from lenscope.experiments.fidelity import spaced
 from lenscope.experiments.readings import (
     FEWEST,
     PRECISION,
@@ -44,7 +43,7 @@ from lenscope.plots import Figure, Heatmap
 from lenscope.provenance import model_hash, provenance
 from lenscope.report import Report, Rows, shown
 from lenscope.selection import Selection, select
-from lenscope.states import HiddenStates
+from lenscope.states import HiddenStates, spaced
 from lenscope.statistics import Estimate, difference, holm, mean, sign_flips
 
 DATA = "text"

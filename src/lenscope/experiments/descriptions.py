@@ -26,7 +26,7 @@ from lenscope.provenance import model_hash
 from lenscope.relations import Entity, builtin_entities
 from lenscope.selection import Selection, select
 from lenscope.statistics import Estimate
-from lenscope.verbalizing import continued, table
+from lenscope.verbalizing import said_after, table
 
 # tokens that a description is written with
 WRITTEN = 12
@@ -126,7 +126,7 @@ def descriptions(
                 options: Any = {"max_new_tokens": WRITTEN, "stop": "\n", "progress": advance}
                 made[what] = table(scope.generate(states, cells, **options))[1].tolist()
         names = [e.name for e in entities]
-        plain = continued(target, [*told(across, names), across.resolved[0][0]], WRITTEN, "\n")
+        plain = said_after(target, [*told(across, names), across.resolved[0][0]], WRITTEN, "\n")
         elsewhere = others([e.description for e in entities], setting.seed)
         return {
             **made,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from lenscope.corpus import TokenBatch
@@ -22,7 +21,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.transplant import transplant
 from lenscope.plots import Figure, Heatmap, Panel, Series
 from lenscope.report import Report
-from lenscope.statistics import Estimate
+from lenscope.statistics import Estimate, rank_correlation
 
 DATA = "text"
 CLAIM = (
@@ -89,13 +88,13 @@ class Drift:
         for name, similar in ((TRIMMED, self.trimmed), (WHOLE, self.whole)):
             at = similar[:, numbers[:, None], numbers]
             for cells, kept in (("all cells", everything), ("off the diagonal", off)):
-                found = np.array([correlation(s[kept], p[kept]) for s, p in zip(at, self.penalty, strict=True)])
+                found = np.array([rank_correlation(s[kept], p[kept]) for s, p in zip(at, self.penalty, strict=True)])
                 rows.append({"similarity": name, "cells": cells, "Spearman": self.estimate(found)})
             found = np.array([partial(s[off], p[off], apart[off]) for s, p in zip(at, self.penalty, strict=True)])
             rows.append(
                 {"similarity": name, "cells": "off the diagonal, given distance", "Spearman": self.estimate(found)}
             )
-        found = np.array([correlation(-apart[off], p[off]) for p in self.penalty])
+        found = np.array([rank_correlation(-apart[off], p[off]) for p in self.penalty])
         rows.append(
             {"similarity": "nearness alone (control)", "cells": "off the diagonal", "Spearman": self.estimate(found)}
         )
@@ -135,21 +134,11 @@ def run(setting: Setting) -> Report:
     )  # fmt: skip
 
 
-def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation (n,) each; NaN where one side is constant."""
-    return _cosine(*(r - r.mean() for r in (rankdata(x), rankdata(y))))
-
-
 def partial(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     """The rank correlation of x and y with that of both with `given` taken out: partial Spearman correlation."""
-    xy, xz, yz = correlation(x, y), correlation(x, given), correlation(y, given)
+    xy, xz, yz = rank_correlation(x, y), rank_correlation(x, given), rank_correlation(y, given)
     rest = (1 - xz**2) * (1 - yz**2)
     return float((xy - xz * yz) / np.sqrt(rest)) if rest > 0 else float("nan")
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size else float("nan")
 
 
 def _similarities(setting: Setting, parts: Sequence[Sequence[TokenBatch]], taken: np.ndarray) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from lenscope.verbalizing import (
     Sayings,
     Score,
     Worth,
-    continued,
+    said_after,
     sayings,
     table,
 )
@@ -275,7 +275,7 @@ def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
         options: Any = {"max_new_tokens": how["tokens"], "stop": "\n"}
         with setting.progress("examples") as advance:
             grid = scope.generate(lm.read(begun(lm, names), how["layers"], -1), progress=advance, **options)
-        return {"vector": table(grid)[1].tolist(), "text": continued(lm, told(scope, names), **options)}
+        return {"vector": table(grid)[1].tolist(), "text": said_after(lm, told(scope, names), **options)}
 
     found = kept_json(setting, "entities-examples", make, names=names, **how)
     lines = [*zip(map(str, how["layers"]), zip(*found["vector"], strict=True), strict=True), (TEXT, found["text"])]

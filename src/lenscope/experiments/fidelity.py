@@ -18,6 +18,7 @@ from lenscope.mappings import identify
 from lenscope.plots import Figure, Panel, Series
 from lenscope.provenance import provenance
 from lenscope.report import Report, Rows
+from lenscope.states import spaced
 from lenscope.statistics import RESAMPLES, Estimate, bootstrap, percentiles, rank_correlation, spearman
 
 DATA = "text"
@@ -61,11 +62,6 @@ def run(setting: Setting) -> Report:
         settings=setting.settings(tokens=list(sizes), length=text.length, directions=k, layers=list(layers)),
         provenance=setting.provenance(),
     )
-
-
-def spaced(layers: list[int], count: int) -> tuple[int, ...]:
-    """So many of the layers, evenly apart, the first and the last among them."""
-    return tuple(layers[round(n)] for n in np.linspace(0, len(layers) - 1, min(count, len(layers))))
 
 
 def _measure(

@@ -20,7 +20,7 @@ from lenscope.matching import mentions
 from lenscope.patchscope import Patchscope, Target
 from lenscope.relations import Chain, answered
 from lenscope.states import HiddenStates
-from lenscope.verbalizing import RANDOM, SHUFFLED, VECTOR, continued, sayings, table
+from lenscope.verbalizing import RANDOM, SHUFFLED, VECTOR, said_after, sayings, table
 
 # demonstrations, questions of a kind at least, tokens of a chain of thought
 SHOTS, LEAST, THOUGHT = 3, 4, 48
@@ -125,12 +125,12 @@ def plain_answers(setting: Setting, kinds: Sequence[Kind], how: dict[str, Any]) 
     def make() -> dict[str, list[str]]:
         few = [k.before(2) + c.questions[2] for k in kinds for c in k.chains]
         with setting.progress("questions asked") as advance:
-            made = {PLAIN[0]: continued(lm, few, how["tokens"], "\n")}
-            made[PLAIN[1]] = continued(lm, questions, how["tokens"], "\n")
-            made[PLAIN[2]] = continued(lm, [STEPS + q for q in questions], THOUGHT)
+            made = {PLAIN[0]: said_after(lm, few, how["tokens"], "\n")}
+            made[PLAIN[1]] = said_after(lm, questions, how["tokens"], "\n")
+            made[PLAIN[2]] = said_after(lm, [STEPS + q for q in questions], THOUGHT)
             if getattr(lm.tokenizer, "chat_template", None):
                 turns = [lm.chat(f"Complete the sentence: {q} ... {STEPS.strip()}") for q in questions]
-                made[PLAIN[3]] = continued(lm, turns, THOUGHT)
+                made[PLAIN[3]] = said_after(lm, turns, THOUGHT)
             advance(len(questions), len(questions))
         return made
 

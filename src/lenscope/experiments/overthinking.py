@@ -14,12 +14,13 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.wording import interval
 from lenscope.lens import Lens
 from lenscope.plots import Figure, Panel, Series
 from lenscope.questions import ANSWER, BUILTIN, Question, answer_log_likelihoods, correct, few_shot, load_questions
 from lenscope.quizzes import KINDS
 from lenscope.report import Report
-from lenscope.statistics import Estimate, difference, holm, mean, sign_flips
+from lenscope.statistics import difference, holm, mean, sign_flips
 
 DATA = "JSONL with query, choices, gold, task"
 CLAIM = (
@@ -288,7 +289,7 @@ def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_Scored]) -> str:
     sure = [r for r in over if r["p (Holm)"] < 0.05]
     where = "; ".join(
         f"{r['task']}, {r['shots']} shots: {r['exit, incorrect'].value:.2f} at layer {r['exit at']}, "
-        f"{r['final, incorrect'].value:.2f} at the end, difference {_said(r['exit - final, incorrect'])}"
+        f"{r['final, incorrect'].value:.2f} at the end, difference {interval(r['exit - final, incorrect'])}"
         for r in over
     )
     verdict = "Replicates" if len(over) > len(tuned) / 2 else "Replicates in part" if over else "Does not replicate"
@@ -317,7 +318,3 @@ def _of(some: Sequence[Any], whole: Sequence[Any]) -> str:
 def _range(gaps: Any) -> str:
     values = [g.value for g in gaps]
     return f", by {min(values):.2f} to {max(values):.2f}" if values else ""
-
-
-def _said(e: Estimate) -> str:
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"

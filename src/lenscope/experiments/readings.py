@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lenscope import mappings, rows
-from lenscope.controls import exchange
+from lenscope.controls import exchange, random_like
 from lenscope.corpus import Corpus, TokenBatch
 from lenscope.decoding import top_one
 from lenscope.edits import replace as instead
@@ -241,9 +241,6 @@ def random_instead(f: Callable[..., Any], seed: int = 0) -> Callable[[Tensor, in
 
     def drawn(h: Tensor, layer: int, target_layer: int) -> Tensor:
         made = mappings.apply(f, h, layer, target_layer)
-        draw = torch.Generator().manual_seed((seed << 20) + (layer << 10) + target_layer)
-        noise = torch.randn(made.shape, generator=draw, dtype=torch.float64)
-        noise *= made.double().norm(dim=-1, keepdim=True).cpu() / noise.norm(dim=-1, keepdim=True)
-        return noise.to(made)
+        return random_like(made, (seed << 20) + (layer << 10) + target_layer)
 
     return drawn

@@ -82,7 +82,9 @@ class Setting:
     @property
     def overlapping(self) -> bool:
         """Whether the lens that was given has seen some of the text that is held out."""
-        return self.lens is not None and overlap(self.lens.report.get("corpus"), self.held_out.provenance())
+        if self.lens is None or not self.text:
+            return False
+        return overlap(self.lens.report.get("corpus"), self.held_out.provenance())
 
     @cached_property
     def translators(self) -> PairMapping:

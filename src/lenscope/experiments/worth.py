@@ -21,7 +21,7 @@ from lenscope.plots import Figure, Panel
 from lenscope.relations import Relation, builtin_entities, builtin_relations, known, load_relations
 from lenscope.report import Report
 from lenscope.sources import Layers
-from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR, WAYS, Sayings, Score, Worth, continued, sayings
+from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR, WAYS, Sayings, Score, Worth, said_after, sayings
 
 DATA = "TSV or JSONL with relation, subject, object (and template, target)"
 CLAIM = (
@@ -135,7 +135,7 @@ def _identity(setting: Setting, facts: Sequence[Relation]) -> _Case:
     texts = [relation.template.replace("{}", fact.subject) for relation in facts for fact in relation.facts]
     order = np.random.default_rng(setting.seed).permutation(len(texts)).tolist()[: 2 * setting.sized(*PROMPTS)]
     some = [texts[n] for n in order]
-    every = kept_json(setting, "worth-own", lambda: continued(setting.lm, some, 1), texts=some)
+    every = kept_json(setting, "worth-own", lambda: said_after(setting.lm, some, 1), texts=some)
     chosen = balanced(every, setting.sized(*PROMPTS))
     own = [every[n] for n in chosen]
     scope, layers = token_identity(setting.lm), [(n, n) for n in _layers(setting, STEP)]

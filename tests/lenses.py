@@ -1,0 +1,15 @@
+"""A random affine lens for tests: near the identity, so that it reads something at every layer."""
+
+import torch
+
+from lenscope.mappings import Affine, identify
+
+
+def affine(lm, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    d = lm.hidden_size
+    weights = {
+        (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
+        for n in range(lm.n_layers)
+    }
+    return Affine(weights, identify(lm), identify(lm))
