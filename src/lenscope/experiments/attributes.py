@@ -152,8 +152,10 @@ def _chosen(setting: Setting) -> tuple[list[_Chosen], dict[str, str]]:
             continue
         chosen.append(_Chosen(replace(relation, facts=some), len(facts), len(usable)))
     if not chosen:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise LenscopeError(
-            f"{setting.lm.name}: knows {FEWEST} facts of none of {len(found)} relations; give others, or another model"
+            f"{setting.lm.name}: {FEWEST} known facts with {FEWEST_OBJECTS} objects are the least of a relation, none "
+            f"of {len(found)} has them ({why}); give others, or another model"
         )
     return chosen, left_out
 

@@ -28,6 +28,8 @@ from lenscope.tuning import fit, other_run
 # tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get
 FITTED, SAMPLED = (16_384, 102_400), (4_096, 16_384)
 HELD_OUT = 0.1
+# tokens of a row of the model's own samples in a quick run: short rows are written side by side
+SHORT = 128
 
 # advance(done, in all or 0)
 Advance = Callable[[int, int], None]
@@ -71,8 +73,9 @@ class Setting:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text, or the model's own samples, as rows of up to 512 tokens."""
-        return Corpus.open(self.lm, [Path(t) for t in self.text] or None, seed=self.seed)
+        """The text, or the model's own samples, as rows of up to 512 tokens; samples of a quick run of up to 128."""
+        short = min(SHORT, self.lm.context or SHORT) if self.quick and not self.text else None
+        return Corpus.open(self.lm, [Path(t) for t in self.text] or None, length=short, seed=self.seed)
 
     @property
     def held_out(self) -> Corpus:

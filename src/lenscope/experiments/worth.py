@@ -36,9 +36,9 @@ SCORES = {
     ENTITY: "RougeL of the description",
 }
 # quick and full: facts of a relation that are tried, and used, relations, prompts, entities
-TRIED, USED, RELATIONS, PROMPTS, ENTITIES = (16, 60), (6, 24), (6, 14), (40, 200), (20, 60)
+TRIED, USED, RELATIONS, PROMPTS, ENTITIES = (16, 48), (6, 12), (6, 12), (40, 160), (20, 60)
 # every so many layers, of the ways with one target layer, and of grids; tokens
-STEP, COARSE, TOKENS, DESCRIBED = (3, 1), (6, 3), (8, 12), (12, 20)
+STEP, COARSE, TOKENS, DESCRIBED = (3, 2), (6, 4), (8, 10), (12, 16)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,184 @@
+"""Time per item of the Patchscopes experiments: all its cells by lenscope, against each cell with passes of its own.
+
+An item is one state of every source layer, patched at the target layers of the full experiments (next-token: the same
+layer, attributes and multihop: pairs). Cell by cell is the way of the authors' code (a source pass and a target pass
+per cell), kinder than it in the head; in batches is its way where it batches (attributes, multihop: rows of whole
+prompts, 128 a batch, the source pass once). What both ways find is compared before anything is timed. Cell by cell
+and in batches are timed on a sample of the cells and scaled up. Figures are medians over repeats, ratios are paired.
+
+    python benchmarks/experiments.py
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sweep_baselines as plain
+import torch
+from sweep import unending
+
+import lenscope as ls
+from lenscope import methods
+from lenscope.experiments.readings import patched
+
+DOCUMENT = (
+    "The harbour was rebuilt after the storm of 1953, when the sea wall gave way in three places and most of the old "
+    "town stood under water for a week. Since then the city has"
+)
+PHRASE = "the country that has the city of Hamburg"
+SENTENCE = "Last year they talked a lot about Portugal"
+HOP = "The capital city of x"
+# cells that are timed one by one, and in a batch
+ONE, BATCH = 6, 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """A source prompt, a Patchscope's target, tokens to write, target layers by source layer, whether batches are."""
+
+    source: str
+    target: Any
+    new: int
+    cells: tuple[plain.Cell, ...]
+    batches: bool = False
+
+
+def tasks(lm: ls.LM) -> dict[str, Task]:
+    every, third = range(lm.n_layers + 1), range(0, lm.n_layers + 1, 3)
+    same = tuple((n, n) for n in every)
+    ninth = np.linspace(0, lm.n_layers, 9).round().astype(int).tolist()
+    return {
+        "next-token": Task(DOCUMENT, methods.named("identity"), 0, same),
+        "entities": Task("Diana, Princess of Wales", methods.named("entity"), 20, same),
+        "attributes": Task(SENTENCE, HOP, 10, tuple((s, t) for s in ninth for t in ninth), True),
+        "multihop": Task(PHRASE, HOP, 8, tuple((s, t) for s in third for t in third), True),
+    }
+
+
+def compare(lm: ls.LM, task: Task, repeats: int) -> dict[str, Any]:
+    """Agreement of the ways, and seconds per item of each."""
+    layers = sorted({s for s, _ in task.cells}), sorted({t for _, t in task.cells})
+    same = all(s == t for s, t in task.cells)
+    scope = ls.Patchscope(lm, task.target, layers="same" if same else layers[1])
+    source = list(lm.prompt(task.source).ids)
+    ((target, at),) = scope.resolved
+    ids = list(target.ids)[: at + 1]
+    if at + 1 != len(target.ids):
+        raise SystemExit(f"{task.target}: the plain ways write over a last token")
+
+    def mine() -> np.ndarray:
+        states = lm.read(source, layers[0], -1)
+        found = scope.generate(states, max_new_tokens=task.new) if task.new else scope.predict(states, top_k=1)
+        return np.asarray(found.ids).reshape(len(task.cells), -1)
+
+    def one(cells: Sequence[plain.Cell]) -> torch.Tensor:
+        return plain.one_by_one(lm.model, source, ids, cells, task.new).ids
+
+    def batch(cells: Sequence[plain.Cell]) -> torch.Tensor:
+        return plain.batched(lm.model, source, ids, cells, BATCH, task.new).ids
+
+    some = plain.spread(task.cells, ONE)
+    many = plain.spread(task.cells, min(BATCH, len(task.cells)))
+    with unending(lm):
+        found = mine()
+        told = one(some).numpy()[:, : found.shape[1]]
+        agree = float((found[[task.cells.index(c) for c in some]] == told).mean())
+        ways: dict[str, tuple[Callable[[], Any], float]] = {
+            "lenscope": (mine, 1),
+            "cell by cell": (lambda: one(some), len(task.cells) / len(some)),
+        }
+        if task.batches:
+            ways["in batches"] = (lambda: batch(many), len(task.cells) / len(many))
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(repeats):
+            for way, (run, scale) in ways.items():
+                times[way].append(seconds(run) * scale)
+    return summary(times, len(task.cells), agree)
+
+
+def across(lm: ls.LM, other: ls.LM, repeats: int) -> dict[str, Any]:
+    """Cross-model: a state of every fifth layer mapped into every fifth layer, in the source's own context."""
+    layers, targets = range(0, lm.n_layers + 1, 5), range(0, other.n_layers + 1, 3)
+    cells = [(s, t) for s in layers for t in targets]
+    scale = 1 / lm.d_model**0.5
+    maps = torch.randn(len(cells), lm.d_model, other.d_model, generator=torch.manual_seed(0)) * scale
+    ids, context = list(lm.prompt(DOCUMENT).ids), other.prompt(DOCUMENT)
+
+    @torch.inference_mode()
+    def mine() -> np.ndarray:
+        states = lm.read([ids], layers, -1)
+        h = torch.stack([states[s, -1][0] @ maps[n] for n, (s, _) in enumerate(cells)])
+        zeros = np.zeros(len(cells), dtype=np.int64)
+        return patched(other, [context], zeros, np.array([t for _, t in cells]), h)
+
+    @torch.no_grad()
+    def one(cells_: Sequence[plain.Cell]) -> np.ndarray:
+        made = []
+        for s, t in cells_:
+            vector = plain.last_states(lm.model, ids)[s : s + 1] @ maps[cells.index((s, t))]
+            with plain.patched(other.model, t, [0], vector):
+                made.append(int(plain.likeliest(other.model, torch.tensor([list(context.ids)])).ids[0, 0]))
+        return np.array(made)
+
+    some = plain.spread(cells, ONE)
+    agree = float((mine()[[cells.index(c) for c in some]] == one(some)).mean())
+    times: dict[str, list[float]] = {"lenscope": [], "cell by cell": []}
+    for _ in range(repeats):
+        times["lenscope"].append(seconds(mine))
+        times["cell by cell"].append(seconds(lambda: one(some)) * len(cells) / len(some))
+    return summary(times, len(cells), agree)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def summary(times: dict[str, list[float]], cells: int, agree: float) -> dict[str, Any]:
+    mine = times["lenscope"]
+    rows = {
+        way: {
+            "median_s": statistics.median(taken),
+            "to_lenscope": statistics.median(a / b for a, b in zip(taken, mine, strict=True)),
+        }
+        for way, taken in times.items()
+    }
+    return {"cells": cells, "equal_ids": agree, "ways": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="laid out as Llama is")
+    parser.add_argument("--target-model", help="of cross-model, laid out as Llama is; without one it is left out")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    lm = ls.load(args.model)
+    results = {}
+    print(f"{'':<14}{'cells':>6}{'equal ids':>11}  way{'s per item':>22}{'× lenscope':>12}")
+    runs: dict[str, Callable[[], dict[str, Any]]] = {
+        name: lambda task=task: compare(lm, task, args.repeats) for name, task in tasks(lm).items()
+    }
+    if args.target_model:
+        runs["cross-model"] = lambda: across(lm, ls.load(args.target_model), args.repeats)
+    for name, run in runs.items():
+        results[name] = found = run()
+        for way, row in found["ways"].items():
+            print(
+                f"{name:<14}{found['cells']:>6}{found['equal_ids']:>11.2f}  {way:<14}{row['median_s']:>11.2f}"
+                f"{row['to_lenscope']:>12.2f}",
+                flush=True,
+            )
+    machine = {"cpus": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
+    print(json.dumps({"benchmark": "experiments", "model": args.model, "machine": machine, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
