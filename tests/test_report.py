@@ -173,6 +173,15 @@ def test_what_is_drawn_is_where_it_belongs(tmp_path):
     assert place("#D55E00") < place("#0072B2") - 100
 
 
+def test_a_map_of_one_value_is_the_bottom_of_the_scale(tmp_path):
+    def drawn(name, values):
+        return imread(Figure(name, [Heatmap("", "", "", [0, 1], [0, 1], np.array(values), "")]).save(tmp_path))
+
+    zeros, span = drawn("zeros", [[0.0, 0.0], [0.0, 0.0]]), drawn("span", [[0.0, 0.0], [0.0, 1.0]])
+    height, width = zeros.shape[0] // 2, zeros.shape[1] // 4
+    assert (zeros[height, width] == span[height, width]).all()
+
+
 def test_heat_maps_have_their_first_row_below(tmp_path):
     values = np.array([[0.0, 0.0], [1.0, 1.0]])
     image = imread(Figure("map", [Heatmap("", "", "", [0, 1], [0, 1], values, "")]).save(tmp_path))[..., :3]

@@ -151,6 +151,14 @@ def test_a_setting_without_text_has_the_models_own_samples(lm):
     assert "lens" not in setting.settings()
 
 
+def test_a_quick_run_has_short_samples_and_text_as_long_as_ever(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("lenscope.experiments.setting.SHORT", 32)
+    whole = Setting(lm).corpus.length
+    assert Setting(lm, quick=True).corpus.length == 32 < whole
+    (tmp_path / "text.txt").write_text("\n\n".join(TEXT))
+    assert Setting(lm, text=[str(tmp_path / "text.txt")], quick=True).corpus.length == whole
+
+
 def test_a_lens_is_fitted_on_the_text_once_and_kept(lm, tmp_path, monkeypatch):
     monkeypatch.setattr("lenscope.experiments.setting.FITTED", (512, 1024))
     text = tmp_path / "text.jsonl"

@@ -138,7 +138,9 @@ def _bars(axes: "Axes", one: Series, n: int, total: int) -> None:
 
 def _heatmap(axes: "Axes", panel: Any) -> None:
     values = np.asarray(panel.values, dtype=float)
-    image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", interpolation="nearest")
+    # a scale around a single value would show all of them as the middle of it
+    scale: dict[str, Any] = {} if np.ptp(values) > 0 else {"vmin": np.min(values), "vmax": np.min(values) + 1}
+    image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", interpolation="nearest", **scale)
     for names, place in ((panel.columns, axes.set_xticks), (panel.rows, axes.set_yticks)):
         step = max(1, len(names) // 10)
         place(range(0, len(names), step), [str(v) for v in list(names)[::step]])

@@ -32,7 +32,7 @@ TUNED, LOGIT = "tuned lens", "logit lens"
 # whose subspace states are exchanged in: the lens that it is the causal basis of, or random directions
 KINDS = {"tuned": (causal_basis, TUNED), "logit": (causal_basis, LOGIT), "random": (random_basis, TUNED)}
 # tokens that directions are found on, that they are measured on, tokens a row, size of the subspace, layers
-FOUND, MEASURED, LENGTH, K, LAYERS = (768, 1024), (512, 1024), 128, (8, 12), (3, 6)
+FOUND, MEASURED, LENGTH, K, LAYERS = (640, 1024), (384, 1024), 128, (6, 12), (3, 6)
 
 
 def run(setting: Setting) -> Report:

@@ -58,7 +58,7 @@ CLAIM = (
 )
 OTHER = "gemma3-270m"
 # quick and full: documents, source and target layers, entities
-DOCUMENTS, LAYERS, ENTITIES = (32, 80), ((5, 4), (7, 5)), (16, 40)
+DOCUMENTS, LAYERS, ENTITIES = (32, 64), ((5, 4), (7, 5)), (16, 40)
 # what is patched
 MAPPED, SHUFFLED, RANDOM, NOTHING = "mapped state", "another document's state", "random vector", "no patch"
 CONTROLS = (SHUFFLED, RANDOM, NOTHING)

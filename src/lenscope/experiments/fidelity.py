@@ -29,7 +29,7 @@ CLAIM = (
 )
 MAKERS = {"causal basis": causal_basis, "principal components": principal_basis, "random directions": random_basis}
 # tokens that directions are found on, that they are measured on, tokens a row, directions, layers
-FOUND, MEASURED, LENGTH, K, LAYERS = (768, 1024), (192, 256), 128, (8, 12), (3, 6)
+FOUND, MEASURED, LENGTH, K, LAYERS = (640, 1024), (192, 256), 128, (8, 12), (3, 6)
 # What influences a lens at all, in nats, and the share of it below which the model counts as not influenced.
 LEAST, SHARE = 0.01, 0.1
 

@@ -26,7 +26,7 @@ from lenscope.verbalizing import RANDOM, SHUFFLED, VECTOR, said_after, sayings, 
 SHOTS, LEAST, THOUGHT = 3, 4, 48
 STEPS = "Let's think step by step. "
 # quick and full: questions that are asked
-ASKED = 24, 60
+ASKED = 24, 48
 STYLES = "zero-shot", "few-shot"
 PLAIN = "asked, few-shot", "asked, zero-shot", "asked, step by step", "asked, step by step, chat"
 

@@ -47,7 +47,7 @@ METHODS = ("forest", "neighbours")
 DETECTORS = tuple(f"{lens} {method}" for lens in LENSES for method in METHODS)
 SORTED = tuple(f"{lens} sorted {method}" for lens in LENSES for method in METHODS)
 # questions per task, repetitions of the split, texts of a kind: quick and full
-QUESTIONS, REPEATS, TEXTS = (36, 48), (2, 5), (40, 200)
+QUESTIONS, REPEATS, TEXTS = (32, 48), (2, 5), (40, 200)
 
 # Table 1, with SRM at the layer that the authors chose: AUROC on Pythia-12B
 PAPER = {

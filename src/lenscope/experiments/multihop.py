@@ -41,7 +41,7 @@ CLAIM = (
     "Back-patching mends up to 66 % of what was wrong, by the same count (Biran et al. 2024)."
 )
 # quick and full: questions that are tried, every so many layers, tokens of an answer
-TRIED, STEP, TOKENS = (112, 600), (4, 3), (6, 8)
+TRIED, STEP, TOKENS = (112, 400), (4, 3), (6, 8)
 COT, BACK = "CoT Patchscope", "back-patching"
 
 

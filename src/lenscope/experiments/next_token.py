@@ -54,7 +54,7 @@ LENSES = (LOGIT, TUNED, SQUARES)
 # what token identity is compared with, paired
 OTHERS = (*LENSES, ALONE)
 # quick and full: documents, layers apart, drawn sets of demonstrations
-DOCUMENTS, LAYERS, SETS = (96, 200), (10, 1000), (2, 4)
+DOCUMENTS, LAYERS, SETS = (96, 160), (10, 1000), (2, 4)
 # demonstrations of a drawn set, at least and at most
 DRAWN_WORDS = 1, 10
 # the paper's layers as depths: from which on identity is better, and where most

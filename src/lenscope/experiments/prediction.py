@@ -33,7 +33,7 @@ CLAIM = (
 )
 LOGIT, BIAS, TUNED = "logit lens", "bias only", "tuned lens"
 # text in tokens, and which of its positions count: quick, full
-TEXT, EVERY = (4096, 32_768), (4, 8)
+TEXT, EVERY = (4096, 32_768), (5, 8)
 # Fig. 3, GPT-Neo-2.7B with its last block inside the lens: (site of 31, logit lens, tuned lens), bits
 PAPER_BIAS = (
     (0, 4.14, 1.33), (2, 5.26, 0.27), (12, 4.41, 0.18), (16, 3.35, 0.17), (20, 1.71, 0.13), (26, 0.45, 0.08),
