@@ -68,9 +68,9 @@ def compare(lm: ls.LM, task: Task, repeats: int) -> dict[str, Any]:
     same = all(s == t for s, t in task.cells)
     scope = ls.Patchscope(lm, task.target, layers="same" if same else layers[1])
     source = list(lm.prompt(task.source).ids)
-    ((target, at),) = scope.resolved
-    ids = list(target.ids)[: at + 1]
-    if at + 1 != len(target.ids):
+    ((target, places),) = scope.resolved
+    ids = list(target.ids)
+    if tuple(places) != (len(ids) - 1,):
         raise SystemExit(f"{task.target}: the plain ways write over a last token")
 
     def mine() -> np.ndarray:
@@ -107,8 +107,8 @@ def across(lm: ls.LM, other: ls.LM, repeats: int) -> dict[str, Any]:
     """Cross-model: a state of every fifth layer mapped into every fifth layer, in the source's own context."""
     layers, targets = range(0, lm.n_layers + 1, 5), range(0, other.n_layers + 1, 3)
     cells = [(s, t) for s in layers for t in targets]
-    scale = 1 / lm.d_model**0.5
-    maps = torch.randn(len(cells), lm.d_model, other.d_model, generator=torch.manual_seed(0)) * scale
+    scale = 1 / lm.hidden_size**0.5
+    maps = torch.randn(len(cells), lm.hidden_size, other.hidden_size, generator=torch.manual_seed(0)) * scale
     ids, context = list(lm.prompt(DOCUMENT).ids), other.prompt(DOCUMENT)
 
     @torch.inference_mode()
