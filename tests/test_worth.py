@@ -12,7 +12,7 @@ from lenscope.experiments import worth as module
 from lenscope.experiments.setting import Setting
 from lenscope.matching import mentions, words
 from lenscope.packing import find_marks
-from lenscope.relations import Entity
+from lenscope.relations import Entity, Fact, Relation
 from lenscope.verbalizing import TEXT, VECTOR
 
 SUBJECTS = ["cat", "mat", "Paris", "France", "test", "capital", "sat", "tokenizer"]
@@ -71,6 +71,19 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     assert len(report.tables["differences"]) == 12
     report.save(tmp_path)
     assert (tmp_path / "worth.png").exists()
+
+
+def test_the_last_layer_says_the_own_next_token_of_what_was_read(roomy, monkeypatch):
+    monkeypatch.setattr(module, "begun", lambda lm, texts: [lm.prompt([7, 9, *lm.encoder.ids(t)]) for t in texts])
+    monkeypatch.setattr(module, "STEP", (2, 2))
+    relation = Relation("place", "The place of {} is", "The place of x", tuple(Fact(s, (s,)) for s in SUBJECTS))
+    setting = Setting(roomy, quick=True)
+    case = module._identity(setting, [relation])
+    made = module._scored(setting, case)
+    assert (made.scores[VECTOR][:, made.cells.index((roomy.n_layers, roomy.n_layers))] == 1).all()
+    alone = {t: by_hand(roomy.model, roomy.encoder.ids(t))[0] for t in case.texts}
+    behind = {t: by_hand(roomy.model, [7, 9, *roomy.encoder.ids(t)])[0] for t in case.texts}
+    assert alone != behind
 
 
 def test_relations_of_which_too_little_is_known_are_told(lm64, monkeypatch):

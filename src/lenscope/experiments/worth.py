@@ -135,7 +135,9 @@ def _identity(setting: Setting, facts: Sequence[Relation]) -> _Case:
     texts = [relation.template.replace("{}", fact.subject) for relation in facts for fact in relation.facts]
     order = np.random.default_rng(setting.seed).permutation(len(texts)).tolist()[: 2 * setting.sized(*PROMPTS)]
     some = [texts[n] for n in order]
-    every = kept_json(setting, "worth-own", lambda: said_after(setting.lm, some, 1), texts=some)
+    # after what their states are read from: the first token of a text is taken otherwise than one in its middle
+    read = begun(setting.lm, some)
+    every = kept_json(setting, "worth-own", lambda: said_after(setting.lm, read, 1), ids=[list(p.ids) for p in read])
     chosen = balanced(every, setting.sized(*PROMPTS))
     own = [every[n] for n in chosen]
     scope, layers = token_identity(setting.lm), [(n, n) for n in _layers(setting, STEP)]
