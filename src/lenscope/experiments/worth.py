@@ -140,7 +140,8 @@ def _identity(setting: Setting, facts: Sequence[Relation]) -> _Case:
     every = kept_json(setting, "worth-own", lambda: said_after(setting.lm, read, 1), ids=[list(p.ids) for p in read])
     chosen = balanced(every, setting.sized(*PROMPTS))
     own = [every[n] for n in chosen]
-    scope, layers = token_identity(setting.lm), [(n, n) for n in _layers(setting, STEP)]
+    # not the last one, whose state is the prediction itself
+    scope, layers = token_identity(setting.lm), [(n, n) for n in _layers(setting, STEP) if n < setting.lm.n_layers]
     return _Case(IDENTITY, scope, [some[n] for n in chosen], lambda said, n: float(said == own[n]), layers, 1, own)
 
 
