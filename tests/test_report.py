@@ -180,6 +180,10 @@ def test_a_map_of_one_value_is_the_bottom_of_the_scale(tmp_path):
     zeros, span = drawn("zeros", [[0.0, 0.0], [0.0, 0.0]]), drawn("span", [[0.0, 0.0], [0.0, 1.0]])
     height, width = zeros.shape[0] // 2, zeros.shape[1] // 4
     assert (zeros[height, width] == span[height, width]).all()
+    # what is not known is left out of the scale, and leaves it as it is
+    gap = drawn("gap", [[0.0, np.nan], [0.0, 1.0]])
+    assert (gap[height, width] == span[height, width]).all()
+    assert drawn("nothing", [[np.nan, np.nan], [np.nan, np.nan]]).shape[2] == 4
 
 
 def test_heat_maps_have_their_first_row_below(tmp_path):

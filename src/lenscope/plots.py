@@ -138,8 +138,9 @@ def _bars(axes: "Axes", one: Series, n: int, total: int) -> None:
 
 def _heatmap(axes: "Axes", panel: Any) -> None:
     values = np.asarray(panel.values, dtype=float)
+    known = values[np.isfinite(values)]
     # a scale around a single value would show all of them as the middle of it
-    scale: dict[str, Any] = {} if np.ptp(values) > 0 else {"vmin": np.min(values), "vmax": np.min(values) + 1}
+    scale: dict[str, Any] = {"vmin": known[0], "vmax": known[0] + 1} if known.size and not np.ptp(known) else {}
     image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", interpolation="nearest", **scale)
     for names, place in ((panel.columns, axes.set_xticks), (panel.rows, axes.set_yticks)):
         step = max(1, len(names) // 10)
