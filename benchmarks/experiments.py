@@ -3,7 +3,7 @@
 An item is one state of every source layer, patched at the target layers of the full experiments (next-token: the same
 layer, attributes and multihop: pairs). Cell by cell is the way of the authors' code (a source pass and a target pass
 per cell), kinder than it in the head; in batches is its way where it batches (attributes, multihop: rows of whole
-prompts, 128 a batch, the source pass once). What both ways find is compared before anything is timed. Cell by cell
+prompts, 128 a batch, the source pass once). What all ways find is compared before anything is timed. Cell by cell
 and in batches are timed on a sample of the cells and scaled up. Figures are medians over repeats, ratios are paired.
 
     python benchmarks/experiments.py
@@ -37,6 +37,10 @@ SENTENCE = "Last year they talked a lot about Portugal"
 HOP = "The capital city of x"
 # cells that are timed one by one, and in a batch
 ONE, BATCH = 6, 128
+
+
+# the cells that are run, and running them
+Way = tuple[Sequence[plain.Cell], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
@@ -84,27 +88,16 @@ def compare(lm: ls.LM, task: Task, repeats: int) -> dict[str, Any]:
     def batch(cells: Sequence[plain.Cell]) -> torch.Tensor:
         return plain.batched(lm.model, source, ids, cells, BATCH, task.new).ids
 
-    some = plain.spread(task.cells, ONE)
-    many = plain.spread(task.cells, min(BATCH, len(task.cells)))
+    some, many = plain.spread(task.cells, ONE), plain.spread(task.cells, min(BATCH, len(task.cells)))
+    ways: dict[str, Way] = {"cell by cell": (some, lambda: one(some))}
+    if task.batches:
+        ways["in batches"] = (many, lambda: batch(many))
     with unending(lm):
-        found = mine()
-        told = one(some).numpy()[:, : found.shape[1]]
-        agree = float((found[[task.cells.index(c) for c in some]] == told).mean())
-        ways: dict[str, tuple[Callable[[], Any], float]] = {
-            "lenscope": (mine, 1),
-            "cell by cell": (lambda: one(some), len(task.cells) / len(some)),
-        }
-        if task.batches:
-            ways["in batches"] = (lambda: batch(many), len(task.cells) / len(many))
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(repeats):
-            for way, (run, scale) in ways.items():
-                times[way].append(seconds(run) * scale)
-    return summary(times, len(task.cells), agree)
+        return timed(task.cells, mine, ways, repeats)
 
 
 def across(lm: ls.LM, other: ls.LM, repeats: int) -> dict[str, Any]:
-    """Cross-model: a state of every fifth layer mapped into every fifth layer, in the source's own context."""
+    """Cross-model: a state of every fifth layer mapped into every third layer, in the source's own context."""
     layers, targets = range(0, lm.n_layers + 1, 5), range(0, other.n_layers + 1, 3)
     cells = [(s, t) for s in layers for t in targets]
     scale = 1 / lm.hidden_size**0.5
@@ -116,7 +109,7 @@ def across(lm: ls.LM, other: ls.LM, repeats: int) -> dict[str, Any]:
         states = lm.read([ids], layers, -1)
         h = torch.stack([states[s, -1][0] @ maps[n] for n, (s, _) in enumerate(cells)])
         zeros = np.zeros(len(cells), dtype=np.int64)
-        return patched(other, [context], zeros, np.array([t for _, t in cells]), h)
+        return patched(other, [context], zeros, np.array([t for _, t in cells]), h)[:, None]
 
     @torch.no_grad()
     def one(cells_: Sequence[plain.Cell]) -> np.ndarray:
@@ -128,12 +121,7 @@ def across(lm: ls.LM, other: ls.LM, repeats: int) -> dict[str, Any]:
         return np.array(made)
 
     some = plain.spread(cells, ONE)
-    agree = float((mine()[[cells.index(c) for c in some]] == one(some)).mean())
-    times: dict[str, list[float]] = {"lenscope": [], "cell by cell": []}
-    for _ in range(repeats):
-        times["lenscope"].append(seconds(mine))
-        times["cell by cell"].append(seconds(lambda: one(some)) * len(cells) / len(some))
-    return summary(times, len(cells), agree)
+    return timed(cells, mine, {"cell by cell": (some, lambda: one(some))}, repeats)
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -142,16 +130,28 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def summary(times: dict[str, list[float]], cells: int, agree: float) -> dict[str, Any]:
-    mine = times["lenscope"]
+def timed(
+    cells: Sequence[plain.Cell], mine: Callable[[], np.ndarray], ways: dict[str, Way], repeats: int
+) -> dict[str, Any]:
+    """The share of tokens that lenscope and the other ways have alike, and seconds for all cells by way."""
+    found = mine()
+    alike = []
+    for some, run in ways.values():
+        told = np.asarray(run()).reshape(len(some), -1)[:, : found.shape[1]]
+        alike.append(float((found[[cells.index(c) for c in some]] == told).mean()))
+    times: dict[str, list[float]] = {way: [] for way in ("lenscope", *ways)}
+    for _ in range(repeats):
+        times["lenscope"].append(seconds(mine))
+        for way, (some, run) in ways.items():
+            times[way].append(seconds(run) * len(cells) / len(some))
     rows = {
         way: {
             "median_s": statistics.median(taken),
-            "to_lenscope": statistics.median(a / b for a, b in zip(taken, mine, strict=True)),
+            "to_lenscope": statistics.median(a / b for a, b in zip(taken, times["lenscope"], strict=True)),
         }
         for way, taken in times.items()
     }
-    return {"cells": cells, "equal_ids": agree, "ways": rows}
+    return {"cells": len(cells), "equal_ids": min(alike), "ways": rows}
 
 
 def main() -> None:
