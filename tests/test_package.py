@@ -18,6 +18,7 @@ ROOMS = [
         "quizzes",
         "facts",
         "errors",
+        "textfiles",
         "statistics",
         "probes",
         "selection",
