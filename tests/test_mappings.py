@@ -655,3 +655,44 @@ def test_ahead_pairs_each_state_with_a_later_one(lm64):
     assert f.report["ahead"] == 2
     with pytest.raises(ls.LenscopeError, match="ahead -1"):
         regression.fit_mapping(lm64, lm64, texts, ahead=-1)
+
+
+# -- identity
+
+
+def test_the_hash_of_a_mapping_is_that_of_what_it_computes():
+    def made(weight=1.0, **changes):
+        model = {**MODEL, **changes}
+        return Affine({(0, 4): (weight * torch.eye(3), torch.ones(3))}, model, model)
+
+    first = mappings.mapping_hash(made())
+    assert len(first) == 71
+    assert first.startswith("sha256:")
+    assert mappings.mapping_hash(made(model="another name")) == first
+    assert mappings.mapping_hash(Affine(made().weights, MODEL, MODEL, {"lens": "tuned"})) == first
+    column_major = Affine({(0, 4): (torch.eye(3).T, torch.ones(3))}, MODEL, MODEL)
+    assert mappings.mapping_hash(column_major) == first
+    others = [
+        made(1 + 2**-23),
+        made(n_layers=5),
+        Affine(made().weights, MODEL, {**MODEL, "model": "n"}),  # which has no layer in common with its source
+        Affine({(1, 4): made().weights[0, 4]}, MODEL, MODEL),
+        Affine({None: made().weights[0, 4]}, MODEL, MODEL),
+        Affine({(0, 4): (torch.eye(3),)}, MODEL, MODEL),
+        Scale({(0, 4): (1.0, torch.ones(3))}, MODEL, MODEL),
+        None,
+    ]
+    assert len({first, *map(mappings.mapping_hash, others)}) == 1 + len(others)
+    changed = made()
+    changed.weights[0, 4][0].data.mul_(2)
+    assert mappings.mapping_hash(changed) != first
+
+
+def test_the_hash_of_a_function_is_its_own():
+    def double(h):
+        return 2 * h
+
+    hashes = [mappings.mapping_hash(f) for f in (double, double, lambda h: 2 * h, nn.Linear(3, 3), nn.Linear(3, 3))]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 4
+    assert mappings.mapping_hash(None) == mappings.mapping_hash(mappings.identity)

@@ -9,12 +9,15 @@ own: affine between models as in Ghandeharioun et al. 2024, §4.4, or from each 
 the tuned lens (Belrose et al. 2023, Eq. 8).
 """
 
+import hashlib
 import inspect
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -70,6 +73,35 @@ def needs(f: Callable[..., Any]) -> int:
 def identity(h: Tensor) -> Tensor:
     """f(h) = h."""
     return h
+
+
+# what stands for the contents of functions, which have none that can be read
+_functions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def mapping_hash(f: Callable[..., Any] | None) -> str:
+    """The identity of a mapping: "sha256:" and the SHA-256 of its kind, its pairs and every byte of its weights.
+
+    Whatever two mappings of one hash are given, they return the same; names of models and reports do not count. The
+    logit lens, f None or `identity`, has one hash. What a function computes cannot be read: it has a hash of its own
+    that no other object has, in this process or another, so what is kept under it is never found again for another f.
+    """
+    total = hashlib.sha256()
+    if f is None or f is identity:
+        total.update(b"identity")
+    elif isinstance(f, PairMapping):
+        sizes = [[model["hidden_size"], model["n_layers"]] for model in (f.source, f.target)]
+        total.update(json.dumps([f.kind, sizes, f.source == f.target]).encode())
+        for name, weight in sorted(f._tensors().items()):
+            total.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
+            total.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        try:
+            own = _functions.setdefault(f, secrets.token_hex(16))
+        except TypeError:  # neither hashed nor referred to weakly: another one every time
+            own = secrets.token_hex(16)
+        total.update(f"function {own}".encode())
+    return f"sha256:{total.hexdigest()}"
 
 
 def identify(lm: "LM") -> dict[str, Any]:
