@@ -18,6 +18,8 @@ ROOMS = [
         "quizzes",
         "facts",
         "errors",
+        "untrusted",
+        "writing",
         "textfiles",
         "statistics",
         "probes",

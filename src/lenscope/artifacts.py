@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.results import write_text
+from lenscope.writing import write_text
 
 CONFIG = "config.json"
 

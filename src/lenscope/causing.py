@@ -84,7 +84,7 @@ def causal(
     from lenscope.causal import causal_basis, lens_layers, promoted
     from lenscope.corpus import Corpus
     from lenscope.lens import Lens
-    from lenscope.results import write_text
+    from lenscope.writing import write_text
 
     f = None if lens is None else opened(lens, lm, transferred)
     every = lens_layers(Lens(lm, f), None if chosen is None else resolve(chosen, lm.n_layers))

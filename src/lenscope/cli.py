@@ -93,7 +93,8 @@ def lens(
     attention: Attention = None,
 ) -> None:
     """The prediction trajectory of each prompt: what every layer would predict, as a table."""
-    from lenscope.results import DISTANCES, MEASURES, check_measure, save, write_text
+    from lenscope.results import DISTANCES, MEASURES, check_measure, save
+    from lenscope.writing import write_text
 
     given = texts(prompts or [], file)
     if compare is not None and (len(given) != 1 or html or (output and not output.endswith(".json"))):

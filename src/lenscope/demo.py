@@ -36,9 +36,9 @@ def demo(
     from lenscope.lens import Lens
     from lenscope.methods import named
     from lenscope.patchscope import Patchscope
-    from lenscope.results import write_text
     from lenscope.tuning import fit, other_run
     from lenscope.web import page
+    from lenscope.writing import write_text
 
     console = Console(width=max(80, Console().width))
     plain = Lens(lm).trajectory(PROMPT, target=TARGET)

@@ -19,7 +19,8 @@ from rich.text import Text
 
 from lenscope import tables
 from lenscope.errors import LenscopeError
-from lenscope.results import FORMAT, complete, listed, write_text
+from lenscope.results import FORMAT, listed
+from lenscope.writing import whole_file, write_text
 
 # name → unit; the base run is the one intervened on: corrupted for tracing and patching, clean for knockout
 MEASURES = {
@@ -212,7 +213,7 @@ class Effects:
                 }
             )
             meta = {"effects": json.dumps(self._head(), ensure_ascii=False)}
-            with complete(path) as making:
+            with whole_file(path) as making:
                 pq.write_table(rows.replace_schema_metadata(meta), making)
         else:
             raise LenscopeError(f"{path}: effects are saved as .parquet or .json")

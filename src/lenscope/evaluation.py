@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope.errors import LenscopeError
-from lenscope.results import FORMAT, check_measure, complete, listed, write_text
+from lenscope.results import FORMAT, check_measure, listed
+from lenscope.writing import whole_file, write_text
 
 # name → unit
 MEASURES = {
@@ -320,7 +321,7 @@ def _save(
         write_text(path, json.dumps(document, ensure_ascii=False))
     elif path.suffix == ".parquet":
         made = pa.table({name: pa.array(v) for name, v in columns.items()})
-        with complete(path) as making:
+        with whole_file(path) as making:
             meta = {"evaluation": json.dumps(head, ensure_ascii=False)}
             pq.write_table(made.replace_schema_metadata(meta), making)
     else:

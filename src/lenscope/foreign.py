@@ -35,7 +35,7 @@ from lenscope.errors import LenscopeError
 from lenscope.loading import BUILT_IN
 from lenscope.mappings import Affine, LowRank, Pair, PairMapping, Scale, identify, load_mapping
 from lenscope.model import LM
-from lenscope.results import complete
+from lenscope.writing import whole_file
 
 SPACE = "AlignmentResearch/tuned-lens"
 CONFIG, PARAMS = "config.json", ("params.pt", "params.safetensors")
@@ -97,7 +97,7 @@ def export_tuned_lens(mapping: PairMapping, folder: str | os.PathLike[str]) -> N
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with complete(folder / CONFIG) as text, complete(folder / PARAMS[0]) as tensors:
+        with whole_file(folder / CONFIG) as text, whole_file(folder / PARAMS[0]) as tensors:
             text.write_text(json.dumps(config), encoding="utf-8")
             torch.save(state, tensors)
     except (OSError, RuntimeError) as error:

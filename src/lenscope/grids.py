@@ -18,7 +18,8 @@ from rich.table import Table
 
 from lenscope import griddraw
 from lenscope.errors import LenscopeError
-from lenscope.results import FORMAT, complete, listed, write_text
+from lenscope.results import FORMAT, listed
+from lenscope.writing import whole_file, write_text
 
 # name → unit of what every cell may have; answers add "log_prob:ANSWER" and "pmi:ANSWER", in nats
 MEASURES = {
@@ -206,7 +207,7 @@ class Grid:
             write_text(path, json.dumps(self.to_json(), ensure_ascii=False))
         elif path.suffix == ".parquet":
             meta = {"grid": json.dumps(self._head(), ensure_ascii=False)}
-            with complete(path) as making:
+            with whole_file(path) as making:
                 pq.write_table(self._rows().replace_schema_metadata(meta), making)
         else:
             raise LenscopeError(f"{path}: grids are saved as .parquet or .json")

@@ -32,7 +32,7 @@ from lenscope.objective import low_precision, reading
 from lenscope.optimizers import orthogonal
 from lenscope.packing import BETWEEN
 from lenscope.provenance import model_hash
-from lenscope.results import write_text
+from lenscope.writing import write_text
 
 HEAD = 32
 # of AdamW: how slowly its means of gradients and of their squares change, and its step beside one of Muon

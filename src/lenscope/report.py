@@ -18,8 +18,8 @@ from rich.text import Text
 
 from lenscope.errors import LenscopeError
 from lenscope.plots import Figure
-from lenscope.results import complete, write_text
 from lenscope.statistics import Estimate
+from lenscope.writing import whole_file, write_text
 
 # a table: its rows, each a name → text, number or Estimate; all rows have the names of the first
 Rows = Sequence[Mapping[str, Any]]
@@ -100,7 +100,7 @@ class Report:
         for figure in self.figures:
             figure.save(folder)
         for name, rows in self.tables.items():
-            with complete(folder / f"{name.replace(' ', '_')}.parquet") as making:
+            with whole_file(folder / f"{name.replace(' ', '_')}.parquet") as making:
                 pq.write_table(_arrow(rows).replace_schema_metadata({"report": json.dumps(self._head())}), making)
         write_text(folder / "report.json", json.dumps(self.to_json(), ensure_ascii=False))
         write_text(folder / "report.md", self.markdown())

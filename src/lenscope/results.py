@@ -6,8 +6,7 @@ Does not know: models, drawing.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from lenscope import measures, tables
 from lenscope.errors import LenscopeError
+from lenscope.writing import whole_file, write_text
 
 FORMAT = 1
 
@@ -224,7 +224,7 @@ def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str
         meta = {"version": FORMAT, "single": isinstance(results, Trajectory), "results": heads}
         rows = pa.concat_tables([_rows(n, t) for n, t in enumerate(many)])
         rows = rows.replace_schema_metadata({"lenscope": json.dumps(meta, ensure_ascii=False)})
-        with complete(path) as making:
+        with whole_file(path) as making:
             pq.write_table(rows, making)
     else:
         raise LenscopeError(f"{path}: results are saved as .parquet or .json")
@@ -301,24 +301,3 @@ def _array(values: Any, name: str) -> np.ndarray:
     if name == "rank":
         return np.array(values, dtype=np.int64)
     return np.array(values, dtype=np.float32)
-
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`, which gets its name only when the block ends well."""
-    if not path.parent.is_dir():
-        raise LenscopeError(f"{path}: the folder {path.parent} does not exist")
-    making = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield making
-        making.replace(path)
-    except OSError as error:
-        raise LenscopeError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        making.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all."""
-    with complete(path) as making:
-        making.write_text(text, encoding="utf-8")
