@@ -179,7 +179,14 @@ def test_files_of_questions(tmp_path):
     path.write_text("\n")
     with pytest.raises(ls.LenscopeError, match="no questions"):
         ls_load(path)
-    path.write_bytes(b"\xff\xfe")
+    path.write_text(json.dumps(line), encoding="utf-8-sig")
+    assert [q.choices for q in ls_load(path)] == [("a", "b")]
+    path.write_text(json.dumps({**line, "query": "a\u2028b\x85c"}, ensure_ascii=False) + "\r", encoding="utf-16")
+    assert [q.query for q in ls_load(path)] == ["a\u2028b\x85c"]
+    path.write_bytes(b"\xff\xff")
+    with pytest.raises(ls.LenscopeError, match="is not UTF-8"):
+        ls_load(path)
+    path.unlink()
     for where in (path, tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(ls.LenscopeError, match="cannot be read"):
             ls_load(where)

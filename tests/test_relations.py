@@ -165,12 +165,51 @@ def test_what_is_no_fact_is_refused(tmp_path, row, told):
         relations.load_relations(lines(tmp_path / "bad.jsonl", [row]))
 
 
+def test_files_as_spreadsheets_and_data_frames_write_them(tmp_path):
+    facts = (Fact("Dune", ('Frank "the" Herbert',)), Fact("Emma", ("Jane Austen",)))
+    rows = 'relation\tsubject\tobject\nauthor\tDune\t"Frank ""the"" Herbert"\nauthor\tEmma\tJane Austen\n'
+    for name, text, encoding in (
+        ("a.tsv", rows, "utf-8"),
+        ("a.tsv", rows.replace("\n", "\r\n"), "utf-16"),
+        ("a.csv", rows.replace("\t", ","), "utf-8-sig"),
+        (
+            "a.csv",
+            "," + rows.replace("\t", ",").replace("author,D", "0,author,D").replace("author,E", "1,author,E"),
+            "utf-8",
+        ),
+    ):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        (found,) = relations.load_relations(tmp_path / name)
+        assert (found.name, found.facts) == ("author", facts)
+    (tmp_path / "a.csv").write_text(rows.replace("\t", ";"))
+    with pytest.raises(LenscopeError, match=r"a\.csv: its header has no commas between columns"):
+        relations.load_relations(tmp_path / "a.csv")
+
+
+def test_the_patchscopes_authors_files(tmp_path):
+    path = tmp_path / "country_capital_city.tsv"
+    path.write_text(
+        "\tsample_id\tprompt_target\tposition_target\tobject\tsubject\tprompt_source\tposition_source\n"
+        "0\t0\tThe capital city of x\t-1\tParis\tFrance\ta trip to France\t3\n"
+        '1\t1\tThe capital city of x\t-1\tParis\tFrance\t"in ""la"" France, which"\t5\n'
+        "2\t2\tThe capital city of x\t-1\tMadrid\tSpain\tSpain is\t0\n"
+    )
+    (found,) = relations.load_relations(path)
+    assert (found.name, found.template, found.target) == (
+        "country_capital_city", "The capital city of {} is", "The capital city of x"
+    )  # fmt: skip
+    assert found.facts == (
+        Fact("France", ("Paris",), ("a trip to France", 'in "la" France, which')),
+        Fact("Spain", ("Madrid",), ("Spain is",)),
+    )
+
+
 @pytest.mark.parametrize("name", ["none.tsv", "none.jsonl", "some.csv"])
 def test_files_that_cannot_be_read_are_refused(tmp_path, name):
     with pytest.raises(LenscopeError, match=name):
         relations.load_relations(tmp_path / name)
     (tmp_path / "broken.jsonl").write_text("{")
-    with pytest.raises(LenscopeError, match=r"broken\.jsonl: cannot be read"):
+    with pytest.raises(LenscopeError, match=r"broken\.jsonl, line 1: is not JSON"):
         relations.load_relations(tmp_path / "broken.jsonl")
 
 

@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from lenscope import textfiles
+from lenscope.detecting import _prompts
 from lenscope.errors import LenscopeError
+from lenscope.experiments import injection
+from lenscope.terminal import texts
 from lenscope.textfiles import json_lines, lines, table
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
@@ -177,3 +180,18 @@ def test_tables_that_are_none(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(LenscopeError, match=message):
         list(table(tmp_path / name))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
+    wanted = ["The capital of France is", "one\u2028prompt", "an\x0cother\x85 "]
+    (tmp_path / "p.txt").write_bytes(end.join([*wanted, "", " "]).encode(encoding))
+    assert texts([], str(tmp_path / "p.txt")) == list(_prompts(str(tmp_path / "p.txt"), "text")) == wanted
+    rows = [json.dumps({"p": text}, ensure_ascii=False) for text in wanted]
+    for name, raw in (("p.jsonl", end.join(rows).encode(encoding)), ("p.jsonl.gz", None)):
+        (tmp_path / name).write_bytes(raw or gzip.compress((tmp_path / "p.jsonl").read_bytes()))
+        assert list(_prompts(str(tmp_path / name), "p")) == wanted
+    (tmp_path / "t.jsonl").write_bytes(end.join(json.dumps({"text": t, "label": 1}) for t in wanted).encode(encoding))
+    assert injection._labelled(str(tmp_path / "t.jsonl"))
+    assert [row["text"] for row in injection._texts(str(tmp_path / "t.jsonl"))] == wanted

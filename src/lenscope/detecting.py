@@ -4,10 +4,8 @@ Knows: files of prompts, which are read line by line, and one line of JSON per s
 Does not know: how a detector works (detection.py).
 """
 
-import json
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +35,7 @@ from lenscope.terminal import (
     show,
     tell,
 )
+from lenscope.textfiles import lines, parse
 
 # ways that were tried, as many as are shown
 SHOWN = 6
@@ -143,18 +142,14 @@ def score(
 
 def _prompts(file: str, field: str) -> Iterator[str]:
     """The prompts of a file, each as soon as its line is there; empty lines are none."""
-    try:
-        with nullcontext(sys.stdin) if file == "-" else open(file, encoding="utf-8") as lines:
-            for n, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _prompt(line, f"{file}, line {n}", field) if file.endswith(".jsonl") else line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LenscopeError(f"{file}: cannot be read as text ({getattr(error, 'strerror', '') or error})") from error
+    for n, line in enumerate(lines(file), 1):
+        if line.strip():
+            yield _prompt(line, f"{file}, line {n}", field) if file.endswith((".jsonl", ".jsonl.gz")) else line
 
 
 def _prompt(line: str, where: str, field: str) -> str:
     try:
-        text = json.loads(line)[field]
+        text = parse(line, where)[field]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise LenscopeError(f"{where}: is no JSON object with a field {field!r}; name it with --field") from error
     if not isinstance(text, str) or not text:

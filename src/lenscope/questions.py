@@ -4,7 +4,6 @@ Knows: the file format, where demonstrations come from, how answers of several t
 Does not know: the built-in questions' words (quizzes.py), what answers are compared for.
 """
 
-import gzip
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from lenscope.prompts import Prompt
 from lenscope.readout import wide
 from lenscope.staircase import Staircase
 from lenscope.states import check_layers
+from lenscope.textfiles import lines
 
 # how a query ends; " " and the answer follow
 ANSWER = "Answer:"
@@ -83,11 +83,7 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
     """
     path = Path(path)
     task = path.name.split(".")[0]
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            found = [_question(line, f"{path}, line {n}", task, n) for n, line in enumerate(lines, 1) if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise LenscopeError(f"{path}: cannot be read ({getattr(error, 'strerror', '') or error})") from error
+    found = [_question(line, f"{path}, line {n}", task, n) for n, line in enumerate(lines(path), 1) if line.strip()]
     if not found:
         raise LenscopeError(f"{path}: has no questions; give JSONL with query, choices and gold")
     return found

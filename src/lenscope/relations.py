@@ -4,19 +4,16 @@ Knows: file formats, few-shot prompts, where a subject ends in a text, which fac
 Does not know: the built-in words (facts.py), what hidden states of subjects are read for.
 """
 
-import csv
-import gzip
-import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from lenscope import facts
+from lenscope import facts, textfiles
 from lenscope.continuing import Progress, continued
 from lenscope.errors import LenscopeError
 from lenscope.matching import mentions, starts
@@ -143,20 +140,24 @@ def builtin_entities() -> list[Entity]:
 
 
 def load_relations(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Relation]:
-    """Relations of a TSV file with a header, or of a JSONL file; .gz too; of several files, read as one.
+    """Relations of a TSV or CSV file with a header, or of a JSONL file; .gz too; of several files, read as one.
 
     Columns or keys: relation, subject, object (JSONL: also a list), and, where a file has them, template, target and
     text (which mentions the subject). The objects of a subject are its answers, its texts are kept. Also taken as they
-    are: prompt_source and prompt_target of the Patchscopes authors' data, as text and target, and rows without a
-    subject that give a relation's template or prompt_templates. A missing target is the template up to its {}, a
-    missing template the target with "is" behind it; where there is nothing to go by the relation's name is taken.
-    Raises LenscopeError, with the line, for whatever is no fact.
+    are: the Patchscopes authors' files, one a relation (a table without that column is one, named as the file), with
+    prompt_source and prompt_target as text and target; and rows without a subject that give a relation's template or
+    prompt_templates. A missing target is the template up to its {}, a missing template the target with "is" behind it;
+    where there is nothing to go by the relation's name is taken. Raises LenscopeError, with the line, for whatever is
+    no fact.
     """
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found: dict[str, _Relation] = {}
     for path in several:
-        for where, row in _read(Path(path)):
-            _take(found, row, where)
+        name = Path(path).name.removesuffix(".gz")
+        for where, row in textfiles.table(path):
+            # a table has its columns on every row, an object may lack a key by mistake
+            own = {} if name.endswith(".jsonl") else {"relation": Path(name).stem}
+            _take(found, {**own, **row}, where)
     made = [one.made(name) for name, one in found.items() if one.answers]
     if not made:
         raise LenscopeError(
@@ -173,7 +174,7 @@ def load_chains(path: str | os.PathLike[str]) -> list[Chain]:
     the line, for whatever is no chain.
     """
     made = []
-    for where, row in _read(Path(path)):
+    for where, row in textfiles.table(path):
         try:
             subject, bridge, answer = (_text(row, key) for key in ("subject", "bridge", "answer"))
             first, phrase = (_open(_text(row, key), subject) for key in ("hop1_prompt", "hop1_phrase"))
@@ -185,12 +186,12 @@ def load_chains(path: str | os.PathLike[str]) -> list[Chain]:
 
 
 def load_entities(path: str | os.PathLike[str]) -> list[Entity]:
-    """Entities of a TSV or JSONL file (.gz too): name, description, and popularity_percentile (0–100) if it is known.
+    """Entities of a TSV, CSV or JSONL file (.gz too): name, description, and popularity_percentile (0–100) if known.
 
     Rows whose description is empty are left out. Raises LenscopeError, with the line, for whatever has no name.
     """
     made = []
-    for where, row in _read(Path(path)):
+    for where, row in textfiles.table(path):
         try:
             share = row.get("popularity_percentile")
             if row["description"]:
@@ -246,27 +247,6 @@ def _take(found: dict[str, _Relation], row: dict[str, Any], where: str) -> None:
             _check_template(one.template)
     except (LookupError, TypeError, ValueError, LenscopeError) as error:
         raise LenscopeError(f"{where}: is no fact with relation, subject and object ({error})") from error
-
-
-def _read(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """("file, line n", row) of a TSV file with a header or a JSONL file."""
-    name = path.name.removesuffix(".gz")
-    if not name.endswith((".tsv", ".jsonl")):
-        raise LenscopeError(f"{path}: give a .tsv or .jsonl file, or one of these with .gz behind it")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            if name.endswith(".tsv"):
-                rows: list[Any] = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-                numbered = [(n, {k: v for k, v in row.items() if k}) for n, row in enumerate(rows, 2)]
-            else:
-                numbered = [(n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()]
-    except (OSError, EOFError, ValueError, csv.Error) as error:
-        told = " ".join(str(getattr(error, "strerror", "") or error).split())[:150]
-        raise LenscopeError(f"{path}: cannot be read ({told})") from error
-    for n, row in numbered:
-        if not isinstance(row, dict):
-            raise LenscopeError(f"{path}, line {n}: give an object with keys")
-        yield f"{path}, line {n}", row
 
 
 def _text(row: dict[str, Any], key: str) -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope.errors import LenscopeError
+from lenscope.textfiles import lines
 
 if TYPE_CHECKING:
     from lenscope.model import LM
@@ -56,13 +57,7 @@ def texts(prompts: list[str], file: str | None) -> list[str]:
     """The prompts of a command: its arguments, and the lines of a file."""
     texts = list(prompts)
     if file is not None:
-        try:
-            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LenscopeError(
-                f"--file {file}: cannot be read as text ({getattr(error, 'strerror', '') or error})"
-            ) from error
-        texts += [line for line in text.splitlines() if line.strip()]
+        texts += [line for line in lines(file) if line.strip()]
     if not texts:
         raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
     return texts

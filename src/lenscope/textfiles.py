@@ -221,4 +221,4 @@ def _reading(name: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         reason = " ".join(str(getattr(error, "strerror", "") or error).split())[:150] or type(error).__name__
-        raise LenscopeError(f"{name}: cannot be read ({reason})") from error
+        raise LenscopeError(f"{name}: cannot be read as text ({reason})") from error

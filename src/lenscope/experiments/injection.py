@@ -26,6 +26,7 @@ from lenscope.questions import ANSWER, BUILTIN, Question, answer_log_likelihoods
 from lenscope.readout import wide
 from lenscope.report import Report
 from lenscope.statistics import Estimate, difference, mean
+from lenscope.textfiles import json_lines, lines
 from lenscope.trials import PARTS, Items, Split, split_auroc, tried
 
 DATA = "JSONL of questions (query, choices, gold, task) and of texts (text, label 1 for attacks, source)"
@@ -131,24 +132,23 @@ def _data(setting: Setting) -> tuple[dict[str, list[Question]], list[dict[str, s
 
 
 def _labelled(path: str) -> bool:
+    first = next((line for line in lines(path) if line.strip()), "")
     try:
-        with Path(path).open(encoding="utf-8") as lines:
-            first = json.loads(lines.readline())
-        return isinstance(first, dict) and "text" in first and "label" in first
-    except (OSError, ValueError):
+        row = json.loads(first)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(row, dict) and "text" in row and "label" in row
 
 
 def _texts(path: str) -> list[dict[str, str]]:
     found = []
-    for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for where, row in json_lines(path):
         try:
-            row = json.loads(line)
             if row["text"].strip():
                 source = str(row.get("source", Path(path).stem))
                 found.append({"text": row["text"], "attack": source if int(row["label"]) else ""})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise LenscopeError(f"{path}, line {n}: is no object with a text and a label of 0 or 1") from error
+            raise LenscopeError(f"{where}: is no object with a text and a label of 0 or 1") from error
     return found
 
 
