@@ -14,6 +14,7 @@ import lenscope as ls
 from lenscope import edits, measures, rows
 from lenscope.anatomy import deviation
 from lenscope.decoding import Writer
+from lenscope.patched_rows import Rows
 
 EXACT = 1e-4
 REFUSED = {
@@ -242,4 +243,4 @@ def mixed_rows(lm, targets):
         target.append(t)
     row, layer, position, vector, op = np.array(patches).T
     ops = (edits.replace, edits.add, edits.replace_norm_matched)
-    return rows.Rows(tuple(targets), np.array(target), vectors, row, layer, position, vector, op, ops)
+    return Rows(tuple(targets), np.array(target), vectors, row, layer, position, vector, op, ops)

@@ -5,6 +5,7 @@ import tiny
 import torch
 
 import lenscope as ls
+from lenscope import exactness, generation
 from lenscope.edits import add, add_norm_matched, replace_norm_matched
 
 PROMPT = "The capital of France is"
@@ -247,20 +248,17 @@ def test_the_first_generation_may_happen_inside_an_edit():
     fresh = ls.LM(tiny.model("llama", dtype=torch.float64), tiny.tokenizer(), "fresh")
     with fresh.edit(ls.Edit(2, "France", torch.ones(32, dtype=torch.float64))):
         inside = fresh.generate([PROMPT, "To France we go"], 4)
-    assert fresh.generation_checked.cached < 1e-9
+    assert generation.check(fresh).cached < 1e-9
     with fresh.edit(ls.Edit(2, "France", torch.ones(32, dtype=torch.float64))):
         assert [c.ids for c in fresh.generate([PROMPT, "To France we go"], 4)] == [c.ids for c in inside]
 
 
-def test_where_the_cache_is_wrong_generation_recomputes(lm64):
+def test_where_the_cache_is_wrong_generation_recomputes(lm64, monkeypatch):
     from lenscope.generation import Checked
 
     expected = [c.ids for c in lm64.generate([PROMPT, "x"], 5)]
-    kept, lm64.generation_checked = lm64.generation_checked, Checked(1.0, 1.0)
-    try:
-        assert [c.ids for c in lm64.generate([PROMPT, "x"], 5)] == expected
-    finally:
-        lm64.generation_checked = kept
+    monkeypatch.setitem(lm64.measured, ("generation",), Checked(1.0, 1.0))
+    assert [c.ids for c in lm64.generate([PROMPT, "x"], 5)] == expected
 
 
 def test_check_reports_what_holds(lm):
@@ -277,6 +275,6 @@ def test_in_16_bits_rounding_is_not_taken_for_a_wrong_cache_or_padding(dtype):
     for architecture, right in (("llama", True), ("gpt2", True), ("roberta", False)):
         lm = ls.LM(tiny.model(architecture, dtype=dtype), None, architecture)
         lm.generate([[20, 30, 40], [50, 60]], 2)
-        assert (lm.generation_checked.cached <= lm.tolerance()) == right
-        assert (lm.generation_checked.padded <= lm.tolerance()) == right
-        assert lm.right_padding_deviation() <= lm.tolerance()
+        assert (generation.check(lm).cached <= lm.tolerance()) == right
+        assert (generation.check(lm).padded <= lm.tolerance()) == right
+        assert exactness.right_padding_deviation(lm) <= lm.tolerance()

@@ -7,6 +7,7 @@ Does not know: where text comes from, which blocks ought to matter.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, final
 from weakref import WeakKeyDictionary
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from lenscope.anatomy import deviation, input_state, output_state, with_output_state
 from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.corpus import TokenBatch
-from lenscope.edits import Running
+from lenscope.edits import Block, Running
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.model import LM, TOKENS_PER_RUN
@@ -108,21 +109,19 @@ def ablated(lm: LM, layers: int | Sequence[int], change: Change = deletion) -> I
     whatever happened in it. Raises LenscopeError for blocks that do not exist.
     """
     numbers = _blocks(lm, (layers,) if isinstance(layers, int) else layers)
-    with ExitStack() as undo:
+    with lm.block() as mine, ExitStack() as undo:
         for layer in numbers:
             block = lm.anatomy.blocks[layer - 1]
-            undo.callback(block.register_forward_hook(_changing(lm, layer, change), with_kwargs=True).remove)
-        lm.editing += 1
-        undo.callback(lambda: setattr(lm, "editing", lm.editing - 1))
+            register = partial(block.register_forward_hook, _changing(lm, mine, layer, change), with_kwargs=True)
+            undo.callback(lm.exclusive.hook(register).remove)
         yield
 
 
-def _changing(lm: LM, layer: int, change: Change) -> Callable[..., Any]:
+def _changing(lm: LM, mine: Block, layer: int, change: Change) -> Callable[..., Any]:
     stream = lm.anatomy.stream
 
     def after(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        running = lm._running
-        if is_stubbed(block) or (running is not None and running.probe):
+        if is_stubbed(block) or lm.acts(mine) is None:
             return None
         h, out = stream.pack(input_state(args, kwargs)), stream.pack(output_state(output))
         added = _changed(change, out - h, layer)
@@ -242,7 +241,7 @@ class _Run:
             self.inputs.append(pack(input_state(args, kwargs)))
             self.outputs.append(output)
 
-        with ExitStack() as undo:
+        with lm.lock, ExitStack() as undo:
             for block in lm.anatomy.blocks:
                 undo.callback(block.register_forward_hook(keep, with_kwargs=True).remove)
             lm.capture(self.running, {lm.n_layers}, lambda _, h: None)
@@ -262,7 +261,7 @@ class _Run:
         """The states at the layers `read` where h is that of `layer`, all of them at or above it."""
         kept: dict[int, Tensor] = {}
         blocks, state = self.lm.anatomy.blocks, self.lm.anatomy.stream.unpack(h)
-        with ExitStack() as undo:
+        with self.lm.lock, ExitStack() as undo:
             if self.resumes:
                 undo.enter_context(_returning(blocks[:layer], [*self.outputs[: layer - 1], None], state, self.outputs))
             else:

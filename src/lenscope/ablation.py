@@ -186,7 +186,7 @@ class _Above:
         prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
         batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
         running = Running(prompts, range(len(ids)), len(ids), batch, probe=True)
-        with ExitStack() as undo:
+        with lm.lock, ExitStack() as undo:
             if self.short:
                 known = lm.anatomy
                 below = replace(known, blocks=known.blocks[: self.layer], outputs=known.outputs[: self.layer])

@@ -20,6 +20,8 @@ from lenscope.errors import LenscopeError
 # Batch and length of the observation run: unlikely sizes for a stream axis, so that a stream of another layout than
 # (batch, time, width), such as Gemma 3n's four parallel streams, shows which of its axes is which.
 PROBE_ROWS, PROBE_TOKENS = 3, 7
+# Lengths of the pair of prompts by which padding is measured first.
+PROBE_LENGTHS = 4, 7
 
 # The largest `deviation` that counts as equal.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 5e-2}
@@ -161,6 +163,17 @@ def probe_ids(model: PreTrainedModel) -> Tensor:
     ids[1, -1] = (ids[0, -1] + n // 2) % n
     # an offloaded embedding is brought to the right place by accelerate, together with its input
     return ids if weight.is_meta else ids.to(weight.device)
+
+
+def probe_text(anatomy: "Anatomy", length: int, row: int = 0) -> list[int]:
+    """`length` token ids to measure the model with: those of a row of the observation run, or drawn where it is longer.
+
+    Texts of different rows differ; a shorter text is the beginning of a longer one of the same row.
+    """
+    first = anatomy.ids[row % len(anatomy.ids)].tolist()
+    draw = torch.Generator().manual_seed(1 + row)
+    more = torch.randint(anatomy.n_inputs // 20, anatomy.n_inputs, (max(0, length - len(first)),), generator=draw)
+    return [*first, *more.tolist()][:length]
 
 
 def embedding(model: PreTrainedModel) -> Tensor:
@@ -325,11 +338,16 @@ def _stream(raw: list[Tensor]) -> Stream:
     return Stream(batch[0], time[0], rest)
 
 
+def require_causal(model: nn.Module, layer: int, found: Tensor, expected: Tensor) -> None:
+    """Raise LenscopeError where states (..., D) before a token differ when that token does."""
+    if deviation(found, expected) > TOLERANCE.get(expected.dtype, 1e-4):
+        raise LenscopeError(
+            f"{type(model).__name__}: changing the last of {len(expected) + 1} tokens changes earlier states at layer "
+            f"{layer}, so it is not a causal language model (an encoder?): lenscope reads decoder-only models"
+        )
+
+
 def _require_causal(anatomy: Anatomy) -> None:
     """Row 1 differs from row 0 in its last token only: nothing before it may differ."""
     for layer, h in enumerate(anatomy.states):
-        if deviation(h[1, :-1], h[0, :-1]) > TOLERANCE.get(h.dtype, 1e-4):
-            raise LenscopeError(
-                f"{type(anatomy.model).__name__}: changing the last token changes earlier states at layer {layer}, so "
-                "it is not a causal language model (an encoder?): lenscope reads decoder-only models"
-            )
+        require_causal(anatomy.model, layer, h[1, :-1], h[0, :-1])

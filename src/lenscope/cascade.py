@@ -5,6 +5,7 @@ joined in one softmax (cascade attention); how a model is told to use it.
 Does not know: which rows share what (staircase.py), what a sweep is.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,7 +59,7 @@ class SharedLayer(DynamicLayer):
         self.own = own
         self.live, self.length = len(key_states), self.length + new
         self.shown = own[0][: self.live, :, : self.length]
-        _running.append(self)
+        _running.layers.append(self)
         return self.shown, own[1][: self.live, :, : self.length]
 
     def select(self, index: Tensor) -> None:
@@ -87,8 +88,14 @@ class SharedLayer(DynamicLayer):
         return self.get_seq_length() + query_length, 0
 
 
-# the layer that the attention function running next belongs to
-_running: list[SharedLayer] = []
+class _Running(threading.local):
+    """The layer that the attention function running next in this thread belongs to, if any."""
+
+    def __init__(self) -> None:
+        self.layers: list[SharedLayer] = []
+
+
+_running = _Running()
 
 
 @contextmanager
@@ -103,7 +110,7 @@ def cascading(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for config, name in kept:
             config._attn_implementation_internal = name
-        _running.clear()
+        _running.layers.clear()
 
 
 def _configs(module: nn.Module) -> Iterator[Any]:
@@ -124,7 +131,7 @@ def attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of queries (U, H, S, d) over the shared prefix and the rows' own keys; (U, S, H, d)."""
-    layer = _running.pop() if _running else None
+    layer = _running.layers.pop() if _running.layers else None
     strange = {name for name, value in others.items() if name not in HEEDED and isinstance(value, Tensor)}
     if layer is None or layer.shown is not key or layer.own is None or strange:
         raise Unshareable("the keys that attention sees are not those that were cached")

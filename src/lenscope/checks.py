@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lenscope import generation
+from lenscope import exactness, generation
 from lenscope.anatomy import TOLERANCE, deviation
 from lenscope.edits import Edit
 from lenscope.model import LM
@@ -72,7 +72,7 @@ def check(lm: LM) -> Report:
         noop, earlier = _patched(lm, layer)
         found.append(_law(f"self-patch at layer {layer} changes nothing", noop, tolerance))
         found.append(_law(f"a patch at layer {layer} leaves earlier positions", earlier, tolerance))
-    right, made, same_run = lm.right_padding_deviation(), generation.check(lm), lm.tolerance()
+    right, made, same_run = exactness.right_padding_deviation(lm), generation.check(lm), lm.tolerance()
     found.append(_expedient("right padding (reading)", right, same_run, "prompts of unequal length are read in groups"))
     found.append(
         _expedient("cache (generating)", made.cached, same_run, "generates without a cache, one prompt a time")

@@ -39,8 +39,7 @@ def continued(
     longest = max(map(len, many), default=0)
     # what lm.generate refuses it is left to refuse
     fits = max_new_tokens > 0 and (lm.context is None or longest + max_new_tokens <= lm.context)
-    shares = fits and not lm.editing and rows.fastest(lm) == "cascade"
-    groups = [g for g in _groups(many) if shares and len(g) >= FEW and _common(many, g) >= WORTH]
+    groups = [g for g in _groups(many) if fits and not lm.editing and _shares(lm, many, g, max_new_tokens)]
     prefixes = Prefixes(lm)
     for group in groups:
         found.update(zip(group, _together(lm, [many[i] for i in group], max_new_tokens, prefixes), strict=True))
@@ -68,6 +67,14 @@ def _groups(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     for members in found.values():
         for at in range(0, len(members), MOST):
             yield members[at : at + MOST]
+
+
+def _shares(lm: LM, prompts: Sequence[Prompt], group: Sequence[int], new: int) -> bool:
+    """Whether reading what a group has in common once is worth it, and exact at its lengths."""
+    common = _common(prompts, group)
+    if len(group) < FEW or common < WORTH:
+        return False
+    return rows.fastest(lm, common, len(prompts[group[0]]), new) == "cascade"
 
 
 def _common(prompts: Sequence[Prompt], group: Sequence[int]) -> int:

@@ -5,7 +5,9 @@ Does not know: models, hooks (model.py places them), or what an edit is meant to
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,12 +31,23 @@ def add(h: Tensor, v: Tensor) -> Tensor:
 
 def add_norm_matched(h: Tensor, v: Tensor) -> Tensor:
     """h ← h + ‖h‖ v/‖v‖: a step as long as the state itself (Activation Oracles, arXiv 2512.15674)."""
-    return h + h.norm(dim=-1, keepdim=True) * v / v.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    return (_wide(h) + _along(v, h)).to(h.dtype)
 
 
 def replace_norm_matched(h: Tensor, v: Tensor) -> Tensor:
     """h ← ‖h‖ v/‖v‖: the direction of v at the length of the state it replaces."""
-    return h.norm(dim=-1, keepdim=True) * v / v.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    return _along(v, h).to(h.dtype)
+
+
+def _along(v: Tensor, h: Tensor) -> Tensor:
+    """‖h‖ v/‖v‖, in float32 or wider."""
+    wide_h, wide_v = _wide(h), _wide(v)
+    return wide_h.norm(dim=-1, keepdim=True) * wide_v / wide_v.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+def _wide(h: Tensor) -> Tensor:
+    # a sum of squares passes float16's largest number, 65,504, where no number of the state is near it
+    return h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +93,20 @@ class Edit:
                 f"{h.shape[-1]}; map it first"
             )
         edited = h.clone()
-        edited[rows, columns] = self.op(h[rows, columns], vectors.to(h)).to(h)
+        values = self.op(h[rows, columns], vectors.to(h)).to(h)
+        if not torch.isfinite(values).all():
+            name = getattr(self.op, "__name__", "op")
+            raise LenscopeError(
+                f"edit at layer {self.layer}: {name} makes states that are NaN or infinite in "
+                f"{str(h.dtype).removeprefix('torch.')}; scale the vector down, or load the model in float32"
+            )
+        edited[rows, columns] = values
         return edited
+
+    def require_finite(self) -> None:
+        """Raise LenscopeError for a vector with NaN or infinity: everything after it would be NaN."""
+        if not torch.isfinite(self.vector).all():
+            raise LenscopeError(f"edit at layer {self.layer}: the vector holds NaN or infinity; give finite numbers")
 
     def _vectors(self, row: int, places: int, batch: int) -> Tensor:
         v = self.vector
@@ -99,12 +124,24 @@ class Edit:
         return v
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One open `with` block in which a model, an `LM`, is edited."""
+
+    lm: Any
+
+
+# The blocks of edits that are open here: in this thread, or in this task of an event loop.
+open_blocks: ContextVar[tuple[Block, ...]] = ContextVar("lenscope_open_blocks", default=())
+
+
 @dataclass
 class Running:
     """The batch that a model is running: its prompts, their numbers among all that were asked for, and the padding.
 
-    `probe` runs measure the model itself: no edit applies. `passes` counts forward passes: during generation only the
-    first one, or any that feeds the prompt again, covers the prompt's positions.
+    `probe` runs measure the model itself: no edit applies. `blocks` are the open `with` blocks of edits of the thread
+    or task that runs the batch: those of others do not apply to it. `passes` counts forward passes: during generation
+    only the first one, or any that feeds the prompt again, covers the prompt's positions.
     """
 
     prompts: Sequence[Prompt]
@@ -113,6 +150,7 @@ class Running:
     batch: Batch
     probe: bool = False
     passes: int = 0
+    blocks: tuple[Block, ...] = ()
 
     def covers_prompt(self, length: int) -> bool:
         """Whether a pass over `length` tokens holds the prompt."""

@@ -99,7 +99,7 @@ def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tenso
         if start:
             cache = DynamicCache(config=lm.model.config)
             wanted = forward_kwargs(lm.model, use_cache=True, past_key_values=cache, logits_to_keep=1)
-            with torch.no_grad():
+            with lm.exclusive.alone(), torch.no_grad():
                 lm.model(input_ids=torch.tensor([ids[:start]], device=device), **wanted)
             cache.batch_repeat_interleave(count)
         leaf = s.detach().expand(count, -1).clone().requires_grad_()
@@ -108,7 +108,7 @@ def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tenso
         def put(h: Tensor, leaf: Tensor = leaf) -> Tensor:
             return torch.cat([h[:, : place - start], leaf.to(h)[:, None], h[:, place - start + 1 :]], 1)
 
-        with ExitStack() as undo, torch.enable_grad():
+        with lm.exclusive.alone(), ExitStack() as undo, torch.enable_grad():
             undo.callback(lm.hook(layer, put).remove)
             undo.callback(lm.hook(lm.n_layers, lambda h, last=last: last.append(h[:, -1])).remove)
             given = torch.tensor([ids[start:]] * count, device=device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from lenscope.anatomy import deviation
+from lenscope.anatomy import deviation, probe_text
 from lenscope.edits import Running
 from lenscope.errors import LenscopeError
 from lenscope.prompts import Batch, Prompt, pad
@@ -21,7 +21,8 @@ from lenscope.readout import FAILURES
 if TYPE_CHECKING:
     from lenscope.model import LM
 
-PROBE_TOKENS = 4
+# tokens written to measure a cache, and to measure it across a length from which on a model may behave differently
+PROBE_TOKENS, CROSSING_TOKENS = 4, 6
 
 
 @dataclass(frozen=True)
@@ -40,44 +41,93 @@ class Checked:
 def write(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """The greedy continuation of each prompt, up to an end-of-text token or `max_new_tokens`."""
     ends = end_ids(lm)
-    out: list[tuple[int, ...]] = [()] * len(prompts)
-    tolerance = lm.tolerance()
-    if check(lm).cached > tolerance:
-        for i, prompt in enumerate(prompts):
-            out[i] = _recompute(lm, prompt, i, len(prompts), max_new_tokens, ends)
-        return out
-    for group in lm.groups(prompts, lambda: check(lm).padded <= tolerance):
-        some = [prompts[i] for i in group]
-        running = Running(some, group, len(prompts), pad(some, "left", lm.anatomy.ids.device))
-        for i, ids in zip(group, _generate(lm, running, max_new_tokens, ends), strict=True):
-            out[i] = ids
-    return out
+    out: list[list[int]] = [[] for _ in prompts]
+    for group in lm.groups(prompts, lambda short, long: _pads(lm, short, long, max_new_tokens)):
+        # rows of one length stop together wherever their cache no longer gives what reading anew gives
+        left = list(group)
+        while left:
+            start = len(prompts[left[-1]]) + len(out[left[-1]])
+            new = max_new_tokens - len(out[left[-1]])
+            cached = _tokens_from_cache(lm, start, new)
+            if cached:
+                batch = _grown(lm, prompts, out, left)
+                running = Running([prompts[i] for i in left], left, len(prompts), batch)
+                for i, ids in zip(left, _generate(lm, running, cached, ends), strict=True):
+                    out[i] += ids
+            else:
+                for i in left:
+                    out[i] += _recompute(lm, prompts[i], i, len(prompts), out[i], new, ends)
+            left = [i for i in left if len(out[i]) < max_new_tokens and out[i][-1] not in ends]
+    return [tuple(ids) for ids in out]
 
 
 def check(lm: "LM") -> Checked:
-    """Measure, once per model, on a pair of prompts of unequal length."""
-    if lm.generation_checked is None:
-        rows = lm.anatomy.ids.tolist()
-        prompts = [lm.prompt(rows[0]), lm.prompt(rows[2][:4])]
+    """Measure, once per model, on a pair of short prompts of unequal length."""
+    if ("generation",) not in lm.measured:
+        prompts = [lm.prompt(probe_text(lm.anatomy, n, row)) for n, row in ((7, 0), (4, 2))]
         try:
             alone = [_gap(lm, [p]) for p in prompts]
-            lm.generation_checked = Checked(max(alone), _gap(lm, prompts))
+            found = Checked(max(alone), _gap(lm, prompts))
         except LenscopeError as error:
-            lm.generation_checked = Checked(float("inf"), float("inf"), str(error))
-    return lm.generation_checked
+            found = Checked(float("inf"), float("inf"), str(error))
+        lm.measured["generation",] = found
+    checked: Checked = lm.measured["generation",]
+    return checked
 
 
-def _gap(lm: "LM", prompts: list[Prompt]) -> float:
+def _pads(lm: "LM", short: int, long: int, new: int) -> bool:
+    """Whether prompts of `short` to `long` tokens, padded on the left, write what each writes alone.
+
+    Not tried where they come to a length, before they end, from which on the model may behave differently.
+    """
+    lengths = lm.regimes.key(short, long, long - short, short + new - 1, long + new - 1)
+    if not any(lengths):
+        return check(lm).padded <= lm.tolerance()
+    if lengths[0] != lengths[3] or lengths[1] != lengths[4]:
+        return False
+    return _measured(lm, ("left padding", *lengths), [long, short], min(new, PROBE_TOKENS)) <= lm.tolerance()
+
+
+def _tokens_from_cache(lm: "LM", start: int, new: int) -> int:
+    """How many of `new` tokens may be written from the cache of a text of `start` tokens."""
+    tolerance, regimes = lm.tolerance(), lm.regimes
+    # the last token that is written is not read any more
+    end = start + new - 1
+    if not any(regimes.key(start, end)):
+        return new if check(lm).cached <= tolerance else 0
+    inside = _measured(lm, ("cache", regimes.of(start)), [start], PROBE_TOKENS)
+    if not inside <= tolerance:
+        return 0
+    for cut in regimes.crossed(start, end):
+        before = max(start, cut - 1)
+        if not _measured(lm, ("cache across", cut, cut - before), [before], CROSSING_TOKENS) <= tolerance:
+            return cut - start + 1
+    return new
+
+
+def _measured(lm: "LM", key: tuple[Any, ...], lengths: Sequence[int], tokens: int) -> float:
+    """As `_gap` of prompts of some lengths, measured once for each key; infinite where the model fails."""
+    if key not in lm.measured:
+        room = tokens if lm.context is None else min(tokens, lm.context - max(lengths))
+        prompts = [lm.prompt(probe_text(lm.anatomy, n, 2 * row)) for row, n in enumerate(lengths)]
+        try:
+            lm.measured[key] = _gap(lm, prompts, room) if room > 0 else 0.0
+        except LenscopeError:
+            lm.measured[key] = float("inf")
+    gap: float = lm.measured[key]
+    return gap
+
+
+def _gap(lm: "LM", prompts: list[Prompt], tokens: int = PROBE_TOKENS) -> float:
     """The deviation of the logits that generate() picks tokens from, against reading the text afresh."""
     steps: list[Tensor] = []
-    watch = lm.hook(lm.n_layers, lambda h: steps.append(h[:, -1].clone()))
     batch = pad(prompts, "left", lm.anatomy.ids.device)
-    try:
-        written = _generate(
-            lm, Running(prompts, range(len(prompts)), len(prompts), batch, probe=True), PROBE_TOKENS, []
-        )
-    finally:
-        watch.remove()
+    with lm.lock:
+        watch = lm.hook(lm.n_layers, lambda h: steps.append(h[:, -1].clone()))
+        try:
+            written = _generate(lm, Running(prompts, range(len(prompts)), len(prompts), batch, probe=True), tokens, [])
+        finally:
+            watch.remove()
     found: list[Tensor] = []
     expected: list[Tensor] = []
     for row, (prompt, ids) in enumerate(zip(prompts, written, strict=True)):
@@ -87,6 +137,12 @@ def _gap(lm: "LM", prompts: list[Prompt]) -> float:
     return deviation(lm.own_logits(torch.stack(found)), lm.own_logits(torch.stack(expected)))
 
 
+def _grown(lm: "LM", prompts: Sequence[Prompt], written: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
+    """The texts of some rows so far, prompt and what was written, padded on the left."""
+    texts = [Prompt("", (*prompts[i].ids, *written[i]), (), ()) for i in rows]
+    return pad(texts, "left", lm.anatomy.ids.device)
+
+
 def _generate(lm: "LM", running: Running, max_new_tokens: int, ends: list[int]) -> list[tuple[int, ...]]:
     """transformers' greedy generate on a left-padded batch."""
     batch = running.batch
@@ -94,34 +150,41 @@ def _generate(lm: "LM", running: Running, max_new_tokens: int, ends: list[int]) 
     pinned = GenerationConfig(
         do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=(ends or [0])[0], use_cache=True
     )
-    kept, lm.model.generation_config = lm.model.generation_config, pinned
+    kept = lm.model.generation_config
+
+    def look(h: Tensor) -> None:
+        # the last position of every row is a token of its text: pads stand on the left
+        lm.require_finite(h[:, -1], lm.n_layers)
+
     try:
-        with lm.running(running):
+        with lm.running(running), lm.watching(lm.n_layers, look):
+            lm.model.generation_config = pinned
             model: Any = lm.model  # its generate comes from a mixin that type checkers do not see
-            ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
+            try:
+                ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
+            finally:
+                lm.model.generation_config = kept
     except FAILURES as error:
         if isinstance(error, LenscopeError | torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())[:200]
         raise LenscopeError(f"{lm.name}: transformers cannot generate with this model ({reason})") from error
-    finally:
-        lm.model.generation_config = kept
     return [_until_end(row, ends) for row in ids[:, batch.ids.shape[1] :].tolist()]
 
 
 def _recompute(
-    lm: "LM", prompt: Prompt, number: int, total: int, max_new_tokens: int, ends: list[int]
-) -> tuple[int, ...]:
-    """Greedy without a cache: the prompt and what was written are read from the start for every token."""
+    lm: "LM", prompt: Prompt, number: int, total: int, before: Sequence[int], new: int, ends: list[int]
+) -> list[int]:
+    """Up to `new` greedy tokens without a cache: prompt and what was written are read from the start for every one."""
     written: list[int] = []
     kept: list[Tensor] = []
-    while len(written) < max_new_tokens and not (written and written[-1] in ends):
-        ids = torch.tensor([[*prompt.ids, *written]], device=lm.anatomy.ids.device)
+    while len(written) < new and not (written and written[-1] in ends):
+        ids = torch.tensor([[*prompt.ids, *before, *written]], device=lm.anatomy.ids.device)
         # the prompt itself, without what was written: edits name its positions
         running = Running([prompt], [number], total, Batch(ids, torch.ones_like(ids), (0,), (ids.shape[1],)))
         lm.capture(running, {lm.n_layers}, lambda _, h: kept.append(h[0, -1]))
         written.append(int(lm.unembed(kept.pop()).argmax()))
-    return tuple(written)
+    return written
 
 
 def _until_end(row: list[int], ends: list[int]) -> tuple[int, ...]:

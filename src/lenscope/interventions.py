@@ -21,10 +21,10 @@ from lenscope.edits import Edit
 from lenscope.effects import Effects, Run, assembled, baselines, measured
 from lenscope.errors import LenscopeError
 from lenscope.model import LM, PromptLike
+from lenscope.patched_rows import Rows
 from lenscope.patchscope import Patchscope, Target
 from lenscope.prompts import Position, Positions, Prompt
 from lenscope.provenance import provenance
-from lenscope.rows import Rows
 from lenscope.scoring import answer_ids, log_prob
 from lenscope.states import HiddenStates, check_layers
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lenscope import generation
+from lenscope import exactness, generation
 from lenscope.anatomy import (
     TOLERANCE,
     Anatomy,
-    deviation,
     first_bad_parameter,
     forward_kwargs,
     input_state,
@@ -27,10 +26,12 @@ from lenscope.anatomy import (
     with_input_state,
     with_output_state,
 )
-from lenscope.edits import Edit, Running
+from lenscope.edits import Block, Edit, Running, open_blocks
 from lenscope.errors import LenscopeError
+from lenscope.exclusive import Exclusive
 from lenscope.prompts import Encoder, Positions, Prompt, pad
 from lenscope.readout import Verified, find_readout, is_stubbed, wide
+from lenscope.regimes import Regimes
 from lenscope.states import HiddenStates, check_layers
 
 # Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
@@ -77,11 +78,12 @@ class LM:
         config = model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.encoder = Encoder(tokenizer, min(self.anatomy.n_inputs, self.vocab_size), self.context, name)
+        self.exclusive = Exclusive(name, self.anatomy)
+        self.regimes = Regimes(config)
         self._running: Running | None = None
-        self.editing = 0
-        self._right_padding: float | None = None
         self._tolerance: float | None = None
-        self.generation_checked: generation.Checked | None = None
+        # what was measured of this model: by what, and for which ranges of lengths
+        self.measured: dict[tuple[Any, ...], Any] = {}
 
     def __repr__(self) -> str:
         return f"LM({self.name}: {self.n_layers} layers, D {self.hidden_size}, V {self.vocab_size}, {self.dtype})"
@@ -116,6 +118,16 @@ class LM:
         """Where the last layer's states are: reading brings all states there."""
         return self.anatomy.states[-1].device
 
+    @property
+    def lock(self) -> Any:
+        """The reentrant lock that every run of the model holds: to run the module by hand beside other threads."""
+        return self.exclusive.lock
+
+    @property
+    def editing(self) -> bool:
+        """Whether a `with` block that edits this model is open in this thread or task."""
+        return any(block.lm is self for block in open_blocks.get())
+
     def prompt(self, source: PromptLike) -> Prompt:
         """Tokenize a text, or wrap token ids. Raises LenscopeError if it is empty or longer than the context."""
         return self.encoder.prompt(source)
@@ -143,7 +155,7 @@ class LM:
         places = [p.positions(positions) for p in many]
         shape = (len(many), len(numbers), max(map(len, places)), self.hidden_size)
         out = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        for group in self.groups(many, self._reads_together):
+        for group in self.groups(many, lambda short, long: exactness.reads_together(self, short, long)):
 
             def keep(layer: int, h: Tensor, group: Sequence[int] = group) -> None:
                 for at in (at for at, n in enumerate(numbers) if n == layer):
@@ -179,18 +191,40 @@ class LM:
         add up. All hooks are gone after the block, whatever happened in it.
         """
         layers = check_layers([e.layer for e in edits], self.n_layers, self.name) if edits else ()
-        with ExitStack() as undo:
+        for edit in edits:
+            edit.require_finite()
+        with self.block() as block, ExitStack() as undo:
             for edit, layer in zip(edits, layers, strict=True):
-                undo.callback(self.hook(layer, lambda h, edit=edit: self._edited(h, edit)).remove)
-            self.editing += len(edits)
-            undo.callback(lambda: setattr(self, "editing", self.editing - len(edits)))
+                undo.callback(self.hook(layer, lambda h, edit=edit: self._edited(h, edit, block)).remove)
             yield
 
-    def _edited(self, h: Tensor, edit: Edit) -> Tensor | None:
-        if self._running is None:
-            raise LenscopeError("inside edit(), run the model through read or generate: a bare call has no positions")
+    @contextmanager
+    def block(self) -> Iterator[Block]:
+        """A `with` block in which hooks change what this thread or task runs, and nobody else (see `acts`)."""
+        block = Block(self)
+        open_blocks.set((*open_blocks.get(), block))
+        try:
+            yield block
+        finally:
+            open_blocks.set(tuple(b for b in open_blocks.get() if b is not block))
+
+    def acts(self, block: Block) -> Running | None:
+        """The running batch that the hooks of an open block are to change; None where it is not theirs.
+
+        Raises LenscopeError where the model is called by hand inside the block: nothing says what runs then.
+        """
         running = self._running
-        return edit.apply(h, running) if not running.probe and running.covers_prompt(h.shape[1]) else None
+        if running is None:
+            if block in open_blocks.get():
+                raise LenscopeError(
+                    "inside edit(), run the model through read or generate: a bare call has no positions"
+                )
+            return None
+        return None if running.probe or block not in running.blocks else running
+
+    def _edited(self, h: Tensor, edit: Edit, block: Block) -> Tensor | None:
+        running = self.acts(block)
+        return edit.apply(h, running) if running is not None and running.covers_prompt(h.shape[1]) else None
 
     def hook(self, layer: int, change: Any) -> Any:
         """Call `change` with the (B, T, D) state at `layer`; what it returns, if not None, takes its place."""
@@ -209,8 +243,18 @@ class LM:
             return None if h is None else with_output_state(output, stream.unpack(h))
 
         if layer == 0:
-            return self.anatomy.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-        return self.anatomy.blocks[layer - 1].register_forward_hook(after)
+            first = self.anatomy.blocks[0]
+            return self.exclusive.hook(lambda: first.register_forward_pre_hook(before, with_kwargs=True))
+        return self.exclusive.hook(lambda: self.anatomy.blocks[layer - 1].register_forward_hook(after))
+
+    @contextmanager
+    def watching(self, layer: int, look: Callable[[Tensor], None]) -> Iterator[None]:
+        """Within the block `look` sees the (B, T, D) state at a layer whenever the model runs, in any thread."""
+        hook = self.hook(layer, look)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     # -- generating
 
@@ -253,15 +297,18 @@ class LM:
             return False, [self.prompt(items)]
         return True, [self.prompt(p) for p in items]
 
-    def groups(self, prompts: Sequence[Prompt], together: Callable[[], bool]) -> Iterator[list[int]]:
-        """Indices of prompts that run together: near in length, and of equal length unless `together()` holds."""
+    def groups(self, prompts: Sequence[Prompt], together: Callable[[int, int], bool]) -> Iterator[list[int]]:
+        """Indices of prompts that run together: near in length, and of equal length unless `together` allows more.
+
+        `together(a, b)` says whether prompts of a to b tokens, padded to one length, are each as if they ran alone.
+        """
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        ragged = len({len(p) for p in prompts}) > 1 and together()
         group: list[int] = []
         for i in order:
             length = len(prompts[i])
             full = length * (len(group) + 1) > TOKENS_PER_RUN
-            if group and (full or (not ragged and length != len(prompts[group[0]]))):
+            shortest = len(prompts[group[0]]) if group else length
+            if group and (full or (length != shortest and not together(shortest, length))):
                 yield group
                 group = []
             group.append(i)
@@ -270,83 +317,79 @@ class LM:
 
     @contextmanager
     def running(self, running: Running) -> Iterator[None]:
-        """Tell the edits what runs within the block, without gradients."""
+        """Tell the edits what runs within the block, without gradients, and keep other threads from running."""
         if self.model.training:
             raise LenscopeError(
                 f"{self.name} is in training mode, where dropout changes the numbers: call model.eval()"
             )
-        outer, self._running = self._running, running
 
         def count(*_: Any) -> None:
             running.passes += 1
 
-        # ahead of the edits of layer 0, which are hooks of the same block
-        counter = self.anatomy.blocks[0].register_forward_pre_hook(count, prepend=True)
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            counter.remove()
-            self._running = outer
+        with self.exclusive.alone():
+            outer, self._running = self._running, running
+            running.blocks = open_blocks.get()
+            # ahead of the edits of layer 0, which are hooks of the same block
+            counter = self.anatomy.blocks[0].register_forward_pre_hook(count, prepend=True)
+            try:
+                with torch.no_grad():
+                    yield
+            finally:
+                counter.remove()
+                self._running = outer
 
     def capture(self, running: Running, layers: Collection[int], keep: Callable[[int, Tensor], None]) -> None:
-        """Run a batch, padded on the right, up to the highest of `layers`; `keep` gets each state (B, T, D)."""
+        """Run a batch, padded on the right, up to the highest of `layers`; `keep` gets each state (B, T, D).
+
+        Raises LenscopeError for states that are not finite, and where a layer that is asked for did not run.
+        """
+        batch, highest, ran = running.batch, max(layers), set()
+        for length in () if running.probe else set(batch.lengths):
+            exactness.require_causal_at(self, length)
 
         def take(layer: int, h: Tensor) -> None:
+            ran.add(layer)
+            self.require_finite(h[batch.mask.to(h.device, torch.bool)] if batch.padded else h, layer)
             keep(layer, h)
-            if layer == max(layers):
+            if layer == highest:
                 raise _Enough
 
-        batch = running.batch
-        with ExitStack() as undo:
+        with self.running(running), ExitStack() as undo:
             for layer in layers:
                 undo.callback(self.hook(layer, lambda h, layer=layer: take(layer, h)).remove)
-            with self.running(running):
-                mask = {"attention_mask": batch.mask} if batch.padded else {}
-                try:
-                    self.model(input_ids=batch.ids, **forward_kwargs(self.model, use_cache=False, **mask))
-                except _Enough:
-                    pass
+            mask = {"attention_mask": batch.mask} if batch.padded else {}
+            try:
+                self.model(input_ids=batch.ids, **forward_kwargs(self.model, use_cache=False, **mask))
+            except _Enough:
+                pass
+        if ran != set(layers):
+            missing = min(set(layers) - ran)
+            raise LenscopeError(f"layer {missing}: did not run; {self.name} was changed after loading, load it again")
 
-    def right_padding_deviation(self) -> float:
-        """How far padding on the right moves the logits (`lenscope.anatomy.deviation`).
-
-        Measured once, on a pair of prompts of unequal length. Above `tolerance`, ragged prompts are read
-        in groups of equal length.
-        """
-        if self._right_padding is None:
-            rows = self.anatomy.ids.tolist()
-            prompts = [self.prompt(rows[0]), self.prompt(rows[2][:4])]
-            kept: list[Tensor] = []
-            running = Running(prompts, [0, 1], 2, pad(prompts, "right", self.anatomy.ids.device), probe=True)
-            self.capture(running, {self.n_layers}, lambda _, h: kept.append(h))
-            together = torch.cat([h[: len(p)] for h, p in zip(kept[0], prompts, strict=True)])
-            alone = torch.cat([self.probe(list(p.ids)) for p in prompts])
-            self._right_padding = deviation(self.own_logits(together), self.own_logits(alone))
-        return self._right_padding
+    def require_finite(self, h: Tensor, layer: int) -> None:
+        """Raise LenscopeError where states of a layer hold NaN or infinity: whatever is read of them means nothing."""
+        if h.numel():
+            low, high = torch.aminmax(h.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                dtype = str(self.dtype).removeprefix("torch.")
+                wider = "" if self.dtype in (torch.float32, torch.float64) else "; load it in float32 or bfloat16"
+                raise LenscopeError(
+                    f"layer {layer}: {self.name} has states that are NaN or infinite there in {dtype}{wider}"
+                )
 
     def tolerance(self) -> float:
         """The deviation up to which two ways of running this model count as the same.
 
-        The dtype's own in float32 and float64. In 16 bits rounding depends on the shape of every product, by how much
-        on the model: three times what plain reading shows when the same text is followed by more or less.
+        The dtype's own, or three times what the model rounds by itself, if that is more (`exactness.own_rounding`).
         """
         if self._tolerance is None:
-            self._tolerance = TOLERANCE.get(self.dtype, 1e-4)
-            if self.dtype in (torch.float16, torch.bfloat16):
-                ids = [*self.anatomy.ids[0].tolist(), *self.anatomy.ids[2].tolist()]
-                whole = self.own_logits(self.probe(ids))
-                gaps = [deviation(self.own_logits(self.probe(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]
-                self._tolerance = max(self._tolerance, 3 * max(gaps))
+            self._tolerance = max(TOLERANCE.get(self.dtype, 1e-4), 3 * exactness.own_rounding(self))
         return self._tolerance
 
-    def probe(self, ids: list[int]) -> Tensor:
-        """The last layer's states (T, D) of some ids, whatever edits are in force."""
+    def probe(self, ids: list[int], layer: int | None = None) -> Tensor:
+        """The states (T, D) of some ids at a layer, by default the last, whatever edits are in force."""
         kept: list[Tensor] = []
         prompt = self.prompt(ids)
         running = Running([prompt], [0], 1, pad([prompt], "right", self.anatomy.ids.device), probe=True)
-        self.capture(running, {self.n_layers}, lambda _, h: kept.append(h[0]))
+        self.capture(running, {self.n_layers if layer is None else layer}, lambda _, h: kept.append(h[0].clone()))
         return kept[0]
-
-    def _reads_together(self) -> bool:
-        return self.right_padding_deviation() <= self.tolerance()

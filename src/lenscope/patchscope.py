@@ -19,9 +19,9 @@ from lenscope.edits import Edit, Operation, replace
 from lenscope.errors import LenscopeError
 from lenscope.grids import Grid, Spot
 from lenscope.model import LM, PromptLike
+from lenscope.patched_rows import Rows
 from lenscope.prompts import Positions, Prompt
 from lenscope.provenance import provenance
-from lenscope.rows import Rows
 from lenscope.scoring import Scores
 from lenscope.sources import Layers, Sources, Vectors, cells, gather
 from lenscope.states import HiddenStates, check_layers

@@ -5,6 +5,7 @@ cannot be shared. Does not know: what is shared between rows.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -50,13 +51,11 @@ class Plain:
             self.change(layer, h, rows)
             return h
 
-        hooks = [self.lm.hook(n, lambda h, n=n: patched(n, h)) for n in self.layers]
-        try:
+        with self.lm.lock, ExitStack() as undo:
+            for n in self.layers:
+                undo.callback(self.lm.hook(n, lambda h, n=n: patched(n, h)).remove)
             prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
             batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
             running = Running(prompts, range(len(ids)), len(ids), batch, probe=True)
             self.lm.capture(running, {self.lm.n_layers}, lambda _, h: kept.append(h[:, -last:].clone()))
-        finally:
-            for hook in hooks:
-                hook.remove()
         return kept[0]

@@ -7,6 +7,7 @@ Does not know: the built-in questions' words (quizzes.py), what answers are comp
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final, overload
@@ -280,8 +281,9 @@ def _states(lm: LM, prompts: Sequence[Prompt], places: _Places, layers: list[int
         at_end = lm.read([prompts[i] for i in plain], layers, -1)
         out[:, [starts[i] for i in plain]] = at_end[layers, -1].transpose(0, 1)
     several = [i for i, inner in enumerate(places.inner) if inner]
-    forks = bool(several) and not lm.editing and rows.gap(lm, "fork") <= lm.tolerance()
     for i in several:
+        longest = len(prompts[i]) + max(map(len, places.inner[i]))
+        forks = not lm.editing and rows.exact(lm, "fork", len(prompts[i]), longest)
         read = _forked if forks else _whole
         parts = list(read(lm, prompts[i], places.inner[i], layers))
         out[:, starts[i] : starts[i + 1]] = torch.cat(parts, 1)
@@ -306,12 +308,10 @@ def _forked(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: li
     def keep(layer: int, h: Tensor) -> None:
         kept[layer] = h[0, -1:].to(lm.device, copy=True)
 
-    hooks = [lm.hook(n, lambda h, n=n: keep(n, h)) for n in layers]
-    try:
+    with lm.lock, ExitStack() as undo:
+        for n in layers:
+            undo.callback(lm.hook(n, lambda h, n=n: keep(n, h)).remove)
         cache = Prefixes(lm).own([prompt.ids])
-    finally:
-        for hook in hooks:
-            hook.remove()
     yield torch.stack([kept[n] for n in layers])
     within: dict[int, Tensor] = {}
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lenscope.anatomy import TOLERANCE, Anatomy, deviation, embedding, forward_kwargs, with_output_state
 from lenscope.errors import LenscopeError
+from lenscope.exclusive import lock_of
 
 # What modules raise when they are run on their own with an input of the wrong kind.
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
@@ -172,17 +173,18 @@ class Replayed:
 @contextmanager
 def stubbed(anatomy: Anatomy, state: Tensor) -> Iterator[None]:
     """Within the block, every transformer block returns `state` (the model's own layout) and computes nothing."""
-    kept = [(block, vars(block).get("forward")) for block in anatomy.blocks]
-    try:
-        for block, template in zip(anatomy.blocks, anatomy.outputs, strict=True):
-            block.forward = _Stub(template, state)
-        yield
-    finally:
-        for block, forward in kept:
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                block.forward = forward
+    with lock_of(anatomy.model):
+        kept = [(block, vars(block).get("forward")) for block in anatomy.blocks]
+        try:
+            for block, template in zip(anatomy.blocks, anatomy.outputs, strict=True):
+                block.forward = _Stub(template, state)
+            yield
+        finally:
+            for block, forward in kept:
+                if forward is None:
+                    vars(block).pop("forward", None)
+                else:
+                    block.forward = forward
 
 
 class _Stub:

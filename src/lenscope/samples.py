@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lenscope import generation, rows
 from lenscope.model import LM
+from lenscope.patched_rows import Rows
 from lenscope.reduction import WHOLE
 
 # Tokens that a row starts with where a model has no token to start a text: drawn from the whole vocabulary.
@@ -50,7 +51,7 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
         return ids, np.zeros(len(ids)), np.zeros(len(ids), dtype=bool)
 
     nothing = np.zeros(0, dtype=np.int64)
-    plan = rows.Rows(
+    plan = Rows(
         prompts=tuple(lm.prompt(s) for s in targets),
         target=np.array([place[s] for s in starts]),
         vectors=torch.zeros(0, lm.hidden_size, dtype=lm.dtype),

@@ -17,9 +17,9 @@ from lenscope.decoding import top_one
 from lenscope.edits import Edit
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
+from lenscope.patched_rows import Rows
 from lenscope.readout import wide
 from lenscope.reduction import reduce
-from lenscope.rows import Rows
 from lenscope.sources import Sources
 
 

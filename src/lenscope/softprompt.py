@@ -228,7 +228,7 @@ def divergence(lm: LM, ids: Sequence[int], vectors: Tensor, layer: int, pairs: P
     read = torch.cat([torch.tensor([list(ids)] * n), pairs.ids], 1).to(device)
     last = pairs.final.shape[1]
     wanted = forward_kwargs(lm.model, use_cache=False, logits_to_keep=last)
-    with ExitStack() as undo:
+    with lm.exclusive.alone(), ExitStack() as undo:
         undo.callback(lm.hook(0, soft).remove)
         undo.callback(lm.hook(layer, put).remove)
         logits = lm.model(input_ids=read, **wanted).logits[:, -last:]

@@ -95,6 +95,7 @@ class Staircase:
                 return h
             rest = count + np.searchsorted(classes[layer], self.history[count:])
             out.append(h[_index(np.concatenate([np.arange(count), rest]), h), -last:])
+            self.lm.require_finite(out[0], layer)
             raise _Enough
 
         def fit(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -104,7 +105,7 @@ class Staircase:
             rest = tuple(_picked(a, (n,), self.batched, index) for n, a in enumerate(args[1:], 1))
             return args[:1] + rest, {k: _picked(v, (k,), self.batched, index) for k, v in kwargs.items()}
 
-        with ExitStack() as undo:
+        with self.lm.exclusive.alone(), ExitStack() as undo:
             for layer in range(self.lm.n_layers + 1):
                 undo.callback(self.lm.hook(layer, lambda h, layer=layer: arrive(layer, h)).remove)
             for block in self.lm.anatomy.blocks if self.batched else ():
@@ -165,7 +166,7 @@ def batched_arguments(lm: LM) -> Batched:
                     shapes[path] = t.shape[0]
 
         ids = lm.anatomy.ids[:rows]
-        with ExitStack() as undo, torch.no_grad():
+        with lm.exclusive.alone(), ExitStack() as undo, torch.no_grad():
             # the stream itself need not be (B, T, D); nothing else says which rows are which
             past = lm.model(input_ids=ids[:, :4], **forward_kwargs(lm.model, use_cache=True)).past_key_values
             for block in lm.anatomy.blocks:

@@ -23,6 +23,7 @@ from lenscope.experiments.grouping import rows_of
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.mappings import Affine, identify
 from lenscope.model import LM
+from lenscope.patched_rows import Rows
 from lenscope.prompts import Prompt
 from lenscope.regression import aligned, fit_mapping
 from lenscope.scoring import comparable
@@ -164,7 +165,7 @@ def patched(lm: LM, prompts: Sequence[Prompt], target: np.ndarray, layer: np.nda
     """The top token (R,) after prompt `target` (R,) with vectors (R, D) as its last token's states at `layer` (R,)."""
     count, zeros = np.arange(len(target)), np.zeros(len(target), dtype=np.int64)
     last = np.array([len(p) - 1 for p in prompts])[target]
-    made = rows.Rows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
+    made = Rows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
     found = np.full(len(target), -1)
     for some, h in rows.predict(lm, made):
         found[some] = tops(lm, h[:, 0])

@@ -1,0 +1,151 @@
+"""One run of a model at a time, of the model that was verified, untouched by the runs before.
+
+Knows: the lock of each model, how a model that was changed after loading is told, which traces earlier runs leave.
+Does not know: what is run, or why.
+"""
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from lenscope.anatomy import Anatomy, embedding
+from lenscope.errors import LenscopeError
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> Any:
+    """The reentrant lock of a model: one for all that is loaded around the same module."""
+    with _making:
+        if model not in _locks:
+            _locks[model] = threading.RLock()
+        return _locks[model]
+
+
+class Exclusive:
+    """Lets one thread at a time run a model, as long as it is the model that was observed and verified."""
+
+    def __init__(self, name: str, anatomy: Anatomy) -> None:
+        self.name, self.anatomy = name, anatomy
+        self.model = anatomy.model
+        self.lock = lock_of(self.model)
+        self.configs = [(c, copy.deepcopy(_settings(c))) for c in _configs(self.model)]
+        self.seen = self._fingerprint()
+        self.dynamic = [m for m in self.model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block no other thread runs this model or edits it.
+
+        Raises LenscopeError where the model was changed since it was loaded, so that what was verified of it no longer
+        holds.
+        """
+        with self.lock:
+            change = self.changed()
+            if change:
+                raise LenscopeError(
+                    f"{self.name}: {change} since it was loaded, and what was verified then no longer holds; load it "
+                    "again with lenscope.load((model, tokenizer))"
+                )
+            for module in self.dynamic:
+                _forget_lengths(module)
+            yield
+
+    def hook(self, register: Callable[[], Any]) -> "Hook":
+        """What `register` registers, while no other thread runs the model: torch goes through its hooks then."""
+        with self.lock:
+            return Hook(register(), self.lock)
+
+    def changed(self) -> str:
+        """What of the model's structure is not as it was when it was loaded, in words; "" where nothing is.
+
+        Weights that were changed in place are not looked at: what is read of them is what the model is now.
+        """
+        blocks, anatomy = self.anatomy.blocks, self.anatomy
+        try:
+            now: tuple[nn.Module, ...] = tuple(self.model.get_submodule(anatomy.name).children())
+            if len(now) != len(blocks):
+                return f"its number of blocks changed from {len(blocks)} to {len(now)}"
+            for n, (before, after) in enumerate(zip(blocks, now, strict=True)):
+                if before is not after:
+                    return f"block {n} was replaced"
+            for name, module in anatomy.tail:
+                if self.model.get_submodule(name) is not module:
+                    return f"its module {name} was replaced"
+        except (AttributeError, TypeError):
+            return "modules of it were removed"
+        fingerprint = self._fingerprint()
+        for what, before in self.seen.items():
+            if fingerprint[what] != before:
+                return f"its {what} changed from {_short(before)} to {_short(fingerprint[what])}"
+        for config, old in self.configs:
+            new = _settings(config)
+            if new != old:
+                name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+                return f"{name} in its configuration changed from {old.get(name)!r} to {new.get(name)!r}"
+        return ""
+
+    def _fingerprint(self) -> dict[str, Any]:
+        weight = embedding(self.model)
+        head = getattr(self.model, "get_output_embeddings", lambda: None)()
+        parts = [self.model, *self.anatomy.blocks, *(module for _, module in self.anatomy.tail)]
+        first = [next(block.parameters(), None) for block in self.anatomy.blocks]
+        return {
+            "embedding's shape": tuple(weight.shape),
+            "device": str(weight.device),
+            "dtype": [str(p.dtype) for p in (weight, *first) if p is not None],
+            "head": None if head is None else (type(head).__name__, id(head), *getattr(head.weight, "shape", ())),
+            "compilation": [getattr(m, "_compiled_call_impl", None) is not None for m in parts],
+        }
+
+
+class Hook:
+    """A hook that is taken away when no other thread is running the model."""
+
+    def __init__(self, handle: Any, lock: Any) -> None:
+        self.handle, self.lock = handle, lock
+
+    def remove(self) -> None:
+        """Take the hook away."""
+        with self.lock:
+            self.handle.remove()
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations that the modules of a model look at, each once."""
+    found = {
+        id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None and hasattr(c, "to_dict")
+    }
+    return list(found.values())
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What of a configuration may move numbers: not its inner workings, which attention switches while it runs."""
+    return {k: v for k, v in vars(config).items() if not k.startswith("_") and not hasattr(v, "to_dict")}
+
+
+def _forget_lengths(module: Any) -> None:
+    """Take back what "dynamic" rotary embeddings keep of the longest run so far: a run is as if it were the first."""
+    for name in [n for n in vars(module) if n.endswith("original_inv_freq")] + [
+        n for n in module._buffers if n.endswith("original_inv_freq")
+    ]:
+        prefix = name.removesuffix("original_inv_freq")
+        kept, original = getattr(module, f"{prefix}inv_freq"), getattr(module, name)
+        if kept.shape != original.shape or not torch.equal(kept, original.to(kept)):
+            module.register_buffer(f"{prefix}inv_freq", original.to(kept).clone(), persistent=False)
+        if hasattr(module, f"{prefix}max_seq_len_cached"):
+            setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+    if hasattr(module, "max_seq_len_cached"):
+        module.max_seq_len_cached = module.original_max_seq_len
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,130 @@
+"""Rows of patches: which prompt each run reads, what is written into its states, what it may not see.
+
+Knows: how patches of a few rows are found by layer and made in place, which keys are barred.
+Does not know: how rows are run (rows.py), which ways of running them are exact (exact_modes.py).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenscope.edits import Operation
+from lenscope.model import LM
+from lenscope.prompts import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """N runs of target prompts with patches: which prompt each row reads, and what is written into its states.
+
+    `target` (N,) numbers the `prompts`. Patch m writes, for row `row[m]`, at `layer[m]` and `position[m]`,
+    ops[op[m]](state, vectors[vector[m]]); patches of a row at one layer and position are made in order. `vectors` is
+    (K, D). `bars` are attention knockouts: (row, first block, block after the last, first query position, query
+    position after the last or -1 for all that follow, key position).
+    """
+
+    prompts: tuple[Prompt, ...]
+    target: np.ndarray
+    vectors: Tensor
+    row: np.ndarray
+    layer: np.ndarray
+    position: np.ndarray
+    vector: np.ndarray
+    op: np.ndarray
+    ops: tuple[Operation, ...]
+    bars: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def starts(self) -> np.ndarray:
+        """(N,) the first position where a row differs from its plain prompt: its last one, if it never does."""
+        lengths = np.array([len(p) for p in self.prompts])
+        first = lengths[self.target] - 1
+        np.minimum.at(first, self.row, self.position)
+        np.minimum.at(first, self.bars[:, 0], self.bars[:, 3])
+        return first
+
+    def parted(self, n_layers: int) -> np.ndarray:
+        """(N,) the layer from which on a row's states are its own; n_layers + 1: never."""
+        first = np.full(len(self), n_layers + 1)
+        np.minimum.at(first, self.row, self.layer)
+        np.minimum.at(first, self.bars[:, 0], self.bars[:, 1])
+        return first
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What one row wrote: token ids and their log-probabilities."""
+
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+
+class Patches:
+    """The patches of a chunk's rows, by layer; rows are numbered within the chunk, positions from its start."""
+
+    def __init__(self, rows: Rows, chunk: np.ndarray, start: int, lm: LM) -> None:
+        number = np.full(len(rows), -1)
+        number[chunk] = np.arange(len(chunk))
+        mine = np.flatnonzero(number[rows.row] >= 0)
+        self.ops = rows.ops
+        self.by_layer: dict[int, list[tuple[int, np.ndarray, np.ndarray, Tensor]]] = {}
+        # patches of one place are made in the order given: equal places never meet in one step
+        place = np.stack([number[rows.row[mine]], rows.layer[mine], rows.position[mine]])
+        turn = _turns(place)
+        for layer, t, op in sorted(set(zip(place[1].tolist(), turn.tolist(), rows.op[mine].tolist(), strict=True))):
+            these = (place[1] == layer) & (turn == t) & (rows.op[mine] == op)
+            vectors = rows.vectors[torch.from_numpy(rows.vector[mine][these])].to(lm.device, lm.dtype)
+            self.by_layer.setdefault(layer, []).append((op, place[0, these], place[2, these] - start, vectors))
+        self.layers = sorted(self.by_layer)
+
+    def apply(self, layer: int, h: Tensor, rows: np.ndarray) -> None:
+        """Patch h (n, S, D), the states of the chunk's rows `rows` (n,), in place."""
+        for op, row, position, vectors in self.by_layer.get(layer, ()):
+            where = np.full(max(int(rows.max()), int(row.max())) + 1, -1)
+            where[rows] = np.arange(len(rows))
+            here = np.flatnonzero(where[row] >= 0)
+            if not len(here):
+                continue
+            i, j = torch.from_numpy(where[row[here]]).to(h.device), torch.from_numpy(position[here]).to(h.device)
+            v = vectors[torch.from_numpy(here)].to(h.device)
+            h[i, j] = self.ops[op](h[i, j], v).to(h)
+
+
+class Bars:
+    """The keys that a chunk's rows may not see, by block."""
+
+    def __init__(self, rows: Rows, chunk: np.ndarray) -> None:
+        number = np.full(len(rows), -1)
+        number[chunk] = np.arange(len(chunk))
+        mine = rows.bars[number[rows.bars[:, 0]] >= 0].copy()
+        mine[:, 0] = number[mine[:, 0]]
+        self.bars = mine
+
+    def allowed(self, block: int, rows: np.ndarray, batch: int, queries: int, keys: int) -> Tensor | None:
+        """(batch, queries, keys) of which key each query may see, the first rows being `rows`; None: all of them."""
+        bars = self.bars[(self.bars[:, 1] <= block) & (block < self.bars[:, 2])]
+        where = np.full(max(int(rows.max(initial=0)), int(bars[:, 0].max(initial=0))) + 1, -1)
+        where[rows] = np.arange(len(rows))
+        bars = bars[(where[bars[:, 0]] >= 0) & (bars[:, 5] < keys)]
+        if not len(bars):
+            return None
+        found = torch.ones(batch, queries, keys, dtype=torch.bool)
+        for q in range(queries):
+            at = keys - queries + q
+            hit = bars[(bars[:, 3] <= at) & ((at < bars[:, 4]) | (bars[:, 4] < 0))]
+            found[where[hit[:, 0]], q, hit[:, 5]] = False
+        return found
+
+
+def _turns(place: np.ndarray) -> np.ndarray:
+    """How many equal columns of `place` stand before each."""
+    seen: dict[tuple[int, ...], int] = {}
+    turns = []
+    for key in zip(*place.tolist(), strict=True):
+        turns.append(seen.get(key, 0))
+        seen[key] = turns[-1] + 1
+    return np.array(turns, dtype=np.int64)
