@@ -14,7 +14,7 @@ from lenscope import ablation, causal, energy
 from lenscope.ablation import aitchison_cosine, alignment, deranged, influence
 from lenscope.causal import causal_basis, principal_basis, promoted, random_basis
 from lenscope.causing import causal as command
-from lenscope.cli import app
+from lenscope.commands import app
 from lenscope.directions import Alignment, Basis, Influence, load_basis
 from lenscope.energy import Factored, Plain, Site, wide_readout
 from lenscope.experiments import fidelity

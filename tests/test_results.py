@@ -10,7 +10,8 @@ from rich.console import Console
 
 import lenscope as ls
 from lenscope.results import MEASURES
-from lenscope.tables import figure, visible
+from lenscope.tables import figure
+from lenscope.visible import token as visible
 
 PROMPT = "The capital of France is"
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from lenscope.errors import LenscopeError
-from lenscope.lensing import TUNED, Data, Field, Seed, opened
+from lenscope.given import known_lens, known_model, make_folder, only
+from lenscope.lensing import TUNED, Data, Field, Seed, check_text, opened
+from lenscope.screen import Screen, counted, show
+from lenscope.streams import flush, print_json, tell
 from lenscope.terminal import (
     DEFAULT_MODEL,
     AsJson,
@@ -25,15 +27,12 @@ from lenscope.terminal import (
     Revision,
     Transferred,
     amount,
-    counted,
     headline,
     load_model,
-    make_folder,
     numbers,
-    print_json,
     resolve,
-    tell,
 )
+from lenscope.visible import plain
 
 if TYPE_CHECKING:
     from lenscope.directions import Basis, Influence
@@ -49,7 +48,7 @@ def causal(
     lens: Annotated[str | None, typer.Option("--lens", help=TUNED)] = None,
     transferred: Transferred = False,
     data: Data = None,
-    field: Field = "text",
+    field: Field = None,
     layers: Annotated[
         str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included); default: five of them.")
     ] = None,
@@ -77,6 +76,11 @@ def causal(
     wanted, chosen = amount(tokens, "tokens"), numbers(layers, "layers")
     if k < 1:
         raise LenscopeError(f"--k {k}: give at least 1")
+    only("--transferred", transferred, lens is not None, "applies to --lens")
+    check_text(data, field, None, seed)
+    known_model(model)
+    if lens is not None:
+        known_lens(lens, transferred)
     if output is not None:
         make_folder(output)
     lm = load_model(model, dtype, device, revision, attention)
@@ -90,7 +94,7 @@ def causal(
     every = lens_layers(Lens(lm, f), None if chosen is None else resolve(chosen, lm.n_layers))
     at = every if chosen is not None else every[:: max(1, -(-len(every) // LAYERS))]
     given = None if not data else data[0] if len(data) == 1 else [Path(d) for d in data]
-    corpus = Corpus.open(lm, given, field=field, seed=seed)
+    corpus = Corpus.open(lm, given, field=field or "text", seed=seed)
     corpus = replace(corpus, length=min(LENGTH, corpus.length))
     found, measured = (list(part.batches(wanted, 8)) for part in corpus.split(0.5))
     with counted("layers") as advance:
@@ -99,14 +103,14 @@ def causal(
         made = influence(lm, measured, basis, f, progress=advance)
     words = _words(lm, basis, promoted(lm, basis, f, top=TOP))
     result = made.to_json() | {"promotes": words, "corpus": corpus.provenance()}
-    if output is not None:
-        basis.save(output)
-        write_text(Path(output) / "influence.json", json.dumps(result, ensure_ascii=False))
     if as_json:
         print_json(result)
     else:
         _show(lm, made, words, corpus.name)
     if output is not None:
+        flush()
+        basis.save(output)
+        write_text(Path(output) / "influence.json", json.dumps(result, ensure_ascii=False))
         tell(f"saved {output}")
 
 
@@ -116,16 +120,16 @@ def _words(lm: "LM", basis: "Basis", ids: Any) -> list[list[list[str]]]:
 
 
 def _show(lm: "LM", made: "Influence", words: list[list[list[str]]], text: str) -> None:
-    console = Console()
+    console = Screen()
     console.print(headline(lm, f"on {text}", console.width, f"causal basis, {made.basis.lens}"))
     fidelity = made.fidelity()
     for i, layer in enumerate(made.layers):
         line = Text(f"\nlayer {layer}", style="bold")
         line.append(f"  fidelity {fidelity[i]}" if made.basis.k > 2 else "", style="not bold")
         console.print(line)
-        console.print(made.table(layer, words[i], limit=LINES))
+        show(console, made.table(layer, words[i], limit=LINES))
     told = f"energy and influences: KL in nats of ablating a direction, mean of {int(made.counts.sum()):,} tokens that "
     told += "directions were not found on (energy: found on); fidelity: Spearman correlation of influence on lens and "
     told += "model, 95 % over directions"
     told += f"; {LINES} of {made.basis.k} directions are shown" if made.basis.k > LINES else ""
-    console.print(Text(told, style="dim"))
+    console.print(Text(plain(told), style="dim"))

@@ -7,12 +7,15 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lenscope.given import known_model, make_folder
 from lenscope.lensing import finished_lens, fitted_table
-from lenscope.terminal import DEFAULT_MODEL, Model, counted, headline, load_model, make_folder, rising, show
+from lenscope.screen import Screen, counted, show
+from lenscope.terminal import DEFAULT_MODEL, Model, headline, load_model, rising
+from lenscope.visible import plain as visible
+from lenscope.visible import token
 
 if TYPE_CHECKING:
     from lenscope.results import Trajectory
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 ENTITY = "Diana, Princess of Wales"
 PROMPT, TARGET = "The capital of France is", " Paris"
 TOKENS = 20_000
+# columns that a token has in the comparison of the two lenses
+WORD = 16
 
 
 def demo(
@@ -27,6 +32,7 @@ def demo(
     model: Model = DEFAULT_MODEL,
 ) -> None:
     """The main job end to end on the built-in model: trajectories, a tuned lens fitted on the spot, a page."""
+    known_model(model)
     folder = make_folder(output)
     began = time.perf_counter()
     finished = finished_lens(folder / "lens")
@@ -40,11 +46,11 @@ def demo(
     from lenscope.web import page
     from lenscope.writing import write_text
 
-    console = Console(width=max(80, Console().width))
+    console = Screen()
     plain = Lens(lm).trajectory(PROMPT, target=TARGET)
     console.print(headline(lm, repr(PROMPT), console.width))
     console.print(
-        Text(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}", style="dim")
+        Text(visible(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}"), style="dim")
     )
     show(console, plain.table(width=console.width))
     console.print(rising(plain))
@@ -74,7 +80,8 @@ def demo(
     show(console, said.table(width=console.width))
     report = folder / "index.html"
     write_text(report, page([tuned.to_json(), plain.to_json()], title=PROMPT))
-    console.print(f"\n{time.perf_counter() - began:.0f} s; look at {report.resolve()}")
+    console.print()
+    console.print(visible(f"{time.perf_counter() - began:.0f} s; look at {report.resolve()}"), soft_wrap=True)
 
 
 def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
@@ -82,7 +89,7 @@ def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("layer", justify="right", no_wrap=True)
     for t in (plain, tuned):
-        table.add_column(t.lens, no_wrap=True)
+        table.add_column(Text(token(t.lens)), no_wrap=True)
         table.add_column("p", justify="right", no_wrap=True)
         table.add_column("KL", justify="right", no_wrap=True)
     for n in range(len(plain.layers))[::-1]:
@@ -90,7 +97,7 @@ def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
         for t in (plain, tuned):
             top = int(t.top_ids[n, -1, 0])
             style = "bold" if top == t.target else ""
-            cells += [Text(t.vocabulary[top].replace(" ", "·"), style=style), f"{t.max_probability[n, -1]:.0%}"]
+            cells += [Text(token(t.vocabulary[top], WORD), style=style), f"{t.max_probability[n, -1]:.0%}"]
             cells.append(f"{t.kl[n, -1]:.2f}")
         table.add_row(*cells)
     mean = [float(t.kl[:-1].mean()) for t in (plain, tuned)]

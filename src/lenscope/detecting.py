@@ -4,18 +4,19 @@ Knows: files of prompts, which are read line by line, and one line of JSON per s
 Does not know: how a detector works (detection.py).
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lenscope.errors import LenscopeError
+from lenscope.given import existing, known_lens, known_model, make_folder, named, only
 from lenscope.lensing import TUNED, Seed, opened
+from lenscope.screen import Screen, counted, show
+from lenscope.streams import flush, print_json, tell
 from lenscope.terminal import (
     DEFAULT_MODEL,
     AsJson,
@@ -25,17 +26,13 @@ from lenscope.terminal import (
     Model,
     Revision,
     Transferred,
-    counted,
     headline,
     load_model,
-    make_folder,
     numbers,
-    print_json,
     resolve,
-    show,
-    tell,
 )
 from lenscope.textfiles import lines, parse
+from lenscope.visible import plain
 
 # ways that were tried, as many as are shown
 SHOWN = 6
@@ -51,7 +48,9 @@ detect = typer.Typer(
 def fit(
     data: Annotated[str, typer.Option("--data", "-d", help="Normal prompts: .txt, one per line, or .jsonl.")],
     output: Annotated[str, typer.Option("-o", "--output", help="The folder for the detector.")],
-    field: Annotated[str, typer.Option(help="The field of JSON lines that has the prompt.")] = "text",
+    field: Annotated[
+        str | None, typer.Option(help="The field of JSON lines that has the prompt; default: text.")
+    ] = None,
     lens: Annotated[str | None, typer.Option("--lens", help=TUNED)] = None,
     transferred: Transferred = False,
     choice: Annotated[
@@ -74,17 +73,29 @@ def fit(
     attention: Attention = None,
 ) -> None:
     """Fit a detector on normal prompts. Which way is taken is decided on them alone; it never sees an odd one."""
-    prompts = list(_prompts(data, field))
+    _check_field(field, data)
+    only("--transferred", transferred, lens is not None, "applies to --lens")
+    if not 0 < false_positives < 1:
+        raise LenscopeError(f"--false-positives {false_positives}: give a share between 0 and 1, such as 0.05")
+    if seed < 0:
+        raise LenscopeError(f"--seed {seed}: give 0 or more")
+    prompts = list(_prompts(data, field or "text"))
     wanted = numbers(layers, "layers")
     if choice is not None and len(choice) < 2:
         raise LenscopeError(f"--choice {choice[0]}: give at least two")
     if (Path(output) / "config.json").exists():
         raise LenscopeError(f"{output}: has a config.json already; give another folder")
+    known_model(model)
+    if lens is not None:
+        known_lens(lens, transferred)
+    from lenscope.outliers import METHODS
+
+    for one in method or ():
+        named("method", one, METHODS)
     make_folder(output)
     lm = load_model(model, dtype, device, revision, attention)
     from lenscope.detection import fit_detector
     from lenscope.lens import Lens
-    from lenscope.outliers import METHODS
 
     f = None if lens is None else opened(lens, lm, transferred)
     with counted("prompts") as advance:
@@ -98,15 +109,17 @@ def fit(
             seed=seed,
             progress=advance,
         )
-    made.save(output)
     if as_json:
         about = {"threshold": made.threshold, "false_positives": made.false_positives, **made.report}
         print_json({"kind": "detector", "folder": output, **about})
-        return
-    console = Console()
-    console.print(headline(lm, f"{len(made.prompts)} normal prompts", console.width, "detector"))
-    show(console, _table(made.report["tried"]))
-    tell(f"saved {output}; {false_positives:.0%} of normal prompts score above {made.threshold:.4g}")
+    else:
+        console = Screen()
+        console.print(headline(lm, f"{len(made.prompts)} normal prompts", console.width, "detector"))
+        show(console, _table(made.report["tried"]))
+    flush()
+    made.save(output)
+    if not as_json:
+        tell(f"saved {output}; {false_positives:.0%} of normal prompts score above {made.threshold:.4g}")
 
 
 @detect.command()
@@ -116,7 +129,9 @@ def score(
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="Prompts as they come: .txt, .jsonl, - for lines of stdin.")
     ] = None,
-    field: Annotated[str, typer.Option(help="The field of JSON lines that has the prompt.")] = "text",
+    field: Annotated[
+        str | None, typer.Option(help="The field of JSON lines that has the prompt; default: text.")
+    ] = None,
     model: Model = DEFAULT_MODEL,
     dtype: Dtype = None,
     device: Device = None,
@@ -126,18 +141,36 @@ def score(
     """Score prompts, one line of JSON each as soon as it is known: the higher, the odder."""
     if not prompts and file is None:
         raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
+    only("--field", field, file is not None, "names the field of --file FILE.jsonl")
+    if file is not None:
+        _check_field(field, file)
+        if file != "-":
+            existing(file, "file")
     if not Path(folder).is_dir():
+        existing(folder, "folder, which lenscope detect fit makes")
         raise LenscopeError(f"{folder}: no such folder; lenscope detect fit makes one")
+    if not (Path(folder) / "config.json").is_file():
+        raise LenscopeError(f"{folder}: is no detector (the folder has no config.json); lenscope detect fit makes one")
+    known_model(model)
     lm = load_model(model, dtype, device, revision, attention)
     from lenscope.detection import load_detector
 
     made = load_detector(folder, lm)
     for text in (*(prompts or ()), *([] if file is None else [None])):
-        for prompt in [text] if text is not None else _prompts(str(file), field):
+        for prompt in [text] if text is not None else _prompts(str(file), field or "text"):
             value = made.score(prompt)
             about = {"score": value, "threshold": made.threshold, "above": value > made.threshold}
             print_json({"prompt": prompt, **about, "false_positives": made.false_positives})
-            sys.stdout.flush()
+            flush()
+
+
+def _check_field(field: str | None, file: str) -> None:
+    only(
+        "--field",
+        field,
+        file.endswith((".jsonl", ".jsonl.gz")),
+        "names a field of .jsonl files, and other lines have none",
+    )
 
 
 def _prompts(file: str, field: str) -> Iterator[str]:
@@ -161,13 +194,16 @@ def _table(tried: list[dict[str, Any]]) -> Table:
     """The best of the ways that were tried."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name, side in (("method", "left"), ("of", "left"), ("AUROC", "right")):
-        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
+        # the number last, and whole: what is too long before it is broken into lines
+        right = side == "right"
+        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for way in sorted(tried, key=lambda w: -w["auroc"])[:SHOWN]:
         own = {k: v for k, v in way.items() if k not in ("method", "view", "layers", "auroc", "seed")}
         told = ", ".join(f"{k} {v}" for k, v in own.items())
         layers = way["layers"]
         where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
-        table.add_row(f"{way['method']} ({told})", f"{way['view']}, {where}", f"{way['auroc']:.3f}")
+        made = f"{way['method']} ({told})", f"{way['view']}, {where}", f"{way['auroc']:.3f}"
+        table.add_row(*(Text(plain(cell)) for cell in made))
     table.caption = Text(
         "Chosen without any odd prompt: AUROC of held-out normal prompts against the same ones with words shuffled "
         f"or inserted; the best {min(SHOWN, len(tried))} of {len(tried)}, the first is taken",

@@ -16,7 +16,7 @@ from rich.text import Text
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lenscope import artifacts
+from lenscope import artifacts, visible
 from lenscope.errors import LenscopeError
 from lenscope.statistics import Estimate, mean, spearman
 
@@ -187,7 +187,7 @@ class Influence:
             table.add_column("promotes", overflow="ellipsis", no_wrap=True)
         columns = self.basis.energies[i].numpy(), self.lens[i], self.model[i]
         for n in range(min(limit or self.basis.k, self.basis.k)):
-            words = [Text(" ".join(repr(w)[1:-1] for w in promoted[n]))] if promoted else []
+            words = [Text(" ".join(visible.token(w) for w in promoted[n]))] if promoted else []
             table.add_row(Text(str(n + 1), style="dim"), *(f"{float(c[n]):.3g}" for c in columns), *words)
         return table
 

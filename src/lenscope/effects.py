@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import tables
+from lenscope import tables, visible
 from lenscope.errors import LenscopeError
 from lenscope.results import FORMAT, listed
 from lenscope.writing import whole_file, write_text
@@ -125,7 +125,7 @@ class Effects:
         mine = self.runs[run]
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        longest = max(len(tables.visible(mine.label(n))) for n in range(len(mine.places)))
+        longest = max(len(visible.token(mine.label(n))) for n in range(len(mine.places)))
         room = (width or 10**4) - 4
         size = max(NARROW, min(WIDE, longest, room // len(mine.places) - 1))
         shown = range(max(0, len(mine.places) - max(1, (room + 1) // (size + 1))), len(mine.places))
@@ -133,7 +133,7 @@ class Effects:
         made.add_column("", justify="right", no_wrap=True)
         for n in shown:
             star = "*" if set(mine.places[n]) & set(mine.marked) else ""
-            head = tables.visible(mine.label(n), size - len(star)) + star
+            head = visible.token(mine.label(n), size - len(star)) + star
             made.add_column(Text(head), width=size, no_wrap=True, justify="right")
         # an empty column, so that the caption of a narrow table is not broken to pieces
         made.add_column("", width=max(1, 64 - (size + 1) * len(shown)))

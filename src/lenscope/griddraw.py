@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import tables
+from lenscope import tables, visible
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
     for row in reversed(range(len(names))):
         cells = []
         for n in shown:
-            text = "  " if bare else tables.visible(_first(texts[row, n]), size)
+            text = "  " if bare else visible.token(_first(texts[row, n]), size)
             cells.append(Text(text.ljust(2), style=tables.style(shade[row, n])))
         made.add_row(Text(names[row] + " ", style="dim"), *cells)
     note = "rows: source layer, columns: target layer" if grid.sources[0].layer >= 0 else "columns: target layer"
@@ -84,9 +84,9 @@ def _lines(grid: "Grid", measure: str, width: int | None) -> Table:
         number = tables.figure(float(grid.column(measure)[n]), measure)
         row = [Text(address, style="dim"), Text(number, style=tables.style(shade[n])), Text(_said(grid, n))]
         if len(grid.targets) > 1:
-            row.insert(0, Text(tables.visible(cell.target.text[-24:])))
+            row.insert(0, Text(visible.token(cell.target.text[-24:])))
         if several:
-            row.insert(0, Text(tables.visible(cell.source.token or cell.source.label)))
+            row.insert(0, Text(visible.token(cell.source.token or cell.source.label)))
         made.add_row(*row)
     made.caption = tables.caption(measure, grid.column(measure), 0, grid.unit(measure), "")
     return made
@@ -95,9 +95,9 @@ def _lines(grid: "Grid", measure: str, width: int | None) -> Table:
 def _said(grid: "Grid", n: int) -> str:
     cell = grid[n]
     if grid.kind == "generate":
-        return tables.visible(cell.text).lstrip("·")
+        return visible.token(cell.text).lstrip("·")
     shares = zip(cell.tokens, np.exp(cell.log_probs), strict=True)
-    return "  ".join(f"{tables.visible(token)} {100 * share:.0f}%" for token, share in shares)
+    return "  ".join(f"{visible.token(token)} {100 * share:.0f}%" for token, share in shares)
 
 
 def _name(grid: "Grid", source: int) -> str:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lenscope.errors import LenscopeError
+from lenscope.given import is_plain_text, known_lens, known_model, known_text, make_folder, named, only, writable
+from lenscope.screen import Screen, counted, show
+from lenscope.streams import flush, print_json, tell
 from lenscope.terminal import (
     DEFAULT_MODEL,
     AsJson,
@@ -30,17 +32,12 @@ from lenscope.terminal import (
     Stopped,
     Transferred,
     amount,
-    counted,
     headline,
     load_model,
-    make_folder,
     numbers,
-    print_json,
     resolve,
-    show,
-    tell,
-    writable,
 )
+from lenscope.visible import plain
 
 if TYPE_CHECKING:
     from lenscope.corpus import Corpus
@@ -60,7 +57,9 @@ Data = Annotated[
         "model's own samples."
     ),
 ]  # fmt: skip
-Field = Annotated[str, typer.Option(help="The field or column of the data that has the text.")]
+Field = Annotated[
+    str | None, typer.Option(help="The field or column of the data that has the text; default: text.")
+]  # fmt: skip
 Length = Annotated[int | None, typer.Option(help="Tokens per row; default: 512, or the model's context.")]
 Seed = Annotated[int, typer.Option(help="Of the order of the text, what is held out, samples and resamples.")]
 
@@ -68,11 +67,11 @@ Seed = Annotated[int, typer.Option(help="Of the order of the text, what is held 
 def fit(
     output: Annotated[str, typer.Option("-o", "--output", help="The folder for the lens, and for what resumes it.")],
     data: Data = None,
-    field: Field = "text",
+    field: Field = None,
     tokens: Annotated[
         str | None, typer.Option(help="How many tokens are read, such as 200k; default: 200k, or all where less.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="How often the text is read.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="How often the text is read; default: once.")] = None,
     recipe: Annotated[str, typer.Option(help="muon, ridge, bias, published or published-ce.")] = "muon",
     held_out: Annotated[
         float, typer.Option("--held-out", help="The fraction of documents that is not fitted but measured on.")
@@ -94,13 +93,30 @@ def fit(
     Also under torchrun: the processes share the text, and the first one speaks.
     """
     wanted = FITTED if tokens is None else amount(tokens, "tokens")
+    check_text(data, field, length, seed)
+    only("--epochs", epochs, bool(data), "applies to --data; the model's own samples have no end")
+    if epochs is not None and epochs < 1:
+        raise LenscopeError(f"--epochs {epochs}: give at least 1")
+    part(held_out)
+    only(
+        "--shard",
+        shard,
+        int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        "splits the model among the processes of torchrun, and this is one alone",
+    )
+    known_model(model)
+    from lenscope.tuning import RECIPES
+
+    named("recipe", recipe, RECIPES)
     folder = Path(output)
     finished = finished_lens(folder)
+    if finished is None:
+        make_folder(folder)
     first, local = int(os.environ.get("RANK", "0")) == 0, os.environ.get("LOCAL_RANK")
     lm = load_model(model, dtype, f"cuda:{local}" if device == "cuda" and local else device, revision, attention)
     from lenscope.corpus import Corpus
 
-    corpus = Corpus.open(lm, _data(data), field=field, length=length, seed=seed, epochs=epochs)
+    corpus = Corpus.open(lm, _data(data), field=field or "text", length=length, seed=seed, epochs=epochs or 1)
     wanted = _available(corpus.split(held_out)[0], wanted, tokens is not None)
     how: dict[str, Any] = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
     from lenscope.tuning import other_run
@@ -116,13 +132,13 @@ def fit(
     if as_json:
         print_json({"kind": "fit", "folder": str(folder), **made.report})
         return
-    console = Console()
+    console = Screen()
     report = made.report
     told = f"{report['tokens']:,} tokens of {corpus.name} in {report['seconds']:,.0f} s"
     console.print(headline(lm, told, console.width, str(report["lens"])))
     show(console, fitted_table(report))
     again = "" if model == DEFAULT_MODEL else f" -m {model}"
-    console.print(Text(f'lenscope lens "…"{again} --lens {output}', style="bold"), soft_wrap=True)
+    console.print(Text(plain(f'lenscope lens "…"{again} --lens {output}'), style="bold"), soft_wrap=True)
     if finished is None:
         tell(f"saved {output}")
 
@@ -132,7 +148,7 @@ def eval_(
         list[str] | None, typer.Option("--lens", help=f"NAME=LENS or LENS; may be repeated. {TUNED}")
     ] = None,
     data: Data = None,
-    field: Field = "text",
+    field: Field = None,
     tokens: Annotated[
         str | None, typer.Option(help="How many tokens are read; default: 8192 (2048 with --transfer), or all if less.")
     ] = None,
@@ -142,9 +158,9 @@ def eval_(
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")] = None,
     measure: Annotated[
-        str,
+        str | None,
         typer.Option(help="kl, agreement, bias, cross_entropy, bits_per_byte, entropy, calibration; one: intervals."),
-    ] = "",
+    ] = None,
     transfer: Annotated[
         bool, typer.Option("--transfer", help="Instead: each layer's translator on the states of the others, one lens.")
     ] = False,
@@ -160,18 +176,27 @@ def eval_(
     attention: Attention = None,
 ) -> None:
     """How well lenses tell what the model will predict, layer by layer, on text; the last row is the model itself."""
-    writable(output, (".parquet", ".json"))
+    only("--measure", measure, not as_json, "chooses what the table shows, and --json has every measure")
+    only("--transferred", transferred, bool(lens), "applies to --lens")
     wanted = (CROSSED if transfer else MEASURED) if tokens is None else amount(tokens, "tokens")
     chosen = numbers(layers, "layers")
     given = _labelled(lens or ())
     if transfer and len(given) != 1:
         raise LenscopeError(f"--transfer: takes one --lens, not {len(given)}")
+    check_text(data, field, length, seed)
+    if held_out is not None:
+        part(held_out)
+    writable(output, (".parquet", ".json"))
+    known_model(model)
+    for where in given.values():
+        known_lens(where, transferred)
     from lenscope.evaluation import MEASURES, TRANSFERRED
-    from lenscope.results import check_measure
 
-    measures = (measure or ("cross_entropy" if transfer else "kl")).split(",")
+    measures = list(dict.fromkeys((measure or ("cross_entropy" if transfer else "kl")).split(",")))
     for name in measures:
-        check_measure(name, TRANSFERRED if transfer else MEASURES)
+        named("measure", name, TRANSFERRED if transfer else MEASURES)
+    if transfer and len(measures) > 1:
+        raise LenscopeError(f"--measure {measure}: a --transfer matrix shows one measure; give one")
     lm = load_model(model, dtype, device, revision, attention)
     from lenscope.corpus import Corpus, overlap
     from lenscope.evaluating import EvaluationInterrupted
@@ -179,7 +204,7 @@ def eval_(
     from lenscope.evaluating import transfer as transfer_
 
     lenses = {name: opened(where, lm, transferred) for name, where in given.items()}
-    corpus = Corpus.open(lm, _data(data), field=field, length=length, seed=seed)
+    corpus = Corpus.open(lm, _data(data), field=field or "text", length=length, seed=seed)
     corpus = corpus if held_out is None else corpus.split(held_out)[1]
     for name, f in lenses.items():
         if overlap(f.report.get("corpus"), corpus.provenance()):
@@ -206,17 +231,18 @@ def eval_(
         if partial.result is None:
             raise
         result = partial.result
-        kept = f"interrupted: {result.tokens:,} tokens measured; what they say is kept, the same command begins anew"
+        told = "kept" if output else "shown"
+        kept = f"interrupted: {result.tokens:,} tokens measured; what they say is {told}, the same command begins anew"
     result = replace(result, provenance={**result.provenance, "corpus": corpus.provenance(), "given": given})
-    if output:
-        result.save(output)
     if as_json:
         print_json(result.to_json())
     else:
-        console = Console()
+        console = Screen()
         console.print(headline(lm, f"on {corpus.name}", console.width, "transfer" if transfer else "evaluation"))
         show(console, result.table(measures[0] if len(measures) == 1 else measures, width=console.width))
     if output:
+        flush()
+        result.save(output)
         tell(f"saved {output}")
     if kept:
         raise Stopped(kept)
@@ -232,6 +258,8 @@ def export(
     revision: Revision = None,
 ) -> None:
     """Write a fitted lens as the package tuned-lens 0.2 reads it."""
+    known_model(model)
+    known_lens(lens)
     _free(Path(folder))
     lm = load_model(model, dtype, device, revision, None)
     from lenscope.foreign import export_tuned_lens
@@ -260,7 +288,7 @@ def fitted_table(report: dict[str, Any]) -> Table:
     step = ceil(len(rows) / LINES)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("layer", "logit lens", str(report["lens"])):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(plain(name)), justify="right", no_wrap=True)
     for row in rows[::-step][::-1]:
         table.add_row(Text(str(row["layer"]), style="dim"), f"{row['kl_logit_lens']:.3f}", f"{row['kl']:.3f}")
     mean = [sum(row[name] for row in rows) / len(rows) for name in ("kl_logit_lens", "kl")]
@@ -276,7 +304,6 @@ def _run(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: b
     from lenscope.distributed import sharded
     from lenscope.tuning import fit as fit_
 
-    make_folder(str(folder))
     try:
         with counted("tokens") as advance, sharded(lm) if shard else nullcontext():
             return fit_(lm, corpus, folder=folder, progress=advance, **how)
@@ -313,7 +340,25 @@ def _free(folder: Path) -> None:
     for name in ("config.json", "params.pt"):
         if (folder / name).exists():
             raise LenscopeError(f"{folder}: has a {name} already; give another folder")
-    make_folder(str(folder))
+    make_folder(folder)
+
+
+def check_text(data: Sequence[str] | None, field: str | None, length: int | None, seed: int) -> None:
+    """Raise LenscopeError for text that is not there, and options of text without effect or out of range."""
+    only("--field", field, bool(data), "names the field of --data; the model's own samples have none")
+    only("--field", field, not data or not is_plain_text(data), "names a field or column, and text files have none")
+    for one in data or ():
+        known_text(one)
+    if length is not None and length < 2:
+        raise LenscopeError(f"length {length}: give at least 2 tokens")
+    if seed < 0:
+        raise LenscopeError(f"--seed {seed}: give 0 or more")
+
+
+def part(fraction: float) -> None:
+    """Raise LenscopeError for what is no part of the documents."""
+    if not 0 < fraction < 1:
+        raise LenscopeError(f"held_out {fraction}: give a fraction of the documents between 0 and 1, such as 0.1")
 
 
 def _data(given: Sequence[str] | None) -> Any:

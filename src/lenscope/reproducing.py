@@ -5,16 +5,18 @@ Knows: options, which folder is used, what is printed. Does not know: any experi
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lenscope.errors import LenscopeError
 from lenscope.experiments import EXPERIMENTS, experiment
+from lenscope.given import existing, known_lens, known_model, make_folder, named, only
 from lenscope.lensing import TUNED, Seed, opened
+from lenscope.screen import Screen, counted, show
+from lenscope.streams import flush, print_json, tell
 from lenscope.terminal import (
     DEFAULT_MODEL,
     AsJson,
@@ -25,14 +27,14 @@ from lenscope.terminal import (
     Revision,
     Stopped,
     Transferred,
-    counted,
     headline,
     load_model,
-    make_folder,
-    print_json,
-    show,
-    tell,
 )
+from lenscope.visible import plain
+
+if TYPE_CHECKING:
+    from lenscope.model import LM
+    from lenscope.report import Report
 
 
 def reproduce(
@@ -71,12 +73,33 @@ def reproduce(
 ) -> None:
     """Run an experiment of the papers on a model: tables with intervals, figures, and what replicates."""
     if name is None:
+        for option, value in (
+            ("--data", data), ("--text", text), ("--lens", lens), ("--transferred", transferred),
+            ("--target-model", target_model), ("--quick", quick), ("--seed", seed or None), ("--output", output),
+            ("--model", model != DEFAULT_MODEL), ("--dtype", dtype), ("--device", device), ("--revision", revision),
+            ("--attn", attention),
+        ):  # fmt: skip
+            only(option, value, False, "applies to an experiment, and without NAME they are only listed")
         _list(as_json)
         return
-    chosen = experiment(name)
-    for given in (*(data or ()), *(text or ())):
+    named("experiment", name, EXPERIMENTS)
+    only("--transferred", transferred, lens is not None, "applies to --lens")
+    if seed < 0:
+        raise LenscopeError(f"--seed {seed}: give 0 or more")
+    for given in data or ():
         if not Path(given).exists():
-            raise LenscopeError(f"{given}: there is no such file; {name} takes {chosen.data} as --data")
+            raise LenscopeError(f"{given}: there is no such file; {name} takes {experiment(name).data} as --data")
+    for given in text or ():
+        existing(given, "file")
+    known_model(model)
+    if target_model is not None:
+        known_model(target_model)
+    if lens is not None:
+        known_lens(lens, transferred)
+    chosen = experiment(name)
+    only("--lens", lens, chosen.lens, f"{name} reads through no lens")
+    only("--text", text, chosen.lens or chosen.data == "text", f"is what a lens is fitted on, and {name} needs none")
+    only("--text", text, lens is None, "is what a lens is fitted on, and --lens gives one")
     if text and chosen.data == "text":
         raise LenscopeError(f"--text: the --data of {name} is its text; give it as --data")
     if target_model is not None and not chosen.across:
@@ -105,19 +128,25 @@ def reproduce(
     except KeyboardInterrupt as stop:
         raise Stopped(f"interrupted: {folder} keeps what was done; the same command goes on from there") from stop
     report.settings["seconds"] = round(time.perf_counter() - began)
-    report.save(folder)
     if as_json:
         print_json(report.to_json())
-        return
-    console = Console()
+    else:
+        _show(report, lm, name)
+    flush()
+    report.save(folder)
+    if not as_json:
+        tell(f"saved {folder / 'report.md'}")
+
+
+def _show(report: "Report", lm: "LM", name: str) -> None:
+    console = Screen()
     console.print(headline(lm, EXPERIMENTS[name], console.width, name))
     for title in report.tables:
-        console.print(Text(f"\n{title}", style="bold"))
+        console.print(Text(f"\n{plain(title)}", style="bold"))
         show(console, report.table(title, width=console.width))
     console.print()
-    console.print(Text.assemble(("The paper. ", "bold"), report.claim))
-    console.print(Text.assemble(("Here. ", "bold"), report.reading))
-    tell(f"saved {folder / 'report.md'}")
+    console.print(Text.assemble(("The paper. ", "bold"), plain(report.claim)))
+    console.print(Text.assemble(("Here. ", "bold"), plain(report.reading)))
 
 
 def _list(as_json: bool) -> None:
@@ -127,4 +156,4 @@ def _list(as_json: bool) -> None:
     table: Any = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for name, what in EXPERIMENTS.items():
         table.add_row(Text(name, style="bold"), Text(what))
-    Console().print(table)
+    Screen().print(table)

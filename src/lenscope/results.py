@@ -206,7 +206,7 @@ def check_measure(name: str, known: Iterable[str]) -> None:
 def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str]) -> None:
     """Write one trajectory, or several, to a .parquet or .json file; the file is complete or not there at all.
 
-    Parquet: one row per (result, layer, position), all else as JSON in the file's own metadata under "lenscope".
+    Parquet: one row per (result, layer, position); all else is JSON, in the column "head" of a result's first row.
     """
     path = Path(path)
     many = [results] if isinstance(results, Trajectory) else list(results)
@@ -216,16 +216,9 @@ def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str
         documents = [t.to_json() for t in many]
         write_text(path, json.dumps(documents[0] if isinstance(results, Trajectory) else documents, ensure_ascii=False))
     elif path.suffix == ".parquet":
-        heads = []
-        for t in many:
-            head = t.to_json()
-            del head["measures"], head["top"], head["prediction_depth"]
-            heads.append(head)
-        meta = {"version": FORMAT, "single": isinstance(results, Trajectory), "results": heads}
-        rows = pa.concat_tables([_rows(n, t) for n, t in enumerate(many)])
-        rows = rows.replace_schema_metadata({"lenscope": json.dumps(meta, ensure_ascii=False)})
+        rows = pa.concat_tables([as_rows(n, t) for n, t in enumerate(many)])
         with whole_file(path) as making:
-            pq.write_table(rows, making)
+            pq.write_table(rows.replace_schema_metadata(metadata(isinstance(results, Trajectory))), making)
     else:
         raise LenscopeError(f"{path}: results are saved as .parquet or .json")
 
@@ -241,9 +234,9 @@ def load_results(path: str | os.PathLike[str]) -> Trajectory | list[Trajectory]:
             return [Trajectory.from_json(d) for d in data] if isinstance(data, list) else Trajectory.from_json(data)
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[b"lenscope"])
-        many = [
-            _from_rows(head, table.filter(pa.compute.field("result") == n)) for n, head in enumerate(meta["results"])
-        ]
+        # version 0.1.0 kept the heads there, too
+        heads = meta["results"] if "results" in meta else _heads(table)
+        many = [_from_rows(head, table.filter(pa.compute.field("result") == n)) for n, head in enumerate(heads)]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         if isinstance(error, LenscopeError):
             raise
@@ -251,7 +244,15 @@ def load_results(path: str | os.PathLike[str]) -> Trajectory | list[Trajectory]:
     return many[0] if meta["single"] else many
 
 
-def _rows(number: int, t: Trajectory) -> pa.Table:
+def metadata(single: bool) -> dict[str, str]:
+    """The metadata of a Parquet file of trajectories: a list of them, or a `single` one."""
+    return {"lenscope": json.dumps({"version": FORMAT, "single": single})}
+
+
+def as_rows(number: int, t: Trajectory) -> pa.Table:
+    """A trajectory as the rows of a Parquet file, the `number`-th in it."""
+    head = t.to_json()
+    del head["measures"], head["top"], head["prediction_depth"]
     layers, positions, k = t.top_ids.shape
     cells = layers * positions
 
@@ -269,8 +270,16 @@ def _rows(number: int, t: Trajectory) -> pa.Table:
             **{name: pa.array(t.measure(name).reshape(-1)) for name in MEASURES},
             "top_ids": lists(t.top_ids),
             "top_log_probs": lists(t.top_log_probs),
+            "head": pa.array([json.dumps(head, ensure_ascii=False), *[None] * (cells - 1)], type=pa.string()),
         }
     )
+
+
+def _heads(table: pa.Table) -> list[dict[str, Any]]:
+    """The heads of a file's results, in the order of their numbers."""
+    kept = table.select(["result", "head"]).filter(pa.compute.field("head").is_valid()).to_pylist()
+    found = {row["result"]: json.loads(row["head"]) for row in kept}
+    return [found[n] for n in range(len(found))]
 
 
 def _from_rows(head: dict[str, Any], rows: pa.Table) -> Trajectory:

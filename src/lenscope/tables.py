@@ -7,12 +7,12 @@ Does not know: models, files, where the table is printed.
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.cells import cell_len, set_cell_size
-from rich.markup import escape
+from rich.cells import set_cell_size
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from lenscope import visible
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def trajectory_table(t: "Trajectory", measure: str, top_k: int, width: int | Non
     table = _frame(t.layers)
     for column in shown:
         position = t.positions[column]
-        table.add_column(Text(visible(t.vocabulary[t.ids[position]], size)), width=size, no_wrap=True, justify="left")
+        table.add_column(
+            Text(visible.token(t.vocabulary[t.ids[position]], size)), width=size, no_wrap=True, justify="left"
+        )
     for row in reversed(range(len(t.layers))):
         cells = []
         for column in shown:
@@ -67,29 +69,18 @@ def comparison_table(c: "Comparison", measure: str, width: int | None) -> Table:
     shown, size = _fit(len(c.positions), len(str(c.first.n_layers)), width)
     table = _frame(c.layers)
     for column in shown:
-        heads = [visible(t.vocabulary[t.ids[t.positions[column]]], size) for t in (c.first, c.second)]
+        heads = [visible.token(t.vocabulary[t.ids[t.positions[column]]], size) for t in (c.first, c.second)]
         table.add_column(Text("\n".join(heads)), width=size, no_wrap=True)
     for row in reversed(range(len(c.layers))):
         cells = []
         for column in shown:
             a, b = (t.vocabulary[int(t.top_ids[row, column, 0])] for t in (c.first, c.second))
-            text = _line(a, float(values[row, column]), measure, size) + "\n" + visible(b, size)
+            text = _line(a, float(values[row, column]), measure, size) + "\n" + visible.token(b, size)
             cells.append(Text(text, style=style(shade[row, column])))
         table.add_row(Text(str(c.layers[row]), style="dim"), *cells)
     unit = c.units[measure]
     table.caption = caption(measure, values, len(c.positions) - len(shown), unit, "above: first, below: second")
     return table
-
-
-def visible(token: str, width: int | None = None) -> str:
-    """A token as text one can see: a leading space as ·, line breaks as ↵, tabs as ⇥; cut to `width` columns."""
-    shown = token.replace("\n", "↵").replace("\r", "␍").replace("\t", "⇥")
-    lead = len(shown) - len(shown.lstrip(" "))
-    shown = "·" * lead + shown[lead:]
-    shown = "".join(c if c.isprintable() else f"<{ord(c):02X}>" for c in shown)
-    if width is not None and cell_len(shown) > width:
-        shown = set_cell_size(shown, width - 1) + "…"
-    return shown
 
 
 def figure(value: float, measure: str) -> str:
@@ -105,9 +96,9 @@ def figure(value: float, measure: str) -> str:
 
 def _line(token: str, value: float, measure: str, size: int) -> str:
     if size < FIGURE:
-        return visible(token, size)
+        return visible.token(token, size)
     number = figure(value, measure)
-    return set_cell_size(visible(token, size - 5), size - len(number)) + number
+    return set_cell_size(visible.token(token, size - 5), size - len(number)) + number
 
 
 def _frame(layers: tuple[int, ...]) -> Table:
@@ -169,4 +160,4 @@ def caption(measure: str, values: np.ndarray, hidden: int, unit: str, note: str)
     text = f"colour: {measure}{span} ({unit})" + (f"; {note}" if note else "")
     if hidden:
         text += f"; the first {hidden} positions do not fit: choose with positions, or a wider terminal"
-    return Text(escape(text), style="dim", justify="left")
+    return Text(visible.plain(text), style="dim", justify="left")

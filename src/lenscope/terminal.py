@@ -4,24 +4,16 @@ Knows: how layers, positions and amounts are written on a command line, progress
 Does not know: any command.
 """
 
-import json
 import math
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from lenscope.errors import LenscopeError
 from lenscope.textfiles import lines
+from lenscope.visible import plain
 
 if TYPE_CHECKING:
     from lenscope.model import LM
@@ -86,17 +78,17 @@ def resolve(numbers: list[int | slice], n_layers: int) -> list[int]:
     return found
 
 
-def places(text: str | None) -> Any:
+def places(text: str | None, name: str = "positions") -> Any:
     """Positions as the library takes them: what is not a list of numbers or a range is a substring."""
     if text is None:
         return None
     if not re.fullmatch(r"[-\d:,\s]+", text):
         return [text]
-    found = numbers(text, "positions") or []
+    found = numbers(text, name) or []
     if len(found) == 1 and isinstance(found[0], slice):
         return found[0]
     if any(isinstance(n, slice) for n in found):
-        raise LenscopeError(f"--positions {text}: give a list such as 0,2,4 or one range such as -5:")
+        raise LenscopeError(f"--{name} {text}: give a list such as 0,2,4 or one range such as -5:")
     return found
 
 
@@ -109,43 +101,12 @@ def amount(text: str, name: str) -> int:
     return int(value)
 
 
-def writable(path: str | None, endings: tuple[str, ...]) -> None:
-    """Before the work, not after it."""
-    if path is None:
-        return
-    if Path(path).suffix not in endings:
-        raise LenscopeError(f"{path}: give a file that ends in {' or '.join(endings)}")
-    if not Path(path).absolute().parent.is_dir():
-        raise LenscopeError(f"{path}: the folder {Path(path).absolute().parent} does not exist")
-
-
-def make_folder(path: str) -> Path:
-    """A folder to write to, made where it does not exist."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LenscopeError(f"{folder}: cannot be made a folder ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
-        raise LenscopeError(f"{folder}: is no folder that can be written to; give another one")
-    return folder
-
-
 def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:
     """What is shown, of which model, in one line."""
     kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"
-    parts = (method, "bold"), (f"  {lm.name}, {kind}  ", "dim"), what
-    line = Text.assemble(*parts)
+    line = Text.assemble((plain(method), "bold"), (f"  {plain(lm.name)}, {kind}  ", "dim"), plain(what))
     line.truncate(width, overflow="ellipsis")
     return line
-
-
-def show(console: Console, table: Table) -> None:
-    """The table, then its caption over the whole width: within a narrow table it would be broken to pieces."""
-    caption, table.caption = table.caption, None
-    console.print(table)
-    if caption is not None:
-        console.print(caption)
 
 
 def rising(t: "Trajectory") -> Text:
@@ -159,33 +120,3 @@ def rising(t: "Trajectory") -> Text:
         line.append(f"  {t.layers[i]}: ", style="dim")
         line.append(f"{ranks[i]}" + (f" ({probability:.0%})" if probability >= 0.005 else ""))
     return line
-
-
-def bar(total: int, unit: str) -> Progress:
-    """A bar on stderr for work of several items; nothing for a single one."""
-    console = Console(stderr=True)
-    columns = TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    progress = Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
-    progress.add_task(unit, total=total)
-    return progress
-
-
-@contextmanager
-def counted(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that itself says how much of it is done: what is yielded takes (done, in all or 0)."""
-    with bar(2, unit) as progress:
-
-        def advance(done: int, total: int) -> None:
-            progress.update(progress.task_ids[0], completed=done, total=total or None)
-
-        yield advance
-
-
-def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def tell(line: str) -> None:
-    """One line on stderr."""
-    print("lenscope: " + " ".join(line.split()), file=sys.stderr)

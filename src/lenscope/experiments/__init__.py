@@ -37,13 +37,14 @@ EXPERIMENTS = {
 class Experiment:
     """An experiment: `run` makes its report; `data` says what its --data takes, "text" or a format of questions.
 
-    `across` is whether states may be patched into another model.
+    `across` is whether states may be patched into another model, `lens` whether states are read through a tuned lens.
     """
 
     name: str
     data: str
     run: "Callable[[Setting], Report]"
     across: bool
+    lens: bool
 
 
 def experiment(name: str) -> Experiment:
@@ -51,4 +52,4 @@ def experiment(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise LenscopeError(f"experiment {name!r}: there are {', '.join(EXPERIMENTS)}")
     module = import_module(f"lenscope.experiments.{name.replace('-', '_')}")
-    return Experiment(name, module.DATA, module.run, getattr(module, "ACROSS", False))
+    return Experiment(name, module.DATA, module.run, getattr(module, "ACROSS", False), getattr(module, "LENS", True))

@@ -31,6 +31,8 @@ from lenscope.states import HiddenStates, spaced
 from lenscope.statistics import Estimate, mean
 
 DATA = "TSV or JSONL with relation, subject, object and, if known, template, target, text"
+# no lens is read through
+LENS = False
 CLAIM = (
     "Ghandeharioun et al. 2024, Table 2, Figs 6, 7: on GPT-J-6B a Patchscope that asks for an attribute in words, "
     "without training, is more accurate than logistic regression on the same states at 6 of 12 relations (p < 1e-5, "

@@ -47,6 +47,8 @@ from lenscope.states import HiddenStates, spaced
 from lenscope.statistics import Estimate, difference, holm, mean, sign_flips
 
 DATA = "text"
+# no lens is read through
+LENS = False
 # states may be patched into another model
 ACROSS = True
 CLAIM = (

@@ -102,6 +102,11 @@ def _study(setting: Setting) -> Iterator[Study]:
     if len(beside.steps) >= FEWEST:
         yield _given(setting, beside)
         return
+    if setting.lens is not None:
+        raise LenscopeError(
+            f"--lens: applies to a checkpoint that has {FEWEST} or more beside it; {setting.lm.name} has none, and a "
+            "model is trained here with a lens of its own; leave it out"
+        )
     if setting.folder is not None:
         yield _trained(setting, setting.folder)
         return
@@ -148,7 +153,7 @@ def _trained(setting: Setting, folder: Path) -> Study:
         "plan": vars(plan),
         "tokens": plan.steps * plan.rows * text.length,
         "lens": f"fitted on {f.report['tokens']:,} tokens of the same text",
-        "not used": setting.lm.name if setting.lens is None else f"{setting.lm.name} and its lens",
+        "not used": setting.lm.name,
     }
     return Study(f"{start.name}, trained here", made, lm, text, held, f, told)
 

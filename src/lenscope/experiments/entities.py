@@ -40,6 +40,8 @@ from lenscope.verbalizing import (
 )
 
 DATA = "JSONL with name, description, popularity_percentile"
+# no lens is read through
+LENS = False
 CLAIM = (
     "Ghandeharioun et al. 2024, §4.3, Figs. 3, 8, 9, Tables 3, 6, 7: of the last token's states of an entity's name "
     "in the first 10 layers of Vicuna-7B/13B and Pythia-6.9B/12B, descriptions become more like the reference (RougeL, "

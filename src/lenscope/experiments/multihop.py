@@ -34,6 +34,8 @@ from lenscope.statistics import mean
 from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 
 DATA = "JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template"
+# no lens is read through
+LENS = False
 CLAIM = (
     "Ghandeharioun et al. 2024, §5, Fig. 12, Table 8: of 46 two-hop questions whose single hops Vicuna-13B answers, it "
     'answers 19.57 %, after "Let\'s think step by step" 35.71 %, and the CoT Patchscope 50 %: the state of the first '

@@ -24,6 +24,8 @@ from lenscope.sources import Layers
 from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR, WAYS, Sayings, Score, Worth, said_after, sayings
 
 DATA = "TSV or JSONL with relation, subject, object (and template, target)"
+# no lens is read through
+LENS = False
 CLAIM = (
     "Ghandeharioun et al. 2024 do not ask this: their scores are of patched vectors alone. A verbaliser that is told "
     "the text which the state was read from has what its own knowledge makes of it; only what a state adds to that is "

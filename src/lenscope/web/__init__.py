@@ -4,6 +4,7 @@ Knows: how data, style and script go into the page. Does not know: models, what 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -11,13 +12,22 @@ from typing import Any
 
 def page(results: Sequence[dict[str, Any]], title: str) -> str:
     """The whole page as text, with the results' JSON in it; nothing in it can leave its place."""
+    before, after = frame(title)
+    return before + ",".join(map(script_json, results)) + after
+
+
+def frame(title: str) -> tuple[str, str]:
+    """What stands in the page before and behind its results, which are `script_json`, with commas between them."""
     here = files(__package__)
     parts = {name: here.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    data = json.dumps(
-        {"title": title, "results": list(results)}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-    )
-    # inside <script> only these can end the element or break old parsers; all are plain text within JSON strings
-    for bad in "<>&\u2028\u2029":
-        data = data.replace(bad, f"\\u{ord(bad):04x}")
-    whole = parts["html"].replace("/*{{css}}*/", parts["css"]).replace("/*{{js}}*/", parts["js"])
-    return whole.replace("{{data}}", data)
+    before, _, after = parts["html"].partition("{{data}}")
+    before, after = (p.replace("/*{{css}}*/", parts["css"]).replace("/*{{js}}*/", parts["js"]) for p in (before, after))
+    return before + f'{{"title":{script_json(title)},"results":[', "]}" + after
+
+
+def script_json(value: Any) -> str:
+    """A value as JSON that can stand within <script>."""
+    data = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # only these can end the element or break old parsers, and half a surrogate pair is no UTF-8; all of them are plain
+    # text within JSON strings
+    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", data)

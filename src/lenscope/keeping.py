@@ -1,0 +1,136 @@
+"""Trajectories written to a file one by one, as they come: memory does not grow with their number.
+
+Knows: files that get their name when they are whole, JSON, pages and Parquet piece by piece. Does not know: what is in
+a trajectory.
+"""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lenscope import web
+from lenscope.errors import LenscopeError
+from lenscope.results import Trajectory, as_rows, metadata
+from lenscope.writing import whole_file
+
+# rows of a Parquet file that are written together
+GROUP = 16_384
+
+
+class Kept(ABC):
+    """A file that trajectories go into one by one. It gets its name at the `end`, and holds all that were added.
+
+    `single`: one trajectory by itself and no list of them. Raises LenscopeError where the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], single: bool) -> None:
+        self.path = Path(path)
+        self.single = single
+        self.count = 0
+        self._open = ExitStack()
+        self._making = self._open.enter_context(whole_file(self.path))
+
+    @staticmethod
+    def open(path: str | os.PathLike[str], single: bool = False) -> "Kept":
+        """A file by its ending: .json, .html or .parquet."""
+        kinds: dict[str, type[Kept]] = {".json": Json, ".html": Page, ".parquet": Parquet}
+        if Path(path).suffix not in kinds:
+            raise LenscopeError(f"{path}: results are saved as {', '.join(kinds)}")
+        return kinds[Path(path).suffix](path, single)
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Write one more."""
+        with self._failing():
+            self._add(trajectory)
+            self.count += 1
+
+    def end(self) -> bool:
+        """Give the file its name; False where nothing was added, and there is none then."""
+        if not self.count:
+            with suppress(_Nothing), self._open:
+                raise _Nothing
+            return False
+        with self._failing(), self._open:
+            self._end()
+        return True
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            raise LenscopeError(f"{self.path}: cannot be written ({reason})") from error
+
+    @abstractmethod
+    def _add(self, trajectory: Trajectory) -> None: ...
+
+    @abstractmethod
+    def _end(self) -> None: ...
+
+
+class Json(Kept):
+    """A list of trajectories, or one, as JSON."""
+
+    def __init__(self, path: str | os.PathLike[str], single: bool) -> None:
+        super().__init__(path, single)
+        self._file = self._open.enter_context(self._making.open("w", encoding="utf-8", errors="backslashreplace"))
+
+    def _add(self, trajectory: Trajectory) -> None:
+        mark = "" if self.single else ", " if self.count else "["
+        self._file.write(mark + json.dumps(trajectory.to_json(), ensure_ascii=False))
+
+    def _end(self) -> None:
+        self._file.write("" if self.single else "]")
+        self._file.flush()
+
+
+class Page(Json):
+    """Trajectories on one self-contained page, under the first one's text."""
+
+    def _add(self, trajectory: Trajectory) -> None:
+        if not self.count:
+            before, self._after = web.frame(trajectory.text)
+            self._file.write(before)
+        self._file.write(("," if self.count else "") + web.script_json(trajectory.to_json()))
+
+    def _end(self) -> None:
+        self._file.write(self._after)
+        self._file.flush()
+
+
+class Parquet(Kept):
+    """Trajectories as rows, some thousands of them together."""
+
+    def __init__(self, path: str | os.PathLike[str], single: bool) -> None:
+        super().__init__(path, single)
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+
+    def _add(self, trajectory: Trajectory) -> None:
+        self._waiting.append(as_rows(self.count, trajectory))
+        if sum(map(len, self._waiting)) >= GROUP:
+            self._write()
+
+    def _end(self) -> None:
+        self._write()
+        assert self._writer is not None
+        self._writer.close()
+
+    def _write(self) -> None:
+        if self._waiting:
+            some = pa.concat_tables(self._waiting)
+            self._waiting = []
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._making, some.schema.with_metadata(metadata(self.single)))
+            self._writer.write_table(some)
+
+
+class _Nothing(Exception):
+    """Nothing was added, so that the file is not kept."""

@@ -1,0 +1,200 @@
+"""The command of lenses: what every layer of a model would predict, prompt by prompt.
+
+Knows: options, which of them go together, that results are shown and saved as they come. Does not know: how
+trajectories are computed, file formats.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lenscope.errors import LenscopeError
+from lenscope.given import known_lens, known_model, named, only, writable
+from lenscope.lensing import TUNED, opened
+from lenscope.screen import Screen, bar, show
+from lenscope.streams import flush, print_json, say, tell
+from lenscope.terminal import (
+    DEFAULT_MODEL,
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    Stopped,
+    Transferred,
+    headline,
+    load_model,
+    numbers,
+    places,
+    resolve,
+    rising,
+    texts,
+)
+
+if TYPE_CHECKING:
+    from lenscope.lens import Lens
+    from lenscope.model import LM
+    from lenscope.results import Trajectory
+
+# tokens per cell of files and pages where no number is given
+TOP = 5
+
+
+def lens(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts.")] = None,
+    model: Model = DEFAULT_MODEL,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="A file with one prompt per line; - for stdin.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")] = False,
+    layers: Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Which positions: 3, -1, 0,2,4, -5: or a substring of the prompt.")
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(help="Colour: max_probability, entropy, kl, cross_entropy or rank; with --compare js, …"),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", help=f"How many tokens per cell; default: 1 in the table, {TOP} in files and --json."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help='Follow this token, e.g. " Paris"; default: the prompt\'s next token.')
+    ] = None,
+    tuned: Annotated[str | None, typer.Option("--lens", help=TUNED)] = None,
+    transferred: Transferred = False,
+    compare: Annotated[str | None, typer.Option(help="A second prompt: show how far the two are apart.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")] = None,
+    html: Annotated[str | None, typer.Option(help="Save a self-contained page.")] = None,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    attention: Attention = None,
+) -> None:
+    """The prediction trajectory of each prompt: what every layer would predict, as a table."""
+    only("--transferred", transferred, tuned is not None, "applies to --lens")
+    only("--measure", measure, not as_json, "colours the table, and with --json there is none")
+    if compare is not None:
+        only("--target", target, False, "--compare follows no token")
+        only("--html", html, False, "pages show trajectories; save a comparison with -o FILE.json")
+        only(
+            "--top-k",
+            top_k,
+            bool(as_json or output),
+            "the table of --compare shows one token per prompt; the number applies to --json and -o",
+        )
+    if top_k is not None and top_k < 1:
+        raise LenscopeError(f"top_k {top_k}: give at least 1")
+    wanted_layers, wanted_positions = numbers(layers, "layers"), places(positions)
+    for path, endings in ((output, (".parquet", ".json")), (html, (".html",))):
+        writable(path, endings)
+    if output is not None and output == html:
+        raise LenscopeError(f"{output}: is given twice; give -o and --html a file each")
+    given = texts(prompts or [], file)
+    if compare is not None and (len(given) != 1 or (output and not output.endswith(".json"))):
+        raise LenscopeError("--compare: takes one prompt, and saves with -o FILE.json")
+    known_model(model)
+    if tuned is not None:
+        known_lens(tuned, transferred)
+    from lenscope.results import DISTANCES, MEASURES
+    from lenscope.writing import write_text
+
+    if measure is not None:
+        named("measure", measure, DISTANCES if compare is not None else MEASURES)
+
+    lm = load_model(model, dtype, device, revision, attention)
+    from lenscope.keeping import Kept
+    from lenscope.lens import Lens
+
+    f = None if tuned is None else opened(tuned, lm, transferred)
+    one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")
+    chosen = None if wanted_layers is None else resolve(wanted_layers, lm.n_layers)
+    ready = [lm.chat(t) if chat else lm.prompt(t) for t in given]
+    if compare is not None:
+        both = one.compare(
+            ready[0], lm.chat(compare) if chat else lm.prompt(compare), chosen, wanted_positions, top_k=top_k or TOP
+        )
+        if as_json:
+            print_json(both.to_json())
+        else:
+            console = Screen()
+            console.print(headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}", console.width, one.name))
+            show(console, both.table(measure or "js", width=console.width))
+        if output:
+            flush()
+            write_text(Path(output), json.dumps(both.to_json(), ensure_ascii=False))
+            tell(f"saved {output}")
+        return
+
+    keep = TOP if top_k is None and (as_json or output or html) else top_k or 1
+    show_one = _json(len(given)) if as_json else _tables(lm, one, measure or "max_probability", top_k or 1)
+    files = [Kept.open(path, len(given) == 1) for path in (output, html) if path]
+    done = 0
+    failure: BaseException | None = None
+    try:
+        with show_one as shown, bar(len(ready) if as_json or not Screen().is_terminal else 1, "prompts") as progress:
+            for prompt in ready:
+                trajectory = one.trajectory(prompt, chosen, wanted_positions, target=target, top_k=keep)
+                # the terminal first: what cannot be saved is still seen
+                shown(trajectory)
+                for saved in files:
+                    saved.add(trajectory)
+                done += 1
+                progress.advance(progress.task_ids[0])
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error
+    for saved in files:
+        try:
+            if saved.end():
+                tell(f"saved {saved.path}")
+        except LenscopeError as error:
+            failure = failure or error
+    if isinstance(failure, KeyboardInterrupt) and done:
+        raise Stopped(f"interrupted: {done} of {len(ready)} prompts done; they are {'kept' if files else 'shown'}")
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _tables(lm: "LM", lens: "Lens", measure: str, top_k: int) -> Iterator[Callable[["Trajectory"], None]]:
+    """Shows each trajectory as a table as soon as it is there."""
+    console = Screen()
+    first = True
+
+    def shown(trajectory: "Trajectory") -> None:
+        nonlocal first
+        if not first:
+            console.print()
+        first = False
+        console.print(headline(lm, repr(trajectory.text), console.width, lens.name))
+        show(console, trajectory.table(measure, top_k=top_k, width=console.width))
+        if trajectory.target is not None:
+            console.print(rising(trajectory))
+
+    yield shown
+
+
+@contextmanager
+def _json(count: int) -> Iterator[Callable[["Trajectory"], None]]:
+    """Prints each trajectory as JSON: one by itself, several as a list that is whole whatever ends it."""
+    if count == 1:
+        yield lambda trajectory: print_json(trajectory.to_json())
+        return
+    mark = "["
+
+    def shown(trajectory: "Trajectory") -> None:
+        nonlocal mark
+        print_json(trajectory.to_json(), before=mark, end="")
+        mark = ", "
+
+    try:
+        yield shown
+    finally:
+        say("]" if mark != "[" else "[]")

@@ -1,0 +1,164 @@
+"""The command of Patchscopes: what a model says that a hidden state means.
+
+Knows: options, which of them go together, what is printed and saved. Does not know: how states are patched.
+"""
+
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import typer
+
+from lenscope.errors import LenscopeError
+from lenscope.given import known_mapping, known_model, named, nearest, only, writable
+from lenscope.screen import Screen, counted, show
+from lenscope.streams import flush, print_json, tell
+from lenscope.terminal import (
+    DEFAULT_MODEL,
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    Stopped,
+    headline,
+    load_model,
+    numbers,
+    places,
+    resolve,
+)
+
+# tokens that are written where no number is given
+WRITTEN = 12
+
+
+def patch(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The source prompt.")],
+    at: Annotated[str, typer.Option(help="Which token is explained: a position, or a substring of the prompt.")] = "-1",
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", "-t", help="A target prompt: entity, identity, a relation such as country_currency, or a text."
+        ),
+    ] = "entity",
+    placeholder: Annotated[
+        str | None,
+        typer.Option(
+            help="What of a text of your own is patched: a position, or a substring; default: the last token."
+        ),
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Every source layer at every target layer: next tokens.")
+    ] = False,
+    layers: Annotated[str | None, typer.Option(help="Which source layers: 12, 0,6,12 or 0:31:5.")] = None,
+    target_layers: Annotated[
+        str | None, typer.Option("--target-layers", help="Which target layers; default: the source's own.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", "-n", help=f"How many tokens are written, {WRITTEN} by default; 0: next tokens only."),
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop where the text contains this; may be repeated.")] = None,
+    answer: Annotated[
+        list[str] | None, typer.Option(help="Follow this answer as the next token or tokens; may be repeated.")
+    ] = None,
+    below: Annotated[
+        str, typer.Option(help="What is seen of the placeholder below the patch: target, none or source.")
+    ] = "target",
+    measure: Annotated[str | None, typer.Option(help="Colour: max_probability, kl, entropy, surprisal, …")] = None,
+    model: Model = DEFAULT_MODEL,
+    target_model: Annotated[str | None, typer.Option("--target-model", help="The model that explains.")] = None,
+    mapping: Annotated[str | None, typer.Option(help="A folder with a mapping between the two models.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")] = None,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
+) -> None:
+    """What the model says a hidden state means, layer by layer (Patchscopes)."""
+    predicts = grid or tokens == 0 or bool(answer)
+    if tokens is not None and tokens < 0:
+        raise LenscopeError(f"--tokens {tokens}: give at least 0")
+    written = "tells next tokens, so that nothing is written"
+    only("--tokens", tokens, not grid, f"--grid {written}")
+    only("--tokens", tokens, not answer, f"--answer {written}")
+    only("--stop", stop, not predicts, f"{'--grid' if grid else '--answer' if answer else '--tokens 0'} {written}")
+    if any(not text for text in (*(stop or ()), *(answer or ()))):
+        raise LenscopeError("--stop and --answer: an empty text is in every text; give one that is not")
+    only("--measure", measure, not as_json, "colours the table, and with --json there is none")
+    source_layers, chosen_layers = numbers(layers, "layers"), numbers(target_layers, "target-layers")
+    where = places(at, "at")
+    writable(output, (".parquet", ".json"))
+    known_model(model)
+    if target_model is not None:
+        known_model(target_model)
+    if mapping is not None:
+        known_mapping(mapping)
+    from lenscope.grids import ANSWERS, MEASURES
+    from lenscope.methods import TARGETS
+    from lenscope.patchscope import BELOW, Interrupted, Patchscope, Target
+
+    if below not in BELOW:
+        raise LenscopeError(f"--below {below}: give one of {', '.join(BELOW)}{nearest(below, BELOW)}")
+    # a text that is nearly a name is a mistyped one, and would be read as a target prompt
+    if target not in TARGETS and get_close_matches(target, TARGETS, 1, 0.75):
+        names = f"there are {', '.join(TARGETS)}; or give a target prompt of your own"
+        raise LenscopeError(f"--target {target}: {names}{nearest(target, TARGETS)}")
+    only(
+        "--placeholder",
+        placeholder,
+        target not in TARGETS,
+        f"says what of a text of your own is patched, and {target} is a target prompt by name",
+    )
+    one = TARGETS[target] if target in TARGETS else Target(target, at=places(placeholder or "-1", "placeholder"))
+    if measure is not None:
+        known = (
+            [name for name in MEASURES if name != "mean_log_prob"] if predicts else ["mean_log_prob", "max_probability"]
+        )
+        named("measure", measure, [*known, *(f"{name}:{text}" for text in answer or () for name in ANSWERS)])
+
+    lm = load_model(model, dtype, device, None, attention)
+    other = load_model(target_model, dtype, device, None, attention) if target_model else lm
+    from lenscope.mappings import load_mapping
+    from lenscope.scoring import comparable
+    from lenscope.states import check_layers
+
+    if measure in ("surprisal", "precision") and not comparable(other, lm):
+        raise LenscopeError(f"--measure {measure}: {lm.name} and {other.name} have no common vocabulary to compare in")
+    scope = Patchscope(other, replace(one, below=below), load_mapping(mapping) if mapping else None, source_lm=lm)
+    # all layers are read: the last one is the source model's own prediction, the lower ones may fill placeholders
+    states = lm.read(prompt, positions=where)
+    if source_layers is not None:
+        to = resolve(chosen_layers, other.n_layers) if chosen_layers is not None else None
+        every = check_layers(resolve(source_layers, lm.n_layers), lm.n_layers, lm.name)
+        targets = to if to is not None else range(other.n_layers + 1) if grid else None
+        wanted: Any = [(a, b) for a in every for b in (targets if targets is not None else [a])]
+    elif chosen_layers is not None:
+        wanted = resolve(chosen_layers, other.n_layers)
+    else:
+        wanted = None if grid else "same"
+    kept = ""
+    try:
+        with counted("cells") as advance:
+            if predicts:
+                result = scope.predict(states, wanted, answers=answer or (), progress=advance)
+            else:
+                how: Any = {"max_new_tokens": WRITTEN if tokens is None else tokens, "stop": tuple(stop or ())}
+                result = scope.generate(states, wanted, progress=advance, **how)
+    except Interrupted as partial:
+        if partial.grid is None:
+            raise
+        result = partial.grid
+        kept = f"interrupted: {len(result)} cells done; they are {'kept' if output else 'shown'}"
+    if as_json:
+        print_json(result.to_json())
+    else:
+        console = Screen()
+        console.print(headline(other, f"{prompt!r}", console.width, "patchscope"))
+        show(console, result.table(measure or "", width=console.width))
+    if output:
+        flush()
+        result.save(output)
+        tell(f"saved {output}")
+    if kept:
+        raise Stopped(kept)

@@ -1,0 +1,115 @@
+"""Standard output and error: what is written there, in whatever encoding they have, and what happens where they fail.
+
+Knows: encodings of consoles, JSON that no terminal acts on, pipes that are closed and disks that are full.
+Does not know: what is written. Imports little, so that an interruption is a line from the very start.
+"""
+
+import codecs
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from lenscope.visible import plain
+
+# what stands for a mark of ours where the console's encoding lacks it: as wide, so that tables keep their columns
+_INSTEAD = {
+    "·": ".", "…": "~", "–": "-", "—": "-", "×": "x", "✓": "+", "✗": "x", "↵": "/", "␍": "/", "⇥": ">", "→": ">",
+    "‖": "|", "−": "-", "≥": ">", "≤": "<", "│": "|", "─": "-", "━": "-", "•": "*", "ℓ": "l", "½": "?", "Σ": "S",
+    "“": '"', "”": '"', "’": "'", "α": "a",
+}  # fmt: skip
+# beside what JSON itself escapes: C1 controls, marks that turn or hide text, halves of surrogate pairs
+_UNSAFE = re.compile(
+    "[\x7f-\xa0\xad\u0600-\u0605\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3164\ud800-\uf8ff\ufeff\uffa0"
+    "\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
+
+
+def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start : error.end]
+    return "".join(_INSTEAD.get(c) or _escaped(c) for c in found), error.end
+
+
+def _escaped(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Within the block stdout and stderr take every character, also in ASCII or cp1252, and are there at all."""
+    codecs.register_error("lenscope", _encodable)
+    before: list[tuple[Any, str]] = []
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            before.append((stream, stream.errors))
+            stream.reconfigure(errors="lenscope")
+    try:
+        yield
+    finally:
+        for stream, errors in before:
+            try:
+                stream.reconfigure(errors=errors)
+            except (OSError, ValueError):  # full or closed, which was told where it happened
+                pass
+
+
+def say(line: str) -> None:
+    """One line on stdout."""
+    print(line)
+
+
+def print_json(value: Any, before: str = "", end: str = "\n") -> None:
+    """One JSON value on stdout, see `as_json`; with what stands `before` and behind it."""
+    print(before + as_json(value), end=end)
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON in one line that no terminal acts on: NaN and infinity as null, all of ASCII where stdout is."""
+    try:
+        text = json.dumps(value, ensure_ascii=not _unicode(), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=not _unicode(), allow_nan=False)
+    # within JSON these are characters of texts, where an escape means the same
+    return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def tell(line: str) -> None:
+    """One line on stderr; where stderr cannot be written to, nothing."""
+    try:
+        print("lenscope: " + plain(" ".join(line.split())), file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def flush() -> None:
+    """Write what is left for stdout; raises OSError where it cannot be written."""
+    sys.stdout.flush()
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is left for a stream that failed nowhere, for Python would complain when it flushes it at the end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # no stream of the system's, such as a test's
+        pass
+
+
+def _unicode() -> bool:
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
