@@ -1,0 +1,227 @@
+"""Small changes of the code that no other test would see: each test here kills one, which its docstring names."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from lenses import affine
+
+import lenscope as ls
+from lenscope import artifacts, cascade, measures, reduction, rows
+from lenscope.edits import add
+from lenscope.generation import Checked
+
+PROMPT = "The capital of France is"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# -- edits
+
+
+@pytest.mark.parametrize("layer", [0, 2, 4])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_one_token_prompt_is_edited_at_its_own_pass_alone(lm64, layer, cached, monkeypatch):
+    """A pass over one new token is as long as the prompt, and is not the prompt: `length >= 1` would edit it too."""
+    v = torch.randn(32, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    if not cached:
+        monkeypatch.setattr(lm64, "generation_checked", Checked(1.0, 1.0))
+    with lm64.edit(ls.Edit(layer, 0, v, add)):
+        written = lm64.generate([20], 6).ids
+        twice = [c.ids for c in lm64.generate([[20], [20], [21]], 6)]
+
+    def change(h):
+        h = h.clone()
+        h[:, 0] += v
+        return h
+
+    blocks, expected = lm64.model.model.layers, []
+    if layer == 0:
+        handle = blocks[0].register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+    else:
+        handle = blocks[layer - 1].register_forward_hook(lambda _m, _a, out: change(out))
+    with torch.no_grad():
+        while len(expected) < 6:
+            expected.append(int(lm64.model(torch.tensor([[20, *expected]])).logits[0, -1].argmax()))
+    handle.remove()
+    assert list(written) == expected
+    assert twice[0] == twice[1] == written
+    assert twice[2] != written
+
+
+# -- folders
+
+
+def saved(folder: Path, lm: ls.LM, seed: int = 0) -> dict:
+    affine(lm, seed).save(folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+def leaving(config: dict) -> list[str]:
+    """Names of weights that lie elsewhere."""
+    name = config["weights"]
+    return [f"../a/{name}", f"mapping-x/../../a/{name}", f"mapping-x/{name}", "/etc/mapping.safetensors", "..", ""]
+
+
+def test_weights_outside_of_a_folder_are_not_read(lm, tmp_path):
+    """Their name is that of a file in the folder: a path that begins like one may lead out of it."""
+    first = saved(tmp_path / "a", lm)
+    inner = tmp_path / "b" / "mapping-x"
+    inner.mkdir(parents=True)
+    (inner / first["weights"]).write_bytes((tmp_path / "a" / first["weights"]).read_bytes())
+    for name in leaving(first):
+        (tmp_path / "b" / "config.json").write_text(json.dumps({**first, "weights": name}))
+        with pytest.raises(ls.LenscopeError):
+            ls.load_mapping(tmp_path / "b")
+
+
+def test_weights_outside_of_a_folder_are_not_removed(lm, tmp_path):
+    """What a new artifact replaces is looked up in the old config, which anybody may have written."""
+    first = saved(tmp_path / "a", lm)
+    (tmp_path / "b" / "mapping-x").mkdir(parents=True)
+    before = files(tmp_path / "a")
+    for name in leaving(first):
+        (tmp_path / "b" / "config.json").write_text(json.dumps({**first, "weights": name}))
+        try:
+            saved(tmp_path / "b", lm, seed=1)
+        except ls.LenscopeError:
+            continue
+        assert ls.load_mapping(tmp_path / "b").weights.keys() == affine(lm).weights.keys()
+    assert files(tmp_path / "a") == before
+
+
+def disk_full(monkeypatch, *names: str) -> None:
+    """No file of these names, or none at all, can get its name."""
+    replace = os.replace
+
+    def full(source, target, **kwargs):
+        if not names or Path(target).name in names:
+            raise OSError(28, "No space left on device")
+        replace(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "replace", full)
+
+
+def test_equal_weights_stay_when_the_config_cannot_be_written(lm, tmp_path, monkeypatch):
+    """Their name is that of the old ones: removing what was just written would remove the old artifact's."""
+    saved(tmp_path / "a", lm)
+    before = files(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        disk_full(patch, "config.json")
+        with pytest.raises(ls.LenscopeError, match="No space left"):
+            saved(tmp_path / "a", lm)
+    assert files(tmp_path / "a") == before
+    ls.load_mapping(tmp_path / "a")
+    # and other weights, whose config was not written, are gone
+    with monkeypatch.context() as patch:
+        disk_full(patch, "config.json")
+        with pytest.raises(ls.LenscopeError, match="No space left"):
+            saved(tmp_path / "a", lm, seed=1)
+    assert files(tmp_path / "a") == before
+
+
+def test_nothing_is_left_of_what_could_not_be_written(lm, tmp_path, monkeypatch):
+    """Temporary files go whatever happened."""
+    lens = ls.Lens(lm)
+    grid = ls.Patchscope(lm, "a x").predict(lm.read(PROMPT, positions=-1), [1])
+    writers = [
+        lambda: affine(lm).save(tmp_path / "m"),
+        lambda: lens.trajectory(PROMPT).save(tmp_path / "t.json"),
+        lambda: lens.trajectory(PROMPT).save(tmp_path / "t.parquet"),
+        lambda: lens.trajectory(PROMPT).to_html(tmp_path / "t.html"),
+        lambda: grid.save(tmp_path / "g.parquet"),
+        lambda: artifacts.write(tmp_path / "m", "x", {}, {"w": torch.zeros(3)}),
+    ]
+    for write in writers:
+        with monkeypatch.context() as patch:
+            disk_full(patch)
+            with pytest.raises(ls.LenscopeError, match="No space left"):
+                write()
+        assert files(tmp_path) == {}
+    for write in writers:
+        write()
+    assert all(not Path(name).name.startswith(".") for name in files(tmp_path))
+
+
+# -- measures
+
+
+def test_what_cannot_be_negative_is_not_by_rounding():
+    """KL and entropy are differences of sums: without their clamp some come out below zero."""
+    draw = torch.Generator().manual_seed(0)
+    lm = ls.LM(tiny.model("llama"), None, "tiny")
+    final = torch.randn(200, 32, generator=draw)
+    h = torch.stack([final + scale * torch.randn(200, 32, generator=draw) for scale in (1e-7, 1e-6, 1e-5)])
+    found = reduction.reduce(lm.readout, lm.vocab_size, h, final, None, 1, False)
+    apart = reduction.diverge((lm.readout, lm.readout), lm.vocab_size, (h, final.expand_as(h).clone()))
+    certain = reduction.reduce(lm.readout, lm.vocab_size, 50 * h, 50 * final, None, 1, False)
+    for name in ("kl", "entropy"):
+        assert (getattr(found, name) >= 0).all()
+        assert (getattr(certain, name) >= 0).all()
+    for name in ("js", "total_variation", "kl", "kl_back"):
+        assert (getattr(apart, name) >= 0).all()
+    # the sums themselves do fall below: the test would see it
+    log_p, log_q = (lm.unembed(x).log_softmax(-1) for x in (final, h[0]))
+    assert float(measures.kl(log_p, log_q).min()) < 0
+
+
+def test_precision_at_k_ends_at_k():
+    """The token of rank k is not among the k most probable."""
+    log_p = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    for k in range(1, 5):
+        found = [measures.precision(log_p, torch.tensor(i), k).item() for i in range(4)]
+        assert found == [1.0] * k + [0.0] * (4 - k)
+
+
+# -- attention over a shared prefix
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("floats", [False, True])
+def test_masks_count_for_one_query_as_for_several(queries, floats):
+    """One query sees all keys of a causal mask, and not all of any other one."""
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 2, 2, queries, 6, generator=draw)
+    seen = torch.rand(1, 1, queries, 6, generator=draw) > 0.4
+    seen[..., 1] = True
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min) if floats else seen
+    allowed = torch.ones(2, queries, 6, dtype=torch.bool)
+    allowed[1, :, 1] = False
+    got = scores.clone()
+    cascade._bar(got, mask, allowed)
+    barred = ~seen[:, :, None].expand(2, 2, 2, -1, -1) | ~allowed[:, None, None]
+    assert torch.equal(got[~barred], scores[~barred])
+    assert (got[barred] < -1e30).all()
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gpt_neo"])
+def test_a_window_shorter_than_the_prompt_is_heeded_for_one_token(architecture):
+    """The last token alone is run over the shared prefix; what its window hides must stay hidden."""
+    config = {"sliding_window": 4} if architecture != "gpt_neo" else {"window_size": 4}
+    built = tiny.model(architecture, dtype=torch.float64)
+    windowed = type(built)(type(built.config).from_dict({**built.config.to_dict(), **config})).double().eval()
+    windowed.load_state_dict(built.state_dict())
+    lm = ls.LM(windowed, None, architecture)
+    ids = tiny.ids(windowed, 1, 20)[0].tolist()
+    vectors = lm.read(ids)[[1, 2], -1]
+    made = rows.Rows(
+        (lm.prompt(ids),),
+        np.zeros(2, dtype=np.int64),
+        vectors,
+        *(np.array(a) for a in ([0, 1], [1, 3], [19, 19], [0, 1], [0, 0])),
+        (lambda h, v: v,),
+    )
+    plain = torch.cat([h for _, h in rows.predict(lm, made, mode="plain")])
+    for mode in ("cascade", "fork"):
+        if rows.gap(lm, mode) > lm.tolerance():
+            continue
+        order, found = zip(*rows.predict(lm, made, mode=mode), strict=True)
+        assert torch.allclose(torch.cat(found)[np.argsort(np.concatenate(order))], plain, atol=1e-9), mode
+    whole = ls.LM(built, None, "whole")
+    assert not torch.allclose(whole.read(ids)[-1, -1], lm.read(ids)[-1, -1], atol=1e-3)
