@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import os
+import platform
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub, and none may wait for it
 
@@ -13,6 +15,20 @@ import lenscope as ls
 from lenscope.cli import main
 
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the tests ran on: vectors and products are those that the environment leaves of the processor's."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    low = {"": torch.cpu._is_avx512_bf16_supported(), "0": False, "1": True}[
+        os.environ.get("LENSCOPE_FAST_PRODUCTS", "")
+    ]
+    terminalreporter.write_line(
+        f"processor: {name}; {os.cpu_count()} cores; vectors {torch.backends.cpu.get_cpu_capability()}; "
+        f"fits with products in {'16' if low else '32'} bits; torch {torch.__version__}"
+    )
 
 
 @pytest.fixture(scope="session")

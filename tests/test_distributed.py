@@ -114,7 +114,8 @@ def started(folder, world, command):
         for n in range(world)
     ]  # fmt: skip
     try:
-        said = [r.communicate(timeout=120)[0].decode() for r in ranks]
+        # without a limit: one that fails closes its connections, which ends the others
+        said = [r.communicate()[0].decode() for r in ranks]
     finally:
         for r in ranks:
             r.kill()

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 import lenscope as ls
-from lenscope import training, tuning
+from lenscope import objective, training, tuning
 from lenscope.corpus import Corpus
 from lenscope.distributed import Group
 from lenscope.mappings import load_mapping
@@ -500,31 +501,82 @@ def stop_at(tokens: int) -> Callable[[int, int], None]:
     return progress
 
 
+def products(monkeypatch, low):
+    """Products in this dtype, whatever the processor is faster at."""
+    for name in ("low_precision", "fast_products"):
+        monkeypatch.setattr(tuning, name, lambda lm: low)
+
+
+def checkpoints(report):
+    """After how many tokens a run writes checkpoints: where a block ends a step, but for the last block."""
+    plan = Schedule(**report["schedule"])
+    parts = np.cumsum([plan.parts_of(n) for n in range(plan.blocks - 1)])
+    if report["recipe"]["optimizer"] is None:
+        parts[:] = 0
+    first = plan.warm - 1
+    return [(n + 1) * plan.block * LENGTH for n in range(first, plan.blocks - 1) if not parts[n] % plan.together]
+
+
+@pytest.mark.parametrize("low", [None, torch.bfloat16], ids=["float32 products", "bfloat16 products"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "recipe",
     [
         SMALL,
+        Recipe(columns=64, tokens_per_step=256, best=False),
+        "ridge",
+        "bias",
         Recipe("identity", Nesterov, tokens_per_step=256, columns=None, best=False),
         Recipe("identity", Nesterov, tokens_per_step=1500, columns=None, best=False),
+        Recipe("ridge", Nesterov, tokens_per_step=256, columns=None, loss="cross_entropy"),
     ],
-    ids=["muon", "nesterov", "steps of several blocks"],
+    ids=["muon", "muon's last", "ridge", "bias", "nesterov", "steps of several blocks", "cross-entropy from ridge"],
 )
-def test_killed_and_resumed_equals_uninterrupted(lm, tmp_path, recipe):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, recipe, dtype, low):
+    if low is not None and dtype != torch.float32:
+        pytest.skip("models of other dtypes are read in their own")
+    products(monkeypatch, low)
+    lm = make(dtype=dtype)
     whole = fitted(lm, recipe=recipe)
-    assert whole.report["schedule"]["rows"] > 3 * whole.report["schedule"]["block"]
-    seen = []
-    for n, tokens in enumerate((600, 2200, 3900)):
+    ends = checkpoints(whole.report)
+    assert len(ends) > 1
+    for n, tokens in enumerate((ends[0], ends[0] + 1, ends[-1] + 1)):
         with pytest.raises(KeyboardInterrupt):
             fitted(lm, recipe=recipe, folder=tmp_path, progress=stop_at(tokens))
         assert (tmp_path / "checkpoint" / "config.json").exists() == (n > 0)
+    seen = []
     lens = fitted(lm, recipe=recipe, folder=tmp_path, progress=lambda *at: seen.append(at))
-    assert seen[0][0] > 1500
+    assert seen[0][0] > ends[-1]
     assert seen[-1] == (4000, 4000)
     assert same(lens, whole)
     assert lens.report["loss"] == whole.report["loss"]
     assert lens.report["layers"] == whole.report["layers"]
     assert not (tmp_path / "checkpoint").exists()
     assert same(load_mapping(tmp_path), whole)
+
+
+@pytest.mark.parametrize("room", [1, 30_000, 300_000, 1_000_000])
+def test_resumed_equals_uninterrupted_however_large_blocks_are(tmp_path, lm, room):
+    whole = fitted(lm, recipe=SMALL, room=room)
+    ends = checkpoints(whole.report)
+    assert ends
+    for tokens in (ends[0] + 1, ends[len(ends) // 2] + 1):
+        with pytest.raises(KeyboardInterrupt):
+            fitted(lm, recipe=SMALL, room=room, folder=tmp_path, progress=stop_at(tokens))
+    lens = fitted(lm, recipe=SMALL, room=room, folder=tmp_path)
+    assert same(lens, whole)
+    assert lens.report["layers"] == whole.report["layers"]
+
+
+@pytest.mark.parametrize("recipe", ["muon", "ridge", "bias"])
+def test_a_lens_reads_the_same_before_and_after_its_file(tmp_path, lm, recipe):
+    lens = fitted(lm, recipe=recipe)
+    lens.save(tmp_path)
+    h = lm.read("The cat sat on the mat.").tensor[0]
+    again = load_mapping(tmp_path)
+    for layer in range(lm.n_layers):
+        assert torch.equal(lens(h[layer], layer, lm.n_layers), again(h[layer], layer, lm.n_layers))
+        assert all(w.is_contiguous() for w in lens.weights[layer, lm.n_layers])
 
 
 def test_a_process_that_is_killed_can_be_resumed(tmp_path):
@@ -536,11 +588,60 @@ def test_a_process_that_is_killed_can_be_resumed(tmp_path):
         "    if done > 2500: os.kill(os.getpid(), signal.SIGKILL)\n"
         "t.fitted(t.make(), recipe=t.SMALL, folder=sys.argv[1], progress=progress)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=env, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert (tmp_path / "checkpoint" / "config.json").exists()
     assert same(fitted(make(), recipe=SMALL, folder=tmp_path), fitted(make(), recipe=SMALL))
+
+
+@pytest.mark.parametrize("machine", [True, False])
+def test_products_in_16_bits_can_be_switched_off_and_on(lm, lm64, monkeypatch, machine):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: machine, raising=False)
+    monkeypatch.delenv(objective.SWITCH, raising=False)
+    assert objective.fast_products(lm) == objective.low_precision(lm) == (torch.bfloat16 if machine else None)
+    monkeypatch.setenv(objective.SWITCH, "1")
+    assert objective.fast_products(lm) == objective.low_precision(lm) == torch.bfloat16
+    assert objective.fast_products(lm64) is None
+    monkeypatch.setenv(objective.SWITCH, "0")
+    assert objective.fast_products(lm) is objective.low_precision(lm) is None
+    monkeypatch.setenv(objective.SWITCH, "no")
+    with pytest.raises(ls.LenscopeError, match="LENSCOPE_FAST_PRODUCTS 'no': set it to 0 or 1"):
+        objective.fast_products(lm)
+
+
+def test_text_is_hashed_a_batch_at_a_time(lm, monkeypatch):
+    alive, most = weakref.WeakSet(), 0
+    own = Corpus._batch
+
+    def batch(self, *given):
+        nonlocal most
+        new = own(self, *given)
+        alive.add(new)
+        most = max(most, len(alive))
+        return new
+
+    monkeypatch.setattr(Corpus, "_batch", batch)
+    text = Corpus.open(lm, documents(4000), length=LENGTH)
+    (*_, last) = text.batches(100_000, 8)
+    alive, most = weakref.WeakSet(), 0
+    assert tuning._digest(text, 100_000) == last.digest
+    assert 0 < most <= 2
+
+
+def test_a_checkpoint_with_other_products_is_refused(tmp_path, begun, lm, monkeypatch):
+    was = objective.low_precision(lm)
+    monkeypatch.setenv(objective.SWITCH, "1" if was is None else "0")
+    with pytest.raises(ls.LenscopeError, match=r"of another run, with (schedule|products)"):
+        again(tmp_path, begun, lm)
+
+
+def test_a_checkpoint_of_the_first_version_is_gone_on_with(tmp_path, begun, lm):
+    config = json.loads(begun["config.json"])
+    del config["settings"]["products"]
+    files = {**begun, "config.json": json.dumps(config).encode()}
+    assert same(again(tmp_path, files, lm), fitted(lm, recipe=SMALL))
 
 
 @pytest.fixture(scope="module")

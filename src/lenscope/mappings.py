@@ -249,7 +249,8 @@ class PairMapping:
                     raise LenscopeError(f"pair {pair}: {model['model']} has layers 0–{model['n_layers']}")
         if len(given) == len(self.names) - 1:
             given = (*given, torch.zeros(sizes[1]))
-        found = tuple(torch.as_tensor(w, dtype=torch.float32).detach() for w in given)
+        # in rows, as files hold them: products round alike before and after a file
+        found = tuple(torch.as_tensor(w, dtype=torch.float32).detach().contiguous() for w in given)
         if self.square and sizes[0] != sizes[1]:
             raise LenscopeError(
                 f"sizes {sizes[0]} and {sizes[1]}: a mapping of kind {self.kind} needs equal ones; make it affine"

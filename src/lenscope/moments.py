@@ -38,7 +38,9 @@ class Moments:
         for ridge in ridges:
             eye = ridge * torch.eye(len(unit), dtype=unit.dtype, device=unit.device)
             lower = torch.linalg.cholesky(unit + eye)
-            found.append((torch.cholesky_solve(xy * scale[:, None], lower) * scale[:, None]).float())
+            solved = torch.cholesky_solve(xy * scale[:, None], lower) * scale[:, None]
+            # LAPACK solves by columns: in rows, as files hold them, products round alike before and after a file
+            found.append(solved.float().contiguous())
         return found
 
 

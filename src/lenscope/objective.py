@@ -5,6 +5,7 @@ Does not know: translators, optimizers, text, several processes.
 """
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from lenscope.errors import LenscopeError
 from lenscope.model import LM
 from lenscope.readout import wide
 
@@ -22,6 +24,9 @@ PIECE = 4 << 20
 PIECE_CUDA = 256 << 20
 # The gradient is this much larger on its way through a float16 model, whose smallest number is 6e-8.
 LOUD = 256.0
+# The variable of the environment that switches products in 16 bits off (0) or on (1), whatever the processor has: so a
+# fit can be tried on any machine as it runs on all others.
+SWITCH = "LENSCOPE_FAST_PRODUCTS"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +194,18 @@ def low_precision(lm: LM) -> torch.dtype | None:
 
 
 def fast_products(lm: LM) -> torch.dtype | None:
-    """The 16-bit dtype in which this machine multiplies float32 numbers faster, None where there is none."""
-    if lm.dtype == torch.float64:
+    """The 16-bit dtype in which this machine multiplies float32 numbers faster, None where there is none.
+
+    LENSCOPE_FAST_PRODUCTS in the environment says it instead of the machine: 0 is None everywhere, 1 is bfloat16.
+    Raises LenscopeError for other values.
+    """
+    switch = os.environ.get(SWITCH, "")
+    if switch not in ("", "0", "1"):
+        raise LenscopeError(f"{SWITCH} {switch!r}: set it to 0 or 1, or leave it out")
+    if switch == "0" or lm.dtype == torch.float64:
         return None
+    if switch == "1":
+        return torch.bfloat16
     if lm.device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     # oneDNN has products of bfloat16 for any x86, slower than those of float32 without this instruction

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
@@ -312,14 +313,18 @@ class Training:
             was = config["settings"]
             # as JSON reads them
             now = json.loads(json.dumps(settings))
+            # version 0.1.0 did not write it
+            was.setdefault("products", now.get("products"))
             differ = [name for name in now if was.get(name) != now[name]]
             if not differ:
                 self.constants, self.loss = config["constants"], config["loss"]
                 self.number, self.step, self.seen = config["number"], config["step"], config["seen"]
                 layers = range(self.lm.n_layers)
-                self.weights = [tensors[f"weights.{n}"].to(self.lm.device) for n in layers]
-                self.start = [tensors[f"start.{n}"].to(self.lm.device) for n in layers]
-                self.mean = tensors["mean.0"].to(self.lm.device)
+                # copied: how products round may depend on where memory begins, which is anywhere in a file
+                move = partial(torch.Tensor.to, device=self.lm.device, copy=True)
+                self.weights = [move(tensors[f"weights.{n}"]) for n in layers]
+                self.start = [move(tensors[f"start.{n}"]) for n in layers]
+                self.mean = move(tensors["mean.0"])
                 # its own units are in its state
                 optimizer = make(self.weights, [0.0] * len(self.weights), ())
                 for n, t in enumerate(optimizer.state):

@@ -137,6 +137,7 @@ def fit(
             "schedule": asdict(plan),
             "seed": seed,
             "text": digest,
+            "products": str(low or lm.dtype).removeprefix("torch."),
         }
         run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
         with run.timed("held-out text"):
@@ -248,8 +249,11 @@ def _digest(text: Corpus, tokens: int) -> str | None:
     """The SHA-256 of the token ids that will be read: whatever is wrong with the text shows before the model runs."""
     if text.documents is None:
         return None
-    *_, last = text.batches(tokens, 256)
-    return last.digest
+    digest = None
+    # one batch after the other: all of them would be 61 bytes a token
+    for batch in text.batches(tokens, 256):
+        digest = batch.digest
+    return digest
 
 
 def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[list[TokenBatch], list[TokenBatch], list[int]]:
