@@ -29,6 +29,9 @@ _hashes: WeakKeyDictionary[nn.Module, tuple[_State, dict[str, str]]] = WeakKeyDi
 
 def provenance(lm: "LM") -> dict[str, Any]:
     """Everything a reader needs to make the same numbers again, as JSON values."""
+    # another thread's run may have put its own attention in place of the model's
+    with lm.lock:
+        attention = getattr(lm.model.config.get_text_config(), "_attn_implementation", None)
     return {
         "lenscope": __version__,
         "torch": torch.__version__,
@@ -40,7 +43,7 @@ def provenance(lm: "LM") -> dict[str, Any]:
         "head_hash": head_hash(lm.model),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "device": str(lm.device),
-        "attention": getattr(lm.model.config.get_text_config(), "_attn_implementation", None),
+        "attention": attention,
         "readout": lm.readout.description,
         "readout_deviation": lm.verified.deviation,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
