@@ -1,7 +1,6 @@
 """Mappings: called as they take it, refused where they do not belong, saved equals loaded; fits equal a textbook's."""
 
 import hashlib
-import json
 import random
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from handmade import rewritten
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -327,16 +327,13 @@ def weights_file(folder):
 
 def rewrite(folder, change_config=None, change_weights=None):
     """Change a saved mapping and sign it again, as one who means harm would."""
-    path = weights_file(folder)
-    weights = safetensors.torch.load_file(path)
-    config = json.loads((folder / "config.json").read_text())
-    if change_weights is not None:
-        change_weights(weights)
-        safetensors.torch.save_file(weights, path)
-        config["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    if change_config is not None:
-        change_config(config)
-    (folder / "config.json").write_text(json.dumps(config))
+
+    def changed(weights):
+        if change_weights is not None:
+            change_weights(weights)
+        return weights
+
+    rewritten(folder, change_config or (lambda config: None), changed)
 
 
 def set_weight(name, value):
@@ -412,7 +409,7 @@ def test_a_save_that_ends_midway_leaves_the_old_mapping(step, way, tmp_path, mon
     replace = Path.replace
     names = {"name of the weights": ".safetensors", "name of the config": "config.json"}
     if step == "weights":
-        monkeypatch.setattr(safetensors.torch, "save_file", lambda _, path: stop(path))
+        monkeypatch.setattr(safetensors.torch, "save_file", lambda _, path, metadata: stop(path))
     elif step == "config":
         monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: stop(path))
     else:
@@ -435,8 +432,8 @@ def test_a_save_that_ends_midway_leaves_the_old_mapping(step, way, tmp_path, mon
 def test_a_folder_of_an_earlier_lenscope_is_read(tmp_path):
     old = Affine({(1, 2): (torch.ones(5, 3),)}, MODEL, WIDE)
     old.save(tmp_path)
-    weights_file(tmp_path).rename(tmp_path / "mapping.safetensors")
     rewrite(tmp_path, lambda config: config.pop("weights"))
+    weights_file(tmp_path).rename(tmp_path / "mapping.safetensors")
     equal(load_mapping(tmp_path), old)
     old.save(tmp_path)
     assert weights_file(tmp_path).name != "mapping.safetensors"

@@ -20,6 +20,7 @@ ROOMS = [
         "errors",
         "untrusted",
         "writing",
+        "kinds",
         "visible",
         "textfiles",
         "statistics",

@@ -1,11 +1,11 @@
 """Soft prompts: the trainer's loss against the engine's and against embeddings by hand, learning, files."""
 
-import json
 import random
 
 import pytest
 import tiny
 import torch
+from handmade import rewritten
 
 import lenscope as ls
 from lenscope import methods, softprompt
@@ -145,8 +145,7 @@ def test_saved_equals_loaded_and_other_models_are_refused(lm64, learned, tmp_pat
     other = ls.LM(tiny.model("llama", dtype=torch.float64, seed=3), tiny.tokenizer(), "other")
     with pytest.raises(ls.LenscopeError, match="learned for tiny-llama, not for other"):
         methods.future_lens(other, loaded)
-    config = tmp_path / "soft" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "ids": [1]}))
+    rewritten(tmp_path / "soft", lambda config: config.update(ids=[1]))
     with pytest.raises(ls.LenscopeError, match="not one for each of 1 tokens"):
         load_soft_prompt(tmp_path / "soft")
     with pytest.raises(ls.LenscopeError, match="is no soft prompt"):

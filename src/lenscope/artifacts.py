@@ -1,53 +1,67 @@
 """A folder with config.json and one file of weights, which is replaced whole or not at all.
 
-Knows: in which order files are written, how they are known to belong together.
+Knows: in which order files are written, how they are known to belong together and to be as they were written.
 Does not know: what the config says, what the weights are for.
 """
 
 import hashlib
 import json
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lenscope import kinds
 from lenscope.errors import LenscopeError
-from lenscope.writing import write_text
+from lenscope.kinds import refused
+from lenscope.untrusted import read_json, read_safetensors, reading, visible
+from lenscope.writing import folder_lock, temporary, write_text
 
-CONFIG = "config.json"
+CONFIG = kinds.CONFIG
+# where the weights' file keeps the digest of the config they were written with
+_CONFIG_DIGEST = "config_sha256"
+# what in a config is about the weights' file, which cannot hold a digest of it
+_ABOUT_WEIGHTS = ("weights", "sha256")
+# seconds that a save waits for another one into the same folder
+_WAIT = 10.0
 
 
 def write(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write config.json and `stem`-….safetensors into a folder, which is made where it does not exist.
 
     The weights' name holds their SHA-256, and the config, which names them, comes last and whole: whenever writing
-    ends, the folder holds the old artifact or the new one. The old one's weights are removed in the end.
+    ends, the folder holds the old artifact or the new one. Weights of earlier artifacts are removed in the end. The
+    weights' file holds the SHA-256 of the config. Raises LenscopeError for a folder that cannot be written to, or that
+    another run is writing to.
     """
     folder = Path(folder)
-    making = folder / f".{stem}.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            safetensors.torch.save_file(tensors, making)
-            digest = _digest(making)
+        full = json.loads(json.dumps(config, allow_nan=False))
+        with folder_lock(folder, wait=_WAIT), temporary(folder) as making:
+            # one entry only: safetensors writes several in any order, and equal artifacts are equal files
+            safetensors.torch.save_file(tensors, making.path, metadata={_CONFIG_DIGEST: _config_digest(full)})
+            digest = _digest(making.path)
             weights = folder / f"{stem}-{digest[:16]}.safetensors"
-            replaced = _weights(folder, stem)
             there = weights.exists()
-            making.replace(weights)
-        finally:
-            making.unlink(missing_ok=True)
-        full = {**config, "weights": weights.name, "sha256": digest}
-        try:
-            write_text(folder / CONFIG, json.dumps(full, ensure_ascii=False, allow_nan=False, indent=1))
-        except BaseException:
-            if not there:
-                weights.unlink(missing_ok=True)
-            raise
-        if replaced is not None and replaced != weights:
-            replaced.unlink(missing_ok=True)
+            making.becomes(weights)
+            full = {**full, "weights": weights.name, "sha256": digest}
+            try:
+                write_text(folder / CONFIG, json.dumps(full, ensure_ascii=False, allow_nan=False, indent=1))
+            except BaseException:
+                # equal weights that were there before are those of the config that stays
+                if not there:
+                    with suppress(OSError):
+                        weights.unlink(missing_ok=True)
+                raise
+            for old in folder.iterdir():
+                if old != weights and re.fullmatch(re.escape(stem) + r"(-[0-9a-f]{16})?\.safetensors", old.name):
+                    with suppress(OSError):
+                        old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
 
@@ -55,25 +69,48 @@ def write(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], ten
 def read(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors that `write` wrote.
 
-    Raises LenscopeError where the weights are not those of the config, else what reading or parsing a file raises.
+    Raises LenscopeError for a folder that holds none, or something else of lenscope's; for weights that are not those
+    of the config, and for a config that is not the one the weights were written with (what version 0.1.0 wrote is not
+    checked for that).
     """
     folder = Path(folder)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    path = _weights(folder, stem)
-    if path is None or _digest(path) != config["sha256"]:
-        raise LenscopeError(f"{folder}: the weights are damaged or not those {CONFIG} belongs to; save it again")
-    return config, safetensors.torch.load_file(path)
+    damaged = f"{folder}: the weights are damaged or not those {CONFIG} belongs to; save it again"
+    for _ in range(3):
+        try:
+            config = read_json(folder / CONFIG)
+        except LenscopeError as error:
+            raise refused(folder, stem, f"{CONFIG}{str(error).removeprefix(visible(folder / CONFIG))}") from error
+        path = _weights(folder, stem, config)
+        if path is None:
+            raise refused(folder, stem, f"its {CONFIG} names no weights of one")
+        with reading(folder, damaged.removeprefix(f"{folder}: ")):
+            if path.is_file() and _digest(path) == config["sha256"]:
+                tensors = read_safetensors(path)
+                with safe_open(path, framework="pt") as file:
+                    digest = (file.metadata() or {}).get(_CONFIG_DIGEST)
+                if digest is not None and digest != _config_digest(config):
+                    raise LenscopeError(f"{folder}: {CONFIG} is damaged or was changed; save it again")
+                return config, tensors
+            # another artifact may have taken its place between config and weights
+            if read_json(folder / CONFIG) == config:
+                break
+    raise LenscopeError(damaged)
 
 
-def _weights(folder: Path, stem: str) -> Path | None:
-    """The file that the config of a folder names, or None where it names none in that folder."""
-    try:
-        # before weights had names of their own
-        name = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("weights", f"{stem}.safetensors")
-    except (OSError, ValueError, AttributeError, RecursionError):
+def _weights(folder: Path, stem: str, config: Any) -> Path | None:
+    """The file that a config names, or None where it names none of this stem in that folder."""
+    if not isinstance(config, dict):
         return None
-    good = isinstance(name, str) and Path(name).name == name and name.startswith(stem)
-    return folder / name if good and name.endswith(".safetensors") else None
+    # before weights had names of their own
+    name = config.get("weights", f"{stem}.safetensors" if "sha256" in config else None)
+    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        return None
+    return folder / name if name.startswith(stem) and name.endswith(".safetensors") else None
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    rest = {name: value for name, value in config.items() if name not in _ABOUT_WEIGHTS}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

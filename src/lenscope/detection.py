@@ -14,7 +14,6 @@ from typing import Any, Literal, final, overload
 import numpy as np
 import sklearn
 import torch
-from safetensors import SafetensorError
 
 from lenscope import artifacts
 from lenscope._version import __version__
@@ -27,6 +26,7 @@ from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, 
 from lenscope.provenance import model_hash
 from lenscope.questions import answer_log_likelihoods
 from lenscope.states import check_layers
+from lenscope.untrusted import reading
 
 FORMAT = 1
 STEM = "detector"
@@ -209,7 +209,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
 
     Raises LenscopeError for what is missing, damaged, of another model, or whose scores come out differently here.
     """
-    try:
+    with reading(folder, "is no detector that lenscope saved"):
         config, tensors = artifacts.read(folder, STEM)
         if config.get("kind") != "detector" or config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")
@@ -240,11 +240,6 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
             report=dict(config["report"]),
         )
         own = tensors["own"].numpy()
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        told = " ".join(str(error).split())[:200]
-        raise LenscopeError(f"{folder}: is no detector that lenscope saved ({type(error).__name__} {told})") from error
     if not np.allclose(made._outliers(made.reference[:KEPT]), own, rtol=1e-6, atol=1e-9):
         raise LenscopeError(
             f"{folder}: scores come out differently with scikit-learn {sklearn.__version__} than with "

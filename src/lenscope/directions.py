@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lenscope import artifacts, visible
 from lenscope.errors import LenscopeError
 from lenscope.statistics import Estimate, mean, spearman
+from lenscope.untrusted import reading
 
 FORMAT = 1
 STEM = "basis"
@@ -109,18 +109,13 @@ class Basis:
 
 def load_basis(folder: str | os.PathLike[str]) -> Basis:
     """Read what `Basis.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    try:
+    with reading(folder, "is no basis that lenscope saved"):
         config, found = artifacts.read(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         layers = tuple(int(n) for n in config["layers"])
         about = str(config["kind"]), str(config["lens"]), dict(config["model"]), dict(config["provenance"])
         return Basis(found["directions"], found["energies"], found["mean"], found["spread"], layers, *about)
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        told = " ".join(str(error).split())[:200]
-        raise LenscopeError(f"{folder}: is no basis that lenscope saved ({type(error).__name__} {told})") from error
 
 
 @dataclass(frozen=True, eq=False)

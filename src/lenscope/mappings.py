@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lenscope import artifacts, hub
 from lenscope.errors import LenscopeError
 from lenscope.provenance import ROUNDED, head_hash, model_hash, rounded_hash
+from lenscope.untrusted import reading
 
 if TYPE_CHECKING:
     from lenscope.model import LM
@@ -335,7 +335,7 @@ KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRan
 
 def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
     """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    try:
+    with reading(folder, "is no mapping that lenscope saved"):
         config, tensors = artifacts.read(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
@@ -347,11 +347,6 @@ def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
         if not isinstance(config["report"], dict):
             raise LenscopeError(f"{folder}: the report in the config is {config['report']!r}; it must be an object")
         return made(weights, config["source"], config["target"], config["report"])
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        told = " ".join(str(error).split())[:200]
-        raise LenscopeError(f"{folder}: is no mapping that lenscope saved ({type(error).__name__} {told})") from error
 
 
 def _key(pair: Pair) -> str:

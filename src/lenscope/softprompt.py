@@ -13,7 +13,6 @@ from math import ceil
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lenscope import artifacts
@@ -26,6 +25,7 @@ from lenscope.patchscope import Target
 from lenscope.prompts import Encoder
 from lenscope.readout import wide
 from lenscope.states import check_layers
+from lenscope.untrusted import reading
 
 # Pal et al. 2023: the fixed prompts of the authors' code
 FIXED_PROMPTS = (
@@ -89,7 +89,7 @@ class SoftPrompt:
 
 def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
     """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    try:
+    with reading(folder, "is no soft prompt that lenscope saved"):
         config, tensors = artifacts.read(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
@@ -98,11 +98,6 @@ def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
             raise LenscopeError(f"{folder}: its vectors are not finite, or not one for each of {len(ids)} tokens")
         layers = int(config["layer"]), int(config["target_layer"])
         return SoftPrompt(vectors, ids, *layers, dict(config["model"]), dict(config["report"]))
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        told = " ".join(str(error).split())[:200]
-        raise LenscopeError(f"{folder}: is no soft prompt of lenscope ({type(error).__name__} {told})") from error
 
 
 def fit_soft_prompt(

@@ -39,18 +39,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise LenscopeError(f"{path}: the folder {path.parent} does not exist")
         if path.exists() and not path.is_file():
             raise LenscopeError(f"{path}: is no regular file; give another name")
-        _clear(path.parent)
-        making = _Temporary(path.parent)
-        try:
+        with temporary(path.parent) as making:
             yield making.path
-            # Windows renames no open file
-            if _WINDOWS:
-                making.close()
-            making.path.replace(path)
-        finally:
-            making.remove()
+            making.becomes(path)
     except OSError as error:
         raise LenscopeError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def temporary(folder: Path) -> "Iterator[Temporary]":
+    """A new, empty file in a folder, under a name that no other writer has; gone at the end unless it got another."""
+    _clear(folder)
+    making = Temporary(folder)
+    try:
+        yield making
+    finally:
+        making.remove()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -135,7 +139,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-class _Temporary:
+class Temporary:
     """A new file under a name that was not there before; open and locked while it lives, so that nobody clears it."""
 
     def __init__(self, folder: Path) -> None:
@@ -153,11 +157,20 @@ class _Temporary:
             # somebody who clears folders was faster
             self.close()
 
+    def becomes(self, path: Path) -> None:
+        """Give the file its name, in place of what had it."""
+        # Windows renames no open file
+        if _WINDOWS:
+            self.close()
+        self.path.replace(path)
+
     def close(self) -> None:
+        """Let go of the file, which stays."""
         handle, self.handle = self.handle, -1
         _close(handle)
 
     def remove(self) -> None:
+        """Remove the file, if it still has its first name."""
         handle, self.handle = self.handle, -1
         _remove(self.path, handle)
 

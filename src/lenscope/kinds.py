@@ -1,0 +1,70 @@
+"""What lenscope saves: each kind of file and folder, told from outside, and the function that reads it again.
+
+Knows: by which mark a file says what it holds. Does not know: what is in it.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from lenscope.errors import LenscopeError
+from lenscope.untrusted import CONFIG_LIMIT, read_json, visible
+
+CONFIG = "config.json"
+# kind → what it is called, and what reads it
+KINDS = {
+    "trajectory": ("trajectory", "load_results(path)"),
+    "comparison": ("comparison", "load_results(path)"),
+    "grid": ("grid", "load_grid(path)"),
+    "effects": ("table of effects", "load_effects(path)"),
+    "evaluation": ("evaluation", "load_evaluation(path)"),
+    "transfer": ("transfer matrix", "load_evaluation(path)"),
+    "mapping": ("mapping", "load_lens(folder, lm) or load_mapping(folder)"),
+    "tuned-lens": ("lens of the package tuned-lens", "load_lens(folder, lm)"),
+    "basis": ("basis", "load_basis(folder)"),
+    "detector": ("detector", "load_detector(folder, lm)"),
+    "softprompt": ("soft prompt", "load_soft_prompt(folder)"),
+    "checkpoint": ("checkpoint", "fit(lm, …, folder=the folder above it)"),
+    "report": ("report", "any reader of JSON or Parquet"),
+    "influence": ("table of influences", "any reader of JSON"),
+}
+# keys of a Parquet file's metadata
+PARQUET = {"lenscope": "trajectory", "grid": "grid", "effects": "effects", "evaluation": "evaluation"}
+
+
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """The kind of what lenscope saved at a path, told by its marks alone; None for what has none. Never raises."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            config = read_json(path / CONFIG)
+            stem = re.match(r"([a-z]+)(-[0-9a-f]{16})?\.safetensors$", str(config.get("weights", "")))
+            if stem is None and "d_model" in config and "model_type" not in config:
+                return "tuned-lens"
+            # before weights had names of their own
+            named = stem[1] if stem else "mapping" if {"kind", "pairs", "sha256"} <= {*config} else ""
+            return named if named in KINDS else None
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start == b"PAR1":
+            import pyarrow.parquet as pq
+
+            marks = [k.decode("ascii", "replace") for k in pq.read_schema(path).metadata or {}]
+            return next((PARQUET[m] for m in marks if m in PARQUET), "report" if "report" in marks else None)
+        value = read_json(path, CONFIG_LIMIT)
+        kind = (value[0] if isinstance(value, list) else value).get("kind")
+        return "grid" if kind in ("predict", "generate") else kind if kind in KINDS else None
+    except Exception:  # whatever is there, it has no mark of lenscope's
+        return None
+
+
+def refused(path: str | os.PathLike[str], wanted: str, reason: object) -> LenscopeError:
+    """The error of a loader of one kind that cannot read a path: what is there instead, else the reason."""
+    kind = kind_of(path)
+    name = visible(os.fspath(path))
+    noun = KINDS.get(wanted, (wanted, ""))[0]
+    if kind is not None and KINDS[kind][1] != KINDS.get(wanted, ("", ""))[1]:
+        what, loader = KINDS[kind]
+        return LenscopeError(f"{name}: is no {noun} but a {what}, which is read by {loader}")
+    told = str(reason).removeprefix(f"{name}: ")
+    return LenscopeError(f"{name}: is no {noun} that lenscope saved ({told})")

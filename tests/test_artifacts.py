@@ -1,0 +1,151 @@
+"""Folders of config and weights: bit rot is seen, writers do not disturb each other, other folders are named."""
+
+import json
+import threading
+
+import pytest
+import torch
+from handmade import rewritten
+
+from lenscope import artifacts
+from lenscope.errors import LenscopeError
+from lenscope.writing import folder_lock
+
+CONFIG = {"name": "é", "numbers": [1, 2.5, None], "more": {"a": True}}
+
+
+def write(folder, value=0.0, config=CONFIG):
+    artifacts.write(folder, "mapping", config, {"w": torch.full((3, 2), value)})
+    return folder
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_what_is_written_is_read_and_equal_artifacts_are_equal_files(tmp_path):
+    config, tensors = artifacts.read(write(tmp_path / "a"), "mapping")
+    assert {name: config[name] for name in CONFIG} == CONFIG
+    assert tensors["w"].equal(torch.zeros(3, 2))
+    write(tmp_path / "b")
+    assert [(p.name, p.read_bytes()) for p in sorted((tmp_path / "a").iterdir())] == [
+        (p.name, p.read_bytes()) for p in sorted((tmp_path / "b").iterdir())
+    ]
+
+
+def test_every_flipped_bit_of_config_and_weights_is_seen(tmp_path):
+    write(tmp_path)
+    before = artifacts.read(tmp_path, "mapping")[0]
+    for path in list(tmp_path.iterdir()):
+        content = path.read_bytes()
+        for n in range(len(content)):
+            path.write_bytes(content[:n] + bytes([content[n] ^ (1 << n % 8)]) + content[n + 1 :])
+            try:
+                config = artifacts.read(tmp_path, "mapping")[0]
+            except LenscopeError:
+                pass
+            else:
+                # between values, JSON has spaces and line ends
+                assert config == before
+                assert content[n : n + 1].isspace()
+        path.write_bytes(content)
+
+
+def test_a_changed_config_is_seen(tmp_path):
+    write(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "numbers": [1, 2.5, 3]}))
+    with pytest.raises(LenscopeError, match=r"config\.json is damaged or was changed"):
+        artifacts.read(tmp_path, "mapping")
+
+
+def test_weights_of_another_folder_are_not_read(tmp_path):
+    write(tmp_path / "other", 1.0)
+    (weights,) = (tmp_path / "other").glob("*.safetensors")
+    for name in (f"../other/{weights.name}", str(weights), "mapping/../../other/" + weights.name):
+        (tmp_path / "mapping").mkdir(exist_ok=True)
+        folder = rewritten(write(tmp_path / "mine"), lambda about, name=name: about.update(weights=name))
+        digest = json.loads((tmp_path / "other" / "config.json").read_text())["sha256"]
+        about = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**about, "sha256": digest}))
+        with pytest.raises(LenscopeError, match="names no weights"):
+            artifacts.read(folder, "mapping")
+        # nor removed when the folder is written again
+        write(folder)
+        assert weights.exists()
+
+
+def test_equal_weights_stay_where_the_config_cannot_be_written(tmp_path, monkeypatch):
+    write(tmp_path)
+    before = names(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "write_text", full)
+    with pytest.raises(LenscopeError, match="No space left"):
+        write(tmp_path)
+    # other weights, which are of no config, do not stay
+    with pytest.raises(LenscopeError, match="No space left"):
+        write(tmp_path, 1.0)
+    assert names(tmp_path) == before
+    artifacts.read(tmp_path, "mapping")
+
+
+def test_what_killed_writers_left_goes_with_the_next_writing(tmp_path):
+    write(tmp_path)
+    for name in ("mapping-0123456789abcdef.safetensors", ".lenscope-0123.part"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "mapping-mine.safetensors").write_bytes(b"somebody's")
+    write(tmp_path, 1.0)
+    assert [n for n in names(tmp_path) if "0123" in n] == []
+    assert "mapping-mine.safetensors" in names(tmp_path)
+
+
+def test_threads_that_write_one_folder_leave_one_whole_artifact(tmp_path):
+    errors = []
+
+    def writes(value):
+        try:
+            for _ in range(5):
+                write(tmp_path, value, {"value": value})
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=writes, args=(float(n),)) for n in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert errors == []
+    config, tensors = artifacts.read(tmp_path, "mapping")
+    assert float(tensors["w"][0, 0]) == config["value"]
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_folder_that_a_run_writes_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_WAIT", 0.1)
+    told = []
+
+    def tries():
+        try:
+            write(tmp_path)
+        except LenscopeError as error:
+            told.append(str(error))
+
+    with folder_lock(tmp_path):
+        thread = threading.Thread(target=tries)
+        thread.start()
+        thread.join()
+        write(tmp_path, 1.0)
+    assert len(told) == 1
+    assert "another run is writing to it" in told[0]
+
+
+def test_other_folders_are_named(tmp_path):
+    for stem, loader in (("basis", "load_basis"), ("detector", "load_detector"), ("softprompt", "load_soft_prompt")):
+        artifacts.write(tmp_path / stem, stem, {}, {"w": torch.zeros(1)})
+        with pytest.raises(LenscopeError, match=f"is no mapping but a .*, which is read by {loader}"):
+            artifacts.read(tmp_path / stem, "mapping")
+    with pytest.raises(LenscopeError, match="is no basis that lenscope saved"):
+        artifacts.read(tmp_path / "nowhere", "basis")
