@@ -23,6 +23,8 @@ ROOMS = [
         "kinds",
         "visible",
         "textfiles",
+        "inputs",
+        "spelling",
         "statistics",
         "probes",
         "selection",

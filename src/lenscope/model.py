@@ -29,10 +29,11 @@ from lenscope.anatomy import (
 from lenscope.edits import Block, Edit, Running, open_blocks
 from lenscope.errors import LenscopeError
 from lenscope.exclusive import Exclusive
+from lenscope.inputs import count
 from lenscope.prompts import Encoder, Positions, Prompt, pad
 from lenscope.readout import Verified, find_readout, is_stubbed, wide
 from lenscope.regimes import Regimes
-from lenscope.states import HiddenStates, check_layers
+from lenscope.states import HiddenStates, Layers, check_layers
 
 # Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
 TOKENS_PER_RUN = 8192
@@ -141,7 +142,7 @@ class LM:
     def read(
         self,
         prompts: PromptLike | Sequence[PromptLike],
-        layers: Sequence[int] | int | None = None,
+        layers: Layers | None = None,
         positions: Positions | None = None,
     ) -> HiddenStates:
         """Hidden states at `layers` (default: all, 0…n_layers) and `positions` (default: all) of one prompt or several.
@@ -150,8 +151,7 @@ class LM:
         at the highest layer asked for. Raises LenscopeError for layers or positions out of range.
         """
         batched, many = self.prompts(prompts)
-        wanted = (layers,) if isinstance(layers, int) else layers
-        numbers = check_layers(range(self.n_layers + 1) if wanted is None else wanted, self.n_layers, self.name)
+        numbers = check_layers(slice(None) if layers is None else layers, self.n_layers, self.name)
         places = [p.positions(positions) for p in many]
         shape = (len(many), len(numbers), max(map(len, places)), self.hidden_size)
         out = torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -270,8 +270,7 @@ class LM:
         groups of equal length, else without a cache.
         """
         batched, many = self.prompts(prompts)
-        if max_new_tokens < 1:
-            raise LenscopeError(f"max_new_tokens {max_new_tokens}: give at least 1")
+        max_new_tokens = count(max_new_tokens, "max_new_tokens")
         longest = max(map(len, many))
         if self.context is not None and longest + max_new_tokens > self.context:
             raise LenscopeError(
@@ -287,15 +286,12 @@ class LM:
     # -- running
 
     def prompts(self, prompts: Any) -> tuple[bool, list[Prompt]]:
-        """Whether a list of prompts was given, and the prompts; a sequence of integers is one prompt's ids."""
-        if isinstance(prompts, str | Prompt):
-            return False, [self.prompt(prompts)]
-        items = prompts.tolist() if isinstance(prompts, Tensor) else list(prompts)
-        if not items:
-            raise LenscopeError("the prompt is empty: give at least one token")
-        if all(isinstance(i, int) for i in items):
-            return False, [self.prompt(items)]
-        return True, [self.prompt(p) for p in items]
+        """Whether several prompts were given, and the prompts; a list of integers is one prompt's ids.
+
+        A prompt is a text, a list, array or tensor of ids, or what the tokenizer returned; several are a list or column
+        of them, an array or tensor of two dimensions, or an iterator. Raises LenscopeError for anything else.
+        """
+        return self.encoder.prompts(prompts)
 
     def groups(self, prompts: Sequence[Prompt], together: Callable[[int, int], bool]) -> Iterator[list[int]]:
         """Indices of prompts that run together: near in length, and of equal length unless `together` allows more.

@@ -5,18 +5,19 @@ Does not know: models, except for the two numbers a prompt must respect: vocabul
 """
 
 import itertools
-from collections.abc import Sequence
+import operator
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lenscope.errors import LenscopeError
-
-# the letters by which byte-level tokenizers name bytes
-BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+from lenscope.inputs import elements, is_integer, plain, shown, sliced, sound, token_ids
+from lenscope.spelling import Spelling
 
 # one position of a prompt as a person names it
 Position = int | str
@@ -43,37 +44,42 @@ class Prompt:
 
         Raises LenscopeError if it is out of range, or the substring is missing or not unique.
         """
-        if isinstance(at, bool) or not isinstance(at, int | str):
-            raise LenscopeError(f"position {at!r}: give an integer or a substring of the prompt")
-        if isinstance(at, int):
-            if not -len(self) <= at < len(self):
-                valid = f"0–{len(self) - 1} or -{len(self)}–-1" if len(self) > 1 else "0 or -1"
-                raise LenscopeError(f"position {at}: the prompt's positions are {valid}")
-            return at % len(self)
-        return self._after(at)
+        if isinstance(at, str):
+            return self._after(at)
+        if not is_integer(at):
+            raise LenscopeError(f"position {shown(at)}: give an integer or a substring of the prompt")
+        index = operator.index(at)
+        if not -len(self) <= index < len(self):
+            valid = f"0–{len(self) - 1} or -{len(self)}–-1" if len(self) > 1 else "0 or -1"
+            raise LenscopeError(f"position {index}: the prompt's positions are {valid}")
+        return index % len(self)
 
     def positions(self, at: Positions | None = None) -> tuple[int, ...]:
         """Several positions as indices: an int, a substring, a slice, or a list of ints and substrings; None: all."""
         if at is None:
             return tuple(range(len(self)))
         if isinstance(at, slice):
-            found = tuple(range(len(self)))[at]
+            found = sliced(at, len(self), "positions")
             if not found:
                 raise LenscopeError(f"positions {at.start}:{at.stop}: none of the prompt's {len(self)} tokens")
             return found
-        if isinstance(at, int | str):
+        if isinstance(at, str) or is_integer(at) or not isinstance(at, Iterable):
             return (self.position(at),)
-        found = tuple(self.position(one) for one in at)
+        found = tuple(self.position(one) for one in elements(at, "a position, a slice or a list of positions"))
         if not found:
             raise LenscopeError("positions: the list is empty; name at least one")
         return found
 
     def every(self, part: str) -> tuple[int, ...]:
-        """The last token of each occurrence of a substring; LenscopeError if there is none."""
-        starts = [i for i in range(len(self.text)) if part and self.text.startswith(part, i)]
-        if not starts:
-            raise LenscopeError(f"position {part!r}: not in the prompt {_short(self.text)!r}")
-        return tuple(sorted({self._last_token(start, start + len(part)) for start in starts}))
+        """The last token of each occurrence of a substring; LenscopeError if there is none.
+
+        Where the prompt does not have it as it is written, accented letters may be composed or not.
+        """
+        for form in dict.fromkeys((part, *(unicodedata.normalize(kind, part) for kind in ("NFC", "NFD")))):
+            starts = [i for i in range(len(self.text)) if form and self.text.startswith(form, i)]
+            if starts:
+                return tuple(sorted({self._last_token(start, start + len(form)) for start in starts}))
+        raise LenscopeError(f"position {part!r}: not in the prompt {_short(self.text)!r}")
 
     def _after(self, part: str) -> int:
         """The last token of a substring that occurs exactly once."""
@@ -94,7 +100,7 @@ class Prompt:
 
 
 class Encoder:
-    """A tokenizer as lenscope uses it: text, ids or chat turns → `Prompt`, ids → text.
+    """A tokenizer as lenscope uses it: text, ids or chat turns → `Prompt`, ids → text, text that follows other → ids.
 
     `vocab_size` and `context` are the model's; `tokenizer` may be None, then prompts are given as ids.
     """
@@ -104,88 +110,150 @@ class Encoder:
         self.vocab_size = vocab_size
         self.context = context
         self.name = name
-        self._anchor = self._find_anchor()
+        self.spelling = None if tokenizer is None else Spelling(tokenizer)
 
-    def prompt(self, source: "str | Sequence[int] | Prompt") -> Prompt:
-        """Tokenize text as the tokenizer does by default (with its BOS token if it adds one), or wrap ids."""
+    def prompt(self, source: Any) -> Prompt:
+        """Tokenize text as the tokenizer does by default (with its BOS token if it adds one), or wrap ids.
+
+        Ids are a list, an array or tensor of one dimension (or one row), or what the tokenizer returned, of which the
+        ids that its mask shows are taken. Bytes are UTF-8 text. Raises LenscopeError for anything else.
+        """
         if isinstance(source, Prompt):
             return source
+        source = plain(source)
         if isinstance(source, str):
             return self._encode(source, special=True)
-        ids = tuple(int(i) for i in source)
+        found = elements(source, "a text or a list of token ids")
+        if len(found) == 1 and not is_integer(found[0]) and not isinstance(found[0], str):
+            found = elements(found[0], "token ids")
+        ids = token_ids(found)
         tokens = tuple(self.tokens(ids))
-        spans, at = [], 0
-        for token in tokens:
-            spans.append((at, at + len(token)))
-            at += len(token)
-        return self._checked(Prompt("".join(tokens), ids, tokens, tuple(spans)))
+        ends = list(itertools.accumulate(map(len, tokens), initial=0))
+        return self._checked(Prompt("".join(tokens), ids, tokens, tuple(itertools.pairwise(ends))))
 
-    def chat(self, turns: str | Sequence[dict[str, str]]) -> Prompt:
-        """A prompt in the model's chat template, up to where the assistant speaks; a plain string is one user turn."""
+    def prompts(self, given: Any) -> tuple[bool, list[Prompt]]:
+        """Whether several prompts were given, and the prompts. A list of integers is one prompt's ids."""
+        if isinstance(given, Prompt):
+            return False, [given]
+        given = plain(given)
+        if isinstance(given, str):
+            return False, [self.prompt(given)]
+        items = elements(given, "a text, a list of token ids, or a list of these")
+        if not items:
+            raise LenscopeError("the prompt is empty: give at least one token")
+        if any(map(is_integer, items)):
+            return False, [self.prompt(items)]
+        return True, [self.prompt(item) for item in items]
+
+    def chat(self, turns: str | Sequence[Mapping[str, str]]) -> Prompt:
+        """A prompt in the model's chat template, up to where the assistant speaks; a plain string is one user turn.
+
+        Raises LenscopeError without a template, and for turns that the template does not take.
+        """
         if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
             raise LenscopeError(f"{self.name} has no chat template: give the prompt as plain text")
+        turns = plain(turns)
         if isinstance(turns, str):
             if not turns:
                 raise LenscopeError("the prompt is empty: give at least one token")
             turns = [{"role": "user", "content": turns}]
-        text = self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+        said = [turns] if isinstance(turns, Mapping) else elements(turns, "a text or a list of turns")
+        if not said or not all(isinstance(turn, Mapping) and "role" in turn and "content" in turn for turn in said):
+            raise LenscopeError(f"{shown(turns)}: give a text, or a list of turns with role and content")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(turn) for turn in said], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of its own, and may refuse in any way
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise LenscopeError(f"{self.name}: its chat template does not take these turns ({reason})") from error
+        if not isinstance(text, str):
+            raise LenscopeError(f"{self.name}: its chat template gives {shown(text)}, no text")
         return self._encode(text, special=False)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Each id as text, leading space kept; bytes that are no whole character as <F0>."""
-        if self.tokenizer is None:
-            return [f"<{i}>" for i in ids]
-        # Decoded behind an anchor: many tokenizers drop the space of a first token.
-        known = len(self.tokenizer)
-        pairs = [[*self._anchor, i] if i < known else self._anchor for i in ids]
-        texts = self.tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False) if pairs else []
-        skip = len(self.tokenizer.decode(self._anchor, clean_up_tokenization_spaces=False))
-        found = [text[skip:] for text in texts]
-        for n, (i, text) in enumerate(zip(ids, found, strict=True)):
-            if "�" in text or not text:
-                found[n] = _bytes(str(self.tokenizer.convert_ids_to_tokens(int(i)))) if i < known else f"<{i}>"
-        return found
+        """Each id as text as it follows other text, leading space kept; bytes that are no whole character as <F0>."""
+        return [f"<{i}>" for i in ids] if self.spelling is None else self.spelling.tokens(ids)
 
-    def token_id(self, token: str | int) -> int:
-        """The id of a token given as text (exactly one token, leading space included) or as id."""
-        if isinstance(token, int):
+    def token_id(self, token: Any) -> int:
+        """The id of a token given as the text that `tokens` shows for it (leading space included), or as id.
+
+        A text is taken as it follows other text. Raises LenscopeError where it is not exactly one token.
+        """
+        token = plain(token)
+        if is_integer(token):
+            token = operator.index(token)
             if not 0 <= token < self.vocab_size:
                 raise LenscopeError(f"token {token}: {self.name} has token ids 0–{self.vocab_size - 1}")
             return token
-        if self.tokenizer is None:
+        if not isinstance(token, str):
+            raise LenscopeError(f"token {shown(token)}: give a token's text or its id")
+        if self.spelling is None:
             raise LenscopeError(f"token {token!r}: {self.name} was loaded without a tokenizer; give the id")
-        ids = self.ids(token)
-        if len(ids) != 1:
-            pieces = ", ".join(repr(t) for t in self.tokens(ids)) or "none"
-            raise LenscopeError(f"token {token!r}: is {len(ids)} tokens ({pieces}); give one of them, or an id")
-        return ids[0]
+        ids = self.spelling.behind(token)
+        if len(ids) == 1 and self.tokens(ids) == [token]:
+            return ids[0]
+        if token in self._by_text:
+            return self._by_text[token]
+        if len(ids) == 1:
+            return ids[0]
+        pieces = ", ".join(repr(t) for t in self.tokens(ids)) or "none"
+        spaced = "" if token[:1] == " " or f" {token}" not in self._by_text else f" {token!r} with a space before it,"
+        raise LenscopeError(f"token {token!r}: is {len(ids)} tokens ({pieces}); give one of them,{spaced} or an id")
+
+    def answer_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of each answer as it follows a prompt, spaces included; see `Spelling.after`.
+
+        Raises LenscopeError for an answer that is no text, or that the tokenizer drops.
+        """
+        spelling = self._spelled("answers")
+        bad = next((answer for answer in answers if not isinstance(answer, str)), None)
+        if bad is not None:
+            raise LenscopeError(f"answer {shown(bad)}: give a text")
+        bare = self.tokenizer.decode(prompt.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        found = spelling.after(prompt.ids, [prompt.text, bare], answers)
+        empty = next((answer for answer, ids in zip(answers, found, strict=True) if not ids), None)
+        if empty is not None:
+            raise LenscopeError(f"answer {empty!r}: is no token of {self.name}")
+        return found
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text alone, as a prompt would begin with it, without special tokens."""
+        return self._spelled("token ids").ids(text)
+
+    def ids_behind(self, text: str) -> tuple[int, ...]:
+        """The ids of a text as it follows other text."""
+        return self._spelled("token ids").behind(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The ids as one text, special tokens included."""
-        if self.tokenizer is None:
-            return "".join(self.tokens(ids))
-        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return "".join(self.tokens(ids)) if self.spelling is None else self.spelling.decode(ids)
+
+    @cached_property
+    def _by_text(self) -> dict[str, int]:
+        """What `tokens` shows of each id, of several with the same text the lowest."""
+        every = range(self.vocab_size)
+        return dict(zip(reversed(self.tokens(every)), reversed(every), strict=True))
+
+    def _spelled(self, instead: str) -> Spelling:
+        if self.spelling is None:
+            raise LenscopeError(f"{self.name} was loaded without a tokenizer: give {instead} as token ids")
+        return self.spelling
 
     def _encode(self, text: str, special: bool) -> Prompt:
         if not text:
             raise LenscopeError("the prompt is empty: give at least one token")
-        if self.tokenizer is None:
+        if self.spelling is None:
             raise LenscopeError(f"{self.name} was loaded without a tokenizer: give prompts as lists of token ids")
+        text = sound(text)
         # a prompt too long is told off by lenscope, in one line, so the tokenizer need not warn as well
         if self.tokenizer.is_fast:
             encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
             ids, spans = encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
         else:
             ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-            spans = self._spans_by_decoding(ids)
+            spans = self.spelling.spans(text, ids)
         return self._checked(Prompt(text, tuple(ids), tuple(self.tokens(ids)), tuple(spans)))
-
-    def _spans_by_decoding(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """For tokenizers that keep no offsets: each token ends where the decoded prefix ends."""
-        ends = [0]
-        for n in range(1, len(ids) + 1):
-            ends.append(len(self.tokenizer.decode(ids[:n], skip_special_tokens=True)))
-        return list(itertools.pairwise(ends))
 
     def _checked(self, prompt: Prompt) -> Prompt:
         if not prompt.ids:
@@ -200,15 +268,6 @@ class Encoder:
                 f"token {bad[0]}: {self.name} has token ids 0–{self.vocab_size - 1}; is this another model's tokenizer?"
             )
         return prompt
-
-    def ids(self, text: str) -> list[int]:
-        """The ids of a text alone, without special tokens."""
-        if self.tokenizer is None:
-            raise LenscopeError(f"{self.name} was loaded without a tokenizer: give token ids")
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def _find_anchor(self) -> list[int]:
-        return self.ids("a") if self.tokenizer is not None else []
 
 
 @dataclass(frozen=True)
@@ -242,13 +301,6 @@ def pad(prompts: Sequence[Prompt], side: str, device: torch.device) -> Batch:
         ids[row, start : start + len(prompt)] = torch.tensor(prompt.ids)
         mask[row, start : start + len(prompt)] = 1
     return Batch(ids.to(device), mask.to(device), before, tuple(len(p) for p in prompts))
-
-
-def _bytes(token: str) -> str:
-    """A byte-level token's name, one letter per byte, with the bytes that are no letters as <F0>; others unchanged."""
-    if not all(c in BYTES for c in token):
-        return token
-    return "".join(chr(BYTES[c]) if 32 <= BYTES[c] < 127 else f"<{BYTES[c]:02X}>" for c in token)
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -4,6 +4,7 @@ Knows: which layer, position and prompt each vector came from.
 Does not know: models, or what the vectors mean.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.inputs import elements, is_integer, shown, sliced
 from lenscope.prompts import Positions, Prompt
+
+# layers as a person names them
+Layers = int | slice | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +42,7 @@ class HiddenStates:
     model: str
     last: Tensor | None = None
 
-    def __getitem__(self, key: "tuple[int | slice | Sequence[int], Positions]") -> Tensor:
+    def __getitem__(self, key: tuple[Layers, Positions]) -> Tensor:
         if not isinstance(key, tuple) or len(key) != 2:
             raise LenscopeError("index hidden states with [layer, position]")
         layer, position = key
@@ -48,9 +53,9 @@ class HiddenStates:
             raise LenscopeError(f"positions {position!r}: {counts} of them in the prompts; split() reads each alone")
         rows = torch.arange(len(self.prompts))[:, None, None]
         picked = self.tensor[rows, torch.tensor(layers)[None, :, None], torch.tensor(columns)[:, None, :]]
-        if isinstance(position, int | str):
+        if isinstance(position, str) or is_integer(position):
             picked = picked[:, :, 0]
-        if isinstance(layer, int):
+        if is_integer(layer):
             picked = picked[:, 0]
         return picked if self.batched else picked[0]
 
@@ -70,11 +75,15 @@ class HiddenStates:
             for b, prompt in enumerate(self.prompts)
         ]
 
-    def _layers(self, layer: int | slice | Sequence[int]) -> tuple[int, ...]:
+    def _layers(self, layer: Layers) -> tuple[int, ...]:
         if isinstance(layer, slice):
-            everything = range(self.n_layers + 1)[layer]
-            return tuple(n for n in everything if n in self.layers)
-        wanted = check_layers((layer,) if isinstance(layer, int) else layer, self.n_layers, self.model)
+            found = tuple(n for n in sliced(layer, self.n_layers + 1, "layers") if n in self.layers)
+            if not found:
+                raise LenscopeError(
+                    f"layers {layer.start}:{layer.stop}: none of the layers {self.layers} that were read"
+                )
+            return found
+        wanted = check_layers(layer, self.n_layers, self.model)
         missing = [n for n in wanted if n not in self.layers]
         if missing:
             have = ", ".join(map(str, self.layers))
@@ -94,16 +103,23 @@ class HiddenStates:
         return [have.index(p) for p in wanted]
 
 
-def check_layers(layers: Sequence[int], n_layers: int, model: str) -> tuple[int, ...]:
-    """Layer numbers 0…n_layers (negative ones from the end) as given, resolved; LenscopeError if out of range."""
+def check_layers(layers: Layers, n_layers: int, model: str) -> tuple[int, ...]:
+    """Layer numbers 0…n_layers (negative ones from the end) of an int, a slice or a list, in the order given.
+
+    Raises LenscopeError for layers out of range, none at all, and what is no integer.
+    """
+    if isinstance(layers, slice):
+        found = list(sliced(layers, n_layers + 1, "layers"))
+        if not found:
+            raise LenscopeError(f"layers {layers.start}:{layers.stop}: {model} has layers 0–{n_layers}; none of them")
+        return tuple(found)
+    valid = f"{model} has layers 0–{n_layers} (0 is the input of the first block, {n_layers} the last block's output)"
     found = []
-    for layer in layers:
-        if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers - 1 <= layer <= n_layers:
-            raise LenscopeError(
-                f"layer {layer}: {model} has layers 0–{n_layers} (0 is the input of the first block, {n_layers} the "
-                "last block's output)"
-            )
-        found.append(layer % (n_layers + 1))
+    for layer in [layers] if is_integer(layers) else elements(layers, "a layer, a slice or a list of layers"):
+        number = operator.index(layer) if is_integer(layer) else None
+        if number is None or not -n_layers - 1 <= number <= n_layers:
+            raise LenscopeError(f"layer {shown(layer) if number is None else number}: {valid}")
+        found.append(number % (n_layers + 1))
     if not found:
         raise LenscopeError("layers: the list is empty; name at least one")
     return tuple(found)

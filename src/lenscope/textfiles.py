@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lenscope.errors import LenscopeError
+from lenscope.untrusted import reading, reason, visible
 
 # Characters that one line may have, so that a small compressed file does not fill the memory.
 LONGEST = 1 << 26
@@ -77,8 +78,7 @@ def parse(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise LenscopeError(f"{where}: is not JSON ({reason})") from error
+        raise LenscopeError(f"{where}: is not JSON ({reason(error)})") from error
 
 
 def table(file: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -210,15 +210,11 @@ class _Lines:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except LenscopeError:
-        raise
-    except UnicodeError as error:
-        byte = f" (byte {error.object[error.start]:#04x})" if isinstance(error, UnicodeDecodeError) else ""
-        raise LenscopeError(
-            f"{name}: is not {getattr(error, 'encoding', 'UTF-8').upper()}{byte}; convert it"
-        ) from error
-    except Exception as error:
-        reason = " ".join(str(getattr(error, "strerror", "") or error).split())[:150] or type(error).__name__
-        raise LenscopeError(f"{name}: cannot be read as text ({reason})") from error
+    with reading(name, "cannot be read as text"):
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise LenscopeError(
+                f"{visible(name)}: is not {error.encoding.upper()} (byte {byte:#04x}); convert it"
+            ) from error

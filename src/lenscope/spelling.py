@@ -1,0 +1,163 @@
+"""How a tokenizer's tokens read within a text, and which tokens a text is made of where it follows other text.
+
+Knows: tokenizers that put a space before a text, drop one, join words, name bytes, have gaps in their vocabulary.
+Does not know: prompts, models.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from lenscope.inputs import sound
+
+# the letters by which byte-level tokenizers name bytes
+BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+# texts that most tokenizers keep apart from what comes behind one or the other of them
+ANCHORS = ("a", "\n", ".", "0", "A", "%")
+# tokens that are looked through, and anchors that are enough, where the vocabulary has none of these
+SEARCHED, ENOUGH = 4096, 4
+# what stands for bytes that are no whole character
+BROKEN = "\ufffd"
+
+
+class Spelling:
+    """The tokens of one tokenizer as text, and texts as its tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text alone, without special tokens around it."""
+        return list(self.tokenizer(sound(text), add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as one text, special tokens included."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Each id as text as it follows other text, leading space kept; bytes that are no whole character as <F0>."""
+        names = self._names(ids)
+        anchor, skip = self._shown
+        # behind an anchor, since many tokenizers drop the space of a first token
+        behind = [anchor if name is None else [*anchor, i] for i, name in zip(ids, names, strict=True)]
+        texts = self.tokenizer.batch_decode(behind, clean_up_tokenization_spaces=False) if behind else []
+        found = []
+        for i, name, text in zip(ids, names, texts, strict=True):
+            token = text[skip:]
+            if BROKEN in token or not token:
+                token = f"<{i}>" if name is None else _bytes(name)
+            found.append(token)
+        return found
+
+    def behind(self, text: str) -> tuple[int, ...]:
+        """The ids of a text where it follows other text: of the two together, without the first one's."""
+        first: tuple[int, ...] | None = None
+        for before, ids in self.anchors:
+            whole = self.ids(before + text)
+            if whole[: len(ids)] == ids:
+                found = tuple(whole[len(ids) :])
+                if found and self.decode(whole) == self.decode(ids) + text:
+                    return found
+                first = first or found
+        return tuple(self.ids(text)) if first is None else first
+
+    def after(self, ids: Sequence[int], texts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of each answer after a prompt of `ids`, of which `texts` are readings.
+
+        They are those that the prompt's text and the answer have together, without the prompt's. Where the two would
+        be joined to other tokens than the prompt's, or the prompt's ids are none that the tokenizer makes of a text,
+        the answer is `behind` other text: the prompt's ids stay as they are, and what follows them reads as the answer.
+        """
+        readings = ((text, self.ids(text)) for text in dict.fromkeys(texts) if text)
+        prompt = tuple(ids)
+        before, known = next(((t, i) for t, i in readings if i and prompt[-len(i) :] == tuple(i)), ("", []))
+        found = []
+        for answer in answers:
+            whole = self.ids(before + answer) if known else []
+            joined = known and whole[: len(known)] == known
+            found.append((tuple(whole[len(known) :]) if joined else ()) or self.behind(answer))
+        return found
+
+    def spans(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Where each token lies in the text it was made of, for tokenizers that do not say; empty where it does not.
+
+        Tokens are found one after the other; those that cannot be, as parts of a character, lie between their
+        neighbours.
+        """
+        special = set(self.tokenizer.all_special_ids)
+        found: list[tuple[int, int] | None] = []
+        at = 0
+        for i, token in zip(ids, self.tokens(ids), strict=True):
+            piece = token.strip() or token
+            lost = bool(found) and found[-1] is None
+            start = _find(text, piece, at)
+            if start < 0 or not (lost or not text[at:start].strip()):
+                found.append((at, at) if i in special else None)
+                continue
+            found.append((start, start + len(piece)))
+            at = start + len(piece)
+        places: list[tuple[int, int]] = []
+        for known, group in itertools.groupby(enumerate(found), lambda item: item[1] is not None):
+            some = list(group)
+            if known:
+                places += [span for _, span in some if span is not None]
+                continue
+            start = places[-1][1] if places else 0
+            after = found[some[-1][0] + 1 :]
+            stop = after[0][0] if after and after[0] is not None else len(text)
+            inside = text[start:stop]
+            places += [(start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip()))] * len(some)
+        return places
+
+    @cached_property
+    def anchors(self) -> list[tuple[str, list[int]]]:
+        """Texts that tokens can be read and found behind, with their ids: none special, none unknown."""
+        special = {*self.tokenizer.all_special_ids, self.tokenizer.unk_token_id}
+        found = []
+        for text in ANCHORS:
+            ids = self.ids(text)
+            if ids and special.isdisjoint(ids):
+                found.append((text, ids))
+        return found or list(itertools.islice(self._alphabet(special), ENOUGH))
+
+    def _alphabet(self, special: set[int]) -> Iterator[tuple[str, list[int]]]:
+        for i in sorted({*self.tokenizer.get_vocab().values()} - special)[:SEARCHED]:
+            text = self.decode([i]).strip()
+            if text and BROKEN not in text and self.ids(text) == [i]:
+                yield text, [i]
+
+    @cached_property
+    def _shown(self) -> tuple[list[int], int]:
+        """Ids that tokens are decoded behind, and how many characters of the text are theirs."""
+        for _, ids in self.anchors:
+            text = self.decode(ids)
+            if text and BROKEN not in text and self.decode([*ids, *ids]).startswith(text):
+                return ids, len(text)
+        return [], 0
+
+    @cached_property
+    def _vocabulary(self) -> dict[int, str]:
+        return {i: name for name, i in self.tokenizer.get_vocab().items()}
+
+    def _names(self, ids: Sequence[int]) -> list[str | None]:
+        """What the vocabulary calls each id, None where it has none."""
+        if not self.tokenizer.is_fast:
+            return [self._vocabulary.get(i) for i in ids]
+        return list(self.tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def _find(text: str, piece: str, at: int) -> int:
+    """Where a piece is next in a text, whatever its case where that keeps the text's length."""
+    start = text.find(piece, at)
+    lower = text.lower()
+    return start if start >= 0 or len(lower) != len(text) else lower.find(piece.lower(), at)
+
+
+def _bytes(token: str) -> str:
+    """A byte-level token's name, one letter per byte, with the bytes that are no letters as <F0>; others unchanged."""
+    if not all(c in BYTES for c in token):
+        return token
+    return "".join(chr(BYTES[c]) if 32 <= BYTES[c] < 127 else f"<{BYTES[c]:02X}>" for c in token)
