@@ -512,7 +512,7 @@ def test_fit_and_score_on_the_command_line(call, model, tmp_path, monkeypatch):
         ((*asked, "0.1"), "has a config.json already"),
         (("score", folder, "-m", model), "no prompt"),
         (("score", "nowhere", "x", "-m", model), "no such folder"),
-        (("score", folder, "-f", "nowhere", "-m", model), "cannot be read"),
+        (("score", folder, "-f", "nowhere", "-m", model), "no such file"),
         (("score", folder, "-f", str(tmp_path / "p.jsonl"), "-m", model), "line 1: is no JSON object"),
         (("score", folder, "x" * 200, "-m", model), "reads at most 64"),
         (("fit", "-d", str(tmp_path / "p.txt"), "-o", "x", "--choice", "yes", "-m", model), "at least two"),

@@ -122,6 +122,9 @@ class Effects:
         Places that do not fit are left out from the start of the prompt, and the caption says so.
         """
         values = self.cells(measure, run)
+        return tables.fitted(lambda room: self._table(measure, values, run, room), width)
+
+    def _table(self, measure: str, values: np.ndarray, run: int, width: int | None) -> Table:
         mine = self.runs[run]
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -149,7 +152,7 @@ class Effects:
         note += "; *: marked" if mine.marked else ""
         if shown.start:
             note += f"; the first {shown.start} places do not fit: choose with positions, or a wider terminal"
-        made.caption = Text(note, style="dim", justify="left")
+        made.caption = Text("\n".join(map(visible.plain, note.split("\n"))), style="dim", justify="left")
         return made
 
     def to_json(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from lenscope import tables, visible
 from lenscope.errors import LenscopeError
 from lenscope.results import FORMAT, check_measure, listed
 from lenscope.writing import whole_file, write_text
@@ -90,6 +91,9 @@ class Evaluation:
         names = [measures] if isinstance(measures, str) else list(measures)
         for name in names:
             check_measure(name, MEASURES)
+        return tables.fitted(lambda room: self._table(names, room), width)
+
+    def _table(self, names: list[str], width: int | None) -> Table:
         room = (width or 10**4) - 7
         bounds = len(names) == 1 and room >= len(self.lenses) * WITH_INTERVAL
         fits = max(1, room // (len(self.lenses) * VALUE))
@@ -99,7 +103,7 @@ class Evaluation:
         size = (WITH_INTERVAL if bounds else VALUE) - 1
         for lens in self.lenses:
             for name in shown:
-                heading = Text(f"{lens}\n{SHORT.get(name, name)}", overflow="fold")
+                heading = Text(f"{visible.plain(lens)}\n{SHORT.get(name, name)}", overflow="fold")
                 table.add_column(heading, justify="right", width=size, vertical="bottom")
         for n, layer in enumerate(self.layers):
             cells = [
@@ -130,7 +134,11 @@ class Evaluation:
     def _caption(self, shown: Sequence[str], hidden: Sequence[str], whole: bool) -> str:
         text = "; ".join(f"{SHORT.get(name, name)}: {MEASURES[name]}" for name in shown)
         text += f"; {self.tokens:,} tokens in {self.rows:,} rows, {self.units:,} units resampled"
-        text += f"; bold: differs from {self.baseline} (95 %)" if self.baseline and len(self.lenses) > 1 else ""
+        text += (
+            f"; bold: differs from {visible.plain(self.baseline)} (95 %)"
+            if self.baseline and len(self.lenses) > 1
+            else ""
+        )
         text += f"; {', '.join(hidden)} do not fit: a wider terminal, or fewer measures" if hidden else ""
         return text + ("" if whole else "; intervals do not fit")
 
@@ -226,6 +234,9 @@ class Transfer:
     def table(self, measure: str = "cross_entropy", *, width: int | None = None) -> Table:
         """The penalties for a terminal: a line per translator, a column per layer tested; fits `width` if given."""
         values = self.penalty(measure)
+        return tables.fitted(lambda room: self._table(measure, values, room), width)
+
+    def _table(self, measure: str, values: np.ndarray, width: int | None) -> Table:
         step = max(1, -(-len(self.layers) // max(1, ((width or 10**4) - 8) // 7)))
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         table.add_column("trained", justify="right", no_wrap=True)

@@ -18,20 +18,27 @@ if TYPE_CHECKING:
 
 # The narrowest cell that can show a token; below it a heat map is colours alone.
 NARROW = 4
+# columns of an answer above its numbers, and how the measures of answers begin that tell how probable they are
+ANSWERED, ANSWER = 12, "log_prob:"
 
 
 def table(grid: "Grid", measure: str, width: int | None) -> Table:
-    """A heat map where one target's cells are every source at several layers, else a line per cell."""
+    """A heat map where one target's cells are every source at several layers, else a line per cell.
+
+    `measure` colours the cells; "" is the first answer's log-probability where the grid has answers, else the
+    probability of the top or first token.
+    """
     if not len(grid):
         raise LenscopeError("the grid has no cells to show")
-    measure = measure or "max_probability"
+    answers = [name for name in grid.measures if name.startswith(ANSWER)]
+    measure = measure or (answers[0] if answers else "max_probability")
     values = grid.column(measure)
     if values.dtype == object or values.ndim > 1:
         raise LenscopeError(f"measure {measure!r}: give one of {', '.join(grid.measures)}")
     full = len(grid.targets) == 1 and len(grid.layers) > 1 and len(grid.sources) > 1
     if full and len(grid) == len(np.unique(grid.source)) * len(grid.layers):
         return _heat(grid, measure, width)
-    return _lines(grid, measure, width)
+    return _lines(grid, measure, answers, width)
 
 
 def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
@@ -56,19 +63,21 @@ def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
     for row in reversed(range(len(names))):
         cells = []
         for n in shown:
-            text = "  " if bare else visible.token(_first(texts[row, n]), size)
+            # tenths of the way from the least to the surest, which is all there is where no colours are
+            text = _tenth(shade[row, n]) if bare else visible.token(_first(texts[row, n]), size)
             cells.append(Text(text.ljust(2), style=tables.style(shade[row, n])))
         made.add_row(Text(names[row] + " ", style="dim"), *cells)
     note = "rows: source layer, columns: target layer" if grid.sources[0].layer >= 0 else "columns: target layer"
+    if bare:
+        note += "; digits: tenths of the way from the least sure (0) to the surest (9)"
     if step > 1:
         note += f"; every {step}th column fits: a wider terminal shows more"
-    made.caption = tables.caption(measure, values, 0, grid.unit(measure), note)
+    made.caption = tables.caption(measure, values, 0, _unit(grid, measure), note)
     return made
 
 
-def _lines(grid: "Grid", measure: str, width: int | None) -> Table:
-    """One line per cell: source, target layer, what was said, the measure."""
-    shade = tables.shades(grid.column(measure)[None], measure)[0]
+def _lines(grid: "Grid", measure: str, answers: list[str], width: int | None) -> Table:
+    """One line per cell: source, target layer, the measure, each answer's log-probability, what was said."""
     several = len({(s.text, s.position) for s in grid.sources}) > 1
     same = all(c.source.layer == c.layer for c in grid)
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -77,19 +86,50 @@ def _lines(grid: "Grid", measure: str, width: int | None) -> Table:
     if len(grid.targets) > 1:
         made.add_column("target", no_wrap=True, max_width=24)
     made.add_column("layer" if same else "source → target", justify="right", no_wrap=True)
-    made.add_column("", width=5, justify="right", no_wrap=True)
+    numbers = [measure, *(name for name in answers if name != measure)]
+    shade = {name: tables.shades(grid.column(name)[None], name)[0] for name in numbers}
+    for name in numbers:
+        made.add_column(Text(_heading(grid, name)), justify="right", no_wrap=True)
     made.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
     for n, cell in enumerate(grid):
         address = str(cell.layer) if same else f"{_name(grid, int(grid.source[n]))} → {cell.layer}"
-        number = tables.figure(float(grid.column(measure)[n]), measure)
-        row = [Text(address, style="dim"), Text(number, style=tables.style(shade[n])), Text(_said(grid, n))]
+        row = [Text(address, style="dim")]
+        row += [Text(_number(float(grid.column(m)[n]), m), style=tables.style(shade[m][n])) for m in numbers]
+        row.append(Text(_said(grid, n)))
         if len(grid.targets) > 1:
             row.insert(0, Text(visible.token(cell.target.text[-24:])))
         if several:
             row.insert(0, Text(visible.token(cell.source.token or cell.source.label)))
         made.add_row(*row)
-    made.caption = tables.caption(measure, grid.column(measure), 0, grid.unit(measure), "")
+    note = "in brackets the probability of the answer" if any(m.startswith(ANSWER) for m in numbers) else ""
+    if grid.kind == "generate" and measure == "max_probability":
+        note = "it says nothing of the others, nor how true the text is"
+    made.caption = tables.caption(measure, grid.column(measure), 0, _unit(grid, measure), note)
     return made
+
+
+def _heading(grid: "Grid", measure: str) -> str:
+    """What stands above a column of numbers."""
+    kind, _, answer = measure.partition(":")
+    if answer:
+        return f"{'ln p' if kind == 'log_prob' else kind} {visible.token(answer, ANSWERED)}"
+    if measure == "max_probability":
+        return "p(1st)" if grid.kind == "generate" else "p(top)"
+    return measure
+
+
+def _number(value: float, measure: str) -> str:
+    """A measure's value; an answer's with its probability."""
+    if not measure.startswith(ANSWER) or not np.isfinite(value):
+        return tables.figure(value, measure)
+    p = float(np.exp(value))
+    return f"{value:.2f} ({f'{100 * p:.0f}%' if p >= 0.01 else f'{p:.0e}'})"
+
+
+def _unit(grid: "Grid", measure: str) -> str:
+    if grid.kind == "generate" and measure == "max_probability":
+        return "probability of the first token that was written, 0–1"
+    return grid.unit(measure)
 
 
 def _said(grid: "Grid", n: int) -> str:
@@ -109,3 +149,7 @@ def _first(text: str) -> str:
     """The first word with a letter or digit in it, else the text itself."""
     words = [w for w in text.split() if any(c.isalnum() for c in w)]
     return words[0] if words else text
+
+
+def _tenth(shade: float) -> str:
+    return "  " if np.isnan(shade) else f"{min(9, int(10 * shade))} "

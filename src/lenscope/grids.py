@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from lenscope import griddraw
+from lenscope import griddraw, tables
 from lenscope.errors import LenscopeError
 from lenscope.results import FORMAT, listed
 from lenscope.writing import whole_file, write_text
@@ -161,7 +161,7 @@ class Grid:
 
     def table(self, measure: str = "", *, width: int | None = None) -> Table:
         """For a terminal: a heat map where the cells are a full grid, else one line per cell."""
-        return griddraw.table(self, measure, width)
+        return tables.fitted(lambda room: griddraw.table(self, measure, room), width)
 
     def to_json(self) -> dict[str, Any]:
         """The grid as JSON values."""

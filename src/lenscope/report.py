@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
+from lenscope import tables, visible
 from lenscope.errors import LenscopeError
 from lenscope.plots import Figure
 from lenscope.statistics import Estimate
@@ -52,7 +53,9 @@ class Report:
         """
         if name not in self.tables:
             raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables)}")
-        rows = self.tables[name]
+        return tables.fitted(lambda room: self._table(self.tables[name], room), width)
+
+    def _table(self, rows: Rows, width: int | None) -> Table:
         cells = [[shown(v) for v in row.values()] for row in rows]
         brief = [[shown(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
         names = list(rows[0]) if rows else []
@@ -60,7 +63,9 @@ class Report:
         made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=None)
         for column in names:
             plain = isinstance(rows[0][column], str)
-            made.add_column(Text(column), justify="left" if plain else "right", overflow="fold", vertical="bottom")
+            made.add_column(
+                Text(visible.plain(column)), justify="left" if plain else "right", overflow="fold", vertical="bottom"
+            )
         for line in brief if cut else cells:
             made.add_row(*map(Text, line))
         if cut:
@@ -69,25 +74,29 @@ class Report:
 
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files beside it."""
-        parts = [f"# {self.experiment}: {self.model}", f"**The paper.** {self.claim}", f"**Here.** {self.reading}"]
+        parts = [
+            f"# {self.experiment}: {visible.plain(self.model)}",
+            f"**The paper.** {self.claim}",
+            f"**Here.** {visible.plain(self.reading)}",
+        ]
         for figure in self.figures:
             parts.append(f"![{figure.name}]({figure.name}.png)")
         for name, rows in self.tables.items():
             parts.append(f"## {name}\n\n{_pipes(rows)}")
-        told = "\n".join(f"- {key}: {value}" for key, value in self.settings.items())
+        told = "\n".join(f"- {key}: {visible.plain(value)}" for key, value in self.settings.items())
         parts.append(f"## Settings\n\n{told}\n\nValues in brackets are 95 % bootstrap intervals.")
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """The report without its figures as JSON values; NaN as None, an Estimate as [value, low, high]."""
-        tables = {name: [{k: _json(v) for k, v in row.items()} for row in rows] for name, rows in self.tables.items()}
+        found = {name: [{k: _json(v) for k, v in row.items()} for row in rows] for name, rows in self.tables.items()}
         return {
             "kind": "report",
             "experiment": self.experiment,
             "model": self.model,
             "claim": self.claim,
             "reading": self.reading,
-            "tables": tables,
+            "tables": found,
             "settings": {k: _json(v) for k, v in self.settings.items()},
             "provenance": self.provenance,
         }
@@ -122,7 +131,7 @@ def shown(value: Any) -> str:
         middle, low, high = (_figure(v) for v in value)
         return middle if low == "–" and high == "–" else f"{middle} [{low}, {high}]"
     if isinstance(value, bool | str) or value is None:
-        return "–" if value is None else str(value)
+        return "–" if value is None else visible.plain(value)
     return f"{value:,}" if isinstance(value, int | np.integer) else _figure(float(value))
 
 
@@ -140,7 +149,11 @@ def _pipes(rows: Rows) -> str:
         return "(no rows)"
     names = list(rows[0])
     sides = ["---" if isinstance(rows[0][n], str) else "---:" for n in names]
-    lines = [names, sides, *([shown(row[n]).replace("|", "\\|").replace("\n", "↵") for n in names] for row in rows)]
+    lines = [
+        list(map(shown, names)),
+        sides,
+        *([shown(row[n]).replace("|", "\\|").replace("\n", "↵") for n in names] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

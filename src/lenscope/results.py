@@ -91,7 +91,7 @@ class Trajectory:
 
     def table(self, measure: str = "max_probability", *, top_k: int = 1, width: int | None = None) -> Table:
         """Layers × positions for a terminal: the top tokens, coloured by a measure; fits `width` columns if given."""
-        return tables.trajectory_table(self, measure, top_k, width)
+        return tables.fitted(lambda room: tables.trajectory_table(self, measure, top_k, room), width)
 
     def to_json(self) -> dict[str, Any]:
         """The trajectory as JSON values: what the web page reads."""
@@ -194,7 +194,7 @@ class Comparison:
 
     def table(self, measure: str = "js", *, width: int | None = None) -> Table:
         """Layers × paired positions for a terminal: both top tokens, coloured by a measure of their distance."""
-        return tables.comparison_table(self, measure, width)
+        return tables.fitted(lambda room: tables.comparison_table(self, measure, room), width)
 
 
 def check_measure(name: str, known: Iterable[str]) -> None:

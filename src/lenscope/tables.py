@@ -4,10 +4,13 @@ Knows: colours, widths, how a token is made visible.
 Does not know: models, files, where the table is printed.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.cells import set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +27,40 @@ NARROW, WIDE, FIGURE = 6, 18, 11
 SCALE = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 # Measures for which a small value means a prediction near its end.
 SMALL_IS_SURE = {"entropy", "kl", "cross_entropy", "rank", "js", "total_variation", "kl_back"}
+
+
+class Fitted(Table):
+    """A table that is laid out when it is shown, by a function of the width in columns (None: whole).
+
+    A terminal gets what fits, a notebook all of it, to scroll through. The caption stands below, over the whole width:
+    within a narrow table it would be broken to pieces.
+    """
+
+    def __init__(self, make: Callable[[int | None], Table]) -> None:
+        # what a table is asked before it is shown: rows, columns, caption
+        self.__dict__.update(vars(make(None)))
+        self.make = make
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self.make(None if console.is_jupyter else options.max_width)
+        caption, table.caption = table.caption, None
+        if console.is_jupyter:
+            options = options.update(width=max(options.max_width, _whole(console, table)))
+        yield from console.render(table, options)
+        if caption is not None:
+            yield from console.render(caption, options)
+
+    def _repr_html_(self) -> str:
+        return self._repr_mimebundle_([], [])["text/html"]
+
+
+def fitted(make: Callable[[int | None], Table], width: int | None) -> Table:
+    """What `make` makes for `width` columns; None: for those that there are when it is shown."""
+    return Fitted(make) if width is None else make(width)
+
+
+def _whole(console: Console, table: Table) -> int:
+    return Measurement.get(console, console.options.update(width=10**5), table).maximum
 
 
 def trajectory_table(t: "Trajectory", measure: str, top_k: int, width: int | None) -> Table:
@@ -124,8 +161,9 @@ def _fit(columns: int, digits: int, width: int | None) -> tuple[range, int]:
 def shades(values: np.ndarray, measure: str) -> np.ndarray:
     """0 … 1 per cell, 1 the surest; NaN where there is no value."""
     v = values.astype(float)
-    v[(v < 0) | ~np.isfinite(v)] = np.nan
+    v[~np.isfinite(v)] = np.nan
     if measure == "rank":
+        v[v < 0] = np.nan  # no target
         v = np.log1p(v)
     if measure in ("max_probability", "total_variation"):
         low, high = 0.0, 1.0
@@ -155,7 +193,8 @@ def _linear(channel: int) -> float:
 
 def caption(measure: str, values: np.ndarray, hidden: int, unit: str, note: str) -> Text:
     """What the colours mean, from where to where, and what does not fit."""
-    finite = values[np.isfinite(values) & (values >= 0)]
+    finite = values[np.isfinite(values)]
+    finite = finite[finite >= 0] if measure == "rank" else finite
     span = f" {figure(finite.min(), measure)} … {figure(finite.max(), measure)}" if finite.size else ""
     text = f"colour: {measure}{span} ({unit})" + (f"; {note}" if note else "")
     if hidden:
