@@ -87,7 +87,11 @@ function trajectoryModel(result) {
       const next = positions[p] + 1;
       return target || (next < prompt.ids.length ? { id: prompt.ids[next], token: prompt.tokens[next] } : null);
     },
-    value: (measure, l, p) => measures[measure]?.[l][p] ?? null,
+    value(measure, l, p) {
+      const value = measures[measure]?.[l]?.[p] ?? null;
+      return measure === "rank" && value < 0 ? null : value;  // -1 in files of version 0.1.0: no target
+    },
+    values: (measure) => layers.flatMap((_, l) => positions.map((_, p) => model.value(measure, l, p))).filter((v) => v !== null),
     column: (measure, p) => layers.map((_, l) => model.value(measure, l, p)),
     first: (l, p) => top.ids[l][p][0],
     top: (l, p) => top.ids[l][p].map((id, k) => ({ id, token: model.token(id), probability: Math.exp(top.log_probs[l][p][k] ?? -Infinity) })),
@@ -259,9 +263,9 @@ function trajectoryView(result, page, anchor) {
   const element = document.createElement("section");
   element.id = anchor;
   element.innerHTML = html`<h2 dir="auto" title="${clip(prose(prompt.text), 2000)}">${clip(prose(prompt.text), 400)}</h2>
-    <p class="about"><b>${result.lens}</b> on <b>${result.model}</b> · ${model.L === 1 ? "layer " : `layers ${model.layers[0]}–`}${model.layers[model.L - 1]} of ${result.n_layers} · ${model.P} ${model.P === 1 ? "position" : "positions"}${result.target && html` · target ${tokenInline(result.target.token)}`}</p>
+    <p class="about"><b><bdi>${prose(result.lens)}</bdi></b> on <b><bdi>${prose(result.model)}</bdi></b> · ${model.L === 1 ? "layer " : `layers ${model.layers[0]}–`}${model.layers[model.L - 1]} of ${result.n_layers} · ${model.P} ${model.P === 1 ? "position" : "positions"}${result.target && html` · target ${tokenInline(result.target.token)}`}</p>
     <div class="body"><div class="main"><div class="charts"></div></div><aside aria-label="Selected cell"></aside></div>
-    <details><summary>Provenance</summary><dl>${Object.entries(provenance || {}).map(([key, value]) => html`<div><dt>${key.replace(/_/g, " ")}</dt><dd>${value ?? "–"}</dd></div>`)}</dl></details>`.text;
+    <details><summary>Provenance</summary><dl>${Object.entries(provenance || {}).map(([key, value]) => html`<div><dt><bdi>${prose(key.replace(/_/g, " "))}</bdi></dt><dd><bdi>${prose(value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value))}</bdi></dd></div>`)}</dl></details>`.text;
   const aside = element.querySelector("aside"), charts = element.querySelector(".charts");
   function show() {
     table.point(...at, pinned);
@@ -303,9 +307,10 @@ function legend(scale) {
 
 /** Draws data = {title, results} into root. */
 function mount(root, data) {
-  const name = (r) => html`<bdi>${clip(prose(r.prompt?.text ?? r.kind), 60)}</bdi>${r.lens && ` — ${r.lens}`}`;
-  document.title = data.title || "lenscope";
-  root.innerHTML = html`<header><h1>${data.title || "lenscope"}</h1>
+  const name = (r) => html`<bdi>${clip(prose(r.prompt?.text ?? r.kind), 60)}</bdi>${r.lens && html` — <bdi>${prose(r.lens)}</bdi>`}`;
+  const title = prose(data.title || "lenscope");
+  document.title = title;
+  root.innerHTML = html`<header><h1><bdi>${title}</bdi></h1>
     <ul class="key"><li><span class="sample line"></span>prediction depth: settled above the line</li><li><b>bold</b> the target or next token</li></ul>${data.results.length > 1 && html`<nav aria-label="Results"><ol>${data.results.map((r, i) => html`<li><a href="#result-${i + 1}">${name(r)}</a></li>`)}</ol></nav>`}</header>
     <div class="toolbar"><fieldset><legend>Colour by</legend></fieldset><div class="scale" aria-live="polite"></div><p class="following" hidden></p></div>
     <main></main>`.text;
@@ -323,7 +328,7 @@ function mount(root, data) {
     if (model) following.innerHTML = html`<span class="sample follow"></span>following ${tokenInline(model.token(page.follow.id))} <button>stop</button>`.text;
   }
   function choose(measure) {  // one scale for the whole page, so that trajectories compare
-    page.scale = makeScale(measure, models.flatMap((m) => m.result.measures[measure] || []).flat().filter((v) => v !== null));
+    page.scale = makeScale(measure, models.flatMap((m) => m.values(measure)));
     root.querySelector(".scale").innerHTML = legend(page.scale).text;
     update();
   }
