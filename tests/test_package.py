@@ -50,6 +50,8 @@ ROOMS = [
         "exact_modes",
         "rows",
         "loading",
+        "constituents",
+        "identity",
         "provenance",
         "reduction",
         "tables",

@@ -20,10 +20,11 @@ from lenscope.edits import Running
 from lenscope.energy import wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
+from lenscope.mappings import is_of
 from lenscope.model import LM, TOKENS_PER_RUN
 from lenscope.predictions import Progress, Rows
 from lenscope.prompts import Batch, Prompt
-from lenscope.provenance import model_hash, provenance
+from lenscope.provenance import provenance
 from lenscope.readout import FAILURES, Readout, stubbed, wide
 from lenscope.reduction import WHOLE, reduce
 
@@ -224,9 +225,7 @@ def _numbers(values: Tensor) -> np.ndarray:
 
 
 def _check(lm: LM, basis: Basis) -> None:
-    known, given = basis.model.get("model_hash"), model_hash(lm.model)
-    here = {"hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
-    if any(basis.model[name] != value for name, value in here.items()) or (known and given and known != given):
+    if not is_of(basis.model, lm):
         raise LenscopeError(
             f"basis: extracted from {basis.model['model']}, not from {lm.name} or not these weights; extract one anew"
         )

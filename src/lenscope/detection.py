@@ -20,7 +20,7 @@ from lenscope._version import __version__
 from lenscope.errors import LenscopeError
 from lenscope.features import answer_features, describe, disturbed, mean_states, spread, trajectory_columns
 from lenscope.lens import Lens
-from lenscope.mappings import PairMapping, load_mapping
+from lenscope.mappings import IDENTITY, PairMapping, is_of, load_mapping
 from lenscope.model import LM, PromptLike
 from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold
 from lenscope.provenance import model_hash
@@ -116,6 +116,7 @@ class Detector:
             "lenscope": __version__,
             "scikit-learn": sklearn.__version__,
             "model": self.lens.lm.name,
+            "identity": IDENTITY,
             "model_hash": model_hash(self.lens.lm.model),
             "lens": lens,
             "lens_name": self.lens.name,
@@ -213,9 +214,8 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
         config, tensors = artifacts.read(folder, STEM)
         if config.get("kind") != "detector" or config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")
-        mine = model_hash(lm.model)
-        same = config["model_hash"] == mine if mine and config["model_hash"] else config["model"] == lm.name
-        if not same:
+        # of one dtype, that of its hash
+        if not is_of({"identity": config.get("identity"), "model_hash": config["model_hash"]}, lm):
             raise LenscopeError(
                 f"{folder}: was fitted on {config['model']}, not these weights of {lm.name}; load those"
             )

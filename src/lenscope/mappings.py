@@ -24,13 +24,15 @@ from torch import Tensor, nn
 
 from lenscope import artifacts, hub
 from lenscope.errors import LenscopeError
-from lenscope.provenance import ROUNDED, head_hash, model_hash, rounded_hash
+from lenscope.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash
 from lenscope.untrusted import reading
 
 if TYPE_CHECKING:
     from lenscope.model import LM
 
 FORMAT = 1
+# how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
+IDENTITY = 2
 STEM = "mapping"
 
 # a (layer, target layer); None stands for all that have no weights of their own
@@ -105,17 +107,37 @@ def mapping_hash(f: Callable[..., Any] | None) -> str:
 
 
 def identify(lm: "LM") -> dict[str, Any]:
-    """What a mapping keeps of a model to know it again, also in another dtype, as JSON values."""
+    """What is kept of a model to know it again, also in another dtype, as JSON values: see `is_of`."""
     coarser = [d for d in ROUNDED if d != "float32" or _dtype(lm) in ("float32", "float64")]
     return {
         "model": lm.name,
-        "model_hash": model_hash(lm.model),
-        "head_hash": head_hash(lm.model),
+        "identity": IDENTITY,
+        **described(lm.model, coarser),
         "dtype": _dtype(lm),
-        "rounded": {dtype: rounded_hash(lm.model, dtype) for dtype in coarser},
         "hidden_size": lm.hidden_size,
         "n_layers": lm.n_layers,
     }
+
+
+def is_of(known: Mapping[str, Any], lm: "LM") -> bool:
+    """Whether what is kept of a model, by `identify` or by version 0.1.0, is of `lm`, in its dtype or another.
+
+    Names and sizes are no evidence: where no hash was kept, or weights are offloaded here, the answer is no.
+    """
+    current = known.get("identity") == IDENTITY
+    own: Callable[..., str | None] = model_hash if current else parameters_hash
+    hashed, dtype, rounded = known.get("model_hash"), known.get("dtype"), known.get("rounded")
+    if not hashed:
+        return False
+    dtypes = {str(dtype), _dtype(lm)}
+    if len(dtypes) == 1 or not dtypes <= {*ROUNDED, "float64"} or not isinstance(rounded, dict):
+        return hashed == own(lm.model)
+    # the coarser of the two; of the two 16-bit ones the checkpoint's own, which is not known
+    coarse = dtypes & {"bfloat16", "float16"} or {"float32"}
+    here: Callable[..., str | None] = rounded_hash if current else parameters_hash
+    return hashed == own(lm.model) or any(
+        d in rounded and rounded[d] is not None and rounded[d] == here(lm.model, d) for d in coarse
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +206,7 @@ class PairMapping:
         The same weights in another dtype are the same model: those of the finer dtype, rounded, equal the coarser's.
         """
         sides = [(self.source, source_lm), (self.target, target_lm)]
-        if not all(lm is None or _same(fitted, lm) for fitted, lm in sides):
+        if not all(lm is None or is_of(fitted, lm) for fitted, lm in sides):
             given = [None if lm is None else identify(lm) for _, lm in sides]
             raise LenscopeError(
                 f"mapping: fitted from {_told(self.source)} to {_told(self.target)}, but used from {_told(given[0])} "
@@ -351,20 +373,6 @@ def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
 
 def _key(pair: Pair) -> str:
     return "all" if pair is None else f"{pair[0]}.{pair[1]}"
-
-
-def _same(fitted: dict[str, Any], lm: "LM") -> bool:
-    known, given = fitted.get("model_hash"), model_hash(lm.model)
-    if not known or not given:
-        mine = {"model": lm.name, "hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
-        return all(fitted[name] == value for name, value in mine.items())
-    dtypes = {str(fitted.get("dtype")), _dtype(lm)}
-    rounded = fitted.get("rounded")
-    if known == given or len(dtypes) == 1 or not dtypes <= {*ROUNDED, "float64"} or not isinstance(rounded, dict):
-        return bool(known == given)
-    # the coarser of the two; of the two 16-bit ones the checkpoint's own, which is not known
-    coarse = dtypes & {"bfloat16", "float16"} or {"float32"}
-    return any(rounded.get(dtype) == rounded_hash(lm.model, dtype) for dtype in coarse)
 
 
 def _dtype(lm: "LM") -> str:

@@ -19,7 +19,7 @@ from lenscope import artifacts
 from lenscope.anatomy import forward_kwargs
 from lenscope.edits import Edit
 from lenscope.errors import LenscopeError
-from lenscope.mappings import identify
+from lenscope.mappings import identify, is_of
 from lenscope.model import LM, PromptLike
 from lenscope.patchscope import Target
 from lenscope.prompts import Encoder
@@ -66,11 +66,10 @@ class SoftPrompt:
 
     def target(self, lm: LM) -> Target:
         """The target prompt to patch at the last token; LenscopeError for another model than it was learned for."""
-        known, given = self.model, identify(lm)
-        same = ("model_hash",) if known["model_hash"] and given["model_hash"] else ("model", "hidden_size", "n_layers")
-        if any(known[name] != given[name] for name in same):
+        if not is_of(self.model, lm):
             raise LenscopeError(
-                f"soft prompt: learned for {known['model']}, not for {lm.name}; learn one for this model"
+                f"soft prompt: learned for {self.model['model']}, not for {lm.name} or not these weights; learn "
+                "one for this model"
             )
         return Target(self.ids, edits=(Edit(0, slice(None), self.vectors),))
 
