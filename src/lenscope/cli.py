@@ -44,21 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _guarded(arguments: list[str], pressed: threading.Event) -> int:
     try:
         try:
-            return _run(arguments)
+            status = _run(arguments)
         finally:
             streams.flush()
+        return _unwritten(streams.failure()) or status
     except KeyboardInterrupt:
         raise
-    except BrokenPipeError:
-        # the reader of the pipe has seen enough
-        silence(sys.stdout)
-        return 0
     except MemoryError as error:
         return _failed(f"out of memory{f' ({error})' if str(error) else ''}: give less at once, or a smaller model")
     except OSError as error:
-        silence(sys.stdout)
-        where = "the output" if error.filename is None else str(error.filename)
-        return _failed(f"{where}: cannot be read or written ({error.strerror or error})")
+        if error.filename is None:  # a stream, and what is left for it would fail once more
+            silence(sys.stdout)
+            return _unwritten(error)
+        return _failed(f"{error.filename}: cannot be read or written ({error.strerror or error})")
     except Exception as error:
         if pressed.is_set():  # a library took the interruption for a failure of its own
             raise KeyboardInterrupt from error
@@ -94,6 +92,13 @@ def _run(arguments: list[str]) -> int:
     except Stopped as stop:
         tell(str(stop))
         return INTERRUPTED
+
+
+def _unwritten(error: OSError | None) -> int:
+    """The status for a stdout that failed: none of its own where the reader of a pipe has seen enough."""
+    if error is None or isinstance(error, BrokenPipeError):
+        return 0
+    return _failed(f"the output cannot be written ({error.strerror or error})")
 
 
 def _failed(line: str) -> int:

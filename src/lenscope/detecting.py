@@ -16,7 +16,7 @@ from lenscope.errors import LenscopeError
 from lenscope.given import existing, known_lens, known_model, make_folder, named, only
 from lenscope.lensing import TUNED, Seed, opened
 from lenscope.screen import Screen, counted, show
-from lenscope.streams import flush, print_json, tell
+from lenscope.streams import failure, flush, print_json, tell
 from lenscope.terminal import (
     DEFAULT_MODEL,
     AsJson,
@@ -162,6 +162,8 @@ def score(
             about = {"score": value, "threshold": made.threshold, "above": value > made.threshold}
             print_json({"prompt": prompt, **about, "false_positives": made.false_positives})
             flush()
+            if failure():
+                return
 
 
 def _check_field(field: str | None, file: str) -> None:

@@ -16,6 +16,7 @@ from lenscope.errors import LenscopeError
 from lenscope.given import known_lens, known_model, named, only, writable
 from lenscope.lensing import TUNED, opened
 from lenscope.screen import Screen, bar, show
+from lenscope.streams import failure as failure_of_stdout
 from lenscope.streams import flush, print_json, say, tell
 from lenscope.terminal import (
     DEFAULT_MODEL,
@@ -148,6 +149,8 @@ def lens(
                     saved.add(trajectory)
                 done += 1
                 progress.advance(progress.task_ids[0])
+                if failure_of_stdout() and not files:
+                    break
     except (Exception, KeyboardInterrupt) as error:
         failure = error
     for saved in files:

@@ -5,12 +5,14 @@ Knows: that nothing from outside may act on the terminal. Does not know: any com
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 
+from lenscope.streams import writing
 from lenscope.visible import plain
 
 
@@ -26,8 +28,13 @@ class Screen(Console):
             safe = part.control or part.text.isprintable() or part.text == "\n"
             yield part if safe else Segment("\n".join(map(plain, part.text.split("\n"))), part.style)
 
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Draw; what cannot be written is left to who runs the command (streams.failure)."""
+        with writing():
+            super().print(*objects, **how)
+
     def on_broken_pipe(self) -> None:
-        """Leave it to who runs the command."""
+        """No reason to end the process, as it is for rich."""
         raise
 
 

@@ -28,6 +28,8 @@ _UNSAFE = re.compile(
     "\ufff0-\ufffb\U000e0000-\U000e0fff]"
 )
 
+_failure: OSError | None = None
+
 
 def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
@@ -43,6 +45,8 @@ def _escaped(character: str) -> str:
 @contextmanager
 def usable() -> Iterator[None]:
     """Within the block stdout and stderr take every character, also in ASCII or cp1252, and are there at all."""
+    global _failure
+    _failure = None
     codecs.register_error("lenscope", _encodable)
     before: list[tuple[Any, str]] = []
     for name in ("stdout", "stderr"):
@@ -62,14 +66,35 @@ def usable() -> Iterator[None]:
                 pass
 
 
+@contextmanager
+def writing() -> Iterator[None]:
+    """What is written to stdout in the block; where stdout fails, nothing more is written, and `failure` knows.
+
+    So that what is to be saved is still saved where the reader of a pipe has seen enough, or a disk is full.
+    """
+    global _failure
+    try:
+        yield
+    except OSError as error:
+        _failure = error
+        silence(sys.stdout)
+
+
+def failure() -> OSError | None:
+    """Why stdout cannot be written to, as soon as that is known."""
+    return _failure
+
+
 def say(line: str) -> None:
     """One line on stdout."""
-    print(line)
+    with writing():
+        print(line)
 
 
 def print_json(value: Any, before: str = "", end: str = "\n") -> None:
     """One JSON value on stdout, see `as_json`; with what stands `before` and behind it."""
-    print(before + as_json(value), end=end)
+    with writing():
+        print(before + as_json(value), end=end)
 
 
 def as_json(value: Any) -> str:
@@ -91,12 +116,13 @@ def tell(line: str) -> None:
 
 
 def flush() -> None:
-    """Write what is left for stdout; raises OSError where it cannot be written."""
-    sys.stdout.flush()
+    """Write what is left for stdout."""
+    with writing():
+        sys.stdout.flush()
 
 
 def silence(stream: TextIO) -> None:
-    """Send what is left for a stream that failed nowhere, for Python would complain when it flushes it at the end."""
+    """Send what is left for a stream that failed nowhere: Python would complain when it flushes it at the end."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):  # no stream of the system's, such as a test's

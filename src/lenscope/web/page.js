@@ -229,7 +229,7 @@ function cellDetails(model, l, p, { pinned, follow }) {
 // ---- component: a line over the layers ------------------------------------------------------------------------------
 
 function lineChart({ title, layers, values, scale, at, depth }) {
-  const W = 330, H = 150, left = 40, right = 12, top = 10, bottom = 22, first = layers[0], last = layers[layers.length - 1];
+  const W = 330, H = 150, left = 46, right = 12, top = 10, bottom = 22, first = layers[0], last = layers[layers.length - 1];
   const x = (layer) => left + (W - left - right) * (last === first ? .5 : (layer - first) / (last - first)), y = (t) => H - bottom - (H - top - bottom) * t;
   const points = values.map((v, i) => v === null ? null : [x(layers[i]).toFixed(1), y(scale.at(v)).toFixed(1)]);
   const path = points.map((q, i) => q && `${points[i - 1] ? "L" : "M"}${q}`).filter(Boolean).join("");
