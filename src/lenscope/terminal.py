@@ -61,12 +61,13 @@ def numbers(text: str | None, name: str) -> list[int | slice] | None:
         return None
     found: list[int | slice] = []
     for part in text.split(","):
-        if re.fullmatch(r"\s*-?\d+\s*", part):
+        # more digits than any layer or position has are no number but a slip, and Python refuses thousands of them
+        if re.fullmatch(r"\s*-?\d{1,12}\s*", part):
             found.append(int(part))
-        elif re.fullmatch(r"\s*(-?\d+)?:(-?\d+)?(:[1-9]\d*)?\s*", part):
+        elif re.fullmatch(r"\s*(-?\d{1,12})?:(-?\d{1,12})?(:[1-9]\d{,11})?\s*", part):
             found.append(slice(*(int(n) if n.strip() else None for n in part.split(":"))))
         else:
-            raise LenscopeError(f"--{name} {text}: give numbers and ranges such as 12 or 0,6,12 or 0:31:5")
+            raise LenscopeError(f"--{name} {_short(text)}: give numbers and ranges such as 12 or 0,6,12 or 0:31:5")
     return found
 
 
@@ -88,16 +89,18 @@ def places(text: str | None, name: str = "positions") -> Any:
     if len(found) == 1 and isinstance(found[0], slice):
         return found[0]
     if any(isinstance(n, slice) for n in found):
-        raise LenscopeError(f"--{name} {text}: give a list such as 0,2,4 or one range such as -5:")
+        raise LenscopeError(f"--{name} {_short(text)}: give a list such as 0,2,4 or one range such as -5:")
     return found
 
 
 def amount(text: str, name: str) -> int:
     """A number of tokens: 8192, 100_000, 200k or 1.5M."""
-    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmM]?)", text)
+    found = re.fullmatch(r"(\d{1,15}(?:_\d{1,15}){,5}(?:\.\d{1,15})?)([kKmM]?)", text)
     value = float(found[1]) * {"": 1, "k": 10**3, "m": 10**6}[found[2].lower()] if found else 0.0
     if value < 1 or value != int(value):
-        raise LenscopeError(f"--{name} {text}: give a whole number from 1 on, such as 8192, 100_000, 200k or 1M")
+        raise LenscopeError(
+            f"--{name} {_short(text)}: give a whole number from 1 on, such as 8192, 100_000, 200k or 1M"
+        )
     return int(value)
 
 
@@ -120,3 +123,9 @@ def rising(t: "Trajectory") -> Text:
         line.append(f"  {t.layers[i]}: ", style="dim")
         line.append(f"{ranks[i]}" + (f" ({probability:.0%})" if probability >= 0.005 else ""))
     return line
+
+
+def _short(text: str) -> str:
+    """What was given, in one line of at most 60 characters."""
+    shown = plain(text)
+    return shown if len(shown) <= 60 else shown[:59] + "…"
