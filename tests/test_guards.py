@@ -31,7 +31,7 @@ def test_a_one_token_prompt_is_edited_at_its_own_pass_alone(lm64, layer, cached,
     """A pass over one new token is as long as the prompt, and is not the prompt: `length >= 1` would edit it too."""
     v = torch.randn(32, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     if not cached:
-        monkeypatch.setattr(lm64, "generation_checked", Checked(1.0, 1.0))
+        monkeypatch.setitem(lm64.measured, ("generation",), Checked(1.0, 1.0))
     with lm64.edit(ls.Edit(layer, 0, v, add)):
         written = lm64.generate([20], 6).ids
         twice = [c.ids for c in lm64.generate([[20], [20], [21]], 6)]
