@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lenscope.errors import LenscopeError
+from lenscope import visible
+from lenscope.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # after Okabe and Ito: told apart by the colour-blind
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 WIDTH, HEIGHT, COLUMNS = 5.2, 3.6, 3
+# inches that a legend beside its panel takes; characters of a title, of a name in a legend or at a tick
+LEGEND, TITLE, NAME = 1.8, 60, 40
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels beside each other, three in a line; `name` is that of its file."""
+    """Panels beside each other, three in a line; `name` is that of its file.
+
+    Heat maps whose `colour` says the same have one scale, so that their colours compare. Legends stand outside.
+    """
 
     name: str
     panels: Sequence[Panel | Heatmap]
@@ -74,22 +80,49 @@ class Figure:
 
         columns = min(COLUMNS, len(self.panels))
         lines = -(-len(self.panels) // columns)
-        canvas = Canvas(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained", dpi=110)
+        labels = [tuple(one.label for one in p.series if one.label) for p in self.panels if isinstance(p, Panel)]
+        shared = len(set(filter(None, labels))) == 1 and len(labels) > 1
+        width = WIDTH + (0 if shared or not any(labels) else LEGEND)
+        canvas = Canvas(figsize=(width * columns, HEIGHT * lines), layout="constrained", dpi=110)
         FigureCanvasAgg(canvas)
         axes = canvas.subplots(lines, columns, squeeze=False).reshape(-1)
         for panel, at in zip(self.panels, axes, strict=False):
-            (_heatmap if isinstance(panel, Heatmap) else _panel)(at, panel)
+            if isinstance(panel, Heatmap):
+                _heatmap(at, panel, _scale([p for p in self.panels if isinstance(p, Heatmap)], panel.colour))
+            else:
+                _panel(at, panel, not shared)
+        if shared:
+            first = next(at for at, p in zip(axes, self.panels, strict=False) if _labelled(p))
+            handles, names = first.get_legend_handles_labels()
+            most = max(1, min(len(names), int(columns * WIDTH / (0.6 + 0.075 * max(map(len, names))))))
+            canvas.legend(handles, names, loc="outside lower center", frameon=False, fontsize=8, ncols=most)
         for at in axes[len(self.panels) :]:
             at.set_axis_off()
         path = Path(folder) / f"{self.name}.png"
-        try:
-            canvas.savefig(path)
-        except OSError as error:
-            raise LenscopeError(f"{path}: cannot be written ({error.strerror})") from error
+        with whole_file(path) as making:
+            canvas.savefig(making, format="png")
         return path
 
 
-def _panel(axes: "Axes", panel: Any) -> None:
+def _text(text: object, width: int | None = None) -> str:
+    """A text for matplotlib as it stands: no formulas, nothing invisible, and a label even where it begins with _."""
+    shown = visible.cut(visible.plain(text), width).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def _labelled(panel: Panel | Heatmap) -> bool:
+    return isinstance(panel, Panel) and any(one.label for one in panel.series)
+
+
+def _scale(maps: Sequence[Heatmap], colour: str) -> tuple[float, float] | None:
+    """The least and greatest value of all heat maps of one kind; None where nothing is known."""
+    values = [np.asarray(m.values, dtype=float).reshape(-1) for m in maps if m.colour == colour]
+    known = np.concatenate(values) if values else np.zeros(0)
+    known = known[np.isfinite(known)]
+    return (float(known.min()), float(known.max())) if known.size else None
+
+
+def _panel(axes: "Axes", panel: Any, legend: bool) -> None:
     draw = {"lines": _line, "bars": _bars, "points": _points}[panel.kind]
     for n, one in enumerate(panel.series):
         draw(axes, one, n, len(panel.series))
@@ -101,14 +134,17 @@ def _panel(axes: "Axes", panel: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
-    if any(one.label for one in panel.series):
-        axes.legend(frameon=False, fontsize=8)
+    if legend and _labelled(panel):
+        # beside the axes, where no data are
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
 
 
 def _line(axes: "Axes", one: Series, n: int, _: int) -> None:
     colour = COLOURS[n % len(COLOURS)]
     y = np.asarray(one.y, dtype=float)
-    axes.plot(one.x, y, color=colour, label=one.label, linewidth=1.6, linestyle="--" if one.dashed else "-")
+    axes.plot(
+        one.x, y, color=colour, label=_text(one.label, NAME), linewidth=1.6, linestyle="--" if one.dashed else "-"
+    )
     if len(y) < 40:
         axes.plot(one.x, y, ".", color=colour, markersize=4)
     if one.low is not None and one.high is not None:
@@ -117,7 +153,7 @@ def _line(axes: "Axes", one: Series, n: int, _: int) -> None:
 
 
 def _points(axes: "Axes", one: Series, n: int, _: int) -> None:
-    axes.plot(one.x, one.y, ".", color=COLOURS[n % len(COLOURS)], label=one.label, markersize=4, alpha=0.6)
+    axes.plot(one.x, one.y, ".", color=COLOURS[n % len(COLOURS)], label=_text(one.label, NAME), markersize=4, alpha=0.6)
 
 
 def _bars(axes: "Axes", one: Series, n: int, total: int) -> None:
@@ -129,29 +165,38 @@ def _bars(axes: "Axes", one: Series, n: int, total: int) -> None:
         apart = np.stack([y - np.asarray(one.low, dtype=float), np.asarray(one.high, dtype=float) - y]).clip(min=0)
     look: dict[str, Any] = {"hatch": "///", "alpha": 0.55} if one.dashed else {}
     thin = {"elinewidth": 1, "ecolor": "#333333"}
-    axes.bar(places, y, width, color=COLOURS[n % len(COLOURS)], label=one.label, yerr=apart, error_kw=thin, **look)
+    axes.bar(
+        places,
+        y,
+        width,
+        color=COLOURS[n % len(COLOURS)],
+        label=_text(one.label, NAME),
+        yerr=apart,
+        error_kw=thin,
+        **look,
+    )
     long = max((len(str(x)) for x in one.x), default=0) * len(y) > 40
     axes.set_xticks(
-        range(len(y)), [str(x) for x in one.x], rotation=40 if long else 0, ha="right" if long else "center"
+        range(len(y)), [_text(x, NAME) for x in one.x], rotation=40 if long else 0, ha="right" if long else "center"
     )
 
 
-def _heatmap(axes: "Axes", panel: Any) -> None:
+def _heatmap(axes: "Axes", panel: Any, ends: tuple[float, float] | None) -> None:
     values = np.asarray(panel.values, dtype=float)
-    known = values[np.isfinite(values)]
+    low, high = ends or (0.0, 1.0)
     # a scale around a single value would show all of them as the middle of it
-    scale: dict[str, Any] = {"vmin": known[0], "vmax": known[0] + 1} if known.size and not np.ptp(known) else {}
+    scale: dict[str, Any] = {"vmin": low, "vmax": high if high > low else low + 1}
     image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", interpolation="nearest", **scale)
     for names, place in ((panel.columns, axes.set_xticks), (panel.rows, axes.set_yticks)):
         step = max(1, len(names) // 10)
-        place(range(0, len(names), step), [str(v) for v in list(names)[::step]])
+        place(range(0, len(names), step), [_text(v, NAME) for v in list(names)[::step]])
     bar = axes.figure.colorbar(image, ax=axes)
-    bar.set_label(panel.colour, fontsize=8)
+    bar.set_label(_text(panel.colour), fontsize=8)
     _labels(axes, panel)
 
 
 def _labels(axes: "Axes", panel: Any) -> None:
-    axes.set_title(panel.title, fontsize=10)
-    axes.set_xlabel(panel.x, fontsize=9)
-    axes.set_ylabel(panel.y, fontsize=9)
+    axes.set_title(_text(panel.title, TITLE), fontsize=10)
+    axes.set_xlabel(_text(panel.x), fontsize=9)
+    axes.set_ylabel(_text(panel.y), fontsize=9)
     axes.tick_params(labelsize=8)
