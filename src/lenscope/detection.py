@@ -257,7 +257,7 @@ def _chosen_layers(lens: Lens, layers: Sequence[int] | None, answers: bool) -> t
 def _within(lm: LM, text: str, choices: Sequence[str]) -> PromptLike:
     """A disturbed prompt, which may have become too long: its end, with room for the answers."""
     ids = lm.encoder.ids(text)
-    room = (lm.context or len(ids) + 1) - max((len(lm.encoder.ids(f" {c}")) for c in choices), default=0) - 1
+    room = (lm.context or len(ids) + 1) - max((len(lm.encoder.ids_behind(f" {c}")) for c in choices), default=0) - 1
     return text if len(ids) < room else ids[-room:]
 
 

@@ -20,6 +20,7 @@ from lenscope.decoding import top_one
 from lenscope.edits import Edit
 from lenscope.effects import Effects, Run, assembled, baselines, measured
 from lenscope.errors import LenscopeError
+from lenscope.inputs import is_integer
 from lenscope.model import LM, PromptLike
 from lenscope.patched_rows import Rows
 from lenscope.patchscope import Patchscope, Target
@@ -364,7 +365,7 @@ def _layers(lm: LM, layers: Sequence[int] | None, least: int) -> list[int]:
 
 def _each(value: Any, prompts: Sequence[Prompt], batched: bool) -> list[Any]:
     """One value for each prompt: those of a list, or the same for all."""
-    if not batched or value is None or isinstance(value, str | int | slice):
+    if not batched or value is None or isinstance(value, str | slice) or is_integer(value):
         return [value] * len(prompts)
     if len(value) != len(prompts):
         raise LenscopeError(f"{len(value)} given for {len(prompts)} prompts: give one each")
@@ -374,7 +375,7 @@ def _each(value: Any, prompts: Sequence[Prompt], batched: bool) -> list[Any]:
 def _answer(lm: LM, prompt: Prompt, answer: str | int | None) -> list[int]:
     if answer is None:
         return top_one(lm, lm.read(prompt, lm.n_layers, -1).tensor[0, 0])[0].tolist()
-    return answer_ids(lm, answer)
+    return [*answer_ids(lm, prompt, answer)]
 
 
 def _text(lm: LM, ids: Sequence[int]) -> str:

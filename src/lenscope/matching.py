@@ -74,7 +74,7 @@ def embedder(lm: LM) -> Embed:
     def embed(texts: Sequence[str]) -> np.ndarray:
         made = np.zeros((len(texts), table.shape[1]))
         for n, text in enumerate(texts):
-            ids = lm.encoder.ids(" " + text.strip()) if text.strip() else []
+            ids = [*lm.encoder.ids_behind(" " + text.strip())] if text.strip() else []
             if ids:
                 common = 1 / ((np.array(ids) + 1.0) * log(len(table)))
                 vectors = (table[ids].float() - middle).double().cpu().numpy()

@@ -111,7 +111,7 @@ def drawn(lm: LM, k: int, seed: int = 0) -> tuple[str, ...]:
     for some in (order[at : at + 512] for at in range(0, len(order), 512)):
         for i, token in zip(some, lm.encoder.tokens(some), strict=True):
             word = token[1:]
-            if token[0] == " " and len(word) > 1 and word.isalpha() and lm.encoder.ids(token) == [i]:
+            if token[0] == " " and len(word) > 1 and word.isalpha() and lm.encoder.ids_behind(token) == (i,):
                 found.append(word)
                 if len(found) == k:
                     return tuple(found)
@@ -156,7 +156,8 @@ def selfie(
     text = lm.chat(MARK).text + answer
     if text.count(MARK) != 1:
         raise LenscopeError(f"{lm.name}: its chat template does not keep a message as it is; give a Target of your own")
-    before, after = (lm.encoder.ids(part) for part in text.split(MARK))
+    opening, closing = text.split(MARK)
+    before, after = lm.encoder.ids(opening), lm.encoder.ids_behind(closing)
     slot = lm.encoder.ids(" _")[-1]
     slots = range(len(before), len(before) + placeholders)
     target = Target([*before, *[slot] * placeholders, *after], at=list(slots))

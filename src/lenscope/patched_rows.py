@@ -4,7 +4,7 @@ Knows: how patches of a few rows are found by layer and made in place, which key
 Does not know: how rows are run (rows.py), which ways of running them are exact (exact_modes.py).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,18 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def only(self, kept: np.ndarray) -> "Rows":
+        """The rows of the numbers `kept`, in that order, with what is written into them."""
+        if len(kept) == len(self) and (kept == np.arange(len(kept))).all():
+            return self
+        number = np.full(len(self), -1)
+        number[kept] = np.arange(len(kept))
+        mine = np.flatnonzero(number[self.row] >= 0)
+        bars = self.bars[number[self.bars[:, 0]] >= 0]
+        bars = np.concatenate([number[bars[:, :1]], bars[:, 1:]], 1)
+        columns = {name: getattr(self, name)[mine] for name in ("layer", "position", "vector", "op")}
+        return replace(self, target=self.target[kept], row=number[self.row[mine]], bars=bars, **columns)
 
     def starts(self) -> np.ndarray:
         """(N,) the first position where a row differs from its plain prompt: its last one, if it never does."""

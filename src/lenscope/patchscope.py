@@ -140,7 +140,7 @@ class Patchscope:
         layers: Layers = None,
         *,
         top_k: int = 5,
-        answers: Sequence[str | int] = (),
+        answers: str | int | Sequence[str | int] = (),
         progress: Progress | None = None,
     ) -> Grid:
         """The next-token distribution after the target prompt, with each source patched in at each of `layers`.
@@ -157,7 +157,7 @@ class Patchscope:
         fixed = [dataclasses.replace(edit, row=t) for t, edits in enumerate(self.fixed) for edit in edits]
         read = Scores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, top_k, answers, self.budget, fixed)
         done: list[np.ndarray] = []
-        total = len(plan.rows) * (1 + sum(len(ids) > 1 for ids in read.answers.values()))
+        total = read.passes
         ready = 0
 
         def advance(n: int) -> None:

@@ -193,7 +193,7 @@ def answer_log_likelihoods(
     numbers = tuple(sorted({*check_layers(shared, lm.n_layers, lm.name)}))
     read = list(dict.fromkeys((*numbers, lm.n_layers)))
     many = [lm.prompt(p) for p in prompts]
-    answers = [[answer_tokens(lm, p, c) for c in some] for p, some in zip(many, choices, strict=True)]
+    answers = [answer_tokens(lm, p, some) for p, some in zip(many, choices, strict=True)]
     _fitting(lm, many, answers)
     shape = len(many), len(numbers) + 1, max(map(len, answers))
     found = np.full((len(lenses), *shape), np.nan)
@@ -219,13 +219,12 @@ def answer_log_likelihoods(
     return made[0] if isinstance(lens, Lens) else made
 
 
-def answer_tokens(lm: LM, prompt: Prompt, choice: str) -> tuple[int, ...]:
-    """The tokens that " " + choice adds to a prompt: of both together, where they begin with the prompt's own."""
-    if not choice.strip():
-        raise LenscopeError(f"choice {choice!r}: is empty")
-    before, after = lm.encoder.ids(prompt.text), lm.encoder.ids(f"{prompt.text} {choice}")
-    joined = after[len(before) :] if after[: len(before)] == before else []
-    return tuple(joined or lm.encoder.ids(f" {choice}"))
+def answer_tokens(lm: LM, prompt: Prompt, choices: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tokens that " " + each choice adds to a prompt."""
+    empty = next((choice for choice in choices if not choice.strip()), None)
+    if empty is not None:
+        raise LenscopeError(f"choice {empty!r}: is empty")
+    return lm.encoder.answer_ids(prompt, [f" {choice}" for choice in choices])
 
 
 def _fitting(lm: LM, prompts: Sequence[Prompt], answers: Sequence[Sequence[tuple[int, ...]]]) -> None:

@@ -318,7 +318,7 @@ def answered(
     names = [[a] if isinstance(a, str) else [*a] for a in answers]
     if not names:
         return np.zeros(0, dtype=bool)
-    new = MORE + max(len(lm.encoder.ids(" " + name)) for some in names for name in some)
+    new = MORE + max(len(lm.encoder.ids_behind(" " + name)) for some in names for name in some)
     said = continued(lm, prompts, new, progress)
     return np.array([starts(one.text, some) for one, some in zip(said, names, strict=True)])
 

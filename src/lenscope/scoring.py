@@ -4,6 +4,7 @@ Knows: which distributions each cell's is compared with, and how answers of seve
 Does not know: how cells are run (rows.py), what their vectors are.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,10 @@ from lenscope import rows
 from lenscope.decoding import top_one
 from lenscope.edits import Edit
 from lenscope.errors import LenscopeError
+from lenscope.inputs import elements, is_integer
 from lenscope.model import LM
 from lenscope.patched_rows import Rows
+from lenscope.prompts import Prompt
 from lenscope.readout import wide
 from lenscope.reduction import reduce
 from lenscope.sources import Sources
@@ -28,13 +31,14 @@ class Scores:
 
     def __init__(
         self, lm: LM, source_lm: LM, made: Rows, sources: Sources, source: np.ndarray, top_k: int,
-        answers: Sequence[str | int], budget: int, edits: Sequence[Edit] = (),
+        answers: str | int | Sequence[str | int], budget: int, edits: Sequence[Edit] = (),
     ) -> None:  # fmt: skip
         n = len(made)
         self.lm, self.source_lm, self.rows, self.budget = lm, source_lm, made, budget
         # edits that targets have whether patched or not, `row` naming the target
         self.edits = edits
-        self.answers = {str(a): answer_ids(lm, a) for a in answers}
+        # of each answer, and each target, its tokens there
+        self.answers = _named(lm, made, answers)
         with lm.edit(*edits):
             self.base = lm.read([p.ids for p in made.prompts], layers=lm.n_layers, positions=-1)[lm.n_layers, -1]
         self.ids = np.full((n, top_k), -1)
@@ -66,16 +70,19 @@ class Scores:
             self.measures[name][some] = getattr(r, name).reshape(-1).cpu().numpy()
         if "surprisal" in self.measures:
             self._compare(some)
-        single = {name: ids[0] for name, ids in self.answers.items() if len(ids) == 1}
-        if single:
+        single = {n: [i[0] if len(i) == 1 else -1 for i in ids] for n, ids in self.answers.items()}
+        if any(max(ids) >= 0 for ids in single.values()):
             _, _, totals = top_one(self.lm, self.base)
             x, z = self.lm.readout.prepare(h), self.lm.readout.prepare(self.base)
             top = wide(self.lm.readout.tokens(x, r.top_ids.reshape(len(some), -1)[:, 0]))
             total = top - r.top_log_probs.reshape(len(some), -1)[:, 0]
-            for name, answer in single.items():
-                patched = wide(self.lm.readout.tokens(x, torch.full((len(x),), answer, device=x.device))) - total
-                plain = wide(self.lm.readout.tokens(z, torch.full((len(z),), answer, device=z.device))) - totals
-                self._answer(name, some, patched, plain[torch.from_numpy(target)])
+            for name, ids in single.items():
+                # each target's own token; where the answer has several there, what is computed is not used
+                token = torch.tensor(ids, device=x.device)
+                here = torch.from_numpy(np.flatnonzero(np.array(ids)[target] >= 0))
+                patched = wide(self.lm.readout.tokens(x, token[torch.from_numpy(target)].clamp_min(0))) - total
+                plain = wide(self.lm.readout.tokens(z, token.clamp_min(0))) - totals
+                self._answer(name, some[here.numpy()], patched[here], plain[torch.from_numpy(target)][here])
 
     def _compare(self, some: np.ndarray) -> None:
         """Surprisal and precision@1 against the source model's own prediction at the source's position."""
@@ -90,18 +97,33 @@ class Scores:
         self.measures["surprisal"][mine] = (self.own_total[torch.from_numpy(final)] - z).cpu().numpy()
         self.measures["precision"][mine] = self.own_top[final] == chosen
 
+    @property
+    def passes(self) -> int:
+        """How many rows run in all: once each, and again for every answer of several tokens."""
+        return len(self.rows) + sum(len(mine) for _, _, mine in self._longer())
+
     def finish(self, advance: Callable[[int], None]) -> None:
         """Score the answers of several tokens: a pass each, over the target prompt and the answer."""
-        for name, ids in self.answers.items():
-            if len(ids) == 1:
-                continue
+        for name, ids, mine in self._longer():
             longer = replace(self.rows, prompts=tuple(self.lm.prompt([*p.ids, *ids[:-1]]) for p in self.rows.prompts))
             with self.lm.edit(*self.edits):
                 last = self.lm.read([p.ids for p in longer.prompts], self.lm.n_layers, slice(-len(ids), None))
             plain = log_prob(self.lm, last[self.lm.n_layers, :], ids)
-            for some, h in rows.predict(self.lm, longer, len(ids), self.budget):
+            for part, h in rows.predict(self.lm, longer.only(mine), len(ids), self.budget):
+                some = mine[part]
                 self._answer(name, some, log_prob(self.lm, h, ids), plain[torch.from_numpy(self.rows.target[some])])
                 advance(len(some))
+
+    def _longer(self) -> list[tuple[str, tuple[int, ...], np.ndarray]]:
+        """Answers of several tokens, and the rows whose targets they have these tokens after."""
+        found = []
+        for name, each in self.answers.items():
+            for ids in dict.fromkeys(i for i in each if len(i) > 1):
+                targets = np.array([i == ids for i in each])
+                mine = np.flatnonzero(targets[self.rows.target])
+                if len(mine):
+                    found.append((name, ids, mine))
+        return found
 
     def _answer(self, name: str, some: np.ndarray, patched: Tensor, plain: Tensor) -> None:
         self.measures[f"log_prob:{name}"][some] = patched.cpu().numpy()
@@ -130,14 +152,23 @@ def log_prob(lm: LM, h: Tensor, ids: Sequence[int]) -> Tensor:
     return (z - total).double().view(h.shape[:2]).sum(1)
 
 
-def answer_ids(lm: LM, answer: str | int) -> list[int]:
-    """The token ids of an answer: one token's text or id, or a text of several tokens."""
-    if isinstance(answer, int):
-        return [lm.encoder.token_id(answer)]
-    ids = lm.encoder.ids(answer)
-    if not ids:
-        raise LenscopeError(f"answer {answer!r}: is no token of {lm.name}")
-    return ids
+def answer_ids(lm: LM, prompt: Prompt, answer: Any) -> tuple[int, ...]:
+    """The token ids of an answer after a prompt: one token's id, or a text of one or several tokens."""
+    if is_integer(answer):
+        return (lm.encoder.token_id(answer),)
+    return lm.encoder.answer_ids(prompt, [answer])[0]
+
+
+def _named(lm: LM, made: Rows, answers: str | int | Sequence[str | int]) -> dict[str, list[tuple[int, ...]]]:
+    """The ids of each answer after every target, by the answer's text, or its id as text."""
+    several = [answers] if isinstance(answers, str) or is_integer(answers) else elements(answers, "a list of answers")
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for answer in several:
+        name = str(operator.index(answer)) if is_integer(answer) else str(answer)
+        ids = [answer_ids(lm, prompt, answer) for prompt in made.prompts]
+        if found.setdefault(name, ids) != ids:
+            raise LenscopeError(f"answers: {name!r} is given as a text and as an id; ask for one of them")
+    return found
 
 
 def comparable(lm: LM, other: LM) -> bool:
