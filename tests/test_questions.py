@@ -57,7 +57,7 @@ def test_log_likelihoods_equal_plain_passes(lm, monkeypatch, forks):
         plain = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, plain=plain, name=name: read.append(name) or plain(*a))
     if not forks:
-        monkeypatch.setattr(rows, "gap", lambda lm, mode: 1.0)
+        monkeypatch.setattr(rows, "exact", lambda *_: False)
     prompts = few_shot(ASKED, 2)
     lenses = [ls.Lens(lm), ls.Lens(lm, shifted)]
     found = answer_log_likelihoods(lenses, prompts, [q.choices for q in ASKED], [0, 2, -1])

@@ -146,7 +146,9 @@ def test_a_token_counts_as_the_longest_of_the_other_vocabulary_that_it_begins_wi
     # of equal texts the one that the tokenizer writes, as Gemma's "," beside its token for the byte of a comma
     texts = ["a", ",", "b", ",", "b"]
     written = {",": [3], "b": [2, 2]}
-    encoder = SimpleNamespace(vocab_size=5, tokens=lambda ids: [texts[i] for i in ids], ids=lambda text: written[text])
+    encoder = SimpleNamespace(
+        vocab_size=5, tokens=lambda ids: [texts[i] for i in ids], ids_behind=lambda text: written[text]
+    )
     bytewise = SimpleNamespace(encoder=encoder, tokenizer=None)
     assert Vocabularies(lm64, bytewise).first(ids(lm64, ",", "a", "b", "c")).tolist() == [3, 0, 2, -1]
     # of several beginnings the longest

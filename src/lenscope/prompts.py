@@ -198,7 +198,7 @@ class Encoder:
         if len(ids) == 1:
             return ids[0]
         pieces = ", ".join(repr(t) for t in self.tokens(ids)) or "none"
-        spaced = "" if token[:1] == " " or f" {token}" not in self._by_text else f" {token!r} with a space before it,"
+        spaced = f" {' ' + token!r}," if f" {token}" in self._by_text else ""
         raise LenscopeError(f"token {token!r}: is {len(ids)} tokens ({pieces}); give one of them,{spaced} or an id")
 
     def answer_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[tuple[int, ...]]:

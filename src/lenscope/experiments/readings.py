@@ -199,7 +199,7 @@ class Vocabularies:
         for i, text in enumerate([] if self.same else other.encoder.tokens(range(other.encoder.vocab_size))):
             if self.ids.setdefault(text, i) != i:
                 # tokens for single bytes read as letters do: the tokenizer knows which of the two it writes
-                written = other.encoder.ids(text)
+                written = other.encoder.ids_behind(text)
                 self.ids[text] = written[0] if len(written) == 1 else self.ids[text]
         self.longest = max(map(len, self.ids), default=0)
 
