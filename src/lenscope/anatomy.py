@@ -142,14 +142,22 @@ def forward_kwargs(model: PreTrainedModel, **kwargs: Any) -> dict[str, Any]:
 
 
 def first_bad_parameter(model: nn.Module) -> str | None:
-    """The name of the first parameter or buffer with a NaN or infinity, if any; one pass over the weights."""
-    for name, p in list(model.named_parameters()) + list(model.named_buffers()):
-        # A sum is non-finite if any term is; masks and attention biases legitimately hold -inf, so only parameters
-        # and only floating types are told off. Meta tensors are offloaded weights that cannot be read here.
-        if isinstance(p, nn.Parameter) and p.is_floating_point() and not p.is_meta:
-            total = p.detach().sum(dtype=torch.float32 if p.dtype != torch.float64 else None)
-            if not torch.isfinite(total) and not torch.isfinite(p.detach()).all():
-                return name
+    """The name of the first parameter or buffer with a NaN or infinity, if any; one pass over the weights.
+
+    Buffers may hold -inf, as masks do.
+    """
+    for name, p in [*model.named_parameters(), *model.named_buffers()]:
+        # Meta tensors are offloaded weights that cannot be read here.
+        if p.is_meta or not (p.is_floating_point() or p.is_complex()) or not p.numel():
+            continue
+        # eight bits have no sum of their own
+        found = p.detach().float() if p.element_size() == 1 else p.detach()
+        # A sum is not finite if any term is not.
+        if torch.isfinite(found.sum(dtype=torch.float32 if found.element_size() == 2 else None)):
+            continue
+        good = torch.isfinite(found) if isinstance(p, nn.Parameter) else torch.isfinite(found) | (found == -torch.inf)
+        if not good.all():
+            return name
     return None
 
 
@@ -193,7 +201,18 @@ def observe(model: PreTrainedModel) -> Anatomy:
     candidates = _block_lists(model)
     if not candidates:
         raise LenscopeError(f"{type(model).__name__}: found no list of blocks to read between")
-    events, logits = _watch(model, ids, {id(b) for _, blocks, _ in candidates for b in blocks})
+    try:
+        events, logits = _watch(model, ids, {id(b) for _, blocks, _ in candidates for b in blocks})
+    except LenscopeError:
+        raise
+    except Exception as error:  # whatever a model's own forward raises
+        both = getattr(model.config, "is_encoder_decoder", False)
+        kind = (
+            "is an encoder–decoder, and lenscope reads decoder-only models" if both else "cannot run on plain token ids"
+        )
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise LenscopeError(f"{type(model).__name__} in {dtype}: {kind} ({told})") from error
     if not torch.isfinite(logits).all():
         raise LenscopeError(f"{type(model).__name__}: the logits are not finite on a plain run, with finite weights")
     name, blocks = _fired_in_order(model, candidates, events)

@@ -56,6 +56,7 @@ def check(lm: LM) -> Report:
     found = [
         Finding("architecture", type(anatomy.model).__name__),
         Finding("weights", f"finite, {sum(p.numel() for p in anatomy.model.parameters()):,} parameters"),
+        *_unused(lm),
         Finding("blocks", f"{lm.n_layers} in {anatomy.name} ({', '.join(kinds)})"),
         Finding("hidden size", f"{lm.hidden_size}{stream}, {str(lm.dtype).removeprefix('torch.')}"),
         Finding("vocabulary", f"{lm.vocab_size}"),
@@ -90,6 +91,13 @@ def check(lm: LM) -> Report:
     found.append(Finding("8 greedy tokens, generated and recomputed", value, same))
     found.append(Finding("tokenizer", _tokenizer(lm)))
     return Report(lm.name, tuple(found))
+
+
+def _unused(lm: LM) -> list[Finding]:
+    if not lm.unused:
+        return []
+    more = ", …" if len(lm.unused) > 4 else ""
+    return [Finding("in the files, not in the model", f"{len(lm.unused)}: {', '.join(lm.unused[:4])}{more}")]
 
 
 def _law(name: str, found: float, tolerance: float) -> Finding:

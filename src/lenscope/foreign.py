@@ -344,7 +344,7 @@ def _named(where: str, lm: LM, base: Any) -> None:
 def _from_hub(name: str, lm: LM) -> PairMapping:
     parts = name.split("/")
     if len(parts) > 2 and name.endswith(_TENSORS):
-        path = hub.fetch("/".join(parts[:2]), "/".join(parts[2:]))
+        path = hub.fetch("/".join(parts[:2]), "/".join(parts[2:]), named=name)
         if path is not None:
             return _from_file(path, lm, name)
     elif len(parts) == 2:
@@ -357,8 +357,8 @@ def _from_hub(name: str, lm: LM) -> PairMapping:
         elif any(hub.fetch(name, file) for file in _beside(name, config)):
             return _from_folder(config.parent, lm)
     if len(parts) <= 2:
-        config = hub.fetch(SPACE, f"lens/{name}/{CONFIG}", "space")
-        if config is not None and hub.fetch(SPACE, f"lens/{name}/{PARAMS[0]}", "space"):
+        config = hub.fetch(SPACE, f"lens/{name}/{CONFIG}", "space", name)
+        if config is not None and hub.fetch(SPACE, f"lens/{name}/{PARAMS[0]}", "space", name):
             return _from_folder(config.parent, lm)
     raise LenscopeError(
         f"{name}: no such folder, and no lens for {lm.name} of this name on the hub, nor in the space {SPACE}; give "

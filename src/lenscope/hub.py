@@ -5,10 +5,14 @@ Does not know: what is in the files.
 """
 
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -18,24 +22,62 @@ from huggingface_hub.errors import (
 
 from lenscope.errors import LenscopeError
 
+# seconds that the hub has to answer, and for which what came of it is believed
+_PATIENCE, _BELIEVED = 5.0, 30.0
+_answer: list[tuple[float, bool]] = []
 
-def fetch(repo_id: str, file: str, kind: str = "model") -> Path | None:
+
+def reachable() -> bool:
+    """Whether the hub answers at once: huggingface_hub itself tries for half a minute before it gives up."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if not _answer or time.monotonic() - _answer[-1][0] > _BELIEVED:
+        answered: list[bool] = []
+
+        def ask() -> None:
+            try:
+                huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+                answered.append(True)
+            except Exception:  # the transport's own errors, which differ from one huggingface_hub to the next
+                pass
+
+        # a thread, because looking up the name of a host has no limit of its own
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_PATIENCE)
+        _answer[:] = [(time.monotonic(), bool(answered))]
+    return _answer[-1][1]
+
+
+def fetch(repo_id: str, file: str, kind: str = "model", named: str | None = None) -> Path | None:
     """A file of a repository, from the cache where it is there; None where the hub has none, or none for this user.
 
-    Raises LenscopeError where the hub cannot be reached.
+    Raises LenscopeError where the hub cannot be reached, about `named`, which is what a user wrote.
     """
     try:
-        return Path(huggingface_hub.hf_hub_download(repo_id, file, repo_type=kind))
+        # offline it asks nobody, whatever it is told
+        local: dict[str, Any] = {} if constants.HF_HUB_OFFLINE or reachable() else {"local_files_only": True}
+        return Path(huggingface_hub.hf_hub_download(repo_id, file, repo_type=kind, **local))
     except LocalEntryNotFoundError as error:
-        raise _refused(repo_id, error) from error
+        raise _refused(named or repo_id, error) from error
     except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
         return None
-    except Exception as error:  # the transport's own errors, which differ from one huggingface_hub to the next
-        raise _refused(repo_id, error) from error
+    except Exception as error:  # as above
+        raise _refused(named or repo_id, error) from error
+
+
+def fetched(repo_id: str, file: str) -> Path | None:
+    """As `fetch`, and None too where the hub cannot be reached."""
+    try:
+        return fetch(repo_id, file)
+    except LenscopeError:
+        return None
 
 
 def files(repo_id: str) -> list[str]:
     """The files of a model repository, none where there is no such repository; raises LenscopeError as `fetch`."""
+    if not (constants.HF_HUB_OFFLINE or reachable()):
+        raise _refused(repo_id, TimeoutError(f"no answer within {_PATIENCE:.0f} s"))
     try:
         return list(huggingface_hub.list_repo_files(repo_id))
     except (RepositoryNotFoundError, HFValidationError):
@@ -65,10 +107,10 @@ def push(repo_id: str, save: Callable[[str], None], message: str, replacing: str
     return str(address)
 
 
-def _refused(repo_id: str, error: Exception) -> LenscopeError:
+def _refused(named: str, error: Exception) -> LenscopeError:
     return LenscopeError(
-        f"{repo_id}: no such file or folder, and the hub cannot be reached ({_told(error)}); check the path, or fetch "
-        "it once while online"
+        f"{named}: no such file or folder, and the hub cannot be reached ({_told(error)}); check the path, or fetch it "
+        "once while online"
     )
 
 

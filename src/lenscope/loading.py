@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants as hub_constants
-from huggingface_hub import get_session
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
+from lenscope import checkpoints, hub
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
 
@@ -55,7 +54,8 @@ BUILT_IN = {
 
 
 def load(
-    source: str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenizerBase | None] = DEFAULT_MODEL,
+    source: Any = DEFAULT_MODEL,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
@@ -65,9 +65,13 @@ def load(
 ) -> LM:
     """Load a causal language model and verify its readout.
 
-    `source` is a built-in alias ("smollm2-135m"), a hub id, a folder, a .gguf file, or (model, tokenizer). The other
-    arguments go to transformers' `from_pretrained`; dtype None keeps the checkpoint's own (float32 for GGUF files).
-    Raises LenscopeError if there is no such model, it cannot be read, or its readout cannot be verified.
+    `source` is a built-in alias ("smollm2-135m"), a hub id, a folder, a .gguf file, or a transformers model in memory,
+    alone or with its tokenizer: load(model, tokenizer) or load((model, tokenizer)). The other arguments go to
+    transformers' `from_pretrained`; dtype None keeps the checkpoint's own (float32 for GGUF files). Code that comes
+    with a checkpoint is never run.
+
+    Raises LenscopeError if there is no such model, its files cannot be read or lack weights, or its readout cannot be
+    verified. Weights in the files that the model has no place for are named by `LM.unused`.
     """
     options = {
         "dtype": dtype,
@@ -76,36 +80,70 @@ def load(
         "quantization_config": quantization_config,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    if isinstance(source, tuple):
-        if len(source) != 2 or not isinstance(source[0], PreTrainedModel):
-            raise LenscopeError("load((model, tokenizer)): give a transformers causal LM and its tokenizer (or None)")
-        if options or revision:
-            raise LenscopeError(
-                f"load((model, tokenizer)): {', '.join([*options, 'revision'][:1])} applies to files only"
-            )
-        model, tokenizer = source
-        return LM(model, tokenizer, type(model).__name__, model.name_or_path or "")
-
+    if not isinstance(source, str | os.PathLike):
+        return _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
     name = os.fspath(source)
+    if tokenizer is not None:
+        raise LenscopeError(f"{name}: a tokenizer goes with a model in memory; a checkpoint brings its own")
+    if not isinstance(name, str) or not name.strip():
+        raise LenscopeError(
+            f"model {name!r}: give a built-in ({', '.join(BUILT_IN)}), a hub id, a folder or a .gguf file"
+        )
     if name in BUILT_IN:
         return _load_built_in(name, BUILT_IN[name], options, revision)
     path = Path(name).expanduser()
-    if path.exists() and revision is not None:
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise LenscopeError(f"{name!r}: is no name of a model ({error})") from error
+    if there and revision is not None:
         raise LenscopeError(f"{name}: revision {revision} applies to hub models, and this is a file")
     if path.suffix == ".gguf":
-        return LM(*_from_gguf(path, options), path.stem, str(path))
+        return _made(_from_gguf(path, options), path.stem, str(path))
     if path.is_dir():
-        return LM(*_from_pretrained(str(path), options, None), path.name, str(path.resolve()))
-    if path.exists():
+        checkpoints.require_peft(name, path)
+        return _made(_from_pretrained(str(path), options, None), path.name, str(path.resolve()))
+    if there:
         raise LenscopeError(f"{name}: is neither a model folder nor a .gguf file")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise LenscopeError(f"{name}: no such folder")
-    return LM(*_from_hub(name, options, revision), name, name, revision)
+        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise LenscopeError(f"{name}: no such folder{checkpoints.near(path.name, beside)}")
+    return _made(_from_hub(name, options, revision), name, name, revision)
+
+
+# a model, its tokenizer, and what its files hold beside its weights
+_Found = tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]
+
+
+def _made(found: _Found, name: str, source: str, revision: str | None = None) -> LM:
+    model, tokenizer, unused = found
+    lm = LM(model, tokenizer, name, source, revision)
+    lm.unused = unused
+    return lm
+
+
+def _in_memory(source: Any, tokenizer: Any, options: list[str]) -> LM:
+    pair = source if isinstance(source, tuple | list) else (source, tokenizer)
+    model, tokenizer = pair if len(pair) == 2 else (None, None)
+    if hasattr(model, "merge_and_unload") and not isinstance(model, PreTrainedModel):
+        raise LenscopeError(
+            f"load: {type(model).__name__} wraps a model in adapters; give (model.merge_and_unload(), tokenizer), "
+            "which has them in its weights"
+        )
+    if not isinstance(model, PreTrainedModel):
+        given = f"({', '.join(type(part).__name__ for part in pair)})" if pair is source else type(source).__name__
+        raise LenscopeError(
+            f"load: got {given}; load((model, tokenizer)): give a transformers causal LM and its tokenizer (or None), "
+            "or the name of a model"
+        )
+    if options:
+        raise LenscopeError(f"load((model, tokenizer)): {options[0]} applies to files only")
+    return LM(model, tokenizer, type(model).__name__, model.name_or_path or "")
 
 
 def _load_built_in(name: str, built_in: BuiltIn, options: dict[str, Any], revision: str | None) -> LM:
     if revision is not None:  # a package carries one revision; any other is the hub's
-        return LM(*_from_hub(built_in.hub_id, options, revision), name, built_in.hub_id, revision)
+        return _made(_from_hub(built_in.hub_id, options, revision), name, built_in.hub_id, revision)
     files = _package_files(built_in)
     if files is None:
         try:
@@ -114,9 +152,9 @@ def _load_built_in(name: str, built_in: BuiltIn, options: dict[str, Any], revisi
             raise LenscopeError(
                 f"{name}: the package that carries it is not installed, and from the hub: {error}; run: {built_in.pip}"
             ) from error
-        return LM(*found, name, built_in.hub_id)
+        return _made(found, name, built_in.hub_id)
     # A quantization_config applies to checkpoints of full precision; the cached folder is one.
-    return LM(*_from_pretrained(str(_dequantised(name, files)), options, None), name, built_in.parts[0])
+    return _made(_from_pretrained(str(_dequantised(name, files)), options, None), name, built_in.parts[0])
 
 
 def _package_files(built_in: BuiltIn) -> list[Path] | None:
@@ -132,15 +170,18 @@ def _package_files(built_in: BuiltIn) -> list[Path] | None:
 
 
 def _dequantised(name: str, parts: list[Path]) -> Path:
-    """The cached folder of a built-in model in float32; made on first use, complete or absent."""
+    """The cached folder of a built-in model in float32; made on first use, and again where it is not as it was made."""
     content = hashlib.sha256()
     for part in parts:
         with part.open("rb") as piece:
             content.update(hashlib.file_digest(piece, "sha256").digest())
     folder = cache_folder() / f"{name}-{content.hexdigest()[:12]}"
-    if (folder / "config.json").is_file():
+    if checkpoints.is_sealed(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LenscopeError(f"{folder.parent}: cannot be made ({error.strerror}); set LENSCOPE_CACHE") from error
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
         whole = parts[0]
         if len(parts) > 1:
@@ -149,17 +190,20 @@ def _dequantised(name: str, parts: list[Path]) -> Path:
                 for part in parts:
                     with part.open("rb") as piece:
                         shutil.copyfileobj(piece, out)
-        model, tokenizer = _from_gguf(whole, {"dtype": torch.float32})
+        model, tokenizer, _ = _from_gguf(whole, {"dtype": torch.float32})
         done = Path(making) / "done"
         with _plain_errors(name, "cannot be saved to the cache"):
             model.save_pretrained(done)
             tokenizer.save_pretrained(done)
+            checkpoints.seal(done)
         try:
+            if folder.exists():  # damaged, or of version 0.1.0, which had no seal
+                folder.rename(Path(making) / "before")
             done.rename(folder)
-        except OSError:
-            # another process was faster; its folder is as good
-            if not (folder / "config.json").is_file():
-                raise
+        except OSError as error:
+            # another process may have been faster; its folder is as good
+            if not checkpoints.is_sealed(folder):
+                raise LenscopeError(f"{folder}: cannot be replaced ({error.strerror}); remove it by hand") from error
     return folder
 
 
@@ -171,51 +215,60 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenscope"
 
 
-def _from_gguf(path: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_gguf(path: Path, options: dict[str, Any]) -> _Found:
     if not path.is_file():
         raise LenscopeError(f"{path}: no such file")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise LenscopeError(f"{path}: is not a GGUF file (it does not start with the letters GGUF)")
+    checkpoints.require_one_part(path)
+    where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     with _plain_errors(str(path), "cannot be read as a GGUF model"):
-        where = {"gguf_file": path.name}
-        model = AutoModelForCausalLM.from_pretrained(path.parent, **{"dtype": torch.float32, **options}, **where)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, **{"dtype": torch.float32, **options}, **where, **_TOLD
+        )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    model, info = loaded
+    unused = checkpoints.require_whole(str(path), model, info)
     # The weights are dequantised; what says otherwise would make saving fail.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     vars(model)["hf_quantizer"] = None
-    return model, tokenizer
+    return model, tokenizer, unused
 
 
-def _from_hub(
-    hub_id: str, options: dict[str, Any], revision: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From the local hub cache, or the hub if it answers at all: its own retries take half a minute to give up."""
-    reachable = True
-    try:
-        get_session().head(hub_constants.ENDPOINT, timeout=5)
-    except Exception:
-        reachable = False
+def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Found:
+    """From the hub if it answers at once, else from its local cache: its own retries take half a minute to give up."""
+    reachable = hub.reachable()
+    adapter = hub.fetched(hub_id, checkpoints.ADAPTER)
+    if adapter is not None:
+        checkpoints.require_peft(hub_id, adapter.parent)
     try:
         return _from_pretrained(hub_id, {**options, "local_files_only": not reachable}, revision)
     except LenscopeError as error:
-        if reachable:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or (reachable and "not a valid model identifier" not in str(cause)):
             raise
+        where = "the hub has none that you may read (private ones need: hf auth login)"
+        near = checkpoints.near(hub_id, [*BUILT_IN, *(p.name for p in Path().iterdir() if p.is_dir())])
         raise LenscopeError(
-            f"{hub_id}: no built-in model ({', '.join(BUILT_IN)}), folder or cached hub model of this name, "
-            "and the hub cannot be reached"
+            f"{hub_id}: no built-in model ({', '.join(BUILT_IN)}), folder or cached hub model of this name, and "
+            f"{where if reachable else 'the hub cannot be reached'}{near}"
         ) from error
 
 
-def _from_pretrained(
-    source: str, options: dict[str, Any], revision: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_pretrained(source: str, options: dict[str, Any], revision: str | None) -> _Found:
+    where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     with _plain_errors(source, "cannot be loaded as a causal language model"):
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, **options, **_TOLD)
         local = {name: value for name, value in options.items() if name == "local_files_only"}
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", **local)
-    return model, tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(source, **where, **local)
+    model, info = loaded
+    return model, tokenizer, checkpoints.require_whole(source, model, info)
+
+
+# what was not found in the files is told by transformers, and refused here, with names
+_TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 @contextmanager
@@ -226,9 +279,12 @@ def _plain_errors(source: str, what: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (KeyboardInterrupt, MemoryError):
-        raise
+    except MemoryError as error:
+        raise LenscopeError(
+            f"{source}: does not fit into memory; give a smaller dtype, or device_map='auto'"
+        ) from error
     except Exception as error:
+        checkpoints.require_own_code(source, error)
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 300 else reason[:299] + "…"
         raise LenscopeError(f"{source}: {what}: {reason or type(error).__name__}") from error

@@ -73,6 +73,8 @@ class LM:
         self.name = name
         self.source = source
         self.revision = revision
+        # weights in its files that the model has no place for
+        self.unused: tuple[str, ...] = ()
         self.anatomy: Anatomy = observe(model)
         self.verified: Verified = find_readout(self.anatomy)
         self.readout = self.verified.readout
