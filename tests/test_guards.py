@@ -12,8 +12,9 @@ from lenses import affine
 
 import lenscope as ls
 from lenscope import artifacts, cascade, measures, reduction, rows
-from lenscope.edits import add
+from lenscope.edits import Running, add, add_norm_matched, replace_norm_matched
 from lenscope.generation import Checked
+from lenscope.prompts import pad
 
 PROMPT = "The capital of France is"
 
@@ -53,6 +54,93 @@ def test_a_one_token_prompt_is_edited_at_its_own_pass_alone(lm64, layer, cached,
     assert list(written) == expected
     assert twice[0] == twice[1] == written
     assert twice[2] != written
+
+
+def test_several_edits_of_one_block_are_made_each_in_its_turn(lm64):
+    """Not one of them several times, and not in another order."""
+    draw = torch.Generator().manual_seed(6)
+    u, v, w = torch.randn(3, 32, generator=draw, dtype=torch.float64)
+    plain = lm64.read(PROMPT)
+    with lm64.edit(ls.Edit(1, 0, u), ls.Edit(1, 0, v, add), ls.Edit(3, -1, w)):
+        found = lm64.read(PROMPT)
+    assert torch.equal(found[1, 0], u + v)
+    assert torch.equal(found[3, -1], w)
+    assert torch.equal(found[1, -1], plain[1, -1])
+    with lm64.edit(ls.Edit(1, 0, v, add), ls.Edit(1, 0, u)):
+        assert torch.equal(lm64.read(PROMPT)[1, 0], u)
+
+
+def test_an_edit_leaves_the_state_that_it_was_given(lm64):
+    """Whoever else holds it, such as a cache or a residual branch, must not see the edit."""
+    prompt = lm64.prompt(PROMPT)
+    running = Running([prompt], [0], 1, pad([prompt], "right", lm64.device))
+    h = torch.randn(1, len(prompt), 32, dtype=torch.float64)
+    before = h.clone()
+    edited = ls.Edit(1, 0, torch.ones(32, dtype=torch.float64)).apply(h, running)
+    assert torch.equal(h, before)
+    assert not torch.equal(edited, before)
+
+
+def test_a_row_is_one_of_those_that_run(lm64):
+    v = torch.zeros(32, dtype=torch.float64)
+    for row in (-1, 2):
+        with (
+            pytest.raises(ls.LenscopeError, match=f"row {row}: 2 prompts are running"),
+            lm64.edit(ls.Edit(1, 0, v, row=row)),
+        ):
+            lm64.read(["a", "b"])
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-3, 1.0, 1e6])
+def test_a_norm_matched_vector_counts_by_its_direction_alone(size):
+    h = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    v = torch.tensor([[0.0, size]], dtype=torch.float64)
+    torch.testing.assert_close(add_norm_matched(h, v), torch.tensor([[3.0, 9.0]], dtype=torch.float64))
+    torch.testing.assert_close(replace_norm_matched(h, v), torch.tensor([[0.0, 5.0]], dtype=torch.float64))
+
+
+# -- reading and generating
+
+
+def test_logits_are_float32_or_wider():
+    half = ls.LM(tiny.model("llama", torch.bfloat16), None, "half")
+    assert half.unembed(half.read([20, 21])[-1, :]).dtype == torch.float32
+    assert ls.Lens(half).logits(half.read([20, 21])[1, :], 1).dtype == torch.float32
+
+
+def test_runs_hold_no_more_tokens_than_they_may(lm64, monkeypatch):
+    """Padding counts, and the prompt that would be too much is the next run's first."""
+    monkeypatch.setattr("lenscope.model.TOKENS_PER_RUN", 12)
+    prompts = [lm64.prompt([20] * n) for n in (4, 4, 4, 4, 1, 13)]
+    groups = list(lm64.groups(prompts, lambda short, long: True))
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    assert all(len(g) == 1 or len(g) * max(len(prompts[i]) for i in g) <= 12 for g in groups)
+    assert len(groups) == 3
+
+
+def test_the_context_may_be_filled_to_its_last_token(lm64):
+    ids = [20] * (lm64.context - 3)
+    assert len(lm64.generate(ids, 3).ids) <= 3
+    with pytest.raises(ls.LenscopeError, match="reads at most"):
+        lm64.generate(ids, 4)
+    assert len(lm64.read([20] * lm64.context).prompts[0]) == lm64.context
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_states_that_are_not_finite_are_refused_whichever_way(value):
+    built = tiny.model("llama")
+    lm = ls.LM(built, None, "tiny")
+
+    def spoil(_module, _args, out):
+        out = out.clone()
+        out[..., 1, 2] = value
+        return out
+
+    handle = built.model.layers[1].register_forward_hook(spoil)
+    with pytest.raises(ls.LenscopeError, match="layer 2: tiny has states that are NaN or infinite"):
+        lm.read([20, 21, 22])
+    handle.remove()
+    lm.read([20, 21, 22])
 
 
 # -- folders
