@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from test_corpus import EOS, TEXTS, joined, lm_with, plain, split_at, write_jsonl
 
 import lenscope as ls
 from lenscope import corpus as corpora
 from lenscope import documents
 from lenscope.corpus import Corpus
+from lenscope.errors import LenscopeError
 
 
 def texts_read(found, seed=0, epoch=0):
@@ -260,3 +262,81 @@ def test_a_hub_that_cannot_be_reached_is_one_line(lm, monkeypatch, broken, reaso
     with pytest.raises(ls.LenscopeError, match=rf"owner/name: cannot be read .*\({reason}\); check the name") as caught:
         list(Corpus.open(lm, "owner/name").batches())
     assert "\n" not in str(caught.value)
+
+
+ROWS = ["The capital of France is Paris.", "日本語 🦊 text", "one\u2028line"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_files_in_any_encoding_and_with_any_line_ends(tmp_path, encoding, end, packed):
+    def write(path, raw):
+        if packed == ".zst":
+            with pa.output_stream(str(path), compression="zstd") as out:
+                out.write(raw)
+        else:
+            path.write_bytes(gzip.compress(raw) if packed else raw)
+        return documents.find_documents(path)
+
+    lines = end.join(json.dumps({"text": t}, ensure_ascii=False) for t in ROWS) + end + end
+    assert sorted(texts_read(write(tmp_path / f"a.jsonl{packed}", lines.encode(encoding)))) == sorted(ROWS)
+    text = end.join(ROWS)
+    assert texts_read(write(tmp_path / f"a.txt{packed}", text.encode(encoding))) == [text]
+
+
+def test_columns_of_bytes_and_documents_of_other_libraries(tmp_path):
+    raw = [text.encode() for text in ROWS]
+    for kind in (pa.binary(), pa.large_binary(), pa.string()):
+        pq.write_table(pa.table({"text": pa.array(raw, pa.binary()).cast(kind)}), tmp_path / "b.parquet")
+        assert sorted(texts_read(documents.find_documents(tmp_path / "b.parquet"))) == sorted(ROWS)
+    pq.write_table(pa.table({"text": pa.array([b"\xff\xfe"], pa.binary())}), tmp_path / "b.parquet")
+    with pytest.raises(LenscopeError, match=r"b\.parquet, document 1: is neither a text.*bytes that are not UTF-8"):
+        documents.find_documents(tmp_path / "b.parquet")
+    for data in (np.array(ROWS), pa.array(ROWS), pa.chunked_array([ROWS[:1], ROWS[1:]]), {"text": ROWS}, raw):
+        assert sorted(texts_read(documents.find_documents(data))) == sorted(ROWS)
+    ids = [[5, 6, 7], [8, 9]]
+    masked = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    for data in (
+        [np.array(i) for i in ids],
+        [torch.tensor(i) for i in ids],
+        masked,
+        pa.array(ids),
+        [{"text": i} for i in ids],
+    ):
+        assert sorted(texts_read(documents.find_documents(data))) == [(5, 6, 7), (8, 9)]
+    assert texts_read(documents.find_documents(np.array([5, 6]))) == [(5, 6)]
+    assert texts_read(documents.find_documents([{"text": "a", "of": np.array(1)}])) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"bytes.txt", "is bytes"),
+        ({"a", "b"}, "a set, which has no order"),
+        ({"body": ["a"]}, "a dict without input_ids"),
+        ([[1.0, 2.0]], "document 1: is neither a text nor a list of token ids"),
+        ([[True, False]], "document 1: is neither"),
+        ([1.5], "document 1: is neither"),
+        (np.array([1.5]), "document 1: is neither"),
+        ([{"text": {"a": 1}, "of": b"x"}], "document 1: is neither"),
+    ],
+)
+def test_what_holds_no_documents_is_refused(data, message):
+    with pytest.raises(LenscopeError, match=message):
+        documents.find_documents(data)
+
+
+def test_text_with_nuls_and_lines_without_end(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes(b"text\n" + b"\0" * 20_000)
+    assert texts_read(documents.find_documents(tmp_path / "a.txt")) == ["text\n"]
+    (tmp_path / "a.txt").write_bytes("text".encode("utf-16-le"))
+    with pytest.raises(LenscopeError, match="NUL bytes"):
+        texts_read(documents.find_documents(tmp_path / "a.txt"))
+    monkeypatch.setattr("lenscope.document_files.LONGEST", 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'"' + b"a" * 1000 + b'"'))
+    with pytest.raises(LenscopeError, match="more than 1,000 bytes"):
+        documents.find_documents(tmp_path / "a.jsonl.gz")
+    (tmp_path / "a.jsonl").write_bytes(b"[" * 900)
+    with pytest.raises(LenscopeError, match="document 1: is not a line of JSON"):
+        texts_read(documents.find_documents(tmp_path / "a.jsonl"))

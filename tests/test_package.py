@@ -86,6 +86,7 @@ ROOMS = [
         "softprompt",
         "extraction",
         "methods",
+        "document_files",
         "documents",
         "packing",
         "samples",

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.documents import Data, Document, Documents, find_documents
+from lenscope.document_files import Document
+from lenscope.documents import Data, Documents, find_documents
 from lenscope.errors import LenscopeError
 from lenscope.generation import end_ids
 from lenscope.model import LM

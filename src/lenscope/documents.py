@@ -5,36 +5,43 @@ Does not know: tokens, models.
 """
 
 import glob
-import gzip
 import hashlib
 import importlib
 import json
 import os
 import random
 import tempfile
-import zlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import Any, final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lenscope.document_files import (
+    KINDS,
+    Document,
+    as_lines,
+    as_utf8,
+    kind_of,
+    line_sizes,
+    parsed,
+    piece_sizes,
+    unpacked,
+    value_of,
+    version,
+)
 from lenscope.errors import LenscopeError
+from lenscope.inputs import elements, is_integer
+from lenscope.textfiles import encoding
+from lenscope.untrusted import TEXT_LIMIT, reading
 
-# a text, or token ids that are taken as they are
-Document = str | tuple[int, ...]
 Data = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Sequence[int]]
 
-KINDS = (".txt", ".jsonl", ".json", ".parquet")
-PACKED = ("", ".gz", ".zst")
-# Bytes of a plain text file that make one document at most.
-PIECE = 16_384
 # Documents of a stream that wait to be drawn from.
 BUFFER = 2048
 
@@ -71,6 +78,15 @@ def find_documents(data: Data, field: str = "text") -> Documents:
 
     Raises LenscopeError for what does not exist, cannot be read, has no such field, or holds no text.
     """
+    if isinstance(data, bytes | bytearray | set | frozenset):
+        what = "a set, which has no order" if isinstance(data, set | frozenset) else "bytes"
+        raise LenscopeError(f"data: is {what}; give a path, the name of a data set, or a list of texts")
+    if isinstance(data, Mapping) and field in data:
+        data = data[field]
+    if (isinstance(data, Mapping) and any(value is not None for value in data.values())) or any(
+        hasattr(data, name) for name in ("tolist", "to_pylist", "columns")
+    ):
+        data = _column(data)
     if callable(data):
         return Stream(getattr(data, "__name__", "stream"), lambda _: data())
     if isinstance(data, str | os.PathLike):
@@ -83,7 +99,7 @@ def find_documents(data: Data, field: str = "text") -> Documents:
         if data and all(isinstance(d, os.PathLike) for d in data):
             paths = [p for d in data for p in _files(os.fspath(d)) or [Path(d)]]
             return _shelf(f"{len(data)} paths", paths, field)
-        if data and all(isinstance(d, str) and _kind(d) and Path(d).is_file() for d in data):
+        if data and all(isinstance(d, str) and kind_of(d) and Path(d).is_file() for d in data):
             raise LenscopeError(f"data: a list of strings is a list of texts; for files, give Path({data[0]!r}), …")
         return _shelf("list of texts", data, field)
     if iter(data) is data:
@@ -120,26 +136,27 @@ class Shelf(Documents):
 
     def add_file(self, path: Path) -> None:
         """Index a file, or a copy of it that can be read at any place."""
-        kind, packed = _kind(path.name) or ("", "")
-        with _readable(path):
+        kind, packed = kind_of(path.name) or ("", "")
+        with reading(path):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
             self.sources.append({"path": str(path), "bytes": size, "sha256": digest})
             if kind in (".json", ".parquet"):
-                self._copy(str(path), _lines(self._values(path, kind, packed), str(path)))
-            elif packed:
-                with _open(path, packed) as file:
-                    self._copy(str(path), iter(lambda: file.read(1 << 20), b""), kind == ".jsonl")
-            else:
-                self._index(path, str(path), kind == ".jsonl")
+                self._copy(str(path), as_lines(self._values(path, kind, packed), self.field, str(path)))
+                return
+            with unpacked(path, packed) as file:
+                if packed or not encoding(file.peek(4)[:4]).startswith("utf-8"):
+                    self._copy(str(path), as_utf8(file, str(path)), kind == ".jsonl")
+                    return
+            self._index(path, str(path), kind == ".jsonl")
 
     def add_values(self, values: Iterable[Any]) -> None:
         """Add texts or lists of token ids, written down as lines of JSON."""
         digest, count = hashlib.sha256(), len(self)
 
         def lines() -> Iterator[bytes]:
-            for line in _lines(values, self.name):
+            for line in as_lines(values, self.field, self.name):
                 digest.update(line)
                 yield line
 
@@ -167,9 +184,9 @@ class Shelf(Documents):
 
     def _index(self, path: Path, name: str, lines: bool) -> None:
         with path.open("rb") as file:
-            self._files.append(_File(path, name, lines, _version(file), len(self)))
+            self._files.append(_File(path, name, lines, version(file), len(self)))
             at = 0
-            for size, full in ((len(x), bool(x.strip())) for x in file) if lines else _pieces(file):
+            for size, full in line_sizes(file, name) if lines else piece_sizes(file):
                 if full:
                     self._file.append(len(self._files) - 1)
                     self._start.append(at)
@@ -178,23 +195,21 @@ class Shelf(Documents):
 
     def _document(self, n: int) -> Document:
         known = self._files[self._file[n]]
-        with _readable(known.path), known.path.open("rb") as file:
-            if _version(file) != known.version:
+        with reading(known.path), known.path.open("rb") as file:
+            if version(file) != known.version:
                 raise LenscopeError(f"{known.name}: was changed while it was being read; open it again")
             file.seek(self._start[n])
             raw = file.read(self._size[n])
         place = f"{known.name}, document {n - known.first + 1}"
-        try:
-            return _value(json.loads(raw), self.field, place) if known.lines else raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise LenscopeError(f"{place}: is not UTF-8 (byte {raw[error.start]:#04x}); convert it") from error
-        except json.JSONDecodeError as error:
-            raise LenscopeError(f"{place}: is not a line of JSON ({error})") from error
+        return parsed(raw, known.lines, self.field, place)
 
     def _values(self, path: Path, kind: str, packed: str) -> Iterator[Any]:
         if kind == ".json":
-            with _open(path, packed) as file:
-                values = json.load(file)
+            with unpacked(path, packed) as file:
+                content = file.read(TEXT_LIMIT + 1)
+            if len(content) > TEXT_LIMIT:
+                raise LenscopeError(f"{path}: has more than {TEXT_LIMIT:,} bytes; write it as .jsonl")
+            values = json.loads(content)
             if not isinstance(values, list):
                 raise LenscopeError(f"{path}: is not a list; a .json file is a list of texts or of objects")
             yield from values
@@ -224,7 +239,7 @@ class Stream(Documents):
         draw = random.Random(f"{seed} {epoch}")
         waiting: list[Document] = []
         for n, value in enumerate(self.start(seed + epoch)):
-            document = _value(value, self.field, f"{self.name}, document {n + 1}")
+            document = value_of(value, self.field, f"{self.name}, document {n + 1}")
             if not document:
                 continue
             if len(waiting) < BUFFER:
@@ -239,6 +254,12 @@ class Stream(Documents):
     def about(self) -> dict[str, Any]:
         """The name, and of a data set of the hub what was asked for and which version answered."""
         return {"data": self.name, "field": self.field, **self.described}
+
+
+def _column(data: Any) -> list[Any]:
+    """An array, a column or a tokenizer's output as a list of documents."""
+    found = elements(data, "a path, the name of a data set, or a list of texts")
+    return [found] if found and all(map(is_integer, found)) else found
 
 
 def _shelf(name: str, items: Iterable[Any], field: str) -> Shelf:
@@ -263,101 +284,19 @@ def _files(name: str) -> list[Path] | None:
     if path.is_dir():
         hits = path.rglob("*")
     elif path.exists():
-        if not _kind(path.name):
+        if not kind_of(path.name):
             raise LenscopeError(f"{name}: is no kind of text known here; files end in {endings}, also with .gz or .zst")
         return [path]
     elif glob.has_magic(name):
         hits = map(Path, glob.iglob(str(path), recursive=True))
-    elif _kind(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    elif kind_of(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise LenscopeError(f"{name}: no such file or folder")
     else:
         return None
-    found = sorted(p for p in hits if _kind(p.name) and not p.name.startswith(".") and p.is_file())
+    found = sorted(p for p in hits if kind_of(p.name) and not p.name.startswith(".") and p.is_file())
     if not found:
         raise LenscopeError(f"{name}: no files there that end in {endings}, or in these with .gz or .zst")
     return found
-
-
-def _version(file: IO[bytes]) -> tuple[int, int]:
-    stat = os.fstat(file.fileno())
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _kind(name: str) -> tuple[str, str] | None:
-    """The format and the compression that a file's name tells."""
-    name = name.lower()
-    for kind in KINDS:
-        for packed in PACKED if kind != ".parquet" else ("",):
-            if name.endswith(kind + packed):
-                return kind, packed
-    return None
-
-
-def _open(path: Path, packed: str) -> Any:
-    if packed == ".gz":
-        return gzip.open(path, "rb")
-    return pa.input_stream(str(path), compression="zstd") if packed else path.open("rb")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except LenscopeError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        raise LenscopeError(f"{path}: cannot be read ({reason})") from error
-
-
-def _lines(values: Iterable[Any], place: str) -> Iterator[bytes]:
-    for n, value in enumerate(values):
-        if not isinstance(value, str | dict):
-            try:
-                value = [int(i) for i in value]
-            except (TypeError, ValueError) as error:
-                raise LenscopeError(f"{place}, document {n + 1}: is neither a text nor a list of token ids") from error
-        yield json.dumps(value).encode() + b"\n"
-
-
-def _value(value: Any, field: str, place: str) -> Document:
-    """The text or token ids of one document as it was stored."""
-    if isinstance(value, dict):
-        if field not in value:
-            raise LenscopeError(
-                f"{place}: has no field {field!r} but {', '.join(map(str, value)) or 'none'}; name one as field"
-            )
-        value = value[field]
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        # half a surrogate pair, as some scraped JSON has, is no text
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
-    if isinstance(value, Sequence) and all(isinstance(i, int) for i in value):
-        return tuple(value)
-    raise LenscopeError(f"{place}: is neither a text nor a list of token ids; name the field that holds one")
-
-
-def _pieces(file: IO[bytes]) -> Iterator[tuple[int, bool]]:
-    """The sizes of the pieces that a plain text is cut into, and whether there is more than white space in them."""
-    rest = b""
-    while data := rest + file.read(PIECE + 1 - len(rest)):
-        cut = len(data) if len(data) <= PIECE else _cut(data[:PIECE])
-        yield cut, bool(data[:cut].strip())
-        rest = data[cut:]
-
-
-def _cut(data: bytes) -> int:
-    """Where a piece best ends: after a blank line, a line, a word, else between two characters."""
-    for mark in (b"\n\n", b"\r\n\r\n", b"\n", b" "):
-        at = data.rfind(mark, len(data) // 2)
-        if at >= 0:
-            return at + len(mark)
-    end = len(data)
-    # the first byte of a character is no continuation of one
-    while end > len(data) - 4 and data[end - 1] & 0xC0 == 0x80:
-        end -= 1
-    return end - 1 if data[end - 1] >= 0xC0 else len(data)
 
 
 def _hub(name: str, field: str) -> Stream:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.documents import Document
+from lenscope.document_files import Document
 from lenscope.errors import LenscopeError
 from lenscope.generation import end_ids
 from lenscope.model import LM
