@@ -145,7 +145,7 @@ def test_a_folder_that_a_run_writes_to_is_refused(tmp_path, monkeypatch):
 def test_other_folders_are_named(tmp_path):
     for stem, loader in (("basis", "load_basis"), ("detector", "load_detector"), ("softprompt", "load_soft_prompt")):
         artifacts.write(tmp_path / stem, stem, {}, {"w": torch.zeros(1)})
-        with pytest.raises(LenscopeError, match=f"is no mapping but a .*, which is read by {loader}"):
+        with pytest.raises(LenscopeError, match=f"is no mapping but a .*; {loader}.* reads it"):
             artifacts.read(tmp_path / stem, "mapping")
     with pytest.raises(LenscopeError, match="is no basis that lenscope saved"):
         artifacts.read(tmp_path / "nowhere", "basis")

@@ -445,11 +445,11 @@ def test_saved_equals_loaded(lm64, tmp_path, suffix):
         load_evaluation(tmp_path / f"none{suffix}")
     for content in (b"{", b"[]", b'{"kind": "grid"}', b'{"kind": "evaluation", "lenses": 3}', b""):
         (tmp_path / f"bad{suffix}").write_bytes(content)
-        with pytest.raises(ls.LenscopeError, match=r"is no lenscope evaluation|not an evaluation"):
+        with pytest.raises(ls.LenscopeError, match="is no evaluation"):
             load_evaluation(tmp_path / f"bad{suffix}")
-    with pytest.raises(ls.LenscopeError, match="not an evaluation"):
+    with pytest.raises(ls.LenscopeError, match="is no evaluation"):
         Evaluation.from_json(t.to_json())
-    with pytest.raises(ls.LenscopeError, match="not a transfer"):
+    with pytest.raises(ls.LenscopeError, match="is no transfer"):
         Transfer.from_json(e.to_json())
     assert json.dumps(e.to_json(), allow_nan=False)
 

@@ -277,7 +277,7 @@ def test_saved_effects_load_equal(lm64, tmp_path, suffix):
         assert all(loaded.measures[k].dtype == np.float32 for k in loaded.measures)
         assert np.array_equal(loaded.cells(), found.cells())
     path.write_bytes(b"{}")
-    with pytest.raises(ls.LenscopeError, match="not"):
+    with pytest.raises(ls.LenscopeError, match="is no table of effects"):
         load_effects(path)
 
 

@@ -218,7 +218,7 @@ def test_saved_grids_load_equal(lm64, states, tmp_path, suffix):
         grid.save(tmp_path / f"g{suffix}")
         assert ls.load_grid(tmp_path / f"g{suffix}").to_json() == grid.to_json()
     (tmp_path / f"bad{suffix}").write_bytes(b"{}")
-    with pytest.raises(ls.LenscopeError, match="not a"):
+    with pytest.raises(ls.LenscopeError, match="is no grid"):
         ls.load_grid(tmp_path / f"bad{suffix}")
 
 

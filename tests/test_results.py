@@ -82,10 +82,10 @@ def test_the_model_hash_covers_every_weight_and_notices_changes():
     ("name", "content", "message"),
     [
         ("none.parquet", None, "no such file"),
-        ("bad.parquet", b"PAR1 but not really", "is not a lenscope result"),
-        ("bad.json", b"{", "is not a lenscope result"),
-        ("other.json", b'{"kind": "weather"}', "not a trajectory of format 1"),
-        ("list.json", b"[1]", "not a trajectory of format 1"),
+        ("bad.parquet", b"PAR1 but not really", "is no result that lenscope saved"),
+        ("bad.json", b"{", "is no result that lenscope saved"),
+        ("other.json", b'{"kind": "weather"}', "is no result that lenscope saved"),
+        ("list.json", b"[1]", "is no result that lenscope saved"),
     ],
 )
 def test_files_that_are_no_results(tmp_path, name, content, message):

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
         load_relations,
     )
     from lenscope.report import Report
-    from lenscope.results import Comparison, Trajectory, load_results, save
+    from lenscope.results import Comparison, Trajectory, save
+    from lenscope.saved import load_results
     from lenscope.selection import Selection, select
     from lenscope.softprompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
     from lenscope.states import HiddenStates
@@ -277,9 +278,9 @@ _HOMES = {
     "results": (
         "Comparison",
         "Trajectory",
-        "load_results",
         "save",
     ),
+    "saved": ("load_results",),
     "selection": (
         "Selection",
         "select",

@@ -4,23 +4,21 @@ Knows: which cell was intervened on, the units of effects, the file formats, eff
 Does not know: models, how cells are computed (interventions.py).
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import tables, visible
+from lenscope import contents, resultfiles, tables, visible
+from lenscope.contents import exactly, listed
 from lenscope.errors import LenscopeError
-from lenscope.results import FORMAT, listed
-from lenscope.writing import whole_file, write_text
+from lenscope.results import FORMAT
+from lenscope.untrusted import reading
 
 # name → unit; the base run is the one intervened on: corrupted for tracing and patching, clean for knockout
 MEASURES = {
@@ -41,6 +39,13 @@ TOTALS = {
     "clean_difference": "nats, ln p(answer) - ln p(alternative) in the clean run",
     "corrupted_difference": "nats, ln p(answer) - ln p(alternative) in the corrupted run",
     "noise": "standard deviation of the noise added to each number of the subject's states at layer 0",
+}
+# name → lowest and highest value of what has some
+_RANGES = {
+    **dict.fromkeys(("probability", "clean", "corrupted"), (0.0, 1.0)),
+    **dict.fromkeys(("effect", "total_effect"), (-1.0, 1.0)),
+    **dict.fromkeys(("standard_error", "noise"), (0.0, np.inf)),
+    **dict.fromkeys(("log_prob", "clean_log_prob", "corrupted_log_prob"), (-np.inf, 0.0)),
 }
 SHARES = ("probability", "effect", "standard_error")
 # Terminal columns of a cell: what the numbers need, and at most a token's.
@@ -68,8 +73,8 @@ class Run:
         return "".join(self.tokens[p] for p in self.places[place])
 
 
-@dataclass(frozen=True, eq=False)
-class Effects:
+@dataclass(frozen=True, eq=False, repr=False)
+class Effects(contents.Compared):
     """N cells, each one intervention at a layer and a place of a prompt's run.
 
     `run`, `layer` and `place` (N,) say which cell is which (`place` numbers the run's places); `measures` are (N,) in
@@ -156,72 +161,110 @@ class Effects:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        """The effects as JSON values."""
-        return {**self._head(), "cells": self._columns()}
+        """The effects as JSON values, null being what is not known."""
+        return resultfiles.sealed(self._document(listed))
+
+    def _document(self, values: Any) -> dict[str, Any]:
+        cells: dict[str, Any] = {name: getattr(self, name).tolist() for name in ("run", "layer", "place")}
+        return {**self._head(values), "cells": {**cells, **{name: values(v) for name, v in self.measures.items()}}}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Effects":
-        """The inverse of `to_json`; LenscopeError if it is no effects."""
-        try:
+        """The inverse of `to_json`. Raises LenscopeError for values that no effects have."""
+        with reading("data", f"is no table of effects of format {FORMAT}"):
             if data["kind"] != "effects":
-                raise ValueError(f"kind {data['kind']!r}")
-            cells = data["cells"]
+                raise ValueError(f"kind {str(data['kind'])[:40]}")
+            cells, count = data["cells"], len(data["runs"])
             n = len(cells["run"])
+            addresses = {k: contents.whole_array(cells[k], k, (n,)) for k in ("run", "layer", "place")}
+            order = np.lexsort((addresses["place"], addresses["layer"], addresses["run"]))
             made = Effects(
-                method=data["method"],
-                model=data["model"],
-                n_layers=data["n_layers"],
+                method=contents.text(data["method"], "method"),
+                model=contents.text(data["model"], "model"),
+                n_layers=contents.whole(data["n_layers"], "n_layers"),
                 runs=tuple(
                     Run(
                         r["text"],
-                        tuple(r["tokens"]),
-                        tuple(tuple(p) for p in r["places"]),
+                        contents.texts(r["tokens"], "tokens"),
+                        tuple(contents.numbers(p, "places", 0, len(r["tokens"]) - 1) for p in r["places"]),
                         r["answer"],
                         r["alternative"],
-                        tuple(r["marked"]),
+                        contents.numbers(r["marked"], "marked", 0, len(r["tokens"]) - 1),
                         r["other"],
                     )
                     for r in data["runs"]
                 ),
-                run=np.array(cells["run"], dtype=np.int64),
-                layer=np.array(cells["layer"], dtype=np.int64),
-                place=np.array(cells["place"], dtype=np.int64),
-                measures={name: _floats(cells[name]).reshape(n) for name in data["measures"]},
-                totals={name: _floats(v).reshape(len(data["runs"])) for name, v in data["totals"].items()},
-                provenance=data["provenance"],
+                **{name: values[order] for name, values in addresses.items()},
+                measures={k: contents.float_array(cells[k], k, (n,))[order] for k in data["measures"]},
+                totals={k: contents.float_array(v, k, (count,)) for k, v in data["totals"].items()},
+                provenance=contents.mapping(data["provenance"], "provenance"),
             )
-            places = np.array([len(r.places) for r in made.runs])
-            if not (np.bincount(made.run, minlength=len(places)) == len(made.layers) * places).all():
-                raise ValueError("its cells are not every layer at every place")
+            made._check()
             return made
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise LenscopeError(f"not effects of format {FORMAT}: {type(error).__name__} {error}") from error
+
+    @staticmethod
+    def from_columns(head: dict[str, Any], columns: dict[str, Any]) -> "Effects":
+        """Effects of the head and the columns of a Parquet file; ValueError or LenscopeError for what is none."""
+        order = np.lexsort((columns["place"], columns["layer"], columns["run"]))
+        columns = resultfiles.arranged(columns, order)
+        head = resultfiles.checked(head, columns)
+        names = ("run", "layer", "place", *head["measures"])
+        return Effects.from_json({**head, "cells": {name: columns[name] for name in names}})
+
+    def _check(self) -> None:
+        """ValueError for values that no intervention gives."""
+        for r in self.runs:
+            contents.texts([r.text, r.answer, r.alternative, r.other], "run")
+            if not r.places or not all(r.places):
+                raise ValueError("places: a run has none")
+        layers = contents.layers(list(self.layers), self.n_layers)
+        places = [len(r.places) for r in self.runs]
+        if len(self) != len(layers) * sum(places):
+            raise ValueError(f"it has {len(self)} cells, which are not every layer at every place")
+        sizes = [len(layers) * p for p in places]
+        wanted = (
+            np.repeat(np.arange(len(places)), sizes),
+            np.concatenate([np.repeat(layers, p) for p in places]),
+            np.concatenate([np.tile(np.arange(p), len(layers)) for p in places]),
+        )
+        if not all(map(np.array_equal, wanted, (self.run, self.layer, self.place))):
+            raise ValueError("its cells are not every layer at every place")
+        if not {*self.measures} <= {*MEASURES} or not {*self.totals} <= {*TOTALS}:
+            raise ValueError("it has measures that no effects have")
+        for name, values in {**self.measures, **self.totals}.items():
+            contents.within(values, name.replace("_", " "), *_RANGES.get(name, (-np.inf, np.inf)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a .parquet file (one row per cell) or a .json file; complete or not at all."""
-        path = Path(path)
-        if path.suffix == ".json":
-            write_text(path, json.dumps(self.to_json(), ensure_ascii=False))
-        elif path.suffix == ".parquet":
-            names = [self.runs[r].label(p) for r, p in zip(self.run.tolist(), self.place.tolist(), strict=True)]
-            last = [self.runs[r].places[p][-1] for r, p in zip(self.run.tolist(), self.place.tolist(), strict=True)]
-            rows = pa.table(
-                {
-                    "run": pa.array(self.run),
-                    "layer": pa.array(self.layer),
-                    "place": pa.array(self.place),
-                    "position": pa.array(np.array(last, dtype=np.int64)),
-                    "token": pa.array(names, type=pa.string()).dictionary_encode(),
-                    **{name: pa.array(values) for name, values in self.measures.items()},
-                }
-            )
-            meta = {"effects": json.dumps(self._head(), ensure_ascii=False)}
-            with whole_file(path) as making:
-                pq.write_table(rows.replace_schema_metadata(meta), making)
-        else:
-            raise LenscopeError(f"{path}: effects are saved as .parquet or .json")
+        table = self._rows() if os.fspath(path).endswith(".parquet") else None
+        resultfiles.save(path, self._document(exactly), "effects", self._head(exactly), table)
 
-    def _head(self) -> dict[str, Any]:
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row per cell, as the Parquet file has them; needs pandas."""
+        return resultfiles.data_frame(self._rows())
+
+    def _rows(self) -> pa.Table:
+        runs, places = [self.runs[r] for r in self.run.tolist()], self.place.tolist()
+        last = [r.places[p][-1] for r, p in zip(runs, places, strict=True)]
+
+        def texts(values: Any) -> pa.Array:
+            return pa.array(list(values), type=pa.string()).dictionary_encode()
+
+        return pa.table(
+            {
+                "run": pa.array(self.run),
+                "model": texts([self.model] * len(self)),
+                "prompt": texts(r.text for r in runs),
+                "answer": texts(r.answer for r in runs),
+                "layer": pa.array(self.layer),
+                "place": pa.array(self.place),
+                "position": pa.array(np.array(last, dtype=np.int64)),
+                "token": texts(r.label(p) for r, p in zip(runs, places, strict=True)),
+                **{name: resultfiles.numeric(values) for name, values in self.measures.items()},
+            }
+        )
+
+    def _head(self, values: Any) -> dict[str, Any]:
         return {
             "kind": "effects",
             "version": FORMAT,
@@ -230,13 +273,9 @@ class Effects:
             "n_layers": self.n_layers,
             "runs": [asdict(r) | {"places": [list(p) for p in r.places]} for r in self.runs],
             "measures": {name: self.unit(name) for name in self.measures},
-            "totals": {name: listed(values) for name, values in self.totals.items()},
+            "totals": {name: values(v) for name, v in self.totals.items()},
             "provenance": self.provenance,
         }
-
-    def _columns(self) -> dict[str, Any]:
-        found = {"run": self.run.tolist(), "layer": self.layer.tolist(), "place": self.place.tolist()}
-        return {**found, **{name: listed(values) for name, values in self.measures.items()}}
 
 
 def measured(lp: np.ndarray, base: np.ndarray) -> dict[str, np.ndarray]:
@@ -282,21 +321,10 @@ def assembled(
 
 
 def load_effects(path: str | os.PathLike[str]) -> Effects:
-    """Read what `Effects.save` wrote, equal to what was saved; LenscopeError if the file holds no effects."""
-    path = Path(path)
-    if not path.is_file():
-        raise LenscopeError(f"{path}: no such file")
-    try:
-        if path.suffix == ".json":
-            return Effects.from_json(json.loads(path.read_text(encoding="utf-8")))
-        table = pq.read_table(path)
-        head = json.loads((table.schema.metadata or {})[b"effects"])
-        names = ["run", "layer", "place", *head["measures"]]
-        return Effects.from_json({**head, "cells": {name: table[name].to_numpy() for name in names}})
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        raise LenscopeError(f"{path}: is not lenscope effects ({' '.join(str(error).split())[:200]})") from error
+    """Read what `Effects.save` wrote, equal to what was saved; LenscopeError if it holds none, or damaged ones."""
+    data, columns = resultfiles.load(path, ("effects",))
+    with reading(path, "is no table of effects that lenscope saved"):
+        return Effects.from_json(data) if columns is None else Effects.from_columns(data, columns)
 
 
 def _floats(values: Any) -> np.ndarray:

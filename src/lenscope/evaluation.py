@@ -4,24 +4,21 @@ Knows: what was measured, in which units, the file formats, how it looks as a ta
 Does not know: models, how anything is measured (evaluating.py).
 """
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import tables, visible
-from lenscope.errors import LenscopeError
-from lenscope.results import FORMAT, check_measure, listed
-from lenscope.writing import whole_file, write_text
+from lenscope import contents, resultfiles, tables, visible
+from lenscope.contents import exactly, listed
+from lenscope.results import FORMAT, check_measure
+from lenscope.untrusted import reading
 
 # name → unit
 MEASURES = {
@@ -34,6 +31,8 @@ MEASURES = {
     "bias": "nats, KL(mean model ‖ mean lens)",
 }
 TRANSFERRED = {"cross_entropy": MEASURES["cross_entropy"], "kl": MEASURES["kl"]}
+# the highest value of what has one; none is below 0
+_HIGHEST = {"agreement": 1.0, "calibration": 1.0}
 BOUNDS = ("", "_low", "_high")
 # A column of the table with the space behind it: a value, and a value with its interval.
 VALUE, WITH_INTERVAL = 8, 19
@@ -41,8 +40,8 @@ VALUE, WITH_INTERVAL = 8, 19
 SHORT = {"cross_entropy": "CE", "bits_per_byte": "bits/B", "kl": "KL", "agreement": "agree", "calibration": "ECE"}
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(contents.Compared):
     """Lenses measured on the same text: per measure (lenses, layers, 3), value, low and high end of the 95 % interval.
 
     `differences` are those of each lens from the `baseline`, the logit lens (None, and empty, without one), from the
@@ -144,40 +143,94 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as JSON values; NaN as None."""
-        parts = {"values": self.values, "differences": self.differences, "own": self.own}
-        return {**self._head(), **{p: {name: listed(v) for name, v in found.items()} for p, found in parts.items()}}
+        return resultfiles.sealed(self._document(listed))
+
+    def _document(self, values: Any) -> dict[str, Any]:
+        parts = {"values": self.values, "differences": self.differences}
+        return {**self._head(values), **{p: {k: values(v) for k, v in found.items()} for p, found in parts.items()}}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Evaluation":
-        """The inverse of `to_json`; LenscopeError if it is no evaluation."""
-        try:
+        """The inverse of `to_json`. Raises LenscopeError for values that no evaluation has."""
+        with reading("data", f"is no evaluation of format {FORMAT}"):
             if data["kind"] != "evaluation":
-                raise ValueError(f"kind {data['kind']!r}")
-            names = "model", "n_layers", "baseline", "rows", "units", "tokens", "bytes", "provenance"
-            lenses, layers = tuple(data["lenses"]), tuple(data["layers"])
+                raise ValueError(f"kind {str(data['kind'])[:40]}")
+            n_layers = contents.whole(data["n_layers"], "n_layers")
+            lenses, layers = contents.texts(data["lenses"], "lenses"), contents.layers(data["layers"], n_layers)
             shape = (len(lenses), len(layers), 3)
-            return Evaluation(
+            made = Evaluation(
+                model=contents.text(data["model"], "model"),
+                n_layers=n_layers,
                 lenses=lenses,
                 layers=layers,
-                values={name: _floats(data["values"][name], shape) for name in MEASURES},
-                differences={name: _floats(v, shape) for name, v in data["differences"].items()},
-                own={name: _floats(data["own"][name], (3,)) for name in MEASURES},
-                **{name: data[name] for name in names},
+                baseline=None if data["baseline"] is None else contents.text(data["baseline"], "baseline"),
+                rows=contents.whole(data["rows"], "rows", 1),
+                units=contents.whole(data["units"], "units", 1),
+                tokens=contents.whole(data["tokens"], "tokens", 1),
+                bytes=None if data["bytes"] is None else contents.whole(data["bytes"], "bytes"),
+                values={k: _floats(data["values"][k], k, shape) for k in MEASURES},
+                differences={k: _floats(v, k, shape) for k, v in data["differences"].items()},
+                own={k: _floats(data["own"][k], k, (3,)) for k in MEASURES},
+                provenance=contents.mapping(data["provenance"], "provenance"),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LenscopeError(f"not an evaluation of format {FORMAT}: {type(error).__name__} {error}") from error
+            made._check()
+            return made
+
+    @staticmethod
+    def from_columns(head: dict[str, Any], columns: dict[str, Any]) -> "Evaluation":
+        """An evaluation of the head and the columns of a Parquet file; ValueError or LenscopeError for what is none."""
+        lenses, layers = head["lenses"], head["layers"]
+        numbers = {name: n for n, name in enumerate(lenses)}
+        named = {**columns, "lens": np.array([numbers[name] for name in columns["lens"]])}
+        wanted = {"lens": np.repeat(np.arange(len(lenses)), len(layers)), "layer": np.tile(layers, len(lenses))}
+        columns = resultfiles.arranged(columns, resultfiles.matched(named, wanted))
+        head = resultfiles.checked(head, columns)
+        shape = (len(lenses), len(layers), 3)
+        parts = {
+            part: {
+                name: np.stack([columns[f"{prefix}{name}{end}"] for end in BOUNDS], -1).reshape(shape)
+                for name in MEASURES
+                if f"{prefix}{name}" in columns
+            }
+            for part, prefix in (("values", ""), ("differences", "difference_"))
+        }
+        return Evaluation.from_json({**head, **parts})
+
+    def _check(self) -> None:
+        """ValueError for values that `lenscope.evaluate` never gives."""
+        if len(set(self.lenses)) < len(self.lenses) or not self.lenses:
+            raise ValueError("lenses: have names twice, or there are none")
+        if self.baseline is not None and self.baseline not in self.lenses:
+            raise ValueError(f"baseline {self.baseline[:40]!r}: is none of the lenses")
+        if not {*self.differences} <= {*MEASURES} or bool(self.differences) != (self.baseline is not None):
+            raise ValueError("differences: are not those from the baseline")
+        for found in (self.values, self.own):
+            for name, values in found.items():
+                contents.within(values, name.replace("_", " "), 0.0, _HIGHEST.get(name, np.inf))
+        for found in (self.values, self.own, self.differences):
+            for name, values in found.items():
+                with np.errstate(invalid="ignore"):
+                    contents.within(values[..., 2] - values[..., 1], f"interval of {name.replace('_', ' ')}", 0.0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a .parquet (one row per lens and layer) or .json file; complete or not at all."""
+        resultfiles.save(path, self._document(exactly), "evaluation", self._head(exactly), self._rows())
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row per lens and layer, as the Parquet file has them; needs pandas."""
+        return resultfiles.data_frame(self._rows())
+
+    def _rows(self) -> pa.Table:
         lenses, layers = np.meshgrid(self.lenses, self.layers, indexing="ij")
         columns: dict[str, Any] = {"lens": lenses.reshape(-1).tolist(), "layer": layers.reshape(-1)}
+        columns["model"] = [self.model] * layers.size
         for prefix, found in (("", self.values), ("difference_", self.differences)):
             for name, v in found.items():
-                columns |= {f"{prefix}{name}{end}": v[..., n].reshape(-1) for n, end in enumerate(BOUNDS)}
-        own = {name: listed(v) for name, v in self.own.items()}
-        _save(path, self.to_json(), {**self._head(), "own": own}, columns)
+                ends = enumerate(BOUNDS)
+                columns |= {f"{prefix}{name}{end}": resultfiles.numeric(v[..., n].reshape(-1)) for n, end in ends}
+        return pa.table(columns)
 
-    def _head(self) -> dict[str, Any]:
+    def _head(self, values: Any) -> dict[str, Any]:
         return {
             "kind": "evaluation",
             "version": FORMAT,
@@ -191,12 +244,13 @@ class Evaluation:
             "tokens": self.tokens,
             "bytes": self.bytes,
             "measures": MEASURES,
+            "own": {name: values(v) for name, v in self.own.items()},
             "provenance": self.provenance,
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Transfer:
+@dataclass(frozen=True, eq=False, repr=False)
+class Transfer(contents.Compared):
     """A lens's translators on other layers' states: (translators, layers tested), both being `layers`.
 
     `cross_entropy` and `kl` (KL(model ‖ lens)) in nats per token of the translator of layers[i] on the states of
@@ -253,32 +307,58 @@ class Transfer:
 
     def to_json(self) -> dict[str, Any]:
         """The matrices as JSON values; NaN as None."""
-        return {**self._head(), **{name: listed(getattr(self, name)) for name in TRANSFERRED}}
+        return resultfiles.sealed(self._document(listed))
+
+    def _document(self, values: Any) -> dict[str, Any]:
+        return {**self._head(), **{name: values(getattr(self, name)) for name in TRANSFERRED}}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Transfer":
-        """The inverse of `to_json`; LenscopeError if it is no transfer matrix."""
-        try:
+        """The inverse of `to_json`. Raises LenscopeError for values that no transfer matrix has."""
+        with reading("data", f"is no transfer matrix of format {FORMAT}"):
             if data["kind"] != "transfer":
-                raise ValueError(f"kind {data['kind']!r}")
-            layers = tuple(data["layers"])
-            shape = (len(layers), len(layers))
-            names = "model", "n_layers", "lens", "rows", "tokens", "provenance"
-            return Transfer(
+                raise ValueError(f"kind {str(data['kind'])[:40]}")
+            n_layers = contents.whole(data["n_layers"], "n_layers")
+            layers = contents.layers(data["layers"], n_layers)
+            made = Transfer(
+                model=contents.text(data["model"], "model"),
+                n_layers=n_layers,
+                lens=contents.text(data["lens"], "lens"),
                 layers=layers,
-                cross_entropy=_floats(data["cross_entropy"], shape),
-                kl=_floats(data["kl"], shape),
-                **{name: data[name] for name in names},
+                rows=contents.whole(data["rows"], "rows", 1),
+                tokens=contents.whole(data["tokens"], "tokens", 1),
+                cross_entropy=_floats(data["cross_entropy"], "cross-entropy", (len(layers), len(layers))),
+                kl=_floats(data["kl"], "kl", (len(layers), len(layers))),
+                provenance=contents.mapping(data["provenance"], "provenance"),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LenscopeError(f"not a transfer matrix of format {FORMAT}: {type(error).__name__} {error}") from error
+            for name in TRANSFERRED:
+                contents.within(getattr(made, name), name.replace("_", " "), 0.0)
+            return made
+
+    @staticmethod
+    def from_columns(head: dict[str, Any], columns: dict[str, Any]) -> "Transfer":
+        """A matrix of the head and the columns of a Parquet file; ValueError or LenscopeError for what is none."""
+        layers = head["layers"]
+        wanted = {"translator": np.repeat(layers, len(layers)), "layer": np.tile(layers, len(layers))}
+        columns = resultfiles.arranged(columns, resultfiles.matched(columns, wanted))
+        head = resultfiles.checked(head, columns)
+        found = {name: columns[name].reshape(len(layers), len(layers)) for name in TRANSFERRED}
+        return Transfer.from_json({**head, **found})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a .parquet (one row per translator and layer tested) or .json file; complete or not at all."""
+        resultfiles.save(path, self._document(exactly), "evaluation", self._head(), self._rows())
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row per translator and layer tested, as the Parquet file has them; needs pandas."""
+        return resultfiles.data_frame(self._rows())
+
+    def _rows(self) -> pa.Table:
         translators, tested = np.meshgrid(self.layers, self.layers, indexing="ij")
-        columns = {"translator": translators.reshape(-1), "layer": tested.reshape(-1)}
-        columns |= {name: getattr(self, name).reshape(-1) for name in TRANSFERRED}
-        _save(path, self.to_json(), self._head(), columns)
+        columns: dict[str, Any] = {"translator": translators.reshape(-1), "layer": tested.reshape(-1)}
+        columns |= {"model": [self.model] * tested.size, "lens": [self.lens] * tested.size}
+        columns |= {name: resultfiles.numeric(getattr(self, name).reshape(-1)) for name in TRANSFERRED}
+        return pa.table(columns)
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -296,51 +376,18 @@ class Transfer:
 
 
 def load_evaluation(path: str | os.PathLike[str]) -> Evaluation | Transfer:
-    """Read what `Evaluation.save` or `Transfer.save` wrote, equal to what was saved; LenscopeError if it is neither."""
-    path = Path(path)
-    if not path.is_file():
-        raise LenscopeError(f"{path}: no such file")
-    try:
-        if path.suffix == ".json":
-            data = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            table = pq.read_table(path)
-            head = json.loads((table.schema.metadata or {})[b"evaluation"])
-            data = {**head, **_parts(head, {name: table[name].to_numpy() for name in table.column_names[2:]})}
-        return Transfer.from_json(data) if data["kind"] == "transfer" else Evaluation.from_json(data)
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        raise LenscopeError(f"{path}: is no lenscope evaluation ({' '.join(str(error).split())[:200]})") from error
+    """Read what `Evaluation.save` or `Transfer.save` wrote, equal to what was saved.
+
+    Raises LenscopeError if the file holds neither, or a damaged one.
+    """
+    data, columns = resultfiles.load(path, ("evaluation", "transfer"))
+    with reading(path, "is no evaluation that lenscope saved"):
+        made: Any = Transfer if data["kind"] == "transfer" else Evaluation
+        return made.from_json(data) if columns is None else made.from_columns(data, columns)
 
 
-def _parts(head: Mapping[str, Any], columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    if head["kind"] == "transfer":
-        return {**columns}
-    return {
-        part: {name: np.stack([columns[f"{prefix}{name}{end}"] for end in BOUNDS], -1) for name in MEASURES
-               if f"{prefix}{name}" in columns}
-        for part, prefix in (("values", ""), ("differences", "difference_"))
-    }  # fmt: skip
-
-
-def _save(
-    path: str | os.PathLike[str], document: dict[str, Any], head: dict[str, Any], columns: Mapping[str, Any]
-) -> None:
-    path = Path(path)
-    if path.suffix == ".json":
-        write_text(path, json.dumps(document, ensure_ascii=False))
-    elif path.suffix == ".parquet":
-        made = pa.table({name: pa.array(v) for name, v in columns.items()})
-        with whole_file(path) as making:
-            meta = {"evaluation": json.dumps(head, ensure_ascii=False)}
-            pq.write_table(made.replace_schema_metadata(meta), making)
-    else:
-        raise LenscopeError(f"{path}: evaluations are saved as .parquet or .json")
-
-
-def _floats(values: Any, shape: tuple[int, ...]) -> np.ndarray:
-    return np.array(values, dtype=np.float64).reshape(shape)
+def _floats(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return contents.float_array(values, name, shape, np.float64)
 
 
 def _figure(value: float) -> str:

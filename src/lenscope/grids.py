@@ -4,22 +4,20 @@ Knows: which source went where, the tokens and measures of each cell, the file f
 Does not know: models, how cells are computed, drawing.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.table import Table
 
-from lenscope import griddraw, tables
+from lenscope import contents, griddraw, resultfiles, tables
+from lenscope.contents import exactly, listed
 from lenscope.errors import LenscopeError
-from lenscope.results import FORMAT, listed
-from lenscope.writing import whole_file, write_text
+from lenscope.results import FORMAT
+from lenscope.untrusted import reading
 
 # name → unit of what every cell may have; answers add "log_prob:ANSWER" and "pmi:ANSWER", in nats
 MEASURES = {
@@ -73,8 +71,12 @@ class Cell:
     ended: str
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
+ENDED = ("end", "stop", "length")
+BELOW = ("target", "none", "source")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grid(contents.Compared):
     """N cells, each a source vector patched into a target prompt at a layer.
 
     `kind` "predict": `ids` (N, k) are the k most probable next tokens, with `log_probs` (N, k), and `texts` the first;
@@ -164,53 +166,106 @@ class Grid:
         return tables.fitted(lambda room: griddraw.table(self, measure, room), width)
 
     def to_json(self) -> dict[str, Any]:
-        """The grid as JSON values."""
-        return {**self._head(), "cells": self._columns(), "texts": list(self.texts), "ended": list(self.ended)}
+        """The grid as JSON values, null being what is not known."""
+        return resultfiles.sealed(self._document(listed))
+
+    def _document(self, values: Any) -> dict[str, Any]:
+        cells: dict[str, Any] = {name: getattr(self, name).tolist() for name in ("source", "layer", "target")}
+        cells["ids"] = [[i for i in row if i >= 0] for row in self.ids.tolist()]
+        known = [len(row) for row in cells["ids"]]
+        cells["log_probs"] = [row[:n] for row, n in zip(values(self.log_probs), known, strict=True)]
+        cells |= {name: values(v) for name, v in self.measures.items()}
+        return {**self._head(), "cells": cells, "texts": list(self.texts), "ended": list(self.ended)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Grid":
-        """The inverse of `to_json`; LenscopeError if it is no grid."""
-        try:
-            if data["kind"] not in ("predict", "generate"):
-                raise ValueError(f"kind {data['kind']!r}")
+        """The inverse of `to_json`. Raises LenscopeError for values that no grid has."""
+        with reading("data", f"is no grid of format {FORMAT}"):
             cells = data["cells"]
-            n, width = len(cells["source"]), data["width"]
+            n, width = len(cells["source"]), contents.whole(data["width"], "width", 1)
+            sources = tuple(
+                Source(**{**s, **{k: -1 for k in ("position", "layer") if s[k] is None}}) for s in data["sources"]
+            )
             made = Grid(
                 kind=data["kind"],
-                model=data["model"],
-                n_layers=data["n_layers"],
-                sources=tuple(Source(**s) for s in data["sources"]),
+                model=contents.text(data["model"], "model"),
+                n_layers=contents.whole(data["n_layers"], "n_layers"),
+                sources=sources,
                 targets=tuple(
-                    Spot(t["text"], tuple(t["tokens"]), tuple(t["positions"]), t["below"]) for t in data["targets"]
+                    Spot(t["text"], contents.texts(t["tokens"], "tokens"), tuple(t["positions"]), t["below"])
+                    for t in data["targets"]
                 ),
-                source=np.array(cells["source"], dtype=np.int64),
-                layer=np.array(cells["layer"], dtype=np.int64),
-                target=np.array(cells["target"], dtype=np.int64),
-                ids=np.array(cells["ids"], dtype=np.int64).reshape(n, width),
-                log_probs=_floats(cells["log_probs"]).reshape(n, width),
-                texts=tuple(data["texts"]),
-                ended=tuple(data["ended"]),
-                measures={name: _floats(cells[name]).reshape(n) for name in data["measures"]},
-                vocabulary={int(i): t for i, t in data["vocabulary"].items()},
-                provenance=data["provenance"],
+                source=contents.whole_array(cells["source"], "source", (n,)),
+                layer=contents.whole_array(cells["layer"], "layer", (n,)),
+                target=contents.whole_array(cells["target"], "target", (n,)),
+                ids=contents.whole_array(_filled(cells["ids"], width, -1), "ids", (n, width)),
+                log_probs=contents.float_array(_filled(cells["log_probs"], width, None), "log_probs", (n, width)),
+                texts=contents.texts(data["texts"], "texts"),
+                ended=contents.texts(data["ended"], "ended"),
+                measures={name: contents.float_array(cells[name], name, (n,)) for name in data["measures"]},
+                vocabulary={int(i): contents.text(t, "vocabulary") for i, t in data["vocabulary"].items()},
+                provenance=contents.mapping(data["provenance"], "provenance"),
             )
-            if made.source.max(initial=0) >= len(made.sources) or made.target.max(initial=0) >= len(made.targets):
-                raise ValueError("a cell names a source or target that is not there")
+            made._check()
             return made
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise LenscopeError(f"not a grid of format {FORMAT}: {type(error).__name__} {error}") from error
+
+    @staticmethod
+    def from_columns(head: dict[str, Any], columns: dict[str, Any]) -> "Grid":
+        """A grid of the head and the columns of a Parquet file; ValueError or LenscopeError for what is none."""
+        if "cell" in columns:
+            columns = resultfiles.arranged(
+                columns, resultfiles.matched(columns, {"cell": np.arange(len(columns["cell"]))})
+            )
+        head = resultfiles.checked(head, columns)
+        cells: dict[str, Any] = {name: columns[name] for name in ("source", "layer", "target", *head["measures"])}
+        for name in ("ids", "log_probs"):
+            lengths, values = columns[name]
+            cells[name] = [some.tolist() for some in np.split(values, np.cumsum(lengths)[:-1])] if len(lengths) else []
+        cells["log_probs"] = [[None if v != v else _exact(v) for v in row] for row in cells["log_probs"]]
+        ended = columns["ended"] if head["kind"] == "generate" else []
+        return Grid.from_json({**head, "cells": cells, "texts": columns["text"], "ended": ended})
+
+    def _check(self) -> None:
+        """ValueError for values that no Patchscope gives."""
+        n, generated = len(self), self.kind == "generate"
+        if self.kind not in ("predict", "generate"):
+            raise ValueError(f"kind {str(self.kind)[:40]}: there are predict and generate")
+        for s in self.sources:
+            contents.texts([s.label, s.model, s.text, s.token], "source")
+            contents.numbers([s.position, s.layer], "source", -1)
+        for t in self.targets:
+            contents.text(t.text, "target")
+            contents.numbers(t.positions, "positions", 0, len(t.tokens) - 1)
+            if t.below not in BELOW:
+                raise ValueError(f"below {str(t.below)[:40]}: there are {', '.join(BELOW)}")
+        for name, count in (("source", len(self.sources)), ("target", len(self.targets)), ("layer", self.n_layers + 1)):
+            contents.within(getattr(self, name), name, 0, count - 1, 0)
+        if len(self.texts) != n or len(self.ended) != (n if generated else 0) or not {*self.ended} <= {*ENDED}:
+            raise ValueError("its texts, or why they ended, are not one of each cell")
+        known = self.ids >= 0
+        if (self.ids < -1).any() or (known[:, 1:] & ~known[:, :-1]).any() or (~np.isnan(self.log_probs) & ~known).any():
+            raise ValueError("ids: are not tokens, or have gaps")
+        lacking = {*np.unique(self.ids[known]).tolist()} - self.vocabulary.keys()
+        if lacking:
+            raise ValueError(f"vocabulary: has no text of token {min(lacking)}")
+        contents.within(self.log_probs, "log-probabilities", high=0.0)
+        for name, values in self.measures.items():
+            low, high = _RANGES.get(name.split(":")[0], (np.nan, np.nan))
+            if np.isnan(low):
+                raise ValueError(f"measure {name[:40]!r}: is none of a grid")
+            contents.within(values, name[:40], low, high)
+        if not generated and "max_probability" in self.measures:
+            finite = known.all(1) & ~np.isnan(self.measures["max_probability"])
+            contents.best(self.log_probs[finite], self.measures["max_probability"][finite])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a .parquet file (one row per cell) or a .json file; complete or not at all."""
-        path = Path(path)
-        if path.suffix == ".json":
-            write_text(path, json.dumps(self.to_json(), ensure_ascii=False))
-        elif path.suffix == ".parquet":
-            meta = {"grid": json.dumps(self._head(), ensure_ascii=False)}
-            with whole_file(path) as making:
-                pq.write_table(self._rows().replace_schema_metadata(meta), making)
-        else:
-            raise LenscopeError(f"{path}: grids are saved as .parquet or .json")
+        table = self._rows() if os.fspath(path).endswith(".parquet") else None
+        resultfiles.save(path, self._document(exactly), "grid", self._head(), table)
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row per cell, as the Parquet file has them; needs pandas."""
+        return resultfiles.data_frame(self._rows())
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -219,74 +274,75 @@ class Grid:
             "model": self.model,
             "n_layers": self.n_layers,
             "width": self.ids.shape[1],
-            "sources": [asdict(s) for s in self.sources],
+            "sources": [
+                {k: None if k in ("position", "layer") and v < 0 else v for k, v in asdict(s).items()}
+                for s in self.sources
+            ],
             "targets": [asdict(t) for t in self.targets],
             "measures": {name: self.unit(name) for name in self.measures},
             "vocabulary": {str(i): t for i, t in self.vocabulary.items()},
             "provenance": self.provenance,
         }
 
-    def _columns(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "source": self.source.tolist(),
-            "layer": self.layer.tolist(),
-            "target": self.target.tolist(),
-            "ids": self.ids.tolist(),
-            "log_probs": listed(self.log_probs),
-        }
-        return {**found, **{name: listed(values) for name, values in self.measures.items()}}
-
     def _rows(self) -> pa.Table:
-        def lists(values: np.ndarray) -> pa.Array:
-            offsets = np.arange(0, values.size + 1, max(values.shape[1], 1), dtype=np.int32)
-            return pa.ListArray.from_arrays(pa.array(offsets), values.reshape(-1))
-
         sources = [self.sources[n] for n in self.source.tolist()]
+        known = self.ids >= 0
+
+        def texts(values: Any) -> pa.Array:
+            return pa.array(list(values), type=pa.string()).dictionary_encode()
+
+        def places(name: str) -> pa.Array:
+            found = np.array([getattr(s, name) for s in sources], dtype=np.int32)
+            return pa.array(found, mask=found < 0)
+
         return pa.table(
             {
+                "cell": pa.array(np.arange(len(self))),
+                "model": texts([self.model] * len(self)),
                 "source": pa.array(self.source),
-                "source_label": pa.array([s.label for s in sources]).dictionary_encode(),
-                "source_layer": pa.array(np.array([s.layer for s in sources], dtype=np.int32)),
-                "source_position": pa.array(np.array([s.position for s in sources], dtype=np.int32)),
+                "source_label": texts(s.label for s in sources),
+                "source_prompt": texts(s.text for s in sources),
+                "source_token": texts(s.token for s in sources),
+                "source_layer": places("layer"),
+                "source_position": places("position"),
                 "target": pa.array(self.target),
+                "target_prompt": texts(self.targets[n].text for n in self.target.tolist()),
                 "layer": pa.array(self.layer),
                 "text": pa.array(list(self.texts), type=pa.string()),
-                "ended": pa.array(list(self.ended) or [""] * len(self), type=pa.string()).dictionary_encode(),
-                "ids": lists(self.ids),
-                "log_probs": lists(self.log_probs),
-                **{name: pa.array(values) for name, values in self.measures.items()},
+                "ended": texts(list(self.ended) or [""] * len(self)),
+                "ids": resultfiles.lists(known.sum(1), self.ids[known]),
+                "log_probs": resultfiles.lists(known.sum(1), self.log_probs[known]),
+                **{name: resultfiles.numeric(values) for name, values in self.measures.items()},
             }
         )
+
+
+# name → lowest and highest value
+_RANGES = {
+    "max_probability": (0.0, 1.0),
+    "entropy": (0.0, np.inf),
+    "kl": (0.0, np.inf),
+    "surprisal": (0.0, np.inf),
+    "precision": (0.0, 1.0),
+    "mean_log_prob": (-np.inf, 0.0),
+    "log_prob": (-np.inf, 0.0),
+    "pmi": (-np.inf, np.inf),
+}
+
+
+def _filled(rows: Any, width: int, gap: Any) -> list[list[Any]]:
+    """Lists filled up to one length."""
+    if not all(isinstance(row, list) and len(row) <= width for row in rows):
+        raise ValueError(f"ids: are not lists of up to {width}")
+    return [[*row, *[gap] * (width - len(row))] for row in rows]
+
+
+def _exact(value: float) -> Any:
+    return value if np.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def load_grid(path: str | os.PathLike[str]) -> Grid:
-    """Read what `Grid.save` wrote, equal to what was saved; LenscopeError if the file is no grid."""
-    path = Path(path)
-    if not path.is_file():
-        raise LenscopeError(f"{path}: no such file")
-    try:
-        if path.suffix == ".json":
-            return Grid.from_json(json.loads(path.read_text(encoding="utf-8")))
-        table = pq.read_table(path)
-        head = json.loads((table.schema.metadata or {})[b"grid"])
-        names = ["source", "layer", "target", *head["measures"]]
-        cells = {name: table[name].to_numpy() for name in names}
-        for name in ("ids", "log_probs"):
-            cells[name] = table[name].combine_chunks().flatten().to_numpy()
-        ended = table["ended"].to_pylist()
-        return Grid.from_json(
-            {
-                **head,
-                "cells": cells,
-                "texts": table["text"].to_pylist(),
-                "ended": ended if head["kind"] == "generate" else [],
-            }
-        )
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        raise LenscopeError(f"{path}: is not a lenscope grid ({' '.join(str(error).split())[:200]})") from error
-
-
-def _floats(values: Any) -> np.ndarray:
-    return np.array(values, dtype=np.float32)
+    """Read what `Grid.save` wrote, equal to what was saved; LenscopeError if the file is no grid, or a damaged one."""
+    data, columns = resultfiles.load(path, ("grid",))
+    with reading(path, "is no grid that lenscope saved"):
+        return Grid.from_json(data) if columns is None else Grid.from_columns(data, columns)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lenscope import web
 from lenscope.errors import LenscopeError
-from lenscope.results import Trajectory, as_rows, metadata
+from lenscope.results import Trajectory, as_document, as_rows, metadata
 from lenscope.writing import whole_file
 
 # rows of a Parquet file that are written together
@@ -84,7 +84,7 @@ class Json(Kept):
 
     def _add(self, trajectory: Trajectory) -> None:
         mark = "" if self.single else ", " if self.count else "["
-        self._file.write(mark + json.dumps(trajectory.to_json(), ensure_ascii=False))
+        self._file.write(mark + json.dumps(as_document(trajectory), ensure_ascii=False))
 
     def _end(self) -> None:
         self._file.write("" if self.single else "]")
@@ -128,7 +128,8 @@ class Parquet(Kept):
             some = pa.concat_tables(self._waiting)
             self._waiting = []
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._making, some.schema.with_metadata(metadata(self.single)))
+                schema = some.schema.with_metadata(metadata(self.single))
+                self._writer = pq.ParquetWriter(self._making, schema, write_page_checksum=True)
             self._writer.write_table(some)
 
 

@@ -65,6 +65,6 @@ def refused(path: str | os.PathLike[str], wanted: str, reason: object) -> Lensco
     noun = KINDS.get(wanted, (wanted, ""))[0]
     if kind is not None and KINDS[kind][1] != KINDS.get(wanted, ("", ""))[1]:
         what, loader = KINDS[kind]
-        return LenscopeError(f"{name}: is no {noun} but a {what}, which is read by {loader}")
+        return LenscopeError(f"{name}: is no {noun} but {'an' if what[0] in 'aeio' else 'a'} {what}; {loader} reads it")
     told = str(reason).removeprefix(f"{name}: ")
     return LenscopeError(f"{name}: is no {noun} that lenscope saved ({told})")

@@ -8,21 +8,20 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 import torch
 from rich.table import Table
 
-from lenscope import measures, tables
+from lenscope import contents, measures, resultfiles, tables
+from lenscope.contents import exactly, listed
 from lenscope.errors import LenscopeError
-from lenscope.writing import whole_file, write_text
+from lenscope.untrusted import reading
+from lenscope.writing import write_text
 
-FORMAT = 1
+FORMAT = resultfiles.VERSION
 
 # name → unit, of a trajectory and of a comparison
 MEASURES = {
@@ -40,8 +39,8 @@ DISTANCES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectory:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory(contents.Compared):
     """How a model's prediction forms, layer by layer, at the positions of one prompt.
 
     Arrays are (L, P) over `layers` and `positions`; `top_ids` and `top_log_probs` (L, P, k), most probable first.
@@ -69,7 +68,8 @@ class Trajectory:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Trajectory({self.text!r}: {len(self.layers)} layers × {len(self.positions)} positions, {self.lens})"
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "…"
+        return f"Trajectory({text!r}: {len(self.layers)} layers × {len(self.positions)} positions, {self.lens})"
 
     units = MEASURES
 
@@ -94,7 +94,11 @@ class Trajectory:
         return tables.fitted(lambda room: tables.trajectory_table(self, measure, top_k, room), width)
 
     def to_json(self) -> dict[str, Any]:
-        """The trajectory as JSON values: what the web page reads."""
+        """The trajectory as JSON values, null being what is not known: what the web page reads."""
+        return resultfiles.sealed(self._document(listed))
+
+    def _document(self, values: Any) -> dict[str, Any]:
+        ranks = values(self.rank.astype(object))
         return {
             "kind": "trajectory",
             "version": FORMAT,
@@ -105,50 +109,88 @@ class Trajectory:
             "layers": list(self.layers),
             "positions": list(self.positions),
             "target": None if self.target is None else {"id": self.target, "token": self.vocabulary[self.target]},
-            "measures": {name: listed(getattr(self, name)) for name in MEASURES},
+            "measures": {name: ranks if name == "rank" else values(getattr(self, name)) for name in MEASURES},
             "prediction_depth": self.prediction_depth.tolist(),
-            "top": {"ids": self.top_ids.tolist(), "log_probs": listed(self.top_log_probs)},
+            "top": {"ids": self.top_ids.tolist(), "log_probs": values(self.top_log_probs)},
             "vocabulary": {str(i): t for i, t in self.vocabulary.items()},
             "provenance": self.provenance,
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Trajectory":
-        """The inverse of `to_json`."""
-        try:
-            target = data["target"]
-            arrays = {name: _array(data["measures"][name], name) for name in MEASURES}
-            return Trajectory(
-                text=data["prompt"]["text"],
-                ids=tuple(data["prompt"]["ids"]),
-                model=data["model"],
-                lens=data["lens"],
-                n_layers=data["n_layers"],
-                layers=tuple(data["layers"]),
-                positions=tuple(data["positions"]),
-                target=None if target is None else target["id"],
-                top_ids=np.array(data["top"]["ids"], dtype=np.int64),
-                top_log_probs=_array(data["top"]["log_probs"], "log_probs"),
-                vocabulary={int(i): t for i, t in data["vocabulary"].items()},
-                provenance=data["provenance"],
-                **arrays,
+        """The inverse of `to_json`. Raises LenscopeError for values that no trajectory has."""
+        with reading("data", f"is no trajectory of format {FORMAT}"):
+            target, prompt = data["target"], data["prompt"]
+            layers, positions = tuple(data["layers"]), tuple(data["positions"])
+            shape = (len(layers), len(positions))
+            top = contents.whole_array(data["top"]["ids"], "top ids")
+            floats = {
+                n: contents.float_array(data["measures"][n], n.replace("_", " "), shape)
+                for n in MEASURES
+                if n != "rank"
+            }
+            made = Trajectory(
+                text=contents.text(prompt["text"], "text"),
+                ids=contents.numbers(prompt["ids"], "ids"),
+                model=contents.text(data["model"], "model"),
+                lens=contents.text(data["lens"], "lens"),
+                n_layers=contents.whole(data["n_layers"], "n_layers"),
+                layers=layers,
+                positions=positions,
+                target=None if target is None else contents.whole(target["id"], "target"),
+                rank=contents.whole_array(data["measures"]["rank"], "rank", shape),
+                top_ids=contents.shaped(top, "top ids", (*shape, top.shape[-1])),
+                top_log_probs=contents.float_array(data["top"]["log_probs"], "log-probabilities", top.shape),
+                vocabulary={int(i): contents.text(t, "vocabulary") for i, t in data["vocabulary"].items()},
+                provenance=contents.mapping(data["provenance"], "provenance"),
+                **floats,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LenscopeError(f"not a trajectory of format {FORMAT}: {type(error).__name__} {error}") from error
+            made._check()
+            return made
+
+    def _check(self) -> None:
+        """ValueError for values that `Lens.trajectory` never gives."""
+        contents.layers(self.layers, self.n_layers)
+        contents.numbers(self.positions, "positions", 0, len(self.ids) - 1)
+        cells = self.top_ids.shape[:2]
+        unknown = np.isnan(self.entropy) | np.isnan(self.max_probability)
+        known = self.top_ids[~unknown]
+        if not self.top_ids.shape[2]:
+            raise ValueError("top ids: there are none")
+        lacking = {*self.ids, *np.unique(known).tolist(), *([] if self.target is None else [self.target])}
+        lacking -= self.vocabulary.keys()
+        if lacking:
+            raise ValueError(f"vocabulary: has no text of token {min(lacking)}")
+        for name, high in (("entropy", np.inf), ("kl", np.inf), ("cross_entropy", np.inf), ("max_probability", 1.0)):
+            contents.within(getattr(self, name), name.replace("_", " "), 0.0, high)
+        contents.within(self.rank, "rank", -1, slack=0)
+        contents.within(self.top_log_probs, "log-probabilities", high=0.0)
+        contents.best(self.top_log_probs[~unknown], self.max_probability[~unknown])
+        has_target = np.array([self.target is not None or p + 1 < len(self.ids) for p in self.positions], dtype=bool)
+        targeted = np.broadcast_to(has_target, cells)
+        if ((self.rank >= 0) & ~targeted).any() or (~np.isnan(self.cross_entropy) & ~targeted).any():
+            raise ValueError("rank: is known where there is no next token")
+        if ((self.rank < 0) & targeted & ~np.isnan(self.cross_entropy) & ~unknown).any():
+            raise ValueError("rank: is not known where the cross-entropy is")
+        contents.within((self.rank == 0) * np.abs(np.exp(-self.cross_entropy) - self.max_probability), "rank", 0, 1e-2)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a .parquet file (one row per layer and position) or a .json file."""
         save(self, path)
 
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row per layer and position, as the Parquet file has them; needs pandas."""
+        return resultfiles.data_frame(_rows(0, self).drop_columns(["result"]))
+
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page to look at in a browser."""
         from lenscope.web import page
 
-        write_text(Path(path), page([self.to_json()], title=self.text))
+        write_text(path, page([self.to_json()], title=self.text))
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(contents.Compared):
     """Two trajectories compared layer by layer: (L, P) each, over paired positions.
 
     js and kl (KL(first ‖ second)), kl_back (KL(second ‖ first)) in nats; total_variation 0 … 1; `same_top` whether
@@ -169,6 +211,11 @@ class Comparison:
 
     units = DISTANCES
 
+    def __repr__(self) -> str:
+        texts = [t if len(t) <= 30 else t[:27] + "…" for t in self.texts]
+        size = f"{len(self.layers)} layers × {len(self.positions)} positions"
+        return f"Comparison({texts[0]!r} and {texts[1]!r}: {size}, {self.lenses[0]} and {self.lenses[1]})"
+
     @property
     def same_top(self) -> np.ndarray:
         """(L, P) whether both predict the same token first."""
@@ -176,16 +223,65 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON values."""
-        numbers = {name: listed(getattr(self, name)) for name in DISTANCES}
+        return resultfiles.sealed(self._document(listed))
+
+    def _document(self, values: Any) -> dict[str, Any]:
+        numbers = {name: values(getattr(self, name)) for name in DISTANCES}
         return {
             "kind": "comparison",
             "version": FORMAT,
             "layers": list(self.layers),
             "positions": [list(p) for p in self.positions],
             "measures": {**numbers, "same_top": self.same_top.tolist()},
-            "first": self.first.to_json(),
-            "second": self.second.to_json(),
+            "first": self.first._document(values),
+            "second": self.second._document(values),
         }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Comparison":
+        """The inverse of `to_json`. Raises LenscopeError for values that no comparison has."""
+        with reading("data", f"is no comparison of format {FORMAT}"):
+            first, second = (Trajectory.from_json(data[side]) for side in ("first", "second"))
+            shape = first.entropy.shape
+            made = Comparison(
+                texts=(first.text, second.text),
+                lenses=(first.lens, second.lens),
+                models=(first.model, second.model),
+                layers=contents.numbers(data["layers"], "layers"),
+                positions=tuple((a, b) for a, b in data["positions"]),
+                first=first,
+                second=second,
+                **{name: contents.float_array(data["measures"][name], name, shape) for name in DISTANCES},
+            )
+            pairs = tuple(zip(first.positions, second.positions, strict=True))
+            if made.layers != first.layers or made.layers != second.layers or made.positions != pairs:
+                raise ValueError("its layers or positions are not those of its trajectories")
+            if data["measures"]["same_top"] != made.same_top.tolist():
+                raise ValueError("same top: is not what its trajectories say")
+            for name, high in (("js", np.log(2)), ("total_variation", 1.0), ("kl", np.inf), ("kl_back", np.inf)):
+                contents.within(getattr(made, name), name.replace("_", " "), 0.0, high)
+            return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a .json file, whole or not at all; `to_dataframe` gives the numbers as rows."""
+        if not os.fspath(path).endswith(".json"):
+            raise LenscopeError(f"{os.fspath(path)}: comparisons are saved as .json")
+        resultfiles.save_json(path, resultfiles.sealed(self._document(exactly)))
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row per layer and pair of positions; needs pandas."""
+        layers, pairs = len(self.layers), len(self.positions)
+        columns: dict[str, Any] = {"layer": np.repeat(self.layers, pairs)}
+        for n, side in enumerate((self.first, self.second)):
+            end = ("first", "second")[n]
+            columns[f"prompt_{end}"] = [side.text] * layers * pairs
+            columns[f"model_{end}"] = [side.model] * layers * pairs
+            columns[f"lens_{end}"] = [side.lens] * layers * pairs
+            columns[f"position_{end}"] = np.tile([p[n] for p in self.positions], layers)
+            columns[f"token_{end}"] = [side.vocabulary[side.ids[p[n]]] for p in self.positions] * layers
+            columns[f"top_token_{end}"] = [side.vocabulary.get(i, "") for i in side.top_ids[..., 0].flat]
+        columns |= {name: resultfiles.numeric(getattr(self, name).reshape(-1)) for name in DISTANCES}
+        return resultfiles.data_frame(pa.table({**columns, "same_top": self.same_top.reshape(-1)}))
 
     def measure(self, name: str) -> np.ndarray:
         """One of the distances by name, (L, P)."""
@@ -206,42 +302,19 @@ def check_measure(name: str, known: Iterable[str]) -> None:
 def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str]) -> None:
     """Write one trajectory, or several, to a .parquet or .json file; the file is complete or not there at all.
 
-    Parquet: one row per (result, layer, position); all else is JSON, in the column "head" of a result's first row.
+    Parquet: one row per (result, layer, position); all else is JSON, in the column "head" of a result's first row. What
+    is not known is null. Both hold digests of their contents, which loading checks.
     """
-    path = Path(path)
+    single = isinstance(results, Trajectory)
     many = [results] if isinstance(results, Trajectory) else list(results)
     if not many:
-        raise LenscopeError(f"{path}: nothing to save")
-    if path.suffix == ".json":
-        documents = [t.to_json() for t in many]
-        write_text(path, json.dumps(documents[0] if isinstance(results, Trajectory) else documents, ensure_ascii=False))
-    elif path.suffix == ".parquet":
+        raise LenscopeError(f"{os.fspath(path)}: nothing to save")
+    if os.fspath(path).endswith(".parquet"):
         rows = pa.concat_tables([as_rows(n, t) for n, t in enumerate(many)])
-        with whole_file(path) as making:
-            pq.write_table(rows.replace_schema_metadata(metadata(isinstance(results, Trajectory))), making)
+        resultfiles.save_table(path, rows, metadata(single))
     else:
-        raise LenscopeError(f"{path}: results are saved as .parquet or .json")
-
-
-def load_results(path: str | os.PathLike[str]) -> Trajectory | list[Trajectory]:
-    """Read what `save` wrote: one trajectory or a list, as it was saved."""
-    path = Path(path)
-    if not path.is_file():
-        raise LenscopeError(f"{path}: no such file")
-    try:
-        if path.suffix == ".json":
-            data = json.loads(path.read_text())
-            return [Trajectory.from_json(d) for d in data] if isinstance(data, list) else Trajectory.from_json(data)
-        table = pq.read_table(path)
-        meta = json.loads((table.schema.metadata or {})[b"lenscope"])
-        # version 0.1.0 kept the heads there, too
-        heads = meta["results"] if "results" in meta else _heads(table)
-        many = [_from_rows(head, table.filter(pa.compute.field("result") == n)) for n, head in enumerate(heads)]
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, LenscopeError):
-            raise
-        raise LenscopeError(f"{path}: is not a lenscope result ({' '.join(str(error).split())[:200]})") from error
-    return many[0] if meta["single"] else many
+        documents = [as_document(t) for t in many]
+        resultfiles.save_json(path, documents[0] if single else documents)
 
 
 def metadata(single: bool) -> dict[str, str]:
@@ -249,64 +322,45 @@ def metadata(single: bool) -> dict[str, str]:
     return {"lenscope": json.dumps({"version": FORMAT, "single": single})}
 
 
+def as_document(t: Trajectory) -> dict[str, Any]:
+    """A trajectory as the JSON object of a file, with the digest of its contents; nothing of it is lost."""
+    return resultfiles.sealed(t._document(exactly))
+
+
 def as_rows(number: int, t: Trajectory) -> pa.Table:
     """A trajectory as the rows of a Parquet file, the `number`-th in it."""
-    head = t.to_json()
+    rows = _rows(number, t)
+    head = t._document(lambda _: None)
     del head["measures"], head["top"], head["prediction_depth"]
+    # where rows stand in a file is not what they say
+    told = json.dumps(resultfiles.stamped(head, rows.drop_columns(["result"])), ensure_ascii=False)
+    return rows.append_column(resultfiles.HEAD, pa.array([told, *[None] * (len(rows) - 1)], type=pa.string()))
+
+
+def _rows(number: int, t: Trajectory) -> pa.Table:
     layers, positions, k = t.top_ids.shape
     cells = layers * positions
-
-    def lists(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(pa.array(np.arange(0, cells * k + 1, k, dtype=np.int32)), values.reshape(-1))
-
     ids = np.array(t.ids)[list(t.positions)]
+    top = t.top_ids.reshape(cells, k)
+    rank = t.rank.reshape(-1)
+
+    def texts(values: Sequence[str]) -> pa.Array:
+        return pa.array(values, type=pa.string())
+
     return pa.table(
         {
             "result": pa.array(np.full(cells, number, dtype=np.int32)),
+            "prompt": texts([t.text] * cells),
+            "model": texts([t.model] * cells),
+            "lens": texts([t.lens] * cells),
             "layer": pa.array(np.repeat(np.array(t.layers, dtype=np.int32), positions)),
             "position": pa.array(np.tile(np.array(t.positions, dtype=np.int32), layers)),
             "token_id": pa.array(np.tile(ids, layers)),
-            "token": pa.array([t.vocabulary[i] for i in ids.tolist()] * layers),
-            **{name: pa.array(t.measure(name).reshape(-1)) for name in MEASURES},
-            "top_ids": lists(t.top_ids),
-            "top_log_probs": lists(t.top_log_probs),
-            "head": pa.array([json.dumps(head, ensure_ascii=False), *[None] * (cells - 1)], type=pa.string()),
+            "token": texts([t.vocabulary[i] for i in ids.tolist()] * layers),
+            "top_token": texts([t.vocabulary.get(i, "") for i in top[:, 0].tolist()]),
+            **{name: resultfiles.numeric(t.measure(name).reshape(-1)) for name in MEASURES if name != "rank"},
+            "rank": pa.array(rank, mask=rank < 0),
+            "top_ids": resultfiles.lists(np.full(cells, k), t.top_ids.reshape(-1)),
+            "top_log_probs": resultfiles.lists(np.full(cells, k), t.top_log_probs.reshape(-1)),
         }
     )
-
-
-def _heads(table: pa.Table) -> list[dict[str, Any]]:
-    """The heads of a file's results, in the order of their numbers."""
-    kept = table.select(["result", "head"]).filter(pa.compute.field("head").is_valid()).to_pylist()
-    found = {row["result"]: json.loads(row["head"]) for row in kept}
-    return [found[n] for n in range(len(found))]
-
-
-def _from_rows(head: dict[str, Any], rows: pa.Table) -> Trajectory:
-    shape = (len(head["layers"]), len(head["positions"]))
-
-    def column(name: str) -> np.ndarray:
-        return rows[name].to_numpy().reshape(shape)
-
-    def lists(name: str) -> np.ndarray:
-        return rows[name].combine_chunks().flatten().to_numpy().reshape(*shape, -1)
-
-    measured = {name: column(name) for name in MEASURES}
-    return Trajectory.from_json(
-        {**head, "measures": measured, "top": {"ids": lists("top_ids"), "log_probs": lists("top_log_probs")}}
-    )
-
-
-def listed(values: np.ndarray) -> Any:
-    """Nested lists with the shortest decimals that give the same float32 again; NaN as None."""
-    if values.dtype.kind in "iu":
-        return values.tolist()
-    short = values.astype(str).astype(float).astype(object)
-    short[~np.isfinite(values)] = None
-    return short.tolist()
-
-
-def _array(values: Any, name: str) -> np.ndarray:
-    if name == "rank":
-        return np.array(values, dtype=np.int64)
-    return np.array(values, dtype=np.float32)
