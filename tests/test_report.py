@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from lenscope.errors import LenscopeError
-from lenscope.plots import COLUMNS, HEIGHT, WIDTH, Figure, Heatmap, Panel, Series
+from lenscope.plots import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
 from lenscope.report import Report, shown
 from lenscope.statistics import Estimate
 
@@ -140,7 +140,7 @@ def test_a_report_is_saved_with_its_figures(tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(LenscopeError, match="nowhere: is no folder; make it first"):
         report().save(tmp_path / "nowhere")
-    with pytest.raises(LenscopeError, match=r"drawn\.png: cannot be written"):
+    with pytest.raises(LenscopeError, match=r"drawn\.png: the folder .*nowhere does not exist"):
         Figure("drawn", [PANELS["lines"]]).save(tmp_path / "nowhere")
 
 
@@ -149,14 +149,15 @@ def test_every_kind_of_panel_is_drawn(name, tmp_path):
     path = Figure("drawn", [PANELS[name]]).save(tmp_path)
     image = imread(path)
     assert path == tmp_path / "drawn.png"
-    assert image.shape[:2] == pytest.approx((HEIGHT * 110, WIDTH * 110), abs=2)
+    width = WIDTH + (LEGEND if any(one.label for one in getattr(PANELS[name], "series", ())) else 0)
+    assert image.shape[:2] == pytest.approx((HEIGHT * 110, width * 110), abs=2)
     # axes, labels and numbers: neither blank nor one colour
     assert 0.005 < (image[..., :3].min(-1) < 0.9).mean() < 0.95
 
 
 def test_panels_stand_three_in_a_line(tmp_path):
     image = imread(Figure("many", list(PANELS.values())[: COLUMNS + 1]).save(tmp_path))
-    assert image.shape[:2] == pytest.approx((2 * HEIGHT * 110, COLUMNS * WIDTH * 110), abs=3)
+    assert image.shape[:2] == pytest.approx((2 * HEIGHT * 110, COLUMNS * (WIDTH + LEGEND) * 110), abs=3)
     last = image[image.shape[0] // 2 :, image.shape[1] // 2 :]
     assert last.min() > 0.99, "the places that are left over stay empty"
 

@@ -44,6 +44,7 @@ def table(grid: "Grid", measure: str, width: int | None) -> Table:
 def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
     """Sources (the last on top) × target layers; a cell is the top token, or the first word written."""
     values, texts = grid.cells(measure), grid.cells("text")
+    numbers = ":" in measure  # of an answer, which is what is asked for, not the top token
     shade = tables.shades(values, measure)
     names = [_name(grid, n) for n in np.unique(grid.source).tolist()]
     head = max(map(len, names))
@@ -64,10 +65,21 @@ def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
         cells = []
         for n in shown:
             # tenths of the way from the least to the surest, which is all there is where no colours are
-            text = _tenth(shade[row, n]) if bare else visible.token(_first(texts[row, n]), size)
+            text = (
+                _tenth(shade[row, n])
+                if bare
+                else (
+                    tables.figure(float(values[row, n]), measure)
+                    if numbers
+                    else visible.token(_first(texts[row, n]), size)
+                )
+            )
             cells.append(Text(text.ljust(2), style=tables.style(shade[row, n])))
         made.add_row(Text(names[row] + " ", style="dim"), *cells)
     note = "rows: source layer, columns: target layer" if grid.sources[0].layer >= 0 else "columns: target layer"
+    others = [name for name in grid.measures if name.startswith(ANSWER) and name != measure]
+    if others:
+        note += f"; also measured: {', '.join(others)}"
     if bare:
         note += "; digits: tenths of the way from the least sure (0) to the surest (9)"
     if step > 1:
