@@ -34,6 +34,7 @@ ROOMS = [
         "contents",
         "prompts",
         "anatomy",
+        "context",
         "exclusive",
         "readout",
         "regimes",

@@ -26,6 +26,7 @@ from lenscope.anatomy import (
     with_input_state,
     with_output_state,
 )
+from lenscope.context import find_context
 from lenscope.edits import Block, Edit, Running, open_blocks
 from lenscope.errors import LenscopeError
 from lenscope.exclusive import Exclusive
@@ -79,7 +80,7 @@ class LM:
         self.verified: Verified = find_readout(self.anatomy)
         self.readout = self.verified.readout
         config = model.config.get_text_config()
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.context = find_context(self.anatomy)
         self.encoder = Encoder(tokenizer, min(self.anatomy.n_inputs, self.vocab_size), self.context, name)
         self.exclusive = Exclusive(name, self.anatomy)
         self.regimes = Regimes(config)
