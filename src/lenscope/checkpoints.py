@@ -55,6 +55,19 @@ def require_whole(source: str, model: nn.Module, info: Mapping[str, Any]) -> tup
     return unused
 
 
+def require_whole_below(source: str, model: nn.Module) -> None:
+    """Raise LenscopeError where weights below an adapter were drawn: the loading info is then the adapter's alone.
+
+    transformers marks the parameters that it has read from files.
+    """
+    drawn = [name for name, p in model.named_parameters() if not getattr(p, "_is_hf_initialized", False)]
+    if drawn:
+        raise LenscopeError(
+            f"{source}: the model that this adapter is for lacks {_count(drawn, 'weight')}, which would be drawn at "
+            f"random: {_first(drawn)}; give the whole checkpoint"
+        )
+
+
 def _mismatch(key: Any) -> str:
     name, found, wanted = key if isinstance(key, tuple) and len(key) == 3 else (key, None, None)
     return f"{name} {tuple(found)} for {tuple(wanted)}" if found is not None and wanted is not None else str(name)

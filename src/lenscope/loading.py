@@ -264,7 +264,10 @@ def _from_pretrained(source: str, options: dict[str, Any], revision: str | None)
         local = {name: value for name, value in options.items() if name == "local_files_only"}
         tokenizer = AutoTokenizer.from_pretrained(source, **where, **local)
     model, info = loaded
-    return model, tokenizer, checkpoints.require_whole(source, model, info)
+    unused = checkpoints.require_whole(source, model, info)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        checkpoints.require_whole_below(source, model)
+    return model, tokenizer, unused
 
 
 # what was not found in the files is told by transformers, and refused here, with names
