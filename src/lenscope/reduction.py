@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lenscope.errors import LenscopeError
 from lenscope.readout import Readout, wide
 
 # Bytes of one piece of logits: small enough that the passes over it find it in the processor's cache, and that malloc
@@ -25,6 +26,8 @@ STATES = 64 << 20
 KEPT = 256 << 20
 # A sum this many times the smallest float has its digits; of what is predicted, LOST may be below that.
 SAFE, LOST = 1e8, 1e-9
+# Rows with equal logits whose order is made anew together.
+TIED = 1 << 12
 LOWEST = -1e30  # stands for -inf: 0 · -inf is not a number, 0 · LOWEST is 0
 
 
@@ -39,6 +42,31 @@ class Reduced:
     rank: Tensor
     top_ids: Tensor
     top_log_probs: Tensor
+
+
+def top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest numbers of z (..., C), descending, and their indices (..., k); of equal ones the lowest index first.
+
+    `Tensor.topk` leaves open which of equals it takes, and in which order: 16-bit logits have many.
+    """
+    more = min(k + 1, z.shape[-1])
+    values, ids = z.topk(more, -1)
+    tied = (values[..., 1:] == values[..., :-1]).any(-1)
+    values, ids = values[..., :k], ids[..., :k]
+    if not tied.any():
+        return values, ids
+    values, ids = values.clone(), ids.clone()
+    for some in tied.flatten().nonzero()[:, 0].split(TIED):
+        rows = z.flatten(0, -2)[some]
+        # whatever is at least as large as the last one that is wanted, in the order of indices
+        at, index = (rows >= values.flatten(0, -2)[some][:, -1:]).nonzero(as_tuple=True)
+        found = rows[at, index]
+        order = found.sort(descending=True, stable=True).indices
+        order = order[at[order].sort(stable=True).indices]
+        first = torch.searchsorted(at[order].contiguous(), torch.arange(len(some), device=z.device))
+        best = order[first[:, None] + torch.arange(k, device=z.device)]
+        values.view(-1, k)[some], ids.view(-1, k)[some] = found[best], index[best]
+    return values, ids
 
 
 class _Sums:
@@ -64,14 +92,15 @@ class _Sums:
         """
         if self.targets is not None and self.target_logits is not None:
             self._count(z, start)
-        values, ids = z.topk(min(self.k, z.shape[-1]), -1)
+        values, ids = top(z, min(self.k, z.shape[-1]))
         m = values[..., 0]
         first = self.top is None
         if self.top is not None:
             m = torch.maximum(m, self.m)
             both = torch.cat([self.top[0], values], -1)
-            # the pieces so far may hold fewer tokens than are wanted in the end
-            values, best = both.topk(min(self.k, both.shape[-1]), -1)
+            # the pieces so far may hold fewer tokens than are wanted in the end; of equals those of earlier pieces
+            # stand first
+            values, best = top(both, min(self.k, both.shape[-1]))
             ids = torch.cat([self.top[1], ids + start], -1).gather(-1, best)
         else:
             ids = ids + start
@@ -110,6 +139,11 @@ class _Sums:
 
     def reduced(self, final: "_Sums") -> Reduced:
         assert self.top is not None
+        if not (torch.isfinite(self.m).all() and torch.isfinite(self.s).all()):
+            raise LenscopeError(
+                f"logits hold NaN or infinity, in {int((~torch.isfinite(self.m)).sum())} of {self.m.numel()} "
+                "distributions: nothing can be read of them; load the model in float32 or bfloat16, or mend the lens"
+            )
         log_s = self.s.log()
         log_z = self.m + log_s
         missing = torch.full_like(log_s, torch.nan)
