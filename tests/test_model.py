@@ -142,7 +142,7 @@ def test_several_positions_rows_and_nested_blocks(lm64):
 
 
 def test_rows_stay_theirs_when_prompts_run_in_groups(lm64, monkeypatch):
-    monkeypatch.setattr("lenscope.model.TOKENS_PER_RUN", 8)
+    monkeypatch.setattr("lenscope.batches.TOKENS_PER_RUN", 8)
     prompts = ["a longer prompt here", "b", "c c c"]
     v = torch.ones(32, dtype=torch.float64)
     with lm64.edit(ls.Edit(1, 0, v, row=1)):

@@ -38,6 +38,7 @@ ROOMS = [
         "exclusive",
         "readout",
         "regimes",
+        "batches",
         "edits",
         "states",
         "generation",

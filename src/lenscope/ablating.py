@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lenscope.anatomy import deviation, input_state, output_state, with_output_state
+from lenscope.batches import TOKENS_PER_RUN
 from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.corpus import TokenBatch
 from lenscope.edits import Block, Running
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
-from lenscope.model import LM, TOKENS_PER_RUN
+from lenscope.model import LM
 from lenscope.predictions import Progress, Rows, predictions
 from lenscope.prompts import pad
 from lenscope.provenance import provenance
@@ -241,7 +242,7 @@ class _Run:
             self.inputs.append(pack(input_state(args, kwargs)))
             self.outputs.append(output)
 
-        with lm.lock, ExitStack() as undo:
+        with lm.exclusive.alone(), ExitStack() as undo:
             for block in lm.anatomy.blocks:
                 undo.callback(block.register_forward_hook(keep, with_kwargs=True).remove)
             lm.capture(self.running, {lm.n_layers}, lambda _, h: None)
@@ -261,7 +262,7 @@ class _Run:
         """The states at the layers `read` where h is that of `layer`, all of them at or above it."""
         kept: dict[int, Tensor] = {}
         blocks, state = self.lm.anatomy.blocks, self.lm.anatomy.stream.unpack(h)
-        with self.lm.lock, ExitStack() as undo:
+        with self.lm.exclusive.alone(), ExitStack() as undo:
             if self.resumes:
                 undo.enter_context(_returning(blocks[:layer], [*self.outputs[: layer - 1], None], state, self.outputs))
             else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lenscope.anatomy import deviation
+from lenscope.batches import TOKENS_PER_RUN
 from lenscope.causal import Run, energies, lens_layers, runs
 from lenscope.directions import Alignment, Basis, Influence
 from lenscope.edits import Running
@@ -21,7 +22,7 @@ from lenscope.energy import wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.mappings import is_of
-from lenscope.model import LM, TOKENS_PER_RUN
+from lenscope.model import LM
 from lenscope.predictions import Progress, Rows
 from lenscope.prompts import Batch, Prompt
 from lenscope.provenance import provenance
@@ -187,7 +188,7 @@ class _Above:
         prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
         batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
         running = Running(prompts, range(len(ids)), len(ids), batch, probe=True)
-        with lm.lock, ExitStack() as undo:
+        with lm.exclusive.alone(), ExitStack() as undo:
             if self.short:
                 known = lm.anatomy
                 below = replace(known, blocks=known.blocks[: self.layer], outputs=known.outputs[: self.layer])

@@ -99,6 +99,12 @@ class Anatomy:
         return embedding(self.model).shape[0]
 
     @property
+    def sizes(self) -> tuple[Any, ...]:
+        """What states and logits of this model are made of: numbers of layers, tokens and dimensions, dtype, device."""
+        last = self.states[-1]
+        return self.n_layers, self.stream, last.dtype, last.device, self.logits.shape, self.n_inputs
+
+    @property
     def n_layers(self) -> int:
         """The number of blocks: layers run from 0 to n_layers."""
         return len(self.blocks)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.batches import length_groups
 from lenscope.corpus import TokenBatch
 from lenscope.directions import Basis
 from lenscope.edits import Running
@@ -129,7 +130,7 @@ def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
     if not found or not any(counted.any() for _, counted, _ in found):
         raise LenscopeError("rows: no position counts; give at least one row")
     made = []
-    for group in lm.groups([prompt for prompt, _, _ in found], lambda short, long: False):
+    for group in length_groups([prompt for prompt, _, _ in found], lambda short, long: False):
         most = max(1, TOKENS // len(found[group[0]][0]))
         made += [_run(lm, [found[i] for i in group[at : at + most]], layers) for at in range(0, len(group), most)]
     return made

@@ -54,7 +54,7 @@ def _narrower_sums(lm: "LM", ids: list[int]) -> float:
 
 def _from_layer_0(lm: "LM", ids: list[int], x: Tensor) -> Tensor:
     """Logits (T, V) of a run that starts from the states x (T, D) at layer 0."""
-    with lm.lock:
+    with lm.exclusive.alone():
         hook = lm.hook(0, lambda h: x[None].to(h))
         try:
             return lm.own_logits(lm.probe(ids))

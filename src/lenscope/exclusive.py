@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from lenscope.anatomy import Anatomy, embedding
-from lenscope.errors import LenscopeError
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _making = threading.Lock()
@@ -30,30 +30,29 @@ def lock_of(model: nn.Module) -> Any:
 
 
 class Exclusive:
-    """Lets one thread at a time run a model, as long as it is the model that was observed and verified."""
+    """Lets one thread at a time run a model, as long as it is the model that was observed and verified.
 
-    def __init__(self, name: str, anatomy: Anatomy) -> None:
-        self.name, self.anatomy = name, anatomy
-        self.model = anatomy.model
-        self.lock = lock_of(self.model)
+    `renew(change)` is called where it is not any more, and observes it anew or raises LenscopeError.
+    """
+
+    def __init__(self, model: PreTrainedModel, renew: Callable[[str], None]) -> None:
+        self.model, self.renew = model, renew
+        self.lock = lock_of(model)
+
+    def watch(self, anatomy: Anatomy) -> None:
+        """From now on changes are those since the model had this anatomy."""
+        self.anatomy = anatomy
         self.configs = [(c, copy.deepcopy(_settings(c))) for c in _configs(self.model)]
         self.seen = self._fingerprint()
         self.dynamic = [m for m in self.model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within the block no other thread runs this model or edits it.
-
-        Raises LenscopeError where the model was changed since it was loaded, so that what was verified of it no longer
-        holds.
-        """
+        """Within the block no other thread runs this model, which is as it was observed, or edits it."""
         with self.lock:
             change = self.changed()
             if change:
-                raise LenscopeError(
-                    f"{self.name}: {change} since it was loaded, and what was verified then no longer holds; load it "
-                    "again with lenscope.load((model, tokenizer))"
-                )
+                self.renew(change)
             for module in self.dynamic:
                 _forget_lengths(module)
             yield

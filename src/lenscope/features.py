@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.batches import TOKENS_PER_RUN
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
-from lenscope.model import LM, TOKENS_PER_RUN, PromptLike
+from lenscope.model import LM, PromptLike
 from lenscope.prompts import Prompt
 from lenscope.reduction import reduce
 from lenscope.states import check_layers, spaced

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lenscope.anatomy import deviation, probe_text
+from lenscope.batches import length_groups
 from lenscope.edits import Running
 from lenscope.errors import LenscopeError
 from lenscope.prompts import Batch, Prompt, pad
@@ -42,7 +43,7 @@ def write(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tupl
     """The greedy continuation of each prompt, up to an end-of-text token or `max_new_tokens`."""
     ends = end_ids(lm)
     out: list[list[int]] = [[] for _ in prompts]
-    for group in lm.groups(prompts, lambda short, long: _pads(lm, short, long, max_new_tokens)):
+    for group in length_groups(prompts, lambda short, long: _pads(lm, short, long, max_new_tokens)):
         # rows of one length stop together wherever their cache no longer gives what reading anew gives
         left = list(group)
         while left:
@@ -122,7 +123,7 @@ def _gap(lm: "LM", prompts: list[Prompt], tokens: int = PROBE_TOKENS) -> float:
     """The deviation of the logits that generate() picks tokens from, against reading the text afresh."""
     steps: list[Tensor] = []
     batch = pad(prompts, "left", lm.anatomy.ids.device)
-    with lm.lock:
+    with lm.exclusive.alone():
         watch = lm.hook(lm.n_layers, lambda h: steps.append(h[:, -1].clone()))
         try:
             written = _generate(lm, Running(prompts, range(len(prompts)), len(prompts), batch, probe=True), tokens, [])

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lenscope import mappings
+from lenscope.batches import TOKENS_PER_RUN
 from lenscope.errors import LenscopeError
 from lenscope.mappings import PairMapping
-from lenscope.model import LM, TOKENS_PER_RUN, PromptLike
+from lenscope.model import LM, PromptLike
 from lenscope.prompts import Positions, Prompt
 from lenscope.provenance import provenance
 from lenscope.reduction import diverge, reduce

@@ -26,18 +26,16 @@ from lenscope.anatomy import (
     with_input_state,
     with_output_state,
 )
+from lenscope.batches import length_groups
 from lenscope.context import find_context
 from lenscope.edits import Block, Edit, Running, open_blocks
 from lenscope.errors import LenscopeError
 from lenscope.exclusive import Exclusive
 from lenscope.inputs import count
 from lenscope.prompts import Encoder, Positions, Prompt, pad
-from lenscope.readout import Verified, find_readout, is_stubbed, wide
+from lenscope.readout import find_readout, is_stubbed, wide
 from lenscope.regimes import Regimes
 from lenscope.states import HiddenStates, Layers, check_layers
-
-# Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
-TOKENS_PER_RUN = 8192
 
 PromptLike = str | Prompt | Sequence[int]
 
@@ -76,18 +74,38 @@ class LM:
         self.revision = revision
         # weights in its files that the model has no place for
         self.unused: tuple[str, ...] = ()
-        self.anatomy: Anatomy = observe(model)
-        self.verified: Verified = find_readout(self.anatomy)
-        self.readout = self.verified.readout
-        config = model.config.get_text_config()
+        self._running: Running | None = None
+        self._open = 0
+        self.exclusive = Exclusive(model, self._renew)
+        self._verify(observe(model))
         self.context = find_context(self.anatomy)
         self.encoder = Encoder(tokenizer, min(self.anatomy.n_inputs, self.vocab_size), self.context, name)
-        self.exclusive = Exclusive(name, self.anatomy)
-        self.regimes = Regimes(config)
-        self._running: Running | None = None
+
+    def _verify(self, anatomy: Anatomy) -> None:
+        """Take up what was observed of the model, with a readout that gives its logits; LenscopeError without one."""
+        verified = find_readout(anatomy)
+        self.anatomy, self.verified, self.readout = anatomy, verified, verified.readout
+        self.exclusive.watch(anatomy)
+        self.regimes = Regimes(self.model.config.get_text_config())
         self._tolerance: float | None = None
         # what was measured of this model: by what, and for which ranges of lengths
         self.measured: dict[tuple[Any, ...], Any] = {}
+
+    def _renew(self, change: str) -> None:
+        """Verify the model anew where its modules or its configuration are not those that were verified before.
+
+        Raises LenscopeError where a size, dtype or device is another one, inside edits, and for a compiled model.
+        """
+        told = f"{self.name}: {change} since it was loaded"
+        if self._open or "compilation" in change:
+            raise LenscopeError(f"{told}; load it again with lenscope.load((model, tokenizer))")
+        try:
+            anatomy = observe(self.model)
+            if anatomy.sizes != self.anatomy.sizes:
+                raise LenscopeError("its sizes, dtype or device are others")
+            self._verify(anatomy)
+        except LenscopeError as error:
+            raise LenscopeError(f"{told}, and {error}; load it again with lenscope.load((model, tokenizer))") from error
 
     def __repr__(self) -> str:
         return f"LM({self.name}: {self.n_layers} layers, D {self.hidden_size}, V {self.vocab_size}, {self.dtype})"
@@ -158,7 +176,7 @@ class LM:
         places = [p.positions(positions) for p in many]
         shape = (len(many), len(numbers), max(map(len, places)), self.hidden_size)
         out = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        for group in self.groups(many, lambda short, long: exactness.reads_together(self, short, long)):
+        for group in length_groups(many, lambda short, long: exactness.reads_together(self, short, long)):
 
             def keep(layer: int, h: Tensor, group: Sequence[int] = group) -> None:
                 for at in (at for at, n in enumerate(numbers) if n == layer):
@@ -181,7 +199,7 @@ class LM:
 
     def own_logits(self, h: Tensor) -> Tensor:
         """Logits (N, V) of the last layer's states (N, D), in the model's own dtype."""
-        with torch.no_grad():
+        with self.exclusive.alone(), torch.no_grad():
             return self.readout.columns(self.readout.prepare(h), 0, self.vocab_size)
 
     # -- editing
@@ -205,10 +223,14 @@ class LM:
     def block(self) -> Iterator[Block]:
         """A `with` block in which hooks change what this thread or task runs, and nobody else (see `acts`)."""
         block = Block(self)
+        with self.exclusive.alone():
+            self._open += 1
         open_blocks.set((*open_blocks.get(), block))
         try:
             yield block
         finally:
+            with self.lock:
+                self._open -= 1
             open_blocks.set(tuple(b for b in open_blocks.get() if b is not block))
 
     def acts(self, block: Block) -> Running | None:
@@ -295,24 +317,6 @@ class LM:
         of them, an array or tensor of two dimensions, or an iterator. Raises LenscopeError for anything else.
         """
         return self.encoder.prompts(prompts)
-
-    def groups(self, prompts: Sequence[Prompt], together: Callable[[int, int], bool]) -> Iterator[list[int]]:
-        """Indices of prompts that run together: near in length, and of equal length unless `together` allows more.
-
-        `together(a, b)` says whether prompts of a to b tokens, padded to one length, are each as if they ran alone.
-        """
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        group: list[int] = []
-        for i in order:
-            length = len(prompts[i])
-            full = length * (len(group) + 1) > TOKENS_PER_RUN
-            shortest = len(prompts[group[0]]) if group else length
-            if group and (full or (length != shortest and not together(shortest, length))):
-                yield group
-                group = []
-            group.append(i)
-        if group:
-            yield group
 
     @contextmanager
     def running(self, running: Running) -> Iterator[None]:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.batches import TOKENS_PER_RUN
 from lenscope.edits import Running
-from lenscope.model import LM, TOKENS_PER_RUN
+from lenscope.model import LM
 from lenscope.prompts import Batch, Prompt
 
 # change(layer, h, rows): patch, in place, the states h (n, T, D) of the rows `rows` (n,), numbered as at first
@@ -51,7 +52,7 @@ class Plain:
             self.change(layer, h, rows)
             return h
 
-        with self.lm.lock, ExitStack() as undo:
+        with self.lm.exclusive.alone(), ExitStack() as undo:
             for n in self.layers:
                 undo.callback(self.lm.hook(n, lambda h, n=n: patched(n, h)).remove)
             prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]

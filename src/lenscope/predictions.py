@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.batches import TOKENS_PER_RUN
 from lenscope.corpus import TokenBatch
 from lenscope.errors import LenscopeError
-from lenscope.model import LM, TOKENS_PER_RUN
+from lenscope.model import LM
 from lenscope.prompts import Prompt
 
 # A text, the ids of one row, or many rows of a corpus.

@@ -307,7 +307,7 @@ def _forked(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: li
     def keep(layer: int, h: Tensor) -> None:
         kept[layer] = h[0, -1:].to(lm.device, copy=True)
 
-    with lm.lock, ExitStack() as undo:
+    with lm.exclusive.alone(), ExitStack() as undo:
         for n in layers:
             undo.callback(lm.hook(n, lambda h, n=n: keep(n, h)).remove)
         cache = Prefixes(lm).own([prompt.ids])

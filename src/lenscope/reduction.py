@@ -45,7 +45,7 @@ class Reduced:
 
 
 def top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest numbers of z (..., C), descending, and their indices (..., k); of equal ones the lowest index first.
+    """The k largest numbers of z (..., C), descending, and their indices (..., k); of equals the lowest first.
 
     `Tensor.topk` leaves open which of equals it takes, and in which order: 16-bit logits have many.
     """
