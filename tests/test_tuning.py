@@ -26,7 +26,7 @@ from lenscope.moments import Moments, with_constant
 from lenscope.objective import Objective
 from lenscope.optimizers import Muon, Nesterov, orthogonal
 from lenscope.readout import Replayed
-from lenscope.training import Schedule
+from lenscope.schedule import Schedule
 from lenscope.tuning import RECIPES, Recipe, fit
 
 TOKENS, LENGTH, ROOM = 4000, 32, 300_000

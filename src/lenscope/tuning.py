@@ -28,7 +28,8 @@ from lenscope.moments import with_constant
 from lenscope.objective import Objective, fast_products, low_precision
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
 from lenscope.reduction import reduce
-from lenscope.training import TOGETHER, Block, Schedule, Training, some_rows
+from lenscope.schedule import TOGETHER, Schedule
+from lenscope.training import Block, Training, some_rows
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 29
