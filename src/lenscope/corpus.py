@@ -159,6 +159,19 @@ class Corpus:
             raise LenscopeError(f"{self.name}: they have no end; say how many tokens")
         return self._write(wanted, rows, start, rank, world)
 
+    def digest(self, tokens: int) -> str | None:
+        """The SHA-256 of the ids of all rows that reading `tokens` tokens gives, as in the last batch; None of samples.
+
+        Raises LenscopeError as `batches` does, before a model has run.
+        """
+        if self.documents is None:
+            return None
+        digest = None
+        # one batch after the other: all of them would be 61 bytes a token
+        for batch in self.batches(tokens, 256):
+            digest = batch.digest
+        return digest
+
     def provenance(self) -> dict[str, Any]:
         """What the rows came from, as JSON values: sources with their SHA-256, tokenizer, marks, and every setting."""
         if self.documents is None:
@@ -199,17 +212,20 @@ class Corpus:
     def _write(self, wanted: int, rows: int, start: int, rank: int, world: int) -> Iterator[TokenBatch]:
         marks = find_marks(self.lm)
         special = [*marks.document, *marks.end, *end_ids(self.lm)]
+        # which model writes, as it is now
+        writer = model_hash(self.lm.model) or id(self.lm.model)
         seed = (self.seed, *(round(share * 2**32) for share in self.part))
         steps = [range(a, min(a + rows * world, wanted)) for a in range(start, wanted, rows * world)]
         together = max(1, WRITTEN // rows)
         for some in (steps[n : n + together] for n in range(0, len(steps), together)):
             mine = [[n for n in step if n % world == rank] for step in some]
             numbers = [n for step in mine for n in step]
-            new = [n for n in numbers if (seed, self.length, n) not in self._sampled]
+            known = {n: self._sampled.get((writer, seed, self.length, n)) for n in numbers}
+            new = [n for n, row in known.items() if row is None]
             fresh = dict(zip(new, sample(self.lm, new, self.length, marks.document, seed) if new else (), strict=True))
-            ids = iter([fresh[n] if n in fresh else self._sampled[seed, self.length, n] for n in numbers])
+            ids = iter([fresh[n] if row is None else row for n, row in known.items()])
             if len(self._sampled) < REMEMBERED:
-                self._sampled.update({(seed, self.length, n): row for n, row in fresh.items()})
+                self._sampled.update({(writer, seed, self.length, n): row for n, row in fresh.items()})
             for step, numbers in zip(some, mine, strict=True):
                 held = [(n, written(next(ids), n, marks.document, special)) for n in numbers]
                 yield self._batch(held, step.stop, None)

@@ -283,21 +283,32 @@ def opened(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
 
 
 def fitted_table(report: dict[str, Any]) -> Table:
-    """The held-out KL of every few layers of a fitted lens, beside the logit lens's."""
+    """The held-out KL of every few layers of a fitted lens and of the logit lens, and how surely it is less."""
     rows = report["layers"]
     step = ceil(len(rows) / LINES)
+    # version 0.1.0 knew no intervals
+    sure = any("gain_95" in row for row in rows)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("layer", "logit lens", str(report["lens"])):
+    for name in ("layer", "logit lens", str(report["lens"]), *(["less by, 95 %"] if sure else [])):
         table.add_column(Text(plain(name)), justify="right", no_wrap=True)
     for row in rows[::-step][::-1]:
-        table.add_row(Text(str(row["layer"]), style="dim"), f"{row['kl_logit_lens']:.3f}", f"{row['kl']:.3f}")
-    mean = [sum(row[name] for row in rows) / len(rows) for name in ("kl_logit_lens", "kl")]
-    table.add_row(Text("mean", style="dim"), *(f"{value:.3f}" for value in mean))
-    held = report["held_out"]["tokens"][1]
-    text = f"KL(model ‖ lens) in nats, mean of {held:,} tokens that were not fitted"
-    text += f"; one layer in {step} is shown" if step > 1 else ""
-    table.caption = Text(text, style="dim", justify="left")
+        ends = row.get("gain_95")
+        told = [f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "–"] if sure else []
+        table.add_row(Text(str(row["layer"]), style="dim"), *(_nats(row[k]) for k in ("kl_logit_lens", "kl")), *told)
+    known = [[row[name] for row in rows if row[name] is not None] for name in ("kl_logit_lens", "kl")]
+    table.add_row(Text("mean", style="dim"), *(_nats(sum(some) / len(some) if some else None) for some in known))
+    held = report["held_out"]
+    of = f" of {held['documents'][1]:,} documents" if "documents" in held else ""
+    parts = [f"KL(model ‖ lens) in nats, mean of {held['tokens'][1]:,} tokens{of} that were not fitted"]
+    parts += [f"one layer in {step} is shown"] * (step > 1) + [held["note"]] * ("note" in held)
+    worse = ", ".join(map(str, held.get("worse_than_logit_lens", ())))
+    parts += [f"worse than the logit lens at layers {worse}"] * bool(worse)
+    table.caption = Text("; ".join(parts), style="dim", justify="left")
     return table
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _run(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: bool) -> "PairMapping":
@@ -323,17 +334,10 @@ def _left(folder: Path) -> str:
 
 
 def finished_lens(folder: Path) -> "PairMapping | None":
-    """The lens in the folder of a run, if there is one; LenscopeError where anything else would be overwritten."""
-    if not (folder / "config.json").exists():
-        return None
-    from lenscope.mappings import load_mapping
+    """The lens in the folder of a run, as `tuning.finished_lens`, which is imported where there is something."""
+    from lenscope.tuning import finished_lens as found
 
-    try:
-        return load_mapping(folder)
-    except LenscopeError as error:
-        raise LenscopeError(
-            f"{folder}: has a config.json of something else, or damaged; give another folder"
-        ) from error
+    return found(folder) if (folder / "config.json").exists() else None
 
 
 def _free(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lenscope import visible
+from lenscope.names import safe_name
 from lenscope.writing import whole_file
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Figure:
             canvas.legend(handles, names, loc="outside lower center", frameon=False, fontsize=8, ncols=most)
         for at in axes[len(self.panels) :]:
             at.set_axis_off()
-        path = Path(folder) / f"{self.name}.png"
+        path = Path(folder) / f"{safe_name(self.name)}.png"
         with whole_file(path) as making:
             canvas.savefig(making, format="png")
         return path

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,6 +25,7 @@ from transformers import logging as transformers_logging
 
 from lenscope import artifacts
 from lenscope.corpus import Corpus
+from lenscope.documents import Stream
 from lenscope.errors import LenscopeError
 from lenscope.loading import load
 from lenscope.model import LM
@@ -208,7 +209,11 @@ class _Run:
     def identify(self) -> None:
         """Write into the folder which training it is of, or see that it is of this one."""
         lm = self.corpus.lm
-        told = {"model": model_hash(lm.model), "corpus": self.corpus.provenance(), "plan": asdict(self.plan)}
+        told: dict[str, Any] = {"model": model_hash(lm.model), "corpus": self.corpus.provenance()}
+        told |= {"plan": asdict(self.plan), "products": str(self.low or lm.dtype).removeprefix("torch.")}
+        # a name alone says nothing of what a stream brings
+        if isinstance(self.corpus.documents, Stream):
+            told["text"] = self.corpus.digest(self.plan.steps * self.plan.rows * self.corpus.length)
         # paths and the tokenizer's name may differ where the content is the same
         identity = json.loads(json.dumps(told, ensure_ascii=False))
         path = self.folder / IDENTITY
@@ -217,6 +222,8 @@ class _Run:
                 there = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 there = {}
+            # version 0.1.0 did not write the products
+            there.setdefault("products", identity["products"])
             other = [name for name in identity if there.get(name) != identity[name]]
             if other:
                 raise LenscopeError(

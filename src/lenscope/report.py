@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lenscope import tables, visible
 from lenscope.errors import LenscopeError
+from lenscope.names import safe_name
 from lenscope.plots import Figure
 from lenscope.statistics import Estimate
 from lenscope.writing import whole_file, write_text
@@ -80,7 +81,7 @@ class Report:
             f"**Here.** {visible.plain(self.reading)}",
         ]
         for figure in self.figures:
-            parts.append(f"![{figure.name}]({figure.name}.png)")
+            parts.append(f"![{figure.name}]({safe_name(figure.name)}.png)")
         for name, rows in self.tables.items():
             parts.append(f"## {name}\n\n{_pipes(rows)}")
         told = "\n".join(f"- {key}: {visible.plain(value)}" for key, value in self.settings.items())
@@ -109,7 +110,7 @@ class Report:
         for figure in self.figures:
             figure.save(folder)
         for name, rows in self.tables.items():
-            with whole_file(folder / f"{name.replace(' ', '_')}.parquet") as making:
+            with whole_file(folder / f"{safe_name(name.replace(' ', '_'))}.parquet") as making:
                 pq.write_table(_arrow(rows).replace_schema_metadata({"report": json.dumps(self._head())}), making)
         write_text(folder / "report.json", json.dumps(self.to_json(), ensure_ascii=False))
         write_text(folder / "report.md", self.markdown())

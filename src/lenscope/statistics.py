@@ -84,6 +84,28 @@ def bootstrap(
     return Estimate(value, float(low), float(high))
 
 
+def ratios(sums: ArrayLike, counts: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Estimate]:
+    """Σ sums / Σ counts of K columns, from the sums (U, K) and counts (U,) of U units, which are resampled whole.
+
+    Means per token over documents, say. A single unit has no interval. Raises LenscopeError for units that differ in
+    number, and for counts that are negative or add up to 0.
+    """
+    some, each = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
+    if some.ndim != 2 or each.shape != some.shape[:1] or not len(each) or each.min() < 0 or not each.sum():
+        raise LenscopeError(
+            f"sums {some.shape}, counts {each.shape}: give (units, columns) and (units,), counts from 0 on"
+        )
+    units = len(each)
+    values = some.sum(0) / each.sum()
+    if units < 2:
+        return [Estimate(float(v), np.nan, np.nan) for v in values]
+    drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), resamples).astype(float)
+    total = drawn @ each
+    # a resample of units without a count has no mean
+    low, high = percentiles((drawn @ some)[total > 0] / total[total > 0, None], units)
+    return [Estimate(*map(float, three)) for three in zip(values, low, high, strict=True)]
+
+
 def jackknife(value: np.ndarray, without: np.ndarray) -> np.ndarray:
     """The low and high ends (2, …) of the 95 % intervals of values (…), from those without each of G groups (G, …).
 

@@ -324,6 +324,22 @@ class Block:
         with reading(lm, self.low):
             lm.capture(running, range(lm.n_layers + 1), keep)
 
+    def forget_uncounted(self) -> None:
+        """Keep what is known of counted tokens alone; of which rows they are is forgotten."""
+        self.states, self.last = self.states[:, self.counted], self.last[self.counted]
+        self.following, self.counted = self.following[self.counted], self.counted[self.counted]
+        self.slot = {}
+
+    @staticmethod
+    def joined(blocks: "Sequence[Block]") -> "Block":
+        """Several blocks of which the rows were forgotten as one."""
+        made = Block(blocks[0].lm, 0, blocks[0].length, blocks[0].low)
+        made.states = torch.cat([b.states for b in blocks], 1)
+        made.last, made.counted, made.following = (
+            torch.cat([getattr(b, name) for b in blocks]) for name in ("last", "counted", "following")
+        )
+        return made
+
     def find(self, positions: Tensor) -> Tensor:
         """Which counted tokens have these positions (n,) in the whole corpus; those of other processes are left out."""
         slots = torch.tensor([self.slot.get(row, -1) for row in (positions // self.length).tolist()], dtype=torch.long)
@@ -338,4 +354,5 @@ def _unit(sizes: Tensor) -> Tensor:
 
 def some_rows(batch: TokenBatch, which: Tensor) -> TokenBatch:
     """Of a batch the rows that a mask (B,) names, as far as reading needs them."""
-    return replace(batch, row=batch.row[which], ids=batch.ids[which], counted=batch.counted[which])
+    row, ids, document, counted = (t[which] for t in (batch.row, batch.ids, batch.document, batch.counted))
+    return replace(batch, row=row, ids=ids, document=document, counted=counted)

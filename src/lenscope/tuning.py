@@ -6,7 +6,8 @@ Does not know: how a run reads and steps (training.py), the loss (objective.py),
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import ceil
@@ -18,27 +19,25 @@ import torch
 from torch import Tensor
 
 from lenscope.artifacts import CONFIG
-from lenscope.corpus import Corpus, TokenBatch
+from lenscope.choosing import choose
+from lenscope.choosing import described as about_held_out
+from lenscope.choosing import parts as choosing_parts
+from lenscope.choosing import read as read_held_out
+from lenscope.choosing import taken as choosing_rows
+from lenscope.corpus import Corpus
 from lenscope.distributed import Group, described, is_sharded, joined
-from lenscope.documents import Data
+from lenscope.documents import Data, Stream
 from lenscope.errors import LenscopeError
-from lenscope.mappings import Affine, PairMapping
+from lenscope.mappings import Affine, PairMapping, load_mapping
 from lenscope.model import LM
-from lenscope.moments import with_constant
 from lenscope.objective import Objective, fast_products, low_precision
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
-from lenscope.reduction import reduce
-from lenscope.schedule import TOGETHER, Schedule
-from lenscope.training import Block, Training, some_rows
+from lenscope.schedule import Schedule
+from lenscope.training import Training
+from lenscope.writing import folder_lock
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 29
-# Held-out tokens that choose, and as many of which every second one measures.
-HELD_OUT = 1024
-# Columns of the vocabulary by which candidates are compared.
-COMPARED = 4096
-# Bytes of translated states that are measured together.
-MEASURED = 32 << 20
 
 # progress(tokens read, tokens in all)
 Progress = Callable[[int, int], None]
@@ -106,16 +105,18 @@ def fit(
     """A tuned lens of `lm` (Belrose et al. 2023, Eq. 8): an affine map of each layer's states to the last layer's.
 
     `data` is text as `Corpus.open` takes it, or a Corpus; None: what the model itself writes. `tokens` of it are read,
-    once, in rows of `length`. A fraction `held_out` of the documents is not fitted: of its tokens one part chooses
-    what each layer keeps, another measures `report["layers"]`: KL(model ‖ lens) in nats with `lens` and with the logit
-    lens, so that no layer is worse than it. Weights are float32 whatever the model's dtype.
+    once, in rows of `length`. A fraction `held_out` of the documents is not fitted: one half of these chooses what each
+    layer keeps, the logit lens among it; the other half, other documents, measures `report["layers"]`: KL(model ‖ lens)
+    in nats of what is kept and of the logit lens, and the gain, each with its 95 % interval over documents. Nothing is
+    decided by what measures: a layer that is worse than the logit lens there says so. Weights are float32 whatever the
+    model's dtype.
 
     Memory: `room` bytes of states, of all processes together, but at least 8 rows of text; plus 16 · n_layers · D²
     bytes for weights, momentum and moments. Processes that torchrun started share the text and take the same steps as
     one would. With a `folder` (one that all processes see) the run leaves a checkpoint in it after each block of text,
-    and goes on from there when it is called again, on any number of processes; at the end the lens is saved there.
-    Raises LenscopeError, before the model runs, for text that is too short, recipes that do not exist, and numbers out
-    of range; and for a folder of another run.
+    and goes on from there when it is called again, on any number of processes; at the end the lens is saved there, and
+    a further call reads it. Raises LenscopeError, before the model runs, for text that is too short, recipes that do
+    not exist, and numbers out of range; and for a folder of another run, or one that another run is writing to.
     """
     named, recipe = _found(recipe)
     if tokens < 1 or room < 1:
@@ -125,9 +126,11 @@ def fit(
     text, held = corpus.split(held_out)
     if text.documents is None and is_sharded(lm):
         raise LenscopeError(f"{text.name}: processes that share a model's weights cannot write on their own; give text")
-    digest = _digest(text, tokens)
+    # whatever is wrong with the text shows before the model runs
+    digest = text.digest(tokens)
+    choosing, measuring = map(choosing_rows, choosing_parts(held))
     me, made_with = described(lm)
-    with joined(lm.device) as group, torch.no_grad():
+    with joined(lm.device) as group, torch.no_grad(), _alone(folder, group):
         low = low_precision(lm)
         ridge = recipe.start == "ridge"
         plan = Schedule.of(lm, tokens, text.length, room=room, per_step=recipe.tokens_per_step, ridge=ridge, low=low)
@@ -140,10 +143,17 @@ def fit(
             "text": digest,
             "products": str(low or lm.dtype).removeprefix("torch."),
         }
+        finished = None if folder is None else finished_lens(folder)
+        if finished is not None:
+            other = _difference(finished, lm, settings)
+            if other:
+                raise LenscopeError(
+                    f"{folder}: holds a lens of another run ({other}); give another folder, or remove it"
+                )
+            return finished
         run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
         with run.timed("held-out text"):
-            choosing, measuring, held_tokens = _held_out(lm, held, group)
-            select = _block(lm, choosing, held.length, low)
+            select = read_held_out(lm, choosing, group, low)
         make = partial(_make, recipe, fast_products(lm))
         checkpoint = None if folder is None else Path(folder) / "checkpoint"
         # a run that was killed while it wrote its first one leaves a folder without
@@ -159,12 +169,12 @@ def fit(
                     run.gather(block)
             if run.number == plan.warm - 1:
                 with run.timed("closed form"):
-                    run.close(select) if ridge else run.identity()
+                    run.close(select.block) if ridge else run.identity()
                     run.find_mean(block)
                     objective = aim(mean=run.mean)
                     kl = torch.zeros(lm.n_layers)
                     if recipe.optimizer is not None:
-                        (kl,) = run.held_out_kl(select, [run.weights], objective)
+                        (kl,) = run.held_out_kl(select.block, [run.weights], objective)
                     optimizer = make(run.weights, kl.tolist(), run.units)
             if recipe.optimizer is not None and optimizer is not None and objective is not None:
                 with run.timed("steps"):
@@ -174,8 +184,12 @@ def fit(
                 run.save(checkpoint, settings, optimizer)
             del block
         with run.timed("measuring"):
-            measure = _block(lm, measuring, held.length, None)
-        chosen, layers = _choose(run, recipe, select, measure)
+            measure = read_held_out(lm, measuring, group, None)
+        plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
+        candidates = {"identity": [plain] * lm.n_layers, "start": run.start}
+        if recipe.optimizer is not None:
+            candidates["steps"] = run.weights
+        chosen, layers = choose(run, candidates, select if recipe.best else None, measure)
         report = {
             "lens": "tuned lens",
             **settings,
@@ -183,7 +197,7 @@ def fit(
             "tokens": plan.rows * plan.length,
             "steps": run.step,
             "loss": run.loss,
-            "held_out": {"corpus": held.provenance(), "tokens": held_tokens},
+            "held_out": about_held_out(held, select, measure, layers),
             "layers": layers,
             "processes": group.world,
             "seconds": round(time.perf_counter() - began, 1),
@@ -200,23 +214,63 @@ def fit(
     return made
 
 
+def finished_lens(folder: str | Path) -> Affine | None:
+    """The lens in the folder of a run, if there is one; LenscopeError where anything else would be overwritten."""
+    if not (Path(folder) / CONFIG).exists():
+        return None
+    try:
+        found = load_mapping(folder)
+    except LenscopeError as error:
+        raise LenscopeError(
+            f"{folder}: has a config.json of something else, or damaged; give another folder"
+        ) from error
+    if not isinstance(found, Affine):
+        raise LenscopeError(f"{folder}: holds {found!r}, no fitted lens; give another folder")
+    return found
+
+
 def other_run(
     lens: PairMapping, lm: LM, corpus: Corpus, *, tokens: int, recipe: str, held_out: float, seed: int
 ) -> str:
     """In what a fitted lens is not of this run; "" where it is what the run would give."""
+    text = corpus.split(held_out)[0]
+    wanted: dict[str, Any] = {"recipe": _told(_found(recipe)[1]), "seed": seed, "corpus": text.provenance()}
+    wanted["tokens"] = ceil(tokens / text.length) * text.length
+    # a name alone says nothing of what a stream brings
+    if isinstance(text.documents, Stream):
+        wanted["text"] = text.digest(tokens)
+    return _difference(lens, lm, wanted)
+
+
+def _difference(lens: PairMapping, lm: LM, wanted: dict[str, Any]) -> str:
+    """Which of these settings a fitted lens does not have, in words; "" where it has all."""
     try:
         lens.check(lm, lm)
     except LenscopeError:
         return "another model"
-    text = corpus.split(held_out)[0]
-    rows = ceil(tokens / text.length) * text.length
-    here = {"recipe": recipe, "seed": seed, "tokens": rows, "corpus": text.provenance()}
-    fitted = {**lens.report, "recipe": (lens.report.get("recipe") or {}).get("name")}
-    for name, value in here.items():
-        was = fitted.get(name)
-        if json.dumps(was, sort_keys=True) != json.dumps(value, sort_keys=True):
-            return "other text" if name == "corpus" else f"{name} {was}, not {value}"
+    for name, value in json.loads(json.dumps(wanted)).items():
+        was: Any = lens.report.get(name)
+        # what version 0.1.0 did not write is not known
+        if name == "model" or was == value or (name == "products" and was is None):
+            continue
+        if name == "recipe":
+            named, own = (was or {}).get("name"), {key: v for key, v in (was or {}).items() if key != "name"}
+            if own == value:
+                continue
+            here = next((n for n, known in RECIPES.items() if json.loads(json.dumps(_told(known))) == value), "own")
+            return f"recipe {named}, not {here}" if named != here else f"recipe {own}, not {value}"
+        if name == "schedule" and isinstance(was, dict):
+            key = next(key for key in (*value, *was) if value.get(key) != was.get(key))
+            return f"{name} {key} {was.get(key)}, not {value.get(key)}"
+        return "other text" if name in ("corpus", "text") else f"{name} {was}, not {value}"
     return ""
+
+
+@contextmanager
+def _alone(folder: str | Path | None, group: Group) -> Iterator[None]:
+    """Only this run writes to its folder within the block, which its first process sees to."""
+    with nullcontext() if folder is None or group.rank else folder_lock(folder):
+        yield
 
 
 def _found(recipe: str | Recipe) -> tuple[str, Recipe]:
@@ -244,91 +298,3 @@ def _told(recipe: Recipe) -> dict[str, Any]:
         given = [*map(repr, made.args), *(f"{key}={value!r}" for key, value in made.keywords.items())]
         name = f"{getattr(made.func, '__name__', made.func)}({', '.join(given)})"
     return {**vars(recipe), "optimizer": None if made is None else name}
-
-
-def _digest(text: Corpus, tokens: int) -> str | None:
-    """The SHA-256 of the token ids that will be read: whatever is wrong with the text shows before the model runs."""
-    if text.documents is None:
-        return None
-    digest = None
-    # one batch after the other: all of them would be 61 bytes a token
-    for batch in text.batches(tokens, 256):
-        digest = batch.digest
-    return digest
-
-
-def _held_out(lm: LM, held: Corpus, group: Group) -> tuple[list[TokenBatch], list[TokenBatch], list[int]]:
-    """Held-out text that chooses, and text that measures: this process's share of the rows, and all their tokens."""
-    rows = -(-HELD_OUT // held.length)
-    wanted = 2 * rows
-    parts: tuple[list[TokenBatch], list[TokenBatch]] = ([], [])
-    tokens = wanted * held.length if held.documents is None else None
-    try:
-        for batch in held.batches(tokens, max(1, TOGETHER // group.world), rank=group.rank, world=group.world):
-            for parity, part in enumerate(parts):
-                # alternate rows, so that both parts have some of every document
-                part.append(some_rows(batch, (batch.row < wanted) & (batch.row % 2 == parity)))
-            # neighbours say much the same: every second position measures, of twice as many rows for the same work
-            parts[1][-1].counted[:, ::2] = False
-            if batch.next_row >= wanted:
-                break
-        counts = torch.tensor([sum(int(batch.counted.sum()) for batch in part) for part in parts], device=lm.device)
-        group.sum([counts])
-        if not counts.all():
-            raise LenscopeError(f"{held.name}: has no second row of {held.length} tokens to measure on")
-    except LenscopeError as error:
-        raise LenscopeError(
-            f"held-out text: {error} (held_out is the fraction of the documents that is not fitted)"
-        ) from error
-    return *parts, counts.tolist()
-
-
-def _block(lm: LM, batches: list[TokenBatch], length: int, low: torch.dtype | None) -> Block:
-    block = Block(lm, sum(len(batch.row) for batch in batches), length, low)
-    for batch in batches:
-        block.read(batch)
-    return block
-
-
-def _choose(run: Training, recipe: Recipe, select: Block, measure: Block) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """What each layer keeps, and how good it is on the measuring text."""
-    lm = run.lm
-    plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
-    candidates = {"identity": [plain] * lm.n_layers, "start": run.start}
-    if recipe.optimizer is not None:
-        candidates["steps"] = run.weights
-    best = [list(candidates)[-1]] * lm.n_layers
-    if recipe.best:
-        with run.timed("choosing"):
-            compare = Objective(lm, run.mean, COMPARED, run.seed, run.low)
-            kl = run.held_out_kl(select, list(candidates.values()), compare)
-            best = [list(candidates)[int(n)] for n in kl.nan_to_num(torch.inf, torch.inf).argmin(0)]
-    kept = [candidates[name][layer] for layer, name in enumerate(best)]
-    with run.timed("measuring"):
-        kl, own = _measured(run, measure, [kept, candidates["identity"]]).tolist()
-    for layer in range(lm.n_layers):
-        if recipe.best and not kl[layer] <= own[layer]:
-            best[layer], kept[layer], kl[layer] = "identity", plain, own[layer]
-    told = enumerate(zip(kl, own, best, strict=True))
-    return kept, [{"layer": n, "kl": kl, "kl_logit_lens": own, "kept": name} for n, (kl, own, name) in told]
-
-
-def _measured(run: Training, block: Block, lenses: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Mean KL(model ‖ lens), (lenses, n_layers), over the whole vocabulary in the model's own precision."""
-    lm = run.lm
-    sums = torch.zeros(len(lenses) * lm.n_layers, dtype=torch.float64)
-    y = block.last[block.counted]
-    if len(y):
-        at = [(n, layer) for n in range(len(lenses)) for layer in range(lm.n_layers)]
-        # the model's own distribution is made once for as many layers as are held together
-        for some in torch.arange(len(at)).split(max(1, MEASURED // (y.numel() * lm.dtype.itemsize))):
-            mapped = torch.stack([_mapped(run, block, layer, lenses[n][layer]) for n, layer in (at[k] for k in some)])
-            sums[some] = reduce(lm.readout, lm.vocab_size, mapped, y, None, 1, False).kl.double().sum(-1).cpu()
-    count = block.counted.sum()
-    sums = sums.to(lm.device)
-    run.group.sum([sums, count])
-    return (sums / count).cpu().view(len(lenses), -1)
-
-
-def _mapped(run: Training, block: Block, layer: int, weights: Tensor) -> Tensor:
-    return (with_constant(block.states[layer][block.counted], run.constants[layer]) @ weights).to(run.lm.dtype)

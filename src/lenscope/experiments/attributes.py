@@ -178,7 +178,7 @@ def _identity(relation: Relation) -> list[Any]:
 
 
 def _place(relation: Relation, what: str) -> str:
-    return f"attributes-{''.join(c if c.isalnum() else '-' for c in relation.name)}-{what}"
+    return f"attributes-{relation.name}-{what}"
 
 
 # -- what stands for a subject

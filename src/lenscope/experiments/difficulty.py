@@ -21,7 +21,7 @@ from lenscope.corpus import Corpus
 from lenscope.documents import find_documents
 from lenscope.errors import LenscopeError
 from lenscope.experiments.association import correlations, shuffled
-from lenscope.experiments.setting import HELD_OUT, Setting
+from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tokens import Examples, baselines, counts, examples
 from lenscope.installed import texts
 from lenscope.lens import Lens
@@ -143,7 +143,8 @@ def _trained(setting: Setting, folder: Path) -> Study:
         made = pretrain(text, plan, folder / "pretrained", progress=advance)
     lm = made.load(plan.steps)
     text, held = (replace(c, lm=lm, epochs=1) for c in (text, held))
-    f = _fitted(setting, text, folder / "lens")
+    place = setting.place("lens", model=model_hash(lm.model), text=text.provenance())
+    f = _fitted(setting, text, place or folder / "lens")
     size = sum(p.numel() for p in lm.model.parameters())
     told = {
         "quick": setting.quick,
@@ -209,7 +210,7 @@ def _learning(setting: Setting, study: Study, found: Examples) -> dict[str, Tens
 def _own(study: Study, found: Examples) -> dict[str, Any]:
     """What the numbers depend on beside the setting."""
     return {
-        "steps": list(study.checkpoints.steps),
+        "checkpoints": [[step, content(study.checkpoints.path(step))] for step in study.checkpoints.steps],
         "model": model_hash(study.lm.model),
         "text": study.held.provenance(),
         "examples": [len(found.rows), len(found.target)],

@@ -77,7 +77,7 @@ def _bias_only(setting: Setting) -> Scale:
     tokens = setting.sized(*(FITTED if setting.text else SAMPLED))
 
     def make() -> dict[str, Tensor]:
-        folder = None if setting.folder is None else setting.folder / "bias"
+        folder = setting.place("bias", tokens=tokens)
         with setting.progress("tokens of text for the biases") as advance:
             made = fit(
                 lm, setting.corpus, tokens=tokens, recipe="bias", held_out=HELD_OUT, seed=setting.seed, folder=folder,

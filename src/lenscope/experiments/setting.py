@@ -6,10 +6,13 @@ Does not know: any experiment.
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -17,19 +20,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lenscope import artifacts
-from lenscope._version import __version__
 from lenscope.corpus import Corpus, overlap
 from lenscope.errors import LenscopeError
-from lenscope.mappings import PairMapping, load_mapping
+from lenscope.generation import end_ids
+from lenscope.mappings import PairMapping, mapping_hash
 from lenscope.model import LM
-from lenscope.provenance import model_hash, provenance
-from lenscope.tuning import fit, other_run
+from lenscope.names import safe_name
+from lenscope.objective import fast_products
+from lenscope.packing import find_marks, tokenizer_identity
+from lenscope.provenance import provenance
+from lenscope.tuning import fit
 
 # tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get
 FITTED, SAMPLED = (16_384, 102_400), (4_096, 16_384)
 HELD_OUT = 0.1
 # tokens of a row of the model's own samples in a quick run: short rows are written side by side
 SHORT = 128
+# packages whose numbers are kept, beside those that a model's provenance names
+VERSIONS = ("numpy", "scikit-learn", "scipy", "tokenizers")
 
 # advance(done, in all or 0)
 Advance = Callable[[int, int], None]
@@ -94,49 +102,58 @@ class Setting:
         """The lens that was given, or one fitted on the text, all but what is held out."""
         if self.lens is not None:
             return self.lens
-        how: Any = {"tokens": self.sized(*(FITTED if self.text else SAMPLED)), "held_out": HELD_OUT, "seed": self.seed}
-        folder = None if self.folder is None else self.folder / "lens"
-        if folder is not None and (folder / artifacts.CONFIG).exists():
-            found = load_mapping(folder)
-            if not other_run(found, self.lm, self.corpus, recipe="muon", **how):
-                return found
+        how: Any = {"tokens": self.sized(*(FITTED if self.text else SAMPLED)), "held_out": HELD_OUT}
         with self.progress("tokens of text for the lens") as advance:
-            return fit(self.lm, self.corpus, folder=folder, progress=advance, **how)
+            # finished before, it is read again
+            return fit(self.lm, self.corpus, seed=self.seed, folder=self.place("lens", **how), progress=advance, **how)
+
+    def place(self, name: str, **settings: Any) -> Path | None:
+        """A folder for files that this run alone goes on with, under that name; None where nothing is kept.
+
+        `settings` are JSON values as those of `kept`.
+        """
+        key = self._key(name, settings)
+        return None if self.folder is None or key is None else self.folder / f"{safe_name(name)}-{key[:16]}"
 
     def kept(self, name: str, make: Callable[[], dict[str, Tensor]], **settings: Any) -> dict[str, Tensor]:
         """What `make` makes, or what an earlier run of the same settings kept under that name in the folder.
 
-        `settings` are JSON values that `make` depends on beside the model, the data, the lens, seed and size.
+        `settings` are JSON values that `make` depends on beside models, data, text, lens, seed and size, which are
+        known by their content. The name may be any text. What is made with a model that cannot be known again, because
+        its weights are offloaded, is not kept.
         """
-        if self.folder is None:
+        key = self._key(name, settings)
+        if self.folder is None or key is None:
             return make()
-        place = self.folder / "kept" / name
-        identity = hashlib.sha256(json.dumps([self._identity, settings], sort_keys=True).encode()).hexdigest()
+        place = self.folder / "kept" / safe_name(name)
         try:
             config, tensors = artifacts.read(place, "kept")
-            if config.get("identity") == identity:
+            if config.get("identity") == key:
                 return tensors
-        except (OSError, ValueError, KeyError, SafetensorError, LenscopeError):
+        except (OSError, ValueError, KeyError, AttributeError, SafetensorError, LenscopeError):
             pass
-        made = {key: value.contiguous() for key, value in make().items()}
-        artifacts.write(place, "kept", {"identity": identity, "settings": settings}, made)
+        made = {name: value.contiguous() for name, value in make().items()}
+        artifacts.write(place, "kept", {"identity": key, "settings": settings}, made)
         return made
 
+    def _key(self, name: str, settings: dict[str, Any]) -> str | None:
+        """The SHA-256 of everything that what is made under a name depends on; None where a model has no hash."""
+        models = [None if lm is None else _model(lm) for lm in (self.lm, self.target_lm)]
+        if any(told is not None and told["model_hash"] is None for told in models):
+            return None
+        whole = [name, settings, models, self._given]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
     @cached_property
-    def _identity(self) -> dict[str, Any]:
-        lens = None if self.lens is None else [self.lens.report.get(k) for k in ("model_hash", "ids_sha256", "seconds")]
-        data = [(d, hashlib.sha256(Path(d).read_bytes()).hexdigest()) if Path(d).is_file() else d for d in self.data]
-        other = {} if self.target_lm is None else {"target_model": model_hash(self.target_lm.model)}
+    def _given(self) -> dict[str, Any]:
+        """What was given beside models, by its content."""
         return {
-            **other,
-            "lenscope": __version__,
-            "model": model_hash(self.lm.model),
-            "dtype": str(self.lm.dtype),
-            "data": data,
-            "text": list(self.text),
-            "lens": lens,
+            "data": [(d, content(d)) for d in self.data],
+            "text": [(t, content(t)) for t in self.text],
+            "lens": None if self.lens is None else mapping_hash(self.lens),
             "quick": self.quick,
             "seed": self.seed,
+            "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         }
 
     def settings(self, **own: Any) -> dict[str, Any]:
@@ -157,3 +174,38 @@ class Setting:
         """The model's provenance, and the lens's as far as one was used."""
         used = {"lens": self.translators.report} if "translators" in self.__dict__ else {}
         return {**provenance(self.lm), **used}
+
+
+def content(path: str | os.PathLike[str]) -> Any:
+    """What a file or a folder holds: the SHA-256 of a file, of a folder those of all its files by name; else None.
+
+    Raises LenscopeError for what cannot be read.
+    """
+    path = Path(path).expanduser()
+    try:
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            return {p.relative_to(path).as_posix(): content(p) for p in files}
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LenscopeError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _model(lm: LM) -> dict[str, Any]:
+    """All of a model that numbers depend on: its provenance, how it reads text, how a fit of it multiplies."""
+    told = provenance(lm)
+    # these differ between two runs of the same
+    known = {name: value for name, value in told.items() if name not in ("created", "readout_deviation")}
+    marks = find_marks(lm)
+    return {
+        **known,
+        "context": lm.context,
+        "tokenizer": tokenizer_identity(lm.encoder),
+        "chat_template": str(getattr(lm.tokenizer, "chat_template", None)),
+        "ends": sorted(end_ids(lm)),
+        "marks": [list(marks.row), list(marks.document), list(marks.end)],
+        "products": str(fast_products(lm)),
+    }

@@ -150,10 +150,11 @@ def transplant(setting: Setting) -> Transplant:
         for name, corpus in texts.items()
     }
     tokens = setting.sized(*(FITTED if setting.text else SAMPLED))
+    steps = setting.sized(*STEPS)
+    folder = setting.place("fine-tuned lens", steps=steps, rate=RATE, tokens=tokens, learned=train.provenance())
 
     def make() -> dict[str, Tensor]:
         after = _fine_tuned(setting, train)
-        folder = None if setting.folder is None else setting.folder / "fine-tuned lens"
         with setting.progress("tokens of text for the fine-tuned model's lens") as advance:
             anew: Affine = fit(
                 after, setting.corpus, tokens=tokens, held_out=HELD_OUT, seed=setting.seed, folder=folder,
@@ -172,12 +173,14 @@ def transplant(setting: Setting) -> Transplant:
                 advance(done, len(jobs))
         return made
 
-    kept = setting.kept("fine-tuning", make, steps=setting.sized(*STEPS), rate=RATE, tokens=tokens, layers=layers,
-                        text=setting.sized(*TEXT), every=setting.sized(*EVERY))  # fmt: skip
-    if setting.folder is not None:
+    kept = setting.kept(
+        "fine-tuning", make, steps=steps, rate=RATE, tokens=tokens, layers=layers, text=setting.sized(*TEXT),
+        every=setting.sized(*EVERY), learned=learned.provenance(),
+    )  # fmt: skip
+    if setting.folder is not None and folder is not None:
         # the weights are large, and needed no more
         rmtree(setting.folder / "kept" / "fine-tuned model", ignore_errors=True)
-        rmtree(setting.folder / "fine-tuned lens", ignore_errors=True)
+        rmtree(folder, ignore_errors=True)
     sizes = {name: [predicted(some) for some in found] for name, found in parts.items()}
     known = all(size is not None for found in sizes.values() for _, size in found)
     found = {}
