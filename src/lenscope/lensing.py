@@ -284,25 +284,23 @@ def opened(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
 
 def fitted_table(report: dict[str, Any]) -> Table:
     """The held-out KL of every few layers of a fitted lens and of the logit lens, and how surely it is less."""
-    rows = report["layers"]
-    step = ceil(len(rows) / LINES)
-    # version 0.1.0 knew no intervals
-    sure = any("gain_95" in row for row in rows)
+    rows, step = report["layers"], ceil(len(report["layers"]) / LINES)
+    sure = any("gain_95" in row for row in rows)  # version 0.1.0 knew no intervals
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("layer", "logit lens", str(report["lens"]), *(["less by, 95 %"] if sure else [])):
         table.add_column(Text(plain(name)), justify="right", no_wrap=True)
     for row in rows[::-step][::-1]:
         ends = row.get("gain_95")
-        told = [f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "–"] if sure else []
+        told = [f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–"] if sure else []
         table.add_row(Text(str(row["layer"]), style="dim"), *(_nats(row[k]) for k in ("kl_logit_lens", "kl")), *told)
     known = [[row[name] for row in rows if row[name] is not None] for name in ("kl_logit_lens", "kl")]
     table.add_row(Text("mean", style="dim"), *(_nats(sum(some) / len(some) if some else None) for some in known))
     held = report["held_out"]
-    of = f" of {held['documents'][1]:,} documents" if "documents" in held else ""
-    parts = [f"KL(model ‖ lens) in nats, mean of {held['tokens'][1]:,} tokens{of} that were not fitted"]
+    of = f"tokens of {held['documents'][1]:,} documents" if "documents" in held else "tokens"
+    parts = [f"KL(model ‖ lens) in nats, mean of {held['tokens'][1]:,} {of} that were not fitted"]
     parts += [f"one layer in {step} is shown"] * (step > 1) + [held["note"]] * ("note" in held)
-    worse = ", ".join(map(str, held.get("worse_than_logit_lens", ())))
-    parts += [f"worse than the logit lens at layers {worse}"] * bool(worse)
+    if worse := held.get("worse_than_logit_lens"):
+        parts.append(f"worse than the logit lens at layers {', '.join(map(str, worse))}")
     table.caption = Text("; ".join(parts), style="dim", justify="left")
     return table
 
@@ -334,10 +332,10 @@ def _left(folder: Path) -> str:
 
 
 def finished_lens(folder: Path) -> "PairMapping | None":
-    """The lens in the folder of a run, as `tuning.finished_lens`, which is imported where there is something."""
-    from lenscope.tuning import finished_lens as found
+    """As `tuning.finished_lens`, which is imported where there is something in the folder."""
+    from lenscope import tuning
 
-    return found(folder) if (folder / "config.json").exists() else None
+    return tuning.finished_lens(folder) if (folder / "config.json").exists() else None
 
 
 def _free(folder: Path) -> None:
