@@ -6,6 +6,7 @@ Knows: every loader, and what its results hold. Does not know: how files are dam
 
 import contextlib
 import gzip
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -65,6 +66,7 @@ class Stage:
         corpus = ls.Corpus.open(self.lm, TEXTS, length=16)
         self.trajectory = tuned.trajectory(PROMPT, top_k=3)
         self.two = tuned.trajectory([PROMPT, "x y"], layers=[0, 2, 4], target="a", top_k=2)
+        self.comparison = tuned.compare(PROMPT, "The cat sat", layers=[0, 3], top_k=2)
         self.predicted = scope.predict(states, [0, 2], answers=["a"], top_k=2)
         self.generated = scope.generate(states, [1, 3], max_new_tokens=4)
         self.effects = ls.causal_tracing(self.lm, PROMPT, "France", " a", samples=2, window=1)
@@ -159,11 +161,6 @@ def trajectory_doubt(t: Any) -> str:
     )
 
 
-def trajectories_doubt(value: Any) -> str:
-    many = value if isinstance(value, list) else [value]
-    return ", ".join(filter(None, map(trajectory_doubt, many))) if many else "no results"
-
-
 def grid_doubt(g: Any) -> str:
     n = len(g.source)
     kept = g.ids[g.ids >= 0].tolist()
@@ -246,6 +243,35 @@ def evaluation_doubt(e: Any) -> str:
         ("own", all(v.shape == (3,) for v in e.own.values())),
         ("intervals", all(between(v[..., 2] - v[..., 1], 0) for v in e.values.values())),
     )
+
+
+def comparison_doubt(c: Any) -> str:
+    shape = len(c.layers), len(c.positions)
+    return doubts(
+        ("first", not trajectory_doubt(c.first)),
+        ("second", not trajectory_doubt(c.second)),
+        ("layers", c.layers == c.first.layers == c.second.layers),
+        ("positions", [*c.positions] == [*zip(c.first.positions, c.second.positions, strict=True)]),
+        ("js", c.js.shape == shape and between(c.js, 0, math.log(2) + 1e-6)),
+        ("total_variation", c.total_variation.shape == shape and between(c.total_variation, 0, 1.0001)),
+        ("kl", c.kl.shape == c.kl_back.shape == shape and between(c.kl, 0) and between(c.kl_back, 0)),
+    )
+
+
+def result_doubt(value: Any) -> str:
+    """What is doubtful of any result: loaders may read those of other kinds."""
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(trajectory_doubt, value))) if value else "no results"
+    for kind, doubt in (
+        (ls.Trajectory, trajectory_doubt),
+        (ls.Comparison, comparison_doubt),
+        (ls.Grid, grid_doubt),
+        (ls.Effects, effects_doubt),
+        (ls.Evaluation | ls.Transfer, evaluation_doubt),
+    ):
+        if isinstance(value, kind):
+            return doubt(value)
+    return f"a {type(value).__name__}"
 
 
 def model_doubt(model: Any) -> str:
@@ -434,6 +460,30 @@ def jacobian(path: Path, stage: Stage) -> None:
     torch.save({"J": {k: torch.eye(d).half() * (k + 1) for k in range(3)}, "n_prompts": 3, "d_model": d}, path)
 
 
+def unseal(folder: Path) -> None:
+    """Take the digests out of all files of a folder, as if version 0.1.0 had written them."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with contextlib.suppress(Exception):  # what is damaged beyond reading stays as it is
+            if path.suffix == ".json" and path.name != "config.json":
+                path.write_text(json.dumps(old(json.loads(path.read_text()))))
+            elif path.suffix == ".parquet":
+                table = pq.read_table(path)
+                meta = {k: json.dumps(old(json.loads(v))).encode() for k, v in (table.schema.metadata or {}).items()}
+                pq.write_table(table.replace_schema_metadata(meta), path)
+            elif path.suffix == ".safetensors":
+                config = json.loads((path.parent / "config.json").read_text())
+                tensors = safetensors.torch.load_file(path)
+                safetensors.torch.save_file(tensors, path)
+                config["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+                (path.parent / "config.json").write_text(json.dumps(config))
+
+
+def old(value: Any) -> Any:
+    if isinstance(value, list):
+        return [old(v) for v in value]
+    return {**{k: v for k, v in value.items() if k != "sha256"}, "version": 1} if isinstance(value, dict) else value
+
+
 def lines(path: Path, rows: list[Any]) -> None:
     packed(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -497,13 +547,14 @@ def kinds(stage: Stage) -> list[Kind]:
              lambda f: ls.load_lens(f / "m", lm), of_mapping, mapping_doubt, False),
         Kind("Jacobian lens", lambda f: jacobian(f / "j.pt", stage), lambda f: ls.load_lens(f / "j.pt", lm),
              of_mapping, mapping_doubt, False),
-        *results("trajectory", stage.trajectory, ls.load_results, trajectories_doubt),
-        *results("trajectories", stage.two, ls.load_results, trajectories_doubt),
-        *results("predicted grid", stage.predicted, ls.load_grid, grid_doubt),
-        *results("written grid", stage.generated, ls.load_grid, grid_doubt),
-        *results("effects", stage.effects, ls.load_effects, effects_doubt),
-        *results("evaluation", stage.evaluation, ls.load_evaluation, evaluation_doubt),
-        *results("transfer", stage.transfer, ls.load_evaluation, evaluation_doubt),
+        *results("trajectory", stage.trajectory, ls.load_results, result_doubt),
+        *results("trajectories", stage.two, ls.load_results, result_doubt),
+        *results("comparison", stage.comparison, ls.load_results, result_doubt)[:1],
+        *results("predicted grid", stage.predicted, ls.load_grid, result_doubt),
+        *results("written grid", stage.generated, ls.load_grid, result_doubt),
+        *results("effects", stage.effects, ls.load_effects, result_doubt),
+        *results("evaluation", stage.evaluation, ls.load_evaluation, result_doubt),
+        *results("transfer", stage.transfer, ls.load_evaluation, result_doubt),
         Kind("basis", lambda f: stage.basis.save(f / "b"), lambda f: ls.load_basis(f / "b"), of_fields, basis_doubt,
              True),
         Kind("detector", lambda f: stage.detector.save(f / "d"), lambda f: ls.load_detector(f / "d", lm), of_fields,

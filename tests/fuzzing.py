@@ -29,7 +29,7 @@ os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 
 import pyarrow as pa
 import torch
-from fuzzed import Kind, Stage, kinds
+from fuzzed import Kind, Stage, kinds, unseal
 from mutating import DAMAGE, FORGED
 
 import lenscope as ls
@@ -78,7 +78,10 @@ def mutated(folder: Path, draw: Random, others: Sequence[bytes], without: Sequen
         made = None if mutation.__name__ in without else mutation(data, draw)
         if made is not None and made != data:
             path.write_bytes(made)
-            return f"{mutation.__name__} {path.name}"
+            forged = mutation not in DAMAGE and draw.randrange(2)
+            if forged:
+                unseal(folder)
+            return f"{mutation.__name__} {path.name}{' without digests' if forged else ''}"
 
 
 def load(kind: Kind, folder: Path, original: str, mutation: str) -> tuple[str, str]:

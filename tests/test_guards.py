@@ -12,9 +12,11 @@ from lenses import affine
 
 import lenscope as ls
 from lenscope import artifacts, cascade, measures, reduction, rows
-from lenscope.edits import Running, add, add_norm_matched, replace_norm_matched
+from lenscope.anatomy import observe
+from lenscope.edits import Running, add, add_norm_matched, replace, replace_norm_matched
 from lenscope.generation import Checked
 from lenscope.prompts import pad
+from lenscope.readout import Traced, find_readout, verify
 
 PROMPT = "The capital of France is"
 
@@ -79,6 +81,33 @@ def test_an_edit_leaves_the_state_that_it_was_given(lm64):
     edited = ls.Edit(1, 0, torch.ones(32, dtype=torch.float64)).apply(h, running)
     assert torch.equal(h, before)
     assert not torch.equal(edited, before)
+
+
+@pytest.mark.parametrize("mode", ["cascade", "fork", "plain"])
+def test_patches_of_one_place_are_made_in_the_order_given(lm64, mode):
+    """Replaced, then added to; added to, then replaced: another order gives another state."""
+    u, v = torch.randn(2, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    prompt = lm64.prompt(PROMPT)
+    at = len(prompt) - 2
+    made = rows.Rows(
+        (prompt,),
+        np.zeros(2, dtype=np.int64),
+        torch.stack([u, v]),
+        np.array([0, 0, 1, 1]),
+        np.array([2, 2, 2, 2]),
+        np.array([at] * 4),
+        np.array([0, 1, 1, 0]),
+        np.array([0, 1, 1, 0]),
+        (replace, add),
+    )
+    found = {
+        row: h for some, states in rows.predict(lm64, made, mode=mode) for row, h in zip(some, states, strict=True)
+    }
+    for row, edits in enumerate(
+        ((ls.Edit(2, at, u), ls.Edit(2, at, v, add)), (ls.Edit(2, at, v, add), ls.Edit(2, at, u)))
+    ):
+        with lm64.edit(*edits):
+            assert torch.allclose(found[row][-1], lm64.read(prompt)[-1, -1], atol=1e-10)
 
 
 def test_a_row_is_one_of_those_that_run(lm64):
@@ -259,12 +288,81 @@ def test_what_cannot_be_negative_is_not_by_rounding():
     assert float(measures.kl(log_p, log_q).min()) < 0
 
 
+class Barred:
+    """A readout that rules out its last tokens, as some models rule out padding."""
+
+    description, splits = "barred", False
+
+    def prepare(self, h):
+        z = h.clone()
+        z[:, 4:] = -torch.inf
+        return z
+
+    def columns(self, x, start, stop):
+        return x[:, start:stop].clone()
+
+    def tokens(self, x, ids):
+        return x.gather(1, ids[:, None])[:, 0]
+
+
+def test_tokens_that_neither_side_predicts_do_not_make_distances_nan():
+    """0 · (ln 0 - ln 0) is 0: where both are ruled out, so is their mean."""
+    a, b = torch.randn(2, 2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = reduction.diverge((Barred(), Barred()), 6, (a, b))
+    log_p, log_q = (x[..., :4].log_softmax(-1) for x in (a, b))
+    torch.testing.assert_close(found.js, measures.js(log_p, log_q))
+    torch.testing.assert_close(found.kl, measures.kl(log_p, log_q))
+    torch.testing.assert_close(found.total_variation, measures.total_variation(log_p, log_q))
+
+
+@pytest.mark.parametrize("most", range(1, 11))
+def test_every_position_is_reduced_whatever_the_pieces(lm, monkeypatch, most):
+    """Also the last one, when it is a piece of its own."""
+    h = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    whole = reduction.reduce(lm.readout, lm.vocab_size, h, h[-1], None, 1, True)
+    monkeypatch.setattr(reduction, "STATES", most * 2 * 32 * 4)
+    found = reduction.reduce(lm.readout, lm.vocab_size, h, h[-1], None, 1, True)
+    assert found.entropy.shape == (2, 9)
+    torch.testing.assert_close(found.entropy, whole.entropy)
+
+
 def test_precision_at_k_ends_at_k():
     """The token of rank k is not among the k most probable."""
     log_p = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     for k in range(1, 5):
         found = [measures.precision(log_p, torch.tensor(i), k).item() for i in range(4)]
         assert found == [1.0] * k + [0.0] * (4 - k)
+
+
+# -- the readout
+
+
+def test_a_cap_that_is_too_far_off_for_the_model_s_own_states_is_seen_on_others():
+    """On what the model says of the probe the missing cap is within the tolerance; on louder states it is not."""
+    model = tiny.model("gemma2")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0.0005)
+    model.config.final_logit_softcapping = 1.0
+    anatomy = observe(model)
+    uncapped = Traced(anatomy.tail)
+    assert verify(uncapped, anatomy).deviation < 1e-4
+    with pytest.raises(ls.LenscopeError, match="cannot be verified"):
+        find_readout(anatomy, [lambda _: uncapped])
+
+
+def test_a_hook_of_the_head_counts(lm):
+    """A head that is more than its weights is not taken apart by them."""
+    h = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    plain = lm.unembed(h)
+    handle = lm.model.lm_head.register_forward_hook(lambda _m, _a, z: 2 * z)
+    try:
+        torch.testing.assert_close(lm.unembed(h), 2 * plain)
+        entropy = ls.Lens(lm).trajectory([20, 21]).entropy
+    finally:
+        handle.remove()
+    log_p = (2 * lm.unembed(lm.read([20, 21])[:, :])).log_softmax(-1)
+    np.testing.assert_allclose(entropy, measures.entropy(log_p), atol=1e-5)
+    torch.testing.assert_close(lm.unembed(h), plain)
 
 
 # -- attention over a shared prefix
@@ -286,6 +384,32 @@ def test_masks_count_for_one_query_as_for_several(queries, floats):
     barred = ~seen[:, :, None].expand(2, 2, 2, -1, -1) | ~allowed[:, None, None]
     assert torch.equal(got[~barred], scores[~barred])
     assert (got[barred] < -1e30).all()
+
+
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_without_a_mask_every_query_sees_itself_and_what_is_before_it(queries):
+    scores = torch.zeros(1, 1, 1, queries, 6)
+    cascade._bar(scores, None, None)
+    for q in range(queries):
+        assert (scores[0, 0, 0, q] > -1e30).tolist() == [key <= 6 - queries + q for key in range(6)]
+
+
+@pytest.mark.parametrize("mode", ["cascade", "fork"])
+def test_states_before_the_first_patch_are_there_when_they_are_asked_for(lm64, mode):
+    """The last three positions of a row that is patched at the last of them."""
+    prompt = lm64.prompt(PROMPT)
+    made = rows.Rows(
+        (prompt,),
+        np.zeros(1, dtype=np.int64),
+        torch.ones(1, 32, dtype=torch.float64),
+        *(np.array([n]) for n in (0, 2, len(prompt) - 1, 0, 0)),
+        (replace,),
+    )
+    ((_, found),) = rows.predict(lm64, made, last=3, mode=mode)
+    with lm64.edit(ls.Edit(2, -1, torch.ones(32, dtype=torch.float64))):
+        expected = lm64.read(prompt)[-1, -3:]
+    assert found.shape == (1, 3, 32)
+    assert torch.allclose(found[0], expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gpt_neo"])

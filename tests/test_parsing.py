@@ -263,6 +263,13 @@ def test_a_substring_names_the_token_its_last_character_is_in(text, data):
         prompt.every(text + "?")
 
 
+def test_what_the_tokenizer_drops_is_no_place():
+    """Not that of the token before it either."""
+    prompt = ENCODERS["pieces"].prompt("the at")
+    with pytest.raises(LenscopeError, match="the tokenizer drops it"):
+        prompt.position(" ")
+
+
 @given(prompts(), st.text(st.characters(), max_size=4))
 def test_every_occurrence_is_a_place_or_is_refused(prompt, part):
     with allowed():

@@ -240,6 +240,8 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
             report=dict(config["report"]),
         )
         own = tensors["own"].numpy()
+        if len(made.prompts) != len(made.reference):
+            raise ValueError(f"it has {len(made.prompts)} prompts and features of {len(made.reference)}")
     if not np.allclose(made._outliers(made.reference[:KEPT]), own, rtol=1e-6, atol=1e-9):
         raise LenscopeError(
             f"{folder}: scores come out differently with scikit-learn {sklearn.__version__} than with "

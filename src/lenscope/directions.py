@@ -115,7 +115,11 @@ def load_basis(folder: str | os.PathLike[str]) -> Basis:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         layers = tuple(int(n) for n in config["layers"])
         about = str(config["kind"]), str(config["lens"]), dict(config["model"]), dict(config["provenance"])
-        return Basis(found["directions"], found["energies"], found["mean"], found["spread"], layers, *about)
+        basis = Basis(found["directions"], found["energies"], found["mean"], found["spread"], layers, *about)
+        gram = basis.directions.double() @ basis.directions.double().mT
+        if not torch.allclose(gram, torch.eye(basis.k, dtype=gram.dtype).expand_as(gram), atol=1e-3):
+            raise ValueError("its directions are not orthonormal")
+        return basis
 
 
 @dataclass(frozen=True, eq=False)

@@ -284,11 +284,6 @@ class Batch:
         """Whether any row is padded at all."""
         return len(set(self.lengths)) > 1
 
-    @property
-    def position_ids(self) -> Tensor:
-        """(B, T) positions counted from each prompt's own start; 0 on pads."""
-        return (self.mask.cumsum(-1) - 1).clamp_min(0)
-
 
 def pad(prompts: Sequence[Prompt], side: str, device: torch.device) -> Batch:
     """Stack prompts, padded on the "right" (reading: no position moves) or the "left" (generating)."""

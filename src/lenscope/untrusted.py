@@ -70,7 +70,8 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise LenscopeError(f"{visible(path)}: is no regular file")
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            # what is asked for is allocated at once, whatever there is to read
+            content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         if len(content) > limit:
             raise LenscopeError(f"{visible(path)}: is larger than {limit:,} bytes, the most that is read as text")
         return content.decode("utf-8-sig")
