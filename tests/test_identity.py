@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 
 import pytest
 import tiny
@@ -11,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope import identity
+from lenscope import identity, likeness
 from lenscope.identity import model_hash
 from lenscope.mappings import Affine, identify, is_of, load_mapping
 
@@ -368,9 +367,7 @@ def test_a_lens_of_version_0_1_0_is_known_again_by_the_parameters_alone(tmp_path
         "hidden_size": lm.hidden_size,
         "n_layers": lm.n_layers,
     }
-    lens_for(lm).save(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"source": old, "target": old}))
+    Affine(lens_for(lm).weights, old, old).save(tmp_path)
     lens = load_mapping(tmp_path)
     lens.check(lm, lm)
     half = ls.LM(llama().bfloat16(), None, "m")
@@ -401,3 +398,35 @@ def test_a_hash_of_parameters_is_what_version_0_1_0_wrote():
 def test_copies_are_the_same_model():
     model = llama()
     assert model_hash(copy.deepcopy(model)) == model_hash(model)
+
+
+# -- other machines
+
+
+def test_another_processor_or_version_rounds_and_names_anew(monkeypatch):
+    """RoPE's frequencies are made on each machine; modules get other attributes from release to release."""
+
+    def elsewhere(model):
+        model.model.rotary_emb.inv_freq.mul_(1 + 2**-22)
+        model.model.layers[0].self_attn.new_name = 3
+        return model
+
+    lens = lens_for(ls.LM(llama(), None, "m"))
+    same_weights = ls.LM(elsewhere(llama()), None, "m")
+    half = ls.LM(elsewhere(llama()).bfloat16(), None, "m")
+    other_weights = elsewhere(llama())
+    up(other_weights).weight[0, 0] += 1e-6
+    other_weights = ls.LM(other_weights, None, "m")
+    other_rope = ls.LM(elsewhere(llama(rope_parameters={"rope_type": "default", "rope_theta": 50.0})), None, "m")
+    other_scale = elsewhere(llama())
+    other_scale.model.layers[2].self_attn.scaling *= 1.5
+    other_scale = ls.LM(other_scale, None, "m")
+    for lm in (same_weights, half, other_weights, other_rope, other_scale):
+        with pytest.raises(ls.LenscopeError, match="fitted from"):
+            lens.check(lm, lm)
+    monkeypatch.setattr(likeness, "_environment", lambda lm: "another")
+    lens.check(same_weights, same_weights)
+    lens.check(half, half)
+    for lm in (other_weights, other_rope, other_scale):
+        with pytest.raises(ls.LenscopeError, match="fitted from"):
+            lens.check(lm, lm)

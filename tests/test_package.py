@@ -58,6 +58,7 @@ ROOMS = [
         "loading",
         "constituents",
         "identity",
+        "likeness",
         "provenance",
         "reduction",
         "tables",

@@ -36,6 +36,16 @@ _CHANGING = ("dynamic", "longrope")
 _PLAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity, nn.Dropout, nn.ParameterList)
 
 
+def stored(model: nn.Module) -> dict[str, Tensor]:
+    """As `tensors`, without the buffers that checkpoints do not store."""
+    made = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    return {name: t for name, t in tensors(model).items() if name not in made}
+
+
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """All tensors that a model's numbers come from, by name, each once: parameters, buffers, parts of packed weights.
 

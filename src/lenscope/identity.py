@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lenscope.constituents import absent, settings, tensors
+from lenscope.constituents import absent, settings, stored, tensors
 
 Sum = Tensor | int
 
@@ -65,13 +65,18 @@ def rounded_hash(model: nn.Module, dtype: str) -> str:
     return _hashes(model, _sum, {dtype: lambda: _rounded(model, dtype)})[0]
 
 
+def stored_hash(model: nn.Module, dtype: str = "own") -> str:
+    """As `model_hash`, of what a checkpoint stores alone, in the model's own dtype or rounded to one of `ROUNDED`."""
+    return _hashes(model, _sum, {f"stored {dtype}": functools.partial(_stored, model, dtype)})[0]
+
+
 def head_hash(model: nn.Module) -> str | None:
     """The SHA-256 of the output embedding's parameters; None where the model names none or they are not in memory."""
     return described(model)["head_hash"]
 
 
 def described(model: nn.Module, dtypes: Sequence[str] = ()) -> dict[str, Any]:
-    """`model_hash`, `head_hash` and, by dtype, `rounded_hash` of a model, from one look at it."""
+    """`model_hash`, `head_hash` and, by dtype, `rounded_hash` and `stored_hash` of a model, from one look at it."""
     return _described(model, _sum, dtypes)
 
 
@@ -101,13 +106,20 @@ def _described(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequence
     if parameters and not any(map(absent, parameters.values())):
         wanted["head"] = functools.partial(_hash, parameters, None, ())
     wanted |= {dtype: functools.partial(_rounded, model, dtype) for dtype in dtypes}
+    named_in = ["own", *dtypes] if dtypes else []
+    wanted |= {f"stored {dtype}": functools.partial(_stored, model, dtype) for dtype in named_in}
     found = dict(zip(wanted, _hashes(model, look, wanted), strict=True))
     rounded = {dtype: found[dtype] for dtype in dtypes}
-    return {"model_hash": found["own"], "head_hash": found.get("head"), "rounded": rounded}
+    kept = {dtype: found[f"stored {dtype}"] for dtype in named_in}
+    return {"model_hash": found["own"], "head_hash": found.get("head"), "rounded": rounded, "stored": kept}
 
 
 def _rounded(model: nn.Module, dtype: str) -> str:
     return _hash(tensors(model), ROUNDED[dtype], settings(model))
+
+
+def _stored(model: nn.Module, dtype: str) -> str:
+    return _hash(stored(model), ROUNDED.get(dtype), ())
 
 
 def _hashes(

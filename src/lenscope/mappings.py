@@ -24,15 +24,16 @@ from torch import Tensor, nn
 
 from lenscope import artifacts, hub
 from lenscope.errors import LenscopeError
-from lenscope.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash
+from lenscope.identity import model_hash
+from lenscope.likeness import IDENTITY as IDENTITY
+from lenscope.likeness import identify as identify
+from lenscope.likeness import is_of as is_of
 from lenscope.untrusted import reading
 
 if TYPE_CHECKING:
     from lenscope.model import LM
 
 FORMAT = 1
-# how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
-IDENTITY = 2
 STEM = "mapping"
 
 # a (layer, target layer); None stands for all that have no weights of their own
@@ -106,40 +107,6 @@ def mapping_hash(f: Callable[..., Any] | None) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def identify(lm: "LM") -> dict[str, Any]:
-    """What is kept of a model to know it again, also in another dtype, as JSON values: see `is_of`."""
-    coarser = [d for d in ROUNDED if d != "float32" or _dtype(lm) in ("float32", "float64")]
-    return {
-        "model": lm.name,
-        "identity": IDENTITY,
-        **described(lm.model, coarser),
-        "dtype": _dtype(lm),
-        "hidden_size": lm.hidden_size,
-        "n_layers": lm.n_layers,
-    }
-
-
-def is_of(known: Mapping[str, Any], lm: "LM") -> bool:
-    """Whether what is kept of a model, by `identify` or by version 0.1.0, is of `lm`, in its dtype or another.
-
-    Names and sizes are no evidence: where no hash was kept, or weights are offloaded here, the answer is no.
-    """
-    current = known.get("identity") == IDENTITY
-    own: Callable[..., str | None] = model_hash if current else parameters_hash
-    hashed, dtype, rounded = known.get("model_hash"), known.get("dtype"), known.get("rounded")
-    if not hashed:
-        return False
-    dtypes = {str(dtype), _dtype(lm)}
-    if len(dtypes) == 1 or not dtypes <= {*ROUNDED, "float64"} or not isinstance(rounded, dict):
-        return hashed == own(lm.model)
-    # the coarser of the two; of the two 16-bit ones the checkpoint's own, which is not known
-    coarse = dtypes & {"bfloat16", "float16"} or {"float32"}
-    here: Callable[..., str | None] = rounded_hash if current else parameters_hash
-    return hashed == own(lm.model) or any(
-        d in rounded and rounded[d] is not None and rounded[d] == here(lm.model, d) for d in coarse
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class PairMapping:
     """A mapping with weights per (layer, target layer), called f(h, layer, target_layer): (..., D) → (..., D*).
@@ -207,7 +174,7 @@ class PairMapping:
         """
         sides = [(self.source, source_lm), (self.target, target_lm)]
         if not all(lm is None or is_of(fitted, lm) for fitted, lm in sides):
-            given = [None if lm is None else identify(lm) for _, lm in sides]
+            given = [None if lm is None else _briefly(lm) for _, lm in sides]
             raise LenscopeError(
                 f"mapping: fitted from {_told(self.source)} to {_told(self.target)}, but used from {_told(given[0])} "
                 f"to {_told(given[1])}; fit one for this pair, load the weights it was fitted with, or move it to a "
@@ -375,8 +342,10 @@ def _key(pair: Pair) -> str:
     return "all" if pair is None else f"{pair[0]}.{pair[1]}"
 
 
-def _dtype(lm: "LM") -> str:
-    return str(lm.dtype).removeprefix("torch.")
+def _briefly(lm: "LM") -> dict[str, Any]:
+    dtype = str(lm.dtype).removeprefix("torch.")
+    sizes = {"hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
+    return {"model": lm.name, "model_hash": model_hash(lm.model), "dtype": dtype, **sizes}
 
 
 def _named(model: dict[str, Any]) -> str:

@@ -1,0 +1,91 @@
+"""Whether a model is the one that a file was made for, also in another dtype, and on another machine.
+
+Knows: what is kept of a model in files, since when; how two descriptions are compared. Does not know: what is in files.
+"""
+
+import platform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from lenscope.anatomy import TOLERANCE, deviation
+from lenscope.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash, stored_hash
+
+if TYPE_CHECKING:
+    from lenscope.model import LM
+
+# how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
+IDENTITY = 2
+# logits that are kept of each of two short texts
+PROBED = 24
+# how far they may be off where the dtypes differ, in standard deviations
+ACROSS = 0.2
+
+
+def identify(lm: "LM") -> dict[str, Any]:
+    """What is kept of a model to know it again, also in another dtype, as JSON values: see `is_of`."""
+    coarser = [d for d in ROUNDED if d != "float32" or _dtype(lm) in ("float32", "float64")]
+    return {
+        "model": lm.name,
+        "identity": IDENTITY,
+        **described(lm.model, coarser),
+        "environment": _environment(lm),
+        "probe": _probe(lm),
+        "dtype": _dtype(lm),
+        "hidden_size": lm.hidden_size,
+        "n_layers": lm.n_layers,
+    }
+
+
+def is_of(known: Mapping[str, Any], lm: "LM") -> bool:
+    """Whether what is kept of a model, by `identify` or by version 0.1.0, is of `lm`, in its dtype or another.
+
+    Names and sizes are no evidence: where no hash was kept, or weights are offloaded here, the answer is no. Another
+    version of transformers or torch, or another processor, may name settings anew and round what is made of them, such
+    as RoPE's frequencies: there the stored weights must be equal, and the logits of two short texts.
+    """
+    current = known.get("identity") == IDENTITY
+    hashed, rounded = known.get("model_hash"), known.get("rounded")
+    if not hashed:
+        return False
+    own: Callable[..., str | None] = model_hash if current else parameters_hash
+    if hashed == own(lm.model):
+        return True
+    dtypes = {str(known.get("dtype")), _dtype(lm)}
+    # the coarser of two; of the two 16-bit ones the checkpoint's own, which is not known
+    coarse = dtypes & {"bfloat16", "float16"} or {"float32"}
+    across = len(dtypes) > 1 and dtypes <= {*ROUNDED, "float64"}
+    if across and isinstance(rounded, dict):
+        here: Callable[..., str | None] = rounded_hash if current else parameters_hash
+        if any(rounded.get(d) is not None and rounded[d] == here(lm.model, d) for d in coarse):
+            return True
+    stored = known.get("stored")
+    if not current or not isinstance(stored, dict) or known.get("environment") == _environment(lm):
+        return False
+    # "own" is of the model's dtype
+    names = coarse if across else {"own"} if len(dtypes) == 1 else set()
+    if not any(stored.get(n) is not None and stored[n] == stored_hash(lm.model, n) for n in names):
+        return False
+    expected = torch.as_tensor(known.get("probe"), dtype=torch.float64)
+    tolerance = ACROSS if across else 10 * TOLERANCE.get(lm.dtype, 1e-4)
+    return deviation(torch.tensor(_probe(lm), dtype=torch.float64), expected) <= tolerance
+
+
+def _environment(lm: "LM") -> str:
+    """What may make other numbers of the same weights and settings."""
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"transformers {transformers.__version__}, torch {torch.__version__}, {processor}, {lm.device.type}"
+
+
+def _probe(lm: "LM") -> list[float]:
+    """Some logits of two short texts, to three digits."""
+    step = max(1, lm.vocab_size // PROBED)
+    texts = (lm.anatomy.ids[row].tolist() for row in (0, 2))
+    logits = torch.cat([lm.unembed(lm.probe(ids)[-1])[::step][:PROBED] for ids in texts])
+    return [float(f"{value:.3g}") for value in logits.tolist()]
+
+
+def _dtype(lm: "LM") -> str:
+    return str(lm.dtype).removeprefix("torch.")
