@@ -222,7 +222,10 @@ def test_in_float64_a_sweep_is_what_plain_hooks_give_to_the_last_digits(architec
         found[mode] = torch.zeros(len(made), 2, lm.hidden_size, dtype=torch.float64)
         for some, states in rows.predict(lm, made, last=2, mode=mode):
             found[mode][some] = states
-    assert float((found[None] - found["plain"]).abs().max() / found["plain"].std()) <= 1e-10
+    gap = float((found[None] - found["plain"]).abs().max() / found["plain"].std())
+    # gemma2 and bloom take their softmax in float32, which rounds by the shape of the batch on some processors
+    assert gap <= (1e-5 if architecture in ("gemma2", "bloom") else 1e-10)
+    assert (1e-9 < lm.tolerance() < 1e-5) == (architecture in ("gemma2", "bloom"))
 
 
 def mixed_rows(lm, targets):

@@ -56,7 +56,8 @@ class Regimes:
 
 def _thresholds(config: Any) -> Iterator[int]:
     """Every length that a configuration names, those below SHORT left out."""
-    named = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else dict(config)))
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    named = list(_numbers(config))
     known: dict[str, int] = dict(named)
     for name, value in named:
         if NEVER.search(name):
@@ -69,6 +70,9 @@ def _thresholds(config: Any) -> Iterator[int]:
         yield from (block * value for name, value in named if re.search(r"(topk|local)_blocks", name))
         if "num_random_blocks" in known:
             yield block * (5 + 2 * known["num_random_blocks"])
+    if "'dynamic'" in str(config):
+        # beyond what it was trained for such a model takes other rotary frequencies at every length
+        yield from (value for name, value in named if name == "max_position_embeddings")
     if any(RECURRENT.search(name) for name, _ in named):
         yield from (RECURRENT_CHUNK * n for n in (1, 2, 3))
 
