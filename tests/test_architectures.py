@@ -224,8 +224,10 @@ def test_in_float64_a_sweep_is_what_plain_hooks_give_to_the_last_digits(architec
             found[mode][some] = states
     gap = float((found[None] - found["plain"]).abs().max() / found["plain"].std())
     # gemma2 and bloom take their softmax in float32, which rounds by the shape of the batch on some processors
-    assert gap <= (1e-5 if architecture in ("gemma2", "bloom") else 1e-10)
-    assert (1e-9 < lm.tolerance() < 1e-5) == (architecture in ("gemma2", "bloom"))
+    assert gap <= (lm.tolerance() if architecture in ("gemma2", "bloom") else 1e-10)
+    # norms in float32, as Llama's, are no reason for sums of another shape to differ, but round as much
+    assert (lm.tolerance() < 1e-8) == (architecture in ("gpt2", "gpt_neox", "phi", "opt", "falcon"))
+    assert lm.tolerance() < 1e-5
 
 
 def mixed_rows(lm, targets):
