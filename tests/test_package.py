@@ -22,6 +22,7 @@ ROOMS = [
         "untrusted",
         "writing",
         "kinds",
+        "pickles",
         "visible",
         "textfiles",
         "inputs",

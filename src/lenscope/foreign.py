@@ -19,22 +19,21 @@ MODEL/jlens/CORPUS/NAME_jacobian_lens.pt.
 import hashlib
 import json
 import os
-import pickle
 import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from lenscope import hub
+from lenscope import hub, pickles
 from lenscope.errors import LenscopeError
 from lenscope.loading import BUILT_IN
 from lenscope.mappings import Affine, LowRank, Pair, PairMapping, Scale, identify, load_mapping
 from lenscope.model import LM
+from lenscope.untrusted import read_json, read_safetensors
 from lenscope.writing import whole_file
 
 SPACE = "AlignmentResearch/tuned-lens"
@@ -119,10 +118,7 @@ def _residual(mapping: PairMapping, weights: tuple[Tensor, ...], size: int) -> T
 
 
 def _from_folder(folder: Path, lm: LM) -> PairMapping:
-    try:
-        config = _config(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise LenscopeError(f"{folder}: {CONFIG} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    config = _config(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if config is None:
         files = [p for p in sorted(folder.iterdir()) if p.suffix in (".pt", ".pth")]
         if len(files) == 1:
@@ -151,9 +147,9 @@ def _from_file(path: Path, lm: LM, name: str) -> PairMapping:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise LenscopeError(f"{path}: is no JSON object")
     return content
 
 
@@ -164,26 +160,18 @@ def _is_tuned_lens(config: dict[str, Any]) -> bool:
 
 def _tensors(path: Path) -> dict[Any, Any]:
     """A dictionary of tensors and plain values, on the CPU wherever they were saved from; never runs code."""
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except pickle.UnpicklingError as error:
-        told = " ".join(str(error).split())
-        if re.search(r"Unsupported (global|class)|[Cc]an only|reduce for", told):
-            raise LenscopeError(
-                f"{path}: is a pickle that holds more than tensors and could run code; it was not loaded"
-            ) from error
-        raise LenscopeError(f"{path}: is damaged, or no file of tensors; fetch it again") from error
-    except Exception as error:  # the zip, pickle and tensor readers fail in as many ways as files break
-        told = " ".join(str(error).split())[:120]
-        raise LenscopeError(f"{path}: is damaged, or no file of tensors ({told}); fetch it again") from error
+    content: Any = read_safetensors(path) if path.suffix == ".safetensors" else pickles.load(path)
     if not isinstance(content, dict):
         raise LenscopeError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return content
+
+
+def _weight(value: Tensor, where: str, key: Any) -> Tensor:
+    """A tensor of weights in one of the usual dtypes of floating point, else LenscopeError."""
+    if value.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise LenscopeError(f"{where}: {key!r} is of {dtype}; save it in float32, float16 or bfloat16")
+    return value
 
 
 # -- tuned-lens
@@ -207,7 +195,7 @@ def _tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where: st
         layer, part = _place(str(key))
         if layer is None or part not in ("weight", "bias") or not isinstance(value, Tensor) or layer >= n_layers:
             raise LenscopeError(f"{where}: its tensors include {key!r}, which is no translator of {n_layers} layers")
-        translators.setdefault(layer, {})[part] = value
+        translators.setdefault(layer, {})[part] = _weight(value, where, key)
     if not translators or any("weight" not in t for t in translators.values()):
         raise LenscopeError(f"{where}: lacks the weight of a translator; fetch it again")
     missing = [layer for layer in range(n_layers) if layer not in translators]
@@ -297,7 +285,9 @@ def _jacobian_lens(content: dict[Any, Any], lm: LM, where: str) -> Affine:
         "base_model": named,
         "prompts": prompts if type(prompts) is int else None,
     }
-    weights: dict[Pair, tuple[Tensor, ...]] = {(k + 1, lm.n_layers): (matrices[k].float(),) for k in blocks}
+    weights: dict[Pair, tuple[Tensor, ...]] = {
+        (k + 1, lm.n_layers): (_weight(matrices[k], where, k).float(),) for k in blocks
+    }
     return _made(weights, report, lm, where)
 
 
@@ -368,10 +358,7 @@ def _from_hub(name: str, lm: LM) -> PairMapping:
 
 def _beside(name: str, path: Path) -> tuple[str, ...]:
     """The files that may go with the config of a repository; none with that of a model."""
-    try:
-        config = _config(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise LenscopeError(f"{name}: its {CONFIG} on the hub cannot be read") from error
+    config = _config(path)
     if "kind" in config:
         return (str(config.get("weights")),)
     return PARAMS if _is_tuned_lens(config) else ()

@@ -88,16 +88,5 @@ def read_safetensors(path: str | os.PathLike[str]) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, on the CPU. Raises LenscopeError for a file that is damaged or none."""
     import safetensors.torch
 
-    with reading(Path(path), "is damaged, or no file of safetensors"):
-        return safetensors.torch.load_file(path)
-
-
-def load_pickle(path: str | os.PathLike[str]) -> Any:
-    """What `torch.save` wrote into a file, if it is tensors in dictionaries, lists and plain values; runs no code.
-
-    Raises LenscopeError for a file that holds anything else, or is damaged.
-    """
-    import torch
-
     with reading(Path(path), "is damaged, or no file of tensors"):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return safetensors.torch.load_file(path)
