@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+import lenscope as ls
 from lenscope.errors import LenscopeError
 from lenscope.plots import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
 from lenscope.report import Report, shown
@@ -194,3 +195,19 @@ def test_heat_maps_have_their_first_row_below(tmp_path):
     yellow = np.nonzero((middle[:, 0] > 0.9) & (middle[:, 2] < 0.3))[0]
     purple = np.nonzero((middle[:, 0] < 0.35) & (middle[:, 1] < 0.1))[0]
     assert yellow.mean() < purple.mean() - 50
+
+
+def test_a_report_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    report = ls.Report("drift", "tiny", "a claim", "a reading", {"one": [{"a": 1}], "two": [{"a": 2}]})
+    report.save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert sorted(before) == ["one.parquet", "report.json", "report.md", "two.parquet"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ls.Report, "markdown", full)
+    other = ls.Report("drift", "tiny", "a claim", "another reading", {"one": [{"a": 3}], "two": []})
+    with pytest.raises(LenscopeError, match="No space left"):
+        other.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from lenscope.errors import LenscopeError
-from lenscope.writing import LOCK, folder_lock, whole_file, write_text
+from lenscope.writing import LOCK, folder_lock, whole_file, whole_files, write_text
 
 
 def names(folder):
@@ -197,4 +197,32 @@ def test_a_lock_that_cannot_be_made(tmp_path):
         pass
     (tmp_path / LOCK).symlink_to(tmp_path / "file")
     with pytest.raises(LenscopeError, match="cannot be written to"), folder_lock(tmp_path):
+        pass
+
+
+def test_files_of_a_folder_are_there_together_or_not_at_all(tmp_path):
+    (tmp_path / "b").write_text("old")
+
+    def writes(fails):
+        with whole_files(tmp_path, last=("a",)) as making:
+            for name in ("a", "b"):
+                (making / name).write_text("new")
+            if fails:
+                raise fails
+
+    for fails, told in ((KeyError("mine"), KeyError), (OSError(28, "No space left on device"), LenscopeError)):
+        with pytest.raises(told):
+            writes(fails)
+        assert names(tmp_path) == ["b"]
+        assert (tmp_path / "b").read_text() == "old"
+    # what a killed writer left
+    (tmp_path / ".lenscope-0.parts").mkdir()
+    writes(None)
+    assert names(tmp_path) == ["a", "b"]
+    assert (tmp_path / "b").read_text() == "new"
+    (tmp_path / "a").unlink()
+    (tmp_path / "a").mkdir()
+    with pytest.raises(LenscopeError, match="no regular file"):
+        writes(None)
+    with pytest.raises(LenscopeError, match="is no folder; make it first"), whole_files(tmp_path / "none"):
         pass

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from lenscope.errors import LenscopeError
 from lenscope.names import safe_name
 from lenscope.plots import Figure
 from lenscope.statistics import Estimate
-from lenscope.writing import whole_file, write_text
+from lenscope.writing import whole_files
 
 # a table: its rows, each a name → text, number or Estimate; all rows have the names of the first
 Rows = Sequence[Mapping[str, Any]]
@@ -103,17 +102,20 @@ class Report:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write report.md, report.json, TABLE.parquet of every table, and the figures, into a folder that exists."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise LenscopeError(f"{folder}: is no folder; make it first")
-        for figure in self.figures:
-            figure.save(folder)
-        for name, rows in self.tables.items():
-            with whole_file(folder / f"{safe_name(name.replace(' ', '_'))}.parquet") as making:
-                pq.write_table(_arrow(rows).replace_schema_metadata({"report": json.dumps(self._head())}), making)
-        write_text(folder / "report.json", json.dumps(self.to_json(), ensure_ascii=False))
-        write_text(folder / "report.md", self.markdown())
+        """Write report.md, report.json, TABLE.parquet of every table, and the figures, into a folder that exists.
+
+        All files or none: where one cannot be written, the folder is as it was. Raises LenscopeError then.
+        """
+        with whole_files(folder, last=("report.md", "report.json")) as making:
+            for figure in self.figures:
+                figure.save(making)
+            meta = {"report": json.dumps(self._head())}
+            for name, rows in self.tables.items():
+                path = making / f"{safe_name(name.replace(' ', '_'))}.parquet"
+                pq.write_table(_arrow(rows).replace_schema_metadata(meta), path, write_page_checksum=True)
+            (making / "report.md").write_text(self.markdown(), encoding="utf-8", errors="backslashreplace")
+            content = json.dumps(self.to_json(), ensure_ascii=False)
+            (making / "report.json").write_text(content, encoding="utf-8", errors="backslashreplace")
 
     def _head(self) -> dict[str, Any]:
         head = self.to_json()

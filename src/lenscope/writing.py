@@ -7,10 +7,11 @@ Does not know: what is written.
 import errno
 import os
 import secrets
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from lenscope.errors import LenscopeError
 
 LOCK = ".lenscope.lock"
-_PREFIX, _SUFFIX = ".lenscope-", ".part"
+_PREFIX, _SUFFIX, _FILES = ".lenscope-", ".part", ".parts"
 _WINDOWS = sys.platform == "win32"
 # what file systems without locks answer
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -55,6 +56,37 @@ def temporary(folder: Path) -> "Iterator[Temporary]":
         yield making
     finally:
         making.remove()
+
+
+@contextmanager
+def whole_files(folder: str | os.PathLike[str], last: Sequence[str] = ()) -> Iterator[Path]:
+    """An empty folder whose files go into `folder`, all when the block ends well and none when it does not.
+
+    Those named in `last` are the last to go there. Nobody else of lenscope writes to the folder meanwhile. Raises
+    LenscopeError for a folder that does not exist or cannot be written to.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise LenscopeError(f"{folder}: is no folder; make it first")
+    try:
+        with folder_lock(folder, wait=10.0):
+            # whoever made these is gone, or would hold the lock
+            for left in folder.glob(f"{_PREFIX}*{_FILES}"):
+                shutil.rmtree(left, ignore_errors=True)
+            making = folder / f"{_PREFIX}{secrets.token_hex(8)}{_FILES}"
+            making.mkdir()
+            try:
+                yield making
+                names = sorted((p.name for p in making.iterdir()), key=lambda name: (name in last, name))
+                for name in names:
+                    if (folder / name).exists() and not (folder / name).is_file():
+                        raise LenscopeError(f"{folder / name}: is no regular file; take it away")
+                for name in names:
+                    (making / name).replace(folder / name)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+    except OSError as error:
+        raise LenscopeError(f"{folder}: cannot be written to ({error.strerror or error})") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
