@@ -20,7 +20,7 @@ from lenscope.documents import Data, Documents, find_documents
 from lenscope.errors import LenscopeError
 from lenscope.generation import end_ids
 from lenscope.model import LM
-from lenscope.packing import KNOWN, TOKEN, find_marks, pack, tokenizer_identity, written
+from lenscope.packing import KNOWN, TOKEN, find_marks, mark_ids, pack, tokenizer_identity, written
 from lenscope.provenance import model_hash
 from lenscope.samples import sample
 
@@ -39,9 +39,10 @@ class TokenBatch:
 
     `row` (B,) numbers the rows in the whole corpus, whatever the rank; a reading resumes at `next_row`. All others are
     (B, T): `ids` int64; `document` int64, a number per document read, over all epochs; `begins` bool, the first token
-    of a document; `counted` bool, the positions to fit or evaluate on, without the first `skip` of a row and the marks
-    between documents; `bytes` int64, the UTF-8 bytes of text that each token stands for, which add up to those of
-    the text, or None where that is unknown (documents of token ids, tokenizers without offsets).
+    of a document; `counted` bool, the positions to fit or evaluate on, without the first `skip` of a row and all marks:
+    those between documents, and special tokens in a document, also where its text spells one out; `bytes` int64, the
+    UTF-8 bytes of text that each token stands for, which add up to those of the text, or None where that is unknown
+    (documents of token ids, tokenizers without offsets).
     `digest` is the SHA-256 of the ids of every row of the corpus before `next_row`, of all ranks, so that two readings
     can be told to be of the same text; None for a model's own samples.
     """
@@ -211,7 +212,7 @@ class Corpus:
 
     def _write(self, wanted: int, rows: int, start: int, rank: int, world: int) -> Iterator[TokenBatch]:
         marks = find_marks(self.lm)
-        special = [*marks.document, *marks.end, *end_ids(self.lm)]
+        special = [*mark_ids(self.lm).tolist(), *end_ids(self.lm)]
         # which model writes, as it is now
         writer = model_hash(self.lm.model) or id(self.lm.model)
         seed = (self.seed, *(round(share * 2**32) for share in self.part))

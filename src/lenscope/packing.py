@@ -6,7 +6,7 @@ Does not know: where documents come from, which of them are wanted, who takes wh
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,10 @@ from lenscope.errors import LenscopeError
 from lenscope.generation import end_ids
 from lenscope.model import LM
 from lenscope.prompts import Encoder
+from lenscope.spelling import BETWEEN
 
 # Characters that are tokenized together, and that one document may have before it is tokenized in parts.
 TOGETHER = 1 << 19
-# What most models without a token that begins a text saw between documents: GPT-2, Pythia, Phi, OLMo, Qwen, SmolLM.
-BETWEEN = "<|endoftext|>"
-
 # what is known of a token: its id, the number of its document, whether it begins it, whether it is a mark, its bytes
 TOKEN, DOCUMENT, BEGINS, MARK, BYTES = range(5)
 KNOWN = 5
@@ -40,10 +38,27 @@ class Marks:
 def pack(lm: LM, documents: Iterable[Document], length: int) -> Iterator[np.ndarray]:
     """Full rows (5, length) of what is known of each token, of documents tokenized, joined and cut."""
     marks = find_marks(lm)
-    return _rows(_tables(lm.encoder, documents, marks), length, marks.row)
+    return _rows(_tables(lm.encoder, documents, marks, mark_ids(lm)), length, marks.row)
 
 
-def _tables(encoder: Encoder, documents: Iterable[Document], marks: Marks) -> Iterator[np.ndarray]:
+def mark_ids(lm: LM) -> np.ndarray:
+    """The ids of all tokens that are no text: those around documents, and the special tokens of the tokenizer."""
+    marks = find_marks(lm)
+    special = end_ids(lm) if lm.encoder.spelling is None else lm.encoder.spelling.special
+    return np.array(sorted({*marks.row, *marks.document, *marks.end, *special}), dtype=np.int64)
+
+
+def counted(ids: Sequence[int] | np.ndarray, marks: np.ndarray, skip: int = 1) -> np.ndarray:
+    """Which positions of a row of ids (T,) count in a fit or a measurement: not the first `skip`, and no mark.
+
+    Their states are attention sinks, of another size than all others (SmolLM2-135M, layer 15: 100 times as long).
+    """
+    known = ~np.isin(np.asarray(ids), marks)
+    known[:skip] = False
+    return known
+
+
+def _tables(encoder: Encoder, documents: Iterable[Document], marks: Marks, special: np.ndarray) -> Iterator[np.ndarray]:
     """What is known (5, N) of the tokens of all documents, of some documents at once."""
     waiting: list[Document] = []
     size = count = 0
@@ -51,13 +66,13 @@ def _tables(encoder: Encoder, documents: Iterable[Document], marks: Marks) -> It
         waiting.append(document)
         size += len(document)
         if size >= TOGETHER:
-            yield _table(encoder, waiting, count, marks)
+            yield _table(encoder, waiting, count, marks, special)
             count, size, waiting = count + len(waiting), 0, []
     if waiting:
-        yield _table(encoder, waiting, count, marks)
+        yield _table(encoder, waiting, count, marks, special)
 
 
-def _table(encoder: Encoder, documents: list[Document], first: int, marks: Marks) -> np.ndarray:
+def _table(encoder: Encoder, documents: list[Document], first: int, marks: Marks, special: np.ndarray) -> np.ndarray:
     texts = [part for d in documents if isinstance(d, str) for part in _parts(d)]
     tokenized = iter(_tokenized(encoder, texts))
     tables = []
@@ -79,7 +94,7 @@ def _table(encoder: Encoder, documents: list[Document], first: int, marks: Marks
         table[BEGINS, 0] = 1
         table[MARK] = 1
         inside = slice(len(before), len(before) + len(ids))
-        table[MARK, inside] = 0
+        table[MARK, inside] = np.isin(ids, special)
         table[BYTES, inside] = size
         tables.append(table)
     found = np.concatenate(tables, 1) if tables else np.zeros((KNOWN, 0), dtype=np.int64)
@@ -100,16 +115,23 @@ def find_marks(lm: LM) -> Marks:
         named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
         ids = [i for i in (*named, *end_ids(lm)) if isinstance(i, int) and 0 <= i < known]
         return Marks((), tuple(ids[:1]), ())
-    plain, whole = lm.encoder.ids("a"), list(tokenizer("a", verbose=False)["input_ids"])
-    places = [n for n in range(len(whole)) if whole[n : n + len(plain)] == plain]
-    if not places:
-        raise LenscopeError(f"{lm.name}: its tokenizer does not only add special tokens to a text; give token ids")
-    before, behind = tuple(whole[: places[0]]), tuple(whole[places[0] + len(plain) :])
+    before, behind = _around(lm)
     if before or behind:
         return Marks(before, before, behind)
     named = [tokenizer.get_vocab().get(BETWEEN), tokenizer.eos_token_id, tokenizer.bos_token_id]
     ids = [i for i in named if i is not None and 0 <= i < known]
     return Marks((), tuple(ids[:1]), ())
+
+
+def _around(lm: LM) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that a tokenizer puts before and behind a text."""
+    spelling = lm.encoder.spelling
+    for text, plain in [] if spelling is None else spelling.anchors:
+        whole = list(lm.tokenizer(text, verbose=False)["input_ids"])
+        for n in range(len(whole)):
+            if whole[n : n + len(plain)] == plain:
+                return tuple(whole[:n]), tuple(whole[n + len(plain) :])
+    raise LenscopeError(f"{lm.name}: its tokenizer does not only add special tokens to a text; give token ids")
 
 
 def tokenizer_identity(encoder: Encoder) -> dict[str, Any] | None:
@@ -175,14 +197,17 @@ def _tokenized(encoder: Encoder, texts: list[str]) -> list[tuple[np.ndarray, np.
     if not fast:
         return [(one, np.full(len(one), -1)) for one in ids]
     spans = found["offset_mapping"]
-    return [(one, _bytes(text, [end for _, end in span])) for one, text, span in zip(ids, texts, spans, strict=True)]
+    return [
+        (one, text_bytes(text, [end for _, end in span])) for one, text, span in zip(ids, texts, spans, strict=True)
+    ]
 
 
-def _bytes(text: str, ends: list[int]) -> np.ndarray:
+def text_bytes(text: str, ends: Sequence[int]) -> np.ndarray:
     """The UTF-8 bytes (N,) from the end of one token to the end of the next, the last one's to the end of the text."""
-    if not ends:
+    if not len(ends):
         return np.zeros(0, dtype=np.int64)
-    last = np.array(ends, dtype=np.int64)
+    # marks that are not in the text have an end of 0
+    last = np.maximum.accumulate(np.array(ends, dtype=np.int64))
     last[-1] = len(text)
     if not text.isascii():
         code = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)

@@ -31,8 +31,8 @@ from lenscope.loading import load
 from lenscope.model import LM
 from lenscope.objective import low_precision, reading
 from lenscope.optimizers import orthogonal
-from lenscope.packing import BETWEEN
 from lenscope.provenance import model_hash
+from lenscope.spelling import BETWEEN
 from lenscope.writing import write_text
 
 HEAD = 32

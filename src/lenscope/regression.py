@@ -5,7 +5,7 @@ Does not know: how models run, what mappings are used for.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -122,14 +122,18 @@ class Text:
     positions: list[tuple[int, int]]
 
 
-def aligned(source: Prompt, target: Prompt) -> list[tuple[int, int]]:
+def aligned(source: Prompt, target: Prompt, marks: Sequence[Collection[int]] = ((), ())) -> list[tuple[int, int]]:
     """Pairs of positions whose tokens end at the same character of one text; of several, the last token that does.
 
-    Left out are special tokens, and position 0 of either: its state is an attention sink, 150 times as long as others
-    (SmolLM2-135M, layer 15). With it among what is fitted, R² at other positions fell from 0.64 to below 0 within that
-    model (layer 5 → 15); to a model that puts a BOS token in front it made no difference.
+    Left out are special tokens (`marks` of each, where the text spells one out), and position 0 of either: its state is
+    an attention sink, 150 times as long as others (SmolLM2-135M, layer 15). With it among what is fitted, R² at other
+    positions fell from 0.64 to below 0 within that model (layer 5 → 15); to a model that puts a BOS token in front it
+    made no difference.
     """
-    ends = [{stop: i for i, (start, stop) in enumerate(p.spans) if stop > start and i > 0} for p in (source, target)]
+    ends = [
+        {stop: i for i, (start, stop) in enumerate(p.spans) if stop > start and i > 0 and p.ids[i] not in known}
+        for p, known in zip((source, target), marks, strict=True)
+    ]
     return [(i, ends[1][stop]) for stop, i in ends[0].items() if stop in ends[1]]
 
 
@@ -146,11 +150,12 @@ def _read_together(source_lm: LM, target_lm: LM, texts: Iterable[str], length: i
             raise LenscopeError(f"{lm.name} was loaded without a tokenizer: the models' tokens are aligned by text")
     # without a context, since texts are cut here
     encoders = [Encoder(lm.tokenizer, lm.encoder.vocab_size, None, lm.name) for lm in (source_lm, target_lm)]
+    marks = [e.spelling.special if e.spelling is not None else () for e in encoders]
     most = [min(length, lm.context or length) for lm in (source_lm, target_lm)]
     found = []
     for text in dict.fromkeys(text[: CHARACTERS * length] for text in texts if text):
         source, target = (_cut(e.prompt(text), n) for e, n in zip(encoders, most, strict=True))
-        positions = [(i, j + ahead) for i, j in aligned(source, target) if j + ahead < len(target)]
+        positions = [(i, j + ahead) for i, j in aligned(source, target, marks) if j + ahead < len(target)]
         if positions:
             found.append(Text(source, target, positions))
     return found

@@ -19,6 +19,8 @@ BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 ANCHORS = ("a", "\n", ".", "0", "A", "%")
 # tokens that are looked through, and anchors that are enough, where the vocabulary has none of these
 SEARCHED, ENOUGH = 4096, 4
+# What most models without a token that begins a text saw between documents: GPT-2, Pythia, Phi, OLMo, Qwen, SmolLM.
+BETWEEN = "<|endoftext|>"
 # what stands for bytes that are no whole character
 BROKEN = "\ufffd"
 
@@ -87,7 +89,6 @@ class Spelling:
         Tokens are found one after the other; those that cannot be, as parts of a character, lie between their
         neighbours.
         """
-        special = set(self.tokenizer.all_special_ids)
         found: list[tuple[int, int] | None] = []
         at = 0
         for i, token in zip(ids, self.tokens(ids), strict=True):
@@ -95,7 +96,7 @@ class Spelling:
             lost = bool(found) and found[-1] is None
             start = _find(text, piece, at)
             if start < 0 or not (lost or not text[at:start].strip()):
-                found.append((at, at) if i in special else None)
+                found.append((at, at) if i in self.special else None)
                 continue
             found.append((start, start + len(piece)))
             at = start + len(piece)
@@ -113,9 +114,25 @@ class Spelling:
         return places
 
     @cached_property
+    def special(self) -> frozenset[int]:
+        """The ids of marks that are no text, wherever they stand: those of ends and roles, not that of what is unknown.
+
+        Many tokenizers make one of them of a text such as "<|endoftext|>".
+        """
+        named = (self._named(f"{name}_token_id") for name in ("bos", "eos", "pad", "cls", "sep", "mask"))
+        added = (i for i, token in (self._named("added_tokens_decoder") or {}).items() if token.special)
+        more = {*(self._named("all_special_ids") or ()), *added} - {self._named("unk_token_id")}
+        between = self.tokenizer.get_vocab().get(BETWEEN)
+        return frozenset(i for i in (*named, *more, between) if i is not None)
+
+    def _named(self, name: str) -> Any:
+        """What a tokenizer says of itself; None where it does not."""
+        return getattr(self.tokenizer, name, None)
+
+    @cached_property
     def anchors(self) -> list[tuple[str, list[int]]]:
         """Texts that tokens can be read and found behind, with their ids: none special, none unknown."""
-        special = {*self.tokenizer.all_special_ids, self.tokenizer.unk_token_id}
+        special = {*self.special, self._named("unk_token_id")}
         found = []
         for text in ANCHORS:
             ids = self.ids(text)
@@ -123,7 +140,7 @@ class Spelling:
                 found.append((text, ids))
         return found or list(itertools.islice(self._alphabet(special), ENOUGH))
 
-    def _alphabet(self, special: set[int]) -> Iterator[tuple[str, list[int]]]:
+    def _alphabet(self, special: set[Any]) -> Iterator[tuple[str, list[int]]]:
         for i in sorted({*self.tokenizer.get_vocab().values()} - special)[:SEARCHED]:
             text = self.decode([i]).strip()
             if text and BROKEN not in text and self.ids(text) == [i]:
