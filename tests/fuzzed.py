@@ -586,6 +586,8 @@ def kinds(stage: Stage) -> list[Kind]:
              lambda f: rows_of(stage, f / "c.jsonl"), plain, rows_doubt, False),
         Kind("corpus.json", lambda f: packed(f / "c.json", json.dumps(TEXTS)),
              lambda f: rows_of(stage, f / "c.json"), plain, rows_doubt, False),
+        Kind("corpus.json.gz", lambda f: packed(f / "c.json.gz", json.dumps(TEXTS)),
+             lambda f: rows_of(stage, f / "c.json.gz"), plain, rows_doubt, False),
         Kind("corpus.parquet", lambda f: pq.write_table(pa.table({"text": TEXTS}), f / "c.parquet"),
              lambda f: rows_of(stage, f / "c.parquet"), plain, rows_doubt, False),
         Kind("corpus of ids", lambda f: lines(f / "c.jsonl", [{"text": list(range(n, n + 40))} for n in range(9)]),

@@ -11,7 +11,7 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import artifacts, cascade, measures, reduction, rows
+from lenscope import artifacts, batches, cascade, measures, reduction, rows
 from lenscope.anatomy import observe
 from lenscope.edits import Running, add, add_norm_matched, replace, replace_norm_matched
 from lenscope.generation import Checked
@@ -139,9 +139,9 @@ def test_logits_are_float32_or_wider():
 
 def test_runs_hold_no_more_tokens_than_they_may(lm64, monkeypatch):
     """Padding counts, and the prompt that would be too much is the next run's first."""
-    monkeypatch.setattr("lenscope.model.TOKENS_PER_RUN", 12)
+    monkeypatch.setattr(batches, "TOKENS_PER_RUN", 12)
     prompts = [lm64.prompt([20] * n) for n in (4, 4, 4, 4, 1, 13)]
-    groups = list(lm64.groups(prompts, lambda short, long: True))
+    groups = list(batches.length_groups(prompts, lambda short, long: True))
     assert sorted(i for group in groups for i in group) == list(range(6))
     assert all(len(g) == 1 or len(g) * max(len(prompts[i]) for i in g) <= 12 for g in groups)
     assert len(groups) == 3

@@ -38,7 +38,7 @@ from lenscope.document_files import (
 from lenscope.errors import LenscopeError
 from lenscope.inputs import elements, is_integer
 from lenscope.textfiles import encoding
-from lenscope.untrusted import TEXT_LIMIT, reading
+from lenscope.untrusted import CONFIG_LIMIT, TEXT_LIMIT, reading
 
 Data = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Sequence[int]]
 
@@ -205,10 +205,14 @@ class Shelf(Documents):
 
     def _values(self, path: Path, kind: str, packed: str) -> Iterator[Any]:
         if kind == ".json":
+            # a packed file is small whatever it holds, and its values take several times their text
+            limit = CONFIG_LIMIT if packed else TEXT_LIMIT
+            content = bytearray()
             with unpacked(path, packed) as file:
-                content = file.read(TEXT_LIMIT + 1)
-            if len(content) > TEXT_LIMIT:
-                raise LenscopeError(f"{path}: has more than {TEXT_LIMIT:,} bytes; write it as .jsonl")
+                while len(content) <= limit and (piece := file.read(1 << 20)):
+                    content += piece
+            if len(content) > limit:
+                raise LenscopeError(f"{path}: has more than {limit:,} bytes; write it as .jsonl")
             values = json.loads(content)
             if not isinstance(values, list):
                 raise LenscopeError(f"{path}: is not a list; a .json file is a list of texts or of objects")
