@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lenscope.anatomy import deviation, input_state, output_state, with_output_state
 from lenscope.batches import TOKENS_PER_RUN
 from lenscope.blockwise import MEASURES, READ, Ablations
+from lenscope.contents import Brief
 from lenscope.corpus import TokenBatch
 from lenscope.edits import Block, Running
 from lenscope.errors import LenscopeError
@@ -74,8 +75,8 @@ class RandomDirection:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class MeanUpdate:
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanUpdate(Brief):
     """The mean of what each block adds, (n_layers, D): the same vector at every position. Made by `mean_update`."""
 
     means: Tensor

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 
 # Batch and length of the observation run: unlikely sizes for a stream axis, so that a stream of another layout than
@@ -74,8 +75,8 @@ class Stream:
         return h.unflatten(2, self.rest).movedim((0, 1), (self.batch, self.time))
 
 
-@dataclass(frozen=True, eq=False)
-class Anatomy:
+@dataclass(frozen=True, eq=False, repr=False)
+class Anatomy(Brief):
     """A model's blocks and the stream between them, plus what one small run showed.
 
     `outputs` are what the blocks returned, in whatever container they use; `states` is the stream at layers

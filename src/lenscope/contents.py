@@ -161,3 +161,26 @@ def _lists(values: np.ndarray, exact: bool) -> Any:
     else:
         short[~np.isfinite(values)] = None
     return short.tolist()
+
+
+class Brief:
+    """A dataclass that shows in one short line: of arrays and tensors the shape, of long values the beginning."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{f.name}={brief(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
+        shown = shown if len(shown) <= 160 else shown[:159] + "…"
+        return f"{type(self).__name__}({shown})"
+
+
+def brief(value: Any) -> str:
+    """A value in a few words, on one line."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return f"{len(value)} by name"
+    if isinstance(value, list | tuple) and (len(value) > 4 or any(hasattr(v, "shape") for v in value)):
+        return f"{len(value)} of them"
+    if callable(value):
+        return str(getattr(value, "__name__", type(value).__name__))
+    text = "".join(c if c.isprintable() else "�" for c in repr(value))
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.contents import Brief
 from lenscope.document_files import Document
 from lenscope.documents import Data, Documents, find_documents
 from lenscope.errors import LenscopeError
@@ -33,8 +34,8 @@ REMEMBERED = 16_384
 MIXED = 512
 
 
-@dataclass(frozen=True, eq=False)
-class TokenBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenBatch(Brief):
     """B full rows of T tokens of a corpus; B is 0 only where another rank has the last rows.
 
     `row` (B,) numbers the rows in the whole corpus, whatever the rank; a reading resumes at `next_row`. All others are

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.prompts import Batch, Positions, Prompt
 
@@ -50,8 +51,8 @@ def _wide(h: Tensor) -> Tensor:
     return h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
 
 
-@dataclass(frozen=True, eq=False)
-class Edit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Edit(Brief):
     """One edit of the residual stream at a layer.
 
     `layer` 0 is the first block's input, n_layers the last block's output. `position` names one or several places

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lenscope.batches import TOKENS_PER_RUN
+from lenscope.contents import Brief
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
@@ -35,8 +36,8 @@ Advance = Callable[[int, int], None]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Described:
+@dataclass(frozen=True, eq=False, repr=False)
+class Described(Brief):
     """N prompts in numbers: `trajectory` (N, F) with its `columns`, `states` (N, L, D) the mean states of `layers`."""
 
     layers: tuple[int, ...]

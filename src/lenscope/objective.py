@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
 from lenscope.readout import wide
@@ -29,8 +30,8 @@ LOUD = 256.0
 SWITCH = "LENSCOPE_FAST_PRODUCTS"
 
 
-@dataclass(frozen=True, eq=False)
-class Columns:
+@dataclass(frozen=True, eq=False, repr=False)
+class Columns(Brief):
     """Some tokens of the vocabulary: `ids` (k,) and what is added to their logits (k,), so that they stand for all.
 
     The head's rows of these tokens are gathered once, in the dtype in which they are multiplied.
@@ -42,8 +43,8 @@ class Columns:
     bias: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
-class Target:
+@dataclass(frozen=True, eq=False, repr=False)
+class Target(Brief):
     """The model's own distributions `p` (n, k) over drawn columns, and `information` (n,), Σ p ln p of each."""
 
     p: Tensor

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.contents import Brief
 from lenscope.edits import Operation
 from lenscope.model import LM
 from lenscope.prompts import Prompt
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
+@dataclass(frozen=True, eq=False, repr=False)
+class Rows(Brief):
     """N runs of target prompts with patches: which prompt each row reads, and what is written into its states.
 
     `target` (N,) numbers the `prompts`. Patch m writes, for row `row[m]`, at `layer[m]` and `position[m]`,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lenscope.batches import TOKENS_PER_RUN
+from lenscope.contents import Brief
 from lenscope.corpus import TokenBatch
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
@@ -38,8 +39,8 @@ class _Row:
     sizes: np.ndarray | None
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions(Brief):
     """P predictions of some rows: states (P, L, D) of the layers asked for, next tokens, units and their bytes (P,)."""
 
     h: Tensor

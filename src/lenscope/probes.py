@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from lenscope import statistics
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.statistics import Estimate
 
@@ -24,8 +25,8 @@ INNER = 3
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Probed:
+@dataclass(frozen=True, eq=False, repr=False)
+class Probed(Brief):
     """What a probe got right, item by item (N,), and in all, with intervals that resample groups.
 
     `majority` is a probe without features: the most frequent label of the other folds. `shuffled` is the same probe,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.inputs import elements, is_integer, plain, shown, sliced, sound, token_ids
 from lenscope.spelling import Spelling
@@ -270,8 +271,8 @@ class Encoder:
         return prompt
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(Brief):
     """Prompts padded to one length: ids (B, T), mask (B, T), and per row how many pads stand before and its length."""
 
     ids: Tensor

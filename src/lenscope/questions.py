@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lenscope import quizzes, rows
+from lenscope.contents import Brief
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
@@ -63,8 +64,8 @@ class Question:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class AnswerScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class AnswerScores(Brief):
     """How likely a lens finds each answer: ln p summed over the answer's tokens, in nats, float64.
 
     `log_probs` is (N, L, C) over N prompts, `layers` and choices; `own` (N, C) the model's own, without a lens;

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.readout import Readout, wide
 
@@ -31,8 +32,8 @@ TIED = 1 << 12
 LOWEST = -1e30  # stands for -inf: 0 · -inf is not a number, 0 · LOWEST is 0
 
 
-@dataclass(frozen=True, eq=False)
-class Reduced:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reduced(Brief):
     """Measures of L layers at P positions; (L, P) each, `top_*` (L, P, k). Nats; no target: NaN, rank -1."""
 
     entropy: Tensor
@@ -309,8 +310,8 @@ def _pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int, int]]:
     return [(at, min(at + size, vocab)) for at in range(0, vocab, size)]
 
 
-@dataclass(frozen=True, eq=False)
-class Divergences:
+@dataclass(frozen=True, eq=False, repr=False)
+class Divergences(Brief):
     """Two sets of distributions compared, (L, P) each, in nats (total variation: 0 … 1)."""
 
     js: Tensor

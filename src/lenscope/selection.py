@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lenscope import statistics
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.statistics import Estimate
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Selection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Brief):
     """The scores of N items in C cells, told in the three ways that must not be confused.
 
     `oracle`: each item in the cell that is best for it, as "correct if any cell is" (Ghandeharioun et al. 2024, §4.2,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lenscope import artifacts
 from lenscope.anatomy import forward_kwargs
+from lenscope.contents import Brief
 from lenscope.edits import Edit
 from lenscope.errors import LenscopeError
 from lenscope.mappings import identify, is_of
@@ -191,8 +192,8 @@ def fit_soft_prompt(
     return SoftPrompt(best.float(), prompt.ids, layer, to, identify(lm), report)
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs(Brief):
     """Sources h (n, D), the tokens that follow them, ids (n, A), and the last layer's states, final (n, A + 1, D)."""
 
     h: Tensor

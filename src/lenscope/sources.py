@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope import mappings
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.grids import Source
 from lenscope.model import LM
@@ -21,8 +22,8 @@ from lenscope.states import HiddenStates, check_layers
 Layers = None | int | str | Sequence[int] | Sequence[tuple[int, int]] | Sequence[int | tuple[int, int]]
 
 
-@dataclass(frozen=True, eq=False)
-class Sources:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sources(Brief):
     """S sources: vectors (S, K, D), their addresses, and where the states of a prompt's position stand.
 
     `final` (S,) is the source that is the same position's last layer, -1 where it was not read; `stack` maps a source

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.inputs import elements, is_integer, shown, sliced
 from lenscope.prompts import Positions, Prompt
@@ -20,8 +21,8 @@ from lenscope.prompts import Positions, Prompt
 Layers = int | slice | Sequence[int]
 
 
-@dataclass(frozen=True, eq=False)
-class HiddenStates:
+@dataclass(frozen=True, eq=False, repr=False)
+class HiddenStates(Brief):
     """What `LM.read` read: `states[layer, position]` is the residual stream after `layer` blocks.
 
     Index with layer numbers (not tensor indices; negative ones from the model's last layer) and positions of the

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lenscope.contents import Brief
 from lenscope.detection import fingerprint
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
@@ -21,8 +22,8 @@ PARTS = 4
 Advance = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Items:
+@dataclass(frozen=True, eq=False, repr=False)
+class Items(Brief):
     """Texts with all that is looked at of them: features (N, F) by lens, mean states (N, L, D) of `layers`, controls.
 
     `length` (N,) in tokens, `surprisal` (N,) in nats per token.
@@ -50,8 +51,8 @@ class Items:
         return self.features[name] if isinstance(name, str) else self.states[:, self.layers.index(name)]
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(Brief):
     """Scores of one split: `test` the normal items held out, and by detector and sort the scores of all tested."""
 
     test: np.ndarray

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
+from lenscope.contents import Brief
 from lenscope.continuing import continued
 from lenscope.controls import exchange, random_vectors, told
 from lenscope.decoding import Writer
@@ -31,8 +32,8 @@ Score = Callable[[str, int], float]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Worth:
+@dataclass(frozen=True, eq=False, repr=False)
+class Worth(Brief):
     """Scores of N items in C cells, by way of telling: "vector", "random vector", "shuffled source" (N, C), and "text",
     "no patch" (N, 1), which have no layers.
 
@@ -83,8 +84,8 @@ class Worth:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Sayings:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sayings(Brief):
     """What was said of N items by each way of telling: texts, in arrays as those of `Worth`."""
 
     cells: tuple[tuple[int, int], ...]
