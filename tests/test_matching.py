@@ -45,6 +45,56 @@ def test_starts_with_an_answer(text: str, answer: str, found: bool) -> None:
     assert starts(text, answer) is found
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("日本的首都是东京。", "东京", True),
+        ("東京は日本の首都", "東京", True),
+        ("首都は東京です", "京都", False),
+        ("서울은 한국의 수도", "서울", True),
+        ("수도는 서울입니다", "서울", True),
+        ("กรุงเทพมหานครเป็นเมืองหลวง", "กรุงเทพ", True),
+        ("ប្រទេសកម្ពុជា", "កម្ពុជា", True),
+        ("ປະເທດລາວ", "ລາວ", True),
+        ("မြန်မာနိုင်ငံ", "မြန်မာ", True),
+        ("バリ", "パリ", False),
+        ("バリ", "ハリ", False),
+        ("ハリ", "バリ", False),
+        ("ﾊﾞﾘ島", "バリ", True),
+        ("か\u3099", "が", True),
+        ("กี", "ก", False),
+        ("किताब", "कत", False),
+        ("कि", "क", False),
+        ("दिल्ली है", "दिल्ली", True),
+        ("दिल्लीवाला", "दिल्ली", False),
+        ("각", "가", False),
+        ("Paris는 도시", "Paris", True),
+        ("2001年", "2001", True),
+        ("カフェParisへ", "Paris", True),
+        ("Parisian는", "Paris", False),
+        ("das Café, Ångström", "cafe", True),
+        ("Ελλάδα", "Ελλαδα", True),
+        ("Москва́ город", "Москва", True),
+        ("йод", "иод", False),
+        ("Москвафоо", "Москва", False),
+        ("الرياض عاصمة", "الرياض", True),
+        ("٣٤٥", "٣٤", False),
+    ],
+)
+def test_mentions_in_any_script(text: str, answer: str, found: bool) -> None:
+    assert mentions(text, answer) is found
+    if text.startswith(answer) or not found:
+        assert starts(text, answer) is found
+    assert starts(f"「{answer}」", answer)
+    assert mentions(f"({answer})", answer)
+
+
+def test_words_without_spaces_are_characters() -> None:
+    assert words("東京 is Tokyo, दिल्ली है 서울은 กี") == ["東", "京", "is", "tokyo", "दिल्ली", "है", "서울은", "กี"]
+    assert rouge("日本の首都", "首都の東京").rouge1 == pytest.approx(3 / 5)
+    assert rouge("バ", "パ") == (0.0, 0.0)
+
+
 def test_answers_must_say_something() -> None:
     for bad in ("", " ", [], ["a", ""]):
         with pytest.raises(LenscopeError, match="answers"):

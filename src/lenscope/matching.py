@@ -24,6 +24,34 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 COMMON = 1e-3
 
 
+# Scripts that put no spaces between words (Han, Kana, Thai, Lao, Burmese, Khmer, Tibetan …), as letters and digits of a
+# pattern, and one whose particles are joined to words (Hangul).
+UNSPACED = (
+    r"\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u2e80-\u2fdf\u3005-\u3007"
+    r"\u3021-\u303c\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff"
+    r"\U0001b000-\U0001b16f\U00020000-\U000323af"
+)
+HANGUL = r"\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"
+JOINED = rf"[{UNSPACED}{HANGUL}]"
+# A letter or digit of a script that puts spaces between words; an answer in it may stand beside a letter of another.
+LETTER = rf"(?!{JOINED})\w"
+
+
+def _marks(first: int, last: int) -> str:
+    return "".join(re.escape(chr(c)) for c in range(first, last) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
+
+
+# Marks that are part of the letter before them: accents, vowel signs.
+MARK = rf"[{_marks(0x300, 0x3130)}{_marks(0xA8E0, 0xAC00)}{_marks(0xFE00, 0xFE30)}]"
+# What is no word at all.
+NONE = rf"(?!{MARK})[\W_]"
+WORDS = re.compile(rf"[{UNSPACED}](?:{MARK})*|(?:(?![{UNSPACED}])[^\W_]{MARK}*)+")
+# Marks of stress, which no script counts as part of a letter.
+STRESS = "\u0300\u0301"
+# Characters that only say how a text is set: soft hyphens, joiners, variation selectors.
+UNSEEN = {"\u00ad", "\u200b", "\u2060", "\ufeff", *map(chr, range(0xFE00, 0xFE10))}
+
+
 class Rouge(NamedTuple):
     """F1 of single words, and of the longest common subsequence of words (Lin 2004, without stemming)."""
 
@@ -34,13 +62,14 @@ class Rouge(NamedTuple):
 def mentions(text: str, answers: str | Sequence[str]) -> bool:
     """Whether a text has any of the answers in it, as whole words; case, accents and kinds of blanks do not count."""
     said = _plain(text)
-    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said) for answer in _answers(answers))
+    return any(re.search(_pattern(answer), said) for answer in _answers(answers))
 
 
 def starts(text: str, answers: str | Sequence[str]) -> bool:
     """Whether a text begins with any of the answers, as `mentions`, after blanks, quotes and an article."""
-    said = re.sub(r"^[\W_]+", "", _plain(text))
-    return any(re.match(rf"(?:(?:the|an?) )?[\W_]*{_opened(answer)}(?!\w)", said) for answer in _answers(answers))
+    said = re.sub(rf"^{NONE}+", "", _plain(text))
+    patterns = (_pattern(_opened(answer)) for answer in _answers(answers))
+    return any(re.match(rf"(?:(?:the|an?) )?{NONE}*{pattern}", said) for pattern in patterns)
 
 
 def rouge(text: str, reference: str) -> Rouge:
@@ -55,8 +84,11 @@ def rouge(text: str, reference: str) -> Rouge:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as they are compared: letters and digits, case and accents aside."""
-    return re.findall(r"[^\W_]+", _plain(text))
+    """The words of a text, as they are compared: letters and digits, case and accents aside.
+
+    In a script without spaces between words each character is one, as the reference code of Rouge for Chinese has it.
+    """
+    return WORDS.findall(_plain(text))
 
 
 def embedder(lm: LM) -> Embed:
@@ -101,14 +133,44 @@ def _answers(answers: str | Sequence[str]) -> list[str]:
 
 
 def _opened(answer: str) -> str:
-    """An answer as a pattern, without the marks that it opens with, which `starts` passes over."""
-    return re.escape(re.sub(r"^[\W_]+(?=\w)", "", answer))
+    """An answer without the marks that it opens with, which `starts` passes over."""
+    return re.sub(r"^[\W_]+(?=\w)", "", answer)
 
 
 @lru_cache(maxsize=65_536)
 def _plain(text: str) -> str:
-    apart = unicodedata.normalize("NFKD", text.casefold())
-    return " ".join("".join(c for c in apart if not unicodedata.combining(c)).replace("’", "'").split())
+    """A text as it is compared: case, kinds of blanks and quotes, width and the accents of Latin letters aside.
+
+    Other marks make other letters (バ is no ハ, कि no क), so they stay, in the one form that NFKC gives them.
+    """
+    bare: list[str] = []
+    for c in unicodedata.normalize("NFKD", text.casefold()):
+        if unicodedata.combining(c) and bare and (c in STRESS or _folds(bare[-1])):
+            continue
+        if c not in UNSEEN:
+            bare.append(c)
+    whole = unicodedata.normalize("NFKC", "".join(bare))
+    return " ".join(whole.replace("’", "'").split())
+
+
+def _folds(letter: str) -> bool:
+    """Whether marks on a letter are accents that a text may leave out: those of Latin and Greek."""
+    return "a" <= letter <= "z" or unicodedata.name(letter, "").startswith(("LATIN", "GREEK"))
+
+
+def _pattern(answer: str) -> str:
+    """An answer as a pattern that finds it as whole words.
+
+    A word ends where no letter follows; where its script puts no spaces between words, or joins particles to them, it
+    may end anywhere but within a letter.
+    """
+    before = "" if _joined(answer[0]) else rf"(?<!{LETTER})"
+    behind = rf"(?!{MARK})" if _joined(answer[-1]) else rf"(?!{LETTER}|{MARK})"
+    return f"{before}{re.escape(answer)}{behind}"
+
+
+def _joined(letter: str) -> bool:
+    return re.match(JOINED, letter) is not None
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:
