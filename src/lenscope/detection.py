@@ -20,10 +20,9 @@ from lenscope._version import __version__
 from lenscope.errors import LenscopeError
 from lenscope.features import answer_features, describe, disturbed, mean_states, spread, trajectory_columns
 from lenscope.lens import Lens
-from lenscope.mappings import IDENTITY, PairMapping, is_of, load_mapping
+from lenscope.mappings import PairMapping, identify, is_of, load_mapping
 from lenscope.model import LM, PromptLike
 from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold
-from lenscope.provenance import model_hash
 from lenscope.questions import answer_log_likelihoods
 from lenscope.states import check_layers
 from lenscope.untrusted import reading
@@ -115,9 +114,7 @@ class Detector:
             "format": FORMAT,
             "lenscope": __version__,
             "scikit-learn": sklearn.__version__,
-            "model": self.lens.lm.name,
-            "identity": IDENTITY,
-            "model_hash": model_hash(self.lens.lm.model),
+            **identify(self.lens.lm),
             "lens": lens,
             "lens_name": self.lens.name,
             "view": self.view,
@@ -214,8 +211,9 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
         config, tensors = artifacts.read(folder, STEM)
         if config.get("kind") != "detector" or config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")
-        # of one dtype, that of its hash
-        if not is_of({"identity": config.get("identity"), "model_hash": config["model_hash"]}, lm):
+        # of one dtype, which version 0.1.0 did not say
+        dtype = str(lm.dtype).removeprefix("torch.")
+        if config.get("dtype", dtype) != dtype or not is_of({**config, "dtype": dtype}, lm):
             raise LenscopeError(
                 f"{folder}: was fitted on {config['model']}, not these weights of {lm.name}; load those"
             )
