@@ -25,8 +25,8 @@ Position = int | str
 Positions = Position | slice | Sequence[Position]
 
 
-@dataclass(frozen=True)
-class Prompt:
+@dataclass(frozen=True, repr=False)
+class Prompt(Brief):
     """A tokenized prompt: what the model reads, and where each token lies in the text.
 
     `tokens` are the ids as text, `spans` their character ranges (empty for special tokens that are not in the text).
