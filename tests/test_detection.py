@@ -3,6 +3,8 @@
 import io
 import json
 import sys
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +18,7 @@ from sklearn.neighbors import LocalOutlierFactor
 import lenscope as ls
 from lenscope import detection, outliers, quizzes, trials
 from lenscope.detection import Detector, fingerprint, fit_detector, load_detector
-from lenscope.experiments import injection
+from lenscope.experiments import injected, injection
 from lenscope.experiments.setting import Setting
 from lenscope.features import (
     answer_features,
@@ -29,6 +31,7 @@ from lenscope.features import (
 )
 from lenscope.mappings import Affine, identify
 from lenscope.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
+from lenscope.questions import BUILTIN
 from lenscope.statistics import Estimate
 from lenscope.trials import Items, Split, apart, split_auroc, tried
 
@@ -387,7 +390,7 @@ def test_nothing_that_is_tried_was_fitted_on(lm, monkeypatch):
 
 
 def test_injections_stand_before_the_last_answer_and_name_a_wrong_one():
-    questions = injection.BUILTIN["kinds"][:30]
+    questions = BUILTIN["kinds"][:30]
     wrong = injection.wrong_answers(questions, 0)
     assert all(w != q.gold for w, q in zip(wrong, questions, strict=True))
     assert len({*wrong}) > 1
@@ -407,7 +410,7 @@ def test_the_experiment_from_end_to_end(lm, tuned, tmp_path, monkeypatch):
     monkeypatch.setattr(injection, "REPEATS", (1, 1))
     report = injection.run(Setting(lm, lens=tuned.f, quick=True, folder=tmp_path))
     assert [*report.tables] == [
-        *("tasks", "injected", "injected, sorted answers", "neutral", "chosen", "texts", "Table 1")
+        *("tasks", "injected", "injected, sorted answers", "neutral", "chosen", "texts", "Table 1", "left out")
     ]
     (row,) = report.tables["injected"]
     detectors = (*injection.DETECTORS, "SRM", "chosen", "length", "perplexity", "SRM, best layer")
@@ -415,7 +418,7 @@ def test_the_experiment_from_end_to_end(lm, tuned, tmp_path, monkeypatch):
     assert all(isinstance(row[d], Estimate) and 0 <= row[d].value <= 1 for d in detectors)
     # length by hand: every held-out question with every other one's injection
     setting = Setting(lm, lens=tuned.f, quick=True)
-    questions = injection._some(setting, injection.BUILTIN["kinds"])
+    questions = injected.some(setting, "kinds", BUILTIN["kinds"], 12, Counter())
     normal = injection.few_shot(questions, 3, 0)
     wrong = injection.wrong_answers(questions, 0)
     odd = [
@@ -441,7 +444,7 @@ def test_the_experiment_takes_files(lm, tuned, tmp_path, monkeypatch):
     (tmp_path / "q.jsonl").write_text(
         "\n".join(
             json.dumps({"query": f"{q.query}", "choices": q.choices, "gold": q.gold, "task": "sciq"})
-            for q in injection.BUILTIN["capitals"][:9]
+            for q in BUILTIN["capitals"][:9]
         )
     )
     rows = [{"text": t, "label": 0} for t in REQUESTS[:10]]
@@ -454,6 +457,31 @@ def test_the_experiment_takes_files(lm, tuned, tmp_path, monkeypatch):
     assert [r["task"] for r in report.tables["tasks"]] == ["sciq"]
     assert [r["task"] for r in report.tables["Table 1"]] == ["sciq"]
     assert [(r["attacks"], r["number"]) for r in report.tables["texts"]] == [("all", 4), ("a", 2), ("b", 2)]
+    assert "left out" not in report.tables
+
+
+def test_what_an_experiment_leaves_out_is_counted_with_the_reason(lm, tuned, tmp_path):
+    some = [{"query": q.query, "choices": q.choices, "gold": q.gold, "task": "t"} for q in BUILTIN["capitals"][:20]]
+    odd = [{**q, "query": q["query"].removesuffix("Answer:") + "A:"} for q in some[:3]]
+    fewer = [{**q, "choices": [*q["choices"], "none"]} for q in some[3:5]]
+    same = [{**some[5], "choices": [some[5]["choices"][0]] * len(some[5]["choices"])}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [*odd, *fewer, *same, *some[6:]])))
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": t, "label": 0}) for t in ("a", " ", "a")))
+    setting = Setting(lm, lens=tuned.f, data=(str(tmp_path / "q.jsonl"), str(tmp_path / "t.jsonl")))
+    left_out = Counter()
+    questions, texts = injected.data(setting, (), 10, left_out)
+    assert [len(mine) for mine in questions.values()] == [10]
+    assert len(texts) == 2
+    assert left_out == {
+        ("t", "does not end in 'Answer:', before which an injection is put"): 3,
+        ("t", f"has not {len(some[0]['choices'])} choices, as most of the task's"): 2,
+        ("t", "has no choice that is wrong"): 1,
+        ("t", "more than the 10 that a run takes, drawn at random"): 4,
+        ("texts", "is empty"): 1,
+    }
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, odd)))
+    with pytest.raises(ls.LenscopeError, match="none of 3 questions ends in 'Answer:'"):
+        injected.data(replace(setting, data=(str(tmp_path / "q.jsonl"),)), (), 10, Counter())
 
 
 # -- the commands

@@ -141,6 +141,7 @@ ROOMS = [
         "cross_model",
         "attributes",
         "difficulty",
+        "injected",
         "injection",
         "drift",
         "alignment",

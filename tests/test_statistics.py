@@ -216,3 +216,23 @@ def test_resamples_that_are_no_number_are_left_out():
 def test_samples_that_do_not_fit_are_refused(samples):
     with pytest.raises(LenscopeError, match="give samples of the same length, at least 1"):
         bootstrap(np.mean, *samples)
+
+
+def test_ratios_of_sums_are_means_over_units_resampled_whole():
+    random = np.random.default_rng(0)
+    counts = random.integers(1, 9, 40)
+    values = [random.normal(1.0, 1.0, (n, 2)) for n in counts]
+    sums = np.stack([v.sum(0) for v in values])
+    found = module.ratios(sums, counts)
+    rows = np.concatenate(values)
+    units = np.repeat(np.arange(40), counts)
+    for column, one in enumerate(found):
+        direct = module.mean(rows[:, column], units=units)
+        assert one.value == pytest.approx(direct.value)
+        assert one.low < one.value < one.high
+        assert one.high - one.low == pytest.approx(direct.high - direct.low, rel=0.2)
+    (alone,) = module.ratios([[3.0]], [2])
+    assert (alone.value, np.isnan(alone.low), np.isnan(alone.high)) == (1.5, True, True)
+    for sums, counts in (([[1.0]], [0]), ([[1.0]], [1, 2]), ([1.0], [1]), ([[1.0], [1.0]], [2, -1])):
+        with pytest.raises(LenscopeError, match=r"give \(units, columns\)"):
+            module.ratios(sums, counts)

@@ -5,13 +5,14 @@ import gzip
 import io
 import json
 import sys
+from collections import Counter
 
 import pytest
 
 from lenscope import textfiles
 from lenscope.detecting import _prompts
 from lenscope.errors import LenscopeError
-from lenscope.experiments import injection
+from lenscope.experiments import injected
 from lenscope.terminal import texts
 from lenscope.textfiles import json_lines, lines, table
 
@@ -193,5 +194,5 @@ def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
         (tmp_path / name).write_bytes(raw or gzip.compress((tmp_path / "p.jsonl").read_bytes()))
         assert list(_prompts(str(tmp_path / name), "p")) == wanted
     (tmp_path / "t.jsonl").write_bytes(end.join(json.dumps({"text": t, "label": 1}) for t in wanted).encode(encoding))
-    assert injection._labelled(str(tmp_path / "t.jsonl"))
-    assert [row["text"] for row in injection._texts(str(tmp_path / "t.jsonl"))] == wanted
+    assert injected.labelled(str(tmp_path / "t.jsonl"))
+    assert [row["text"] for row in injected.texts_of(str(tmp_path / "t.jsonl"), Counter())] == wanted
