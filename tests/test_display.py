@@ -85,7 +85,6 @@ def test_no_table_lets_a_name_act(trajectory, lm):
         text = drawn(table)
         assert not ACTING.search(text), (n, text)
         assert "<1B>" in text, n
-        assert "[red]" in drawn(table, 3000) or "…" in text, n
 
 
 def test_the_command_line_s_own_console_is_the_last_guard(monkeypatch):
@@ -159,9 +158,7 @@ def test_a_table_fits_where_it_is_shown(lm):
     notebook = Console(file=io.StringIO(), force_jupyter=True)
     whole = "".join(part.text for part in notebook.render(t.table(), notebook.options))
     heads = whole.splitlines()[0]
-    assert heads.count("·word") == len(t.ids) - 1 - (t.vocabulary[t.ids[0]] != "word") or len(heads.split()) >= len(
-        t.ids
-    )
+    assert len(heads.split()) >= len(t.ids) > 8
     assert "…" not in whole.splitlines()[1]
     assert "colour: max_probability" in whole
     assert t.table()._repr_html_().startswith("<pre")
@@ -206,10 +203,11 @@ def test_a_heat_map_too_narrow_for_words_says_its_values_without_colours():
     pairs = np.array([(s, t) for s in range(n) for t in range(n)])
     sources = tuple(Source("", "m", "t", "t", 0, layer) for layer in range(n))
     values = (pairs[:, 1] / (n - 1)).astype(np.float32)
-    whole = Grid(
-        "predict", "m", n, sources, (Spot("t", ("t",), (0,)),), pairs[:, 0], pairs[:, 1], np.zeros(n * n, np.int64),
-        np.full((n * n, 1), 7), np.zeros((n * n, 1), np.float32), ("x",) * n * n, (), {"max_probability": values}, {7: "x"},
-    )  # fmt: skip
+    number, zeros = {"max_probability": values}, np.zeros(n * n, np.int64)
+    chances = np.zeros((n * n, 1), np.float32)
+    spots, texts = (Spot("t", ("t",), (0,)),), ("x",) * n * n
+    columns = sources, spots, pairs[:, 0], pairs[:, 1], zeros, zeros[:, None] + 7, chances, texts, (), number
+    whole = Grid("predict", "m", n, *columns, {7: "x"})
     line = drawn(whole.table(width=80), 80).splitlines()[1].split()
     assert line[1] == "0"
     assert line[-1] == "9"

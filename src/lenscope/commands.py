@@ -13,6 +13,7 @@ from lenscope._version import __version__
 from lenscope.causing import causal
 from lenscope.demo import demo
 from lenscope.detecting import detect
+from lenscope.given import known_model
 from lenscope.lensing import eval_, export, fit
 from lenscope.looking import lens
 from lenscope.patching import patch
@@ -41,6 +42,7 @@ def check(
     attention: Attention = None,
 ) -> None:
     """What was found in a model, how exactly its readout was verified, and what is unsupported."""
+    known_model(model)
     lm = load_model(model, dtype, device, revision, attention)
     from lenscope.checks import check as examine
 

@@ -4,9 +4,10 @@ Knows: which cells fit a width, which token of a cell is worth showing. Does not
 printed.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 NARROW = 4
 # columns of an answer above its numbers, and how the measures of answers begin that tell how probable they are
 ANSWERED, ANSWER = 12, "log_prob:"
+# columns of a source's or a target's name
+NAME = 24
 
 
 def table(grid: "Grid", measure: str, width: int | None) -> Table:
@@ -92,27 +95,28 @@ def _lines(grid: "Grid", measure: str, answers: list[str], width: int | None) ->
     """One line per cell: source, target layer, the measure, each answer's log-probability, what was said."""
     several = len({(s.text, s.position) for s in grid.sources}) > 1
     same = all(c.source.layer == c.layer for c in grid)
-    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    if several:
-        made.add_column("source", no_wrap=True, max_width=24)
-    if len(grid.targets) > 1:
-        made.add_column("target", no_wrap=True, max_width=24)
-    made.add_column("layer" if same else "source → target", justify="right", no_wrap=True)
     numbers = [measure, *(name for name in answers if name != measure)]
     shade = {name: tables.shades(grid.column(name)[None], name)[0] for name in numbers}
-    for name in numbers:
-        made.add_column(Text(_heading(grid, name)), justify="right", no_wrap=True)
-    made.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
+    heads = ["layer" if same else "source → target", *(_heading(grid, name) for name in numbers)]
+    heads = [*(["source"] if several else []), *(["target"] if len(grid.targets) > 1 else []), *heads]
+    rows: list[list[Text]] = []
     for n, cell in enumerate(grid):
-        address = str(cell.layer) if same else f"{_name(grid, int(grid.source[n]))} → {cell.layer}"
-        row = [Text(address, style="dim")]
+        row = [Text(visible.token(cell.source.token or cell.source.label, NAME))] if several else []
+        row += [Text(visible.token(cell.target.text[-NAME:], NAME))] if len(grid.targets) > 1 else []
+        row.append(Text(str(cell.layer) if same else f"{_name(grid, int(grid.source[n]))} → {cell.layer}", style="dim"))
         row += [Text(_number(float(grid.column(m)[n]), m), style=tables.style(shade[m][n])) for m in numbers]
-        row.append(Text(_said(grid, n)))
-        if len(grid.targets) > 1:
-            row.insert(0, Text(visible.token(cell.target.text[-24:])))
-        if several:
-            row.insert(0, Text(visible.token(cell.source.token or cell.source.label)))
-        made.add_row(*row)
+        rows.append(row)
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    room = width or 10**4
+    for n, head in enumerate(heads):
+        size = max(cell_len(head), *(row[n].cell_len for row in rows))
+        side: Any = "left" if head in ("source", "target") else "right"
+        made.add_column(Text(head), justify=side, width=size, no_wrap=True)
+        room -= size + 1
+    # what is said takes what is left, and is cut there
+    made.add_column("says", no_wrap=True, overflow="ellipsis", max_width=max(room, len("says")))
+    for n, row in enumerate(rows):
+        made.add_row(*row, Text(_said(grid, n)))
     note = "in brackets the probability of the answer" if any(m.startswith(ANSWER) for m in numbers) else ""
     if grid.kind == "generate" and measure == "max_probability":
         note = "it says nothing of the others, nor how true the text is"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lenscope.errors import LenscopeError
-from lenscope.given import known_lens, known_model, named, only, writable
+from lenscope.given import existing, known_lens, known_model, named, only, writable
 from lenscope.lensing import TUNED, opened
 from lenscope.screen import Screen, bar, show
 from lenscope.streams import failure as failure_of_stdout
@@ -98,6 +98,8 @@ def lens(
         writable(path, endings)
     if output is not None and output == html:
         raise LenscopeError(f"{output}: is given twice; give -o and --html a file each")
+    if file not in (None, "-"):
+        existing(str(file), "file")
     given = texts(prompts or [], file)
     if compare is not None and (len(given) != 1 or (output and not output.endswith(".json"))):
         raise LenscopeError("--compare: takes one prompt, and saves with -o FILE.json")
