@@ -99,7 +99,7 @@ def test_prompts_from_stdin(run, model, monkeypatch):
         (["lens", "word " * 100], "tiny-llama reads at most 64"),
         (["lens", "hi", "-o", "x.csv"], "ends in .parquet or .json"),
         (["lens", "hi", "-o", "/nowhere/x.json"], "does not exist"),
-        (["lens", "hi", "-f", "/nowhere.txt"], "cannot be read as text"),
+        (["lens", "hi", "-f", "/nowhere.txt"], "no such file"),
         (["lens", "hi", "ho", "--compare", "he"], "--compare: takes one prompt"),
         (["lens", "hi", "--dtype", "int3"], "--dtype int3"),
         (["lens", "hi", "--bogus"], "No such option: --bogus"),
