@@ -13,7 +13,7 @@ from lenscope import textfiles
 from lenscope.detecting import _prompts
 from lenscope.errors import LenscopeError
 from lenscope.experiments import injected
-from lenscope.terminal import texts
+from lenscope.terminal import places, texts
 from lenscope.textfiles import json_lines, lines, table
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
@@ -196,3 +196,21 @@ def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
     (tmp_path / "t.jsonl").write_bytes(end.join(json.dumps({"text": t, "label": 1}) for t in wanted).encode(encoding))
     assert injected.labelled(str(tmp_path / "t.jsonl"))
     assert [row["text"] for row in injected.texts_of(str(tmp_path / "t.jsonl"), Counter())] == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts", "wanted"),
+    [
+        ("2,000", [], ["2,000"]),
+        ("2,500", ["It cost 2,500 euros"], ["2,500"]),
+        ("2, 500", ["It cost 2,500 euros"], [2, 500]),
+        ("2,500", ["It cost"], [2, 500]),
+        ("5", ["5 and 6"], [5]),
+        ('"5"', ["5 and 6"], ["5"]),
+        ("'a b'", ["an 'a b' c"], ["'a b'"]),
+        ("-5:", [], slice(-5, None)),
+        ("0,2,-1", ["a"], [0, 2, -1]),
+    ],
+)
+def test_positions_of_a_command_may_be_text_with_digits(given, prompts, wanted):
+    assert places(given, "at", prompts) == wanted

@@ -93,7 +93,8 @@ def lens(
         )
     if top_k is not None and top_k < 1:
         raise LenscopeError(f"top_k {top_k}: give at least 1")
-    wanted_layers, wanted_positions = numbers(layers, "layers"), places(positions)
+    wanted_layers = numbers(layers, "layers")
+    wanted_positions = places(positions, prompts=prompts or ())
     for path, endings in ((output, (".parquet", ".json")), (html, (".html",))):
         writable(path, endings)
     if output is not None and output == html:

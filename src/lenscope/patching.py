@@ -87,7 +87,7 @@ def patch(
         raise LenscopeError("--stop and --answer: an empty text is in every text; give one that is not")
     only("--measure", measure, not as_json, "colours the table, and with --json there is none")
     source_layers, chosen_layers = numbers(layers, "layers"), numbers(target_layers, "target-layers")
-    where = places(at, "at")
+    where = places(at, "at", [prompt])
     writable(output, (".parquet", ".json"))
     known_model(model)
     if target_model is not None:
@@ -110,7 +110,11 @@ def patch(
         target not in TARGETS,
         f"says what of a text of your own is patched, and {target} is a target prompt by name",
     )
-    one = TARGETS[target] if target in TARGETS else Target(target, at=places(placeholder or "-1", "placeholder"))
+    one = (
+        TARGETS[target]
+        if target in TARGETS
+        else Target(target, at=places(placeholder or "-1", "placeholder", [target]))
+    )
     if measure is not None:
         known = (
             [name for name in MEASURES if name != "mean_log_prob"] if predicts else ["mean_log_prob", "max_probability"]

@@ -6,6 +6,7 @@ Does not know: any command.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,11 +80,23 @@ def resolve(numbers: list[int | slice], n_layers: int) -> list[int]:
     return found
 
 
-def places(text: str | None, name: str = "positions") -> Any:
-    """Positions as the library takes them: what is not a list of numbers or a range is a substring."""
+def places(text: str | None, name: str = "positions", prompts: Sequence[str] = ()) -> Any:
+    """Positions as the library takes them: what is not a list of numbers or a range is a substring.
+
+    A list without blanks that one of the prompts has in it, such as 2,000, is that substring (with a blank behind the
+    comma it is a list), and so is whatever stands in quotes of its own.
+    """
     if text is None:
         return None
-    if not re.fullmatch(r"[-\d:,\s]+", text):
+    shared = any(text in prompt for prompt in prompts)
+    quoted = re.fullmatch(r"""(["'])(.+)\1""", text, re.DOTALL)
+    if quoted and not shared:
+        return [quoted[2]]
+    if (
+        not re.fullmatch(r"[-\d:,\s]+", text)
+        or re.search(r",0\d", text)
+        or (shared and re.fullmatch(r"\d+(,\d+)+", text))
+    ):
         return [text]
     found = numbers(text, name) or []
     if len(found) == 1 and isinstance(found[0], slice):
