@@ -16,10 +16,11 @@ from lenscope import mappings
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.grids import Source
+from lenscope.inputs import elements, is_integer
 from lenscope.model import LM
 from lenscope.states import HiddenStates, check_layers
 
-Layers = None | int | str | Sequence[int] | Sequence[tuple[int, int]] | Sequence[int | tuple[int, int]]
+Layers = None | int | str | slice | Sequence[int] | Sequence[tuple[int, int]] | Sequence[int | tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,11 +97,12 @@ def cells(sources: Sources, layers: Layers, lm: LM) -> tuple[np.ndarray, np.ndar
         _addressed(own, "'same'")
         check_layers(sorted(set(own.tolist())), lm.n_layers, lm.name)
         return np.arange(count), own
-    wanted = range(lm.n_layers + 1) if layers is None else (layers,) if isinstance(layers, int) else layers
-    pairs = [p for p in wanted if not isinstance(p, int)]
+    given: Any = slice(None) if layers is None else layers
+    whole = isinstance(given, slice) or is_integer(given)
+    wanted = [] if whole else elements(given, "layers, pairs of layers, or 'same'")
+    pairs = [tuple(p) if isinstance(p, list) else p for p in wanted if not is_integer(p)]
     if not pairs:
-        plain = [n for n in wanted if isinstance(n, int)]
-        numbers = np.array(sorted(set(check_layers(plain, lm.n_layers, lm.name))))
+        numbers = np.array(sorted(set(check_layers(given if whole else wanted, lm.n_layers, lm.name))))
         return np.repeat(np.arange(count), len(numbers)), np.tile(numbers, count)
     if len(pairs) < len(wanted) or any(not isinstance(p, tuple) or len(p) != 2 for p in pairs):
         raise LenscopeError(f"layers {list(wanted)!r}: give numbers, or (source, target) pairs, not both")
