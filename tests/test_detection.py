@@ -288,7 +288,7 @@ def test_folders_that_are_not_right_are_refused(lm, detector, tmp_path):
     for tensors, told in (
         (lambda t: {**t, "reference": t["reference"][:, :3].contiguous()}, "reference"),
         (lambda t: {**t, "reference": t["reference"] * torch.nan}, "finite"),
-        (lambda t: {"own": t["own"]}, "KeyError"),
+        (lambda t: {"own": t["own"]}, "lacks 'reference'"),
         (lambda t: {**t, "own": t["own"] + 1}, "come out differently"),
     ):
         with pytest.raises(ls.LenscopeError, match=told):
