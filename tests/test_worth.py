@@ -30,6 +30,9 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
         said = words(said_after(roomy, f"The place of {subject}"))
         answer = said[0] if said and n % 2 else f"nothing{n}"
         lines.append({"relation": "place", "subject": subject, "object": answer, "template": "The place of {} is"})
+    lines += [
+        {"relation": "small", "subject": s, "object": "it", "template": "The size of {} is"} for s in SUBJECTS[:2]
+    ]
     data = tmp_path / "facts.jsonl"
     data.write_text("\n".join(map(json.dumps, lines)))
     monkeypatch.setattr(module, "known", lambda lm, relation, *_: np.ones(len(relation.facts), dtype=bool))
@@ -43,7 +46,8 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     report = module.run(setting)
     rows = {r["Patchscope"]: r for r in report.tables["worth"]}
     assert list(rows) == [module.IDENTITY, module.FEATURES, module.ENTITY]
-    (relation,) = module._facts(setting)
+    (relation,), left_out = module._facts(setting)
+    assert left_out == report.settings["left_out"] == {"small": "has 2 facts"}
     expected = [mentions(said_after(roomy, f"The place of {f.subject}"), f.answers) for f in relation.facts]
     assert rows[module.FEATURES][TEXT].value == pytest.approx(np.mean(expected))
     assert np.mean(expected) > 0

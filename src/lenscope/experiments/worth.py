@@ -58,7 +58,7 @@ class _Case:
 
 def run(setting: Setting) -> Report:
     """Three Patchscopes, each scored with the vector and without: by layer, and in a layer selected on other items."""
-    facts = _facts(setting)
+    facts, left_out = _facts(setting)
     cases = [_identity(setting, facts), *(_features(setting, relation) for relation in facts), _entity(setting)]
     told = {case.name: _scored(setting, case) for case in cases}
     subjects = [fact.subject for relation in facts for fact in relation.facts]
@@ -90,22 +90,26 @@ def run(setting: Setting) -> Report:
             items={name: len(worth.scores[TEXT]) for name, worth in whole.items()},
             cells={name: len(worth.cells) for name, worth in whole.items()},
             relations=[relation.name for relation in facts],
+            left_out=left_out or "nothing",
         ),
         provenance=setting.provenance(),
     )
 
 
-def _facts(setting: Setting) -> list[Relation]:
-    """Relations with the facts that the model knows, at least four each, as many answers as there are."""
+def _facts(setting: Setting) -> tuple[list[Relation], dict[str, str]]:
+    """Relations with the facts that the model knows, at least four each; the other ones, and why they are left out."""
     given = load_relations(setting.data) if setting.data else builtin_relations()
     tried, used = setting.sized(*TRIED), setting.sized(*USED)
-    made = []
-    for relation in given[: setting.sized(*RELATIONS)]:
+    made: list[Relation] = []
+    most = setting.sized(*RELATIONS)
+    left_out = {relation.name: f"after the first {most}" for relation in given[most:]}
+    for relation in given[:most]:
         order = np.random.default_rng(setting.seed).permutation(len(relation.facts)).tolist()
         some = Relation(
             relation.name, relation.template, relation.target, tuple(relation.facts[n] for n in order[:tried])
         )
         if len(some.facts) < 6:
+            left_out[relation.name] = f"has {len(some.facts)} facts"
             continue
 
         def make(some: Relation = some) -> list[bool]:
@@ -114,14 +118,17 @@ def _facts(setting: Setting) -> list[Relation]:
 
         right = kept_json(setting, f"worth-known-{relation.name}", make, subjects=[f.subject for f in some.facts])
         facts = [fact for fact, yes in zip(some.facts, right, strict=True) if yes]
+        knows = len(facts)
         facts = [facts[n] for n in balanced([fact.answers for fact in facts], used)]
-        if len(facts) >= 4:
+        if len(facts) < 4:
+            left_out[relation.name] = f"{knows} of {len(some.facts)} known"
+        else:
             made.append(Relation(relation.name, relation.template, relation.target, tuple(facts)))
     if not made:
         raise LenscopeError(
             f"relations: {setting.lm.name} knows fewer than 4 facts, with 2 answers, of each; give others with --data"
         )
-    return made
+    return made, left_out
 
 
 def _name(relation: Relation) -> str:
