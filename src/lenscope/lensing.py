@@ -298,7 +298,7 @@ def fitted_table(report: dict[str, Any]) -> Table:
     held = report["held_out"]
     of = f"tokens of {held['documents'][1]:,} documents" if "documents" in held else "tokens"
     parts = [f"KL(model ‖ lens) in nats, mean of {held['tokens'][1]:,} {of} that were not fitted"]
-    parts += [f"one layer in {step} is shown"] * (step > 1) + [held["note"]] * ("note" in held)
+    parts += [f"one layer in {step} is shown"] * (step > 1) + ([held["note"]] if "note" in held else [])
     if worse := held.get("worse_than_logit_lens"):
         parts.append(f"worse than the logit lens at layers {', '.join(map(str, worse))}")
     table.caption = Text("; ".join(parts), style="dim", justify="left")
