@@ -323,7 +323,7 @@ def assembled(
 def load_effects(path: str | os.PathLike[str]) -> Effects:
     """Read what `Effects.save` wrote, equal to what was saved; LenscopeError if it holds none, or damaged ones."""
     data, columns = resultfiles.load(path, ("effects",))
-    with reading(path, "is no table of effects that lenscope saved"):
+    with resultfiles.opening(path, "is no table of effects that lenscope saved"):
         return Effects.from_json(data) if columns is None else Effects.from_columns(data, columns)
 
 

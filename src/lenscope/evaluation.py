@@ -381,7 +381,7 @@ def load_evaluation(path: str | os.PathLike[str]) -> Evaluation | Transfer:
     Raises LenscopeError if the file holds neither, or a damaged one.
     """
     data, columns = resultfiles.load(path, ("evaluation", "transfer"))
-    with reading(path, "is no evaluation that lenscope saved"):
+    with resultfiles.opening(path, "is no evaluation that lenscope saved"):
         made: Any = Transfer if data["kind"] == "transfer" else Evaluation
         return made.from_json(data) if columns is None else made.from_columns(data, columns)
 

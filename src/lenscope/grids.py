@@ -344,5 +344,5 @@ def _exact(value: float) -> Any:
 def load_grid(path: str | os.PathLike[str]) -> Grid:
     """Read what `Grid.save` wrote, equal to what was saved; LenscopeError if the file is no grid, or a damaged one."""
     data, columns = resultfiles.load(path, ("grid",))
-    with reading(path, "is no grid that lenscope saved"):
+    with resultfiles.opening(path, "is no grid that lenscope saved"):
         return Grid.from_json(data) if columns is None else Grid.from_columns(data, columns)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -298,7 +299,7 @@ class _Run:
         folder = self.folder / f"step-{self.step:06d}"
         if folder.exists():
             return
-        making = self.folder / f".making-{os.getpid()}"
+        making = self.folder / f".making-{secrets.token_hex(8)}"
         try:
             shutil.rmtree(making, ignore_errors=True)
             with _quiet():

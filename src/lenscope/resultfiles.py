@@ -9,7 +9,8 @@ A file of version 2 holds the SHA-256 of its contents; one of version 1, which l
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,18 @@ def load(path: str | os.PathLike[str], wanted: Sequence[str]) -> tuple[Any, dict
             raise refused(path, wanted[0] if len(wanted) < 3 else "result", "its kind is another")
         opened = [unsealed(d) for d in many]
         return (opened if isinstance(value, list) else opened[0]), None
+
+
+@contextmanager
+def opening(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """As `untrusted.reading`; what a result's `from_json` says of its data is said of the file."""
+    with reading(path, what):
+        try:
+            yield
+        except LenscopeError as error:
+            if not str(error).startswith("data: "):
+                raise
+            raise LenscopeError(f"{visible(path)}: {str(error).removeprefix('data: ')}") from error
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:

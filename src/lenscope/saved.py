@@ -15,7 +15,6 @@ from lenscope.effects import Effects
 from lenscope.evaluation import Evaluation, Transfer
 from lenscope.grids import Grid
 from lenscope.results import MEASURES, Comparison, Trajectory
-from lenscope.untrusted import reading
 
 _DOCUMENTS: dict[str, Any] = {
     "trajectory": Trajectory,
@@ -36,10 +35,10 @@ def load_results(path: str | os.PathLike[str]) -> Any:
     """
     data, columns = resultfiles.load(path, tuple(_DOCUMENTS))
     if isinstance(data, list):
-        with reading(path, "is no result that lenscope saved"):
+        with resultfiles.opening(path, "is no result that lenscope saved"):
             return [Trajectory.from_json(d) for d in data]
     kind = "trajectory" if "kind" not in data else resultfiles.kind(data)
-    with reading(path, "is no result that lenscope saved"):
+    with resultfiles.opening(path, "is no result that lenscope saved"):
         if columns is None:
             return _DOCUMENTS[kind].from_json(data)
         return _trajectories(data, columns) if kind == "trajectory" else _DOCUMENTS[kind].from_columns(data, columns)
