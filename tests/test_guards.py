@@ -172,6 +172,50 @@ def test_states_that_are_not_finite_are_refused_whichever_way(value):
     lm.read([20, 21, 22])
 
 
+@pytest.mark.parametrize("part", ["transformer.h.1", "transformer.h.2.mlp.dropout", "transformer.drop"])
+def test_a_part_in_training_mode_is_refused(part):
+    """Its dropout draws at random, whatever mode the model as a whole is in."""
+    built = tiny.model("gpt2")
+    lm = ls.LM(built, None, "tiny")
+    expected = lm.read([20, 21]).tensor
+    built.get_submodule(part).train()
+    for call in (lambda: lm.read([20, 21]), lambda: lm.generate([20, 21], 2), lambda: ls.Lens(lm).trajectory([20, 21])):
+        with pytest.raises(ls.LenscopeError, match=r"training mode.*call model\.eval\(\)"):
+            call()
+    built.eval()
+    assert torch.equal(lm.read([20, 21]).tensor, expected)
+
+
+def test_a_model_whose_head_or_forward_is_wrapped_is_refused_or_read_as_it_is():
+    """A head without a weight of its own; a forward that does more than its modules."""
+
+    def wrapped_head(built):
+        built.lm_head = torch.nn.Sequential(built.lm_head, torch.nn.Tanh())
+
+    def wrapped_forward(built):
+        forward = built.forward
+
+        def twice(*args, **kwargs):
+            out = forward(*args, **kwargs)
+            out.logits = 2 * out.logits
+            return out
+
+        built.forward = twice
+
+    for change in (wrapped_head, wrapped_forward):
+        built = tiny.model("llama")
+        lm = ls.LM(built, None, "tiny")
+        change(built)
+        with torch.no_grad():
+            own = built(torch.tensor([[20, 21]])).logits[0, -1]
+        try:
+            found = lm.unembed(lm.read([20, 21])[-1, -1])
+        except ls.LenscopeError as error:
+            assert "since it was loaded" in str(error)
+        else:
+            torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
+
+
 # -- folders
 
 

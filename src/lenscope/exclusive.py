@@ -44,6 +44,7 @@ class Exclusive:
         self.anatomy = anatomy
         self.configs = [(c, copy.deepcopy(_settings(c))) for c in _configs(self.model)]
         self.seen = self._fingerprint()
+        self.modules = list(self.model.modules())
         self.dynamic = [m for m in self.model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
 
     @contextmanager
@@ -56,6 +57,11 @@ class Exclusive:
             for module in self.dynamic:
                 _forget_lengths(module)
             yield
+
+    @property
+    def training(self) -> bool:
+        """Whether any part of the model is in training mode, where dropout may draw at random."""
+        return any(module.training for module in self.modules)
 
     def hook(self, register: Callable[[], Any]) -> "Hook":
         """What `register` registers, while no other thread runs the model: torch goes through its hooks then."""
@@ -100,9 +106,14 @@ class Exclusive:
             "embedding's shape": tuple(weight.shape),
             "device": str(weight.device),
             "dtype": [str(p.dtype) for p in (weight, *first) if p is not None],
-            "head": None if head is None else (type(head).__name__, id(head), *getattr(head.weight, "shape", ())),
+            "head": None if head is None else (type(head).__name__, id(head), *_shape(getattr(head, "weight", None))),
+            "own forward": vars(self.model).get("forward"),
             "compilation": [getattr(m, "_compiled_call_impl", None) is not None for m in parts],
         }
+
+
+def _shape(weight: Any) -> tuple[int, ...]:
+    return tuple(getattr(weight, "shape", ()))
 
 
 class Hook:

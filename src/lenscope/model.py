@@ -321,7 +321,7 @@ class LM:
     @contextmanager
     def running(self, running: Running) -> Iterator[None]:
         """Tell the edits what runs within the block, without gradients, and keep other threads from running."""
-        if self.model.training:
+        if self.exclusive.training:
             raise LenscopeError(
                 f"{self.name} is in training mode, where dropout changes the numbers: call model.eval()"
             )
