@@ -208,12 +208,12 @@ def test_a_model_whose_head_or_forward_is_wrapped_is_refused_or_read_as_it_is():
         change(built)
         with torch.no_grad():
             own = built(torch.tensor([[20, 21]])).logits[0, -1]
+        refused, found = "", None
         try:
             found = lm.unembed(lm.read([20, 21])[-1, -1])
         except ls.LenscopeError as error:
-            assert "since it was loaded" in str(error)
-        else:
-            torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
+            refused = str(error)
+        assert "since it was loaded" in refused or torch.allclose(found, own, atol=1e-5)
 
 
 # -- folders
