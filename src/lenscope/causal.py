@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope import packing
 from lenscope.batches import length_groups
 from lenscope.corpus import TokenBatch
 from lenscope.directions import Basis
@@ -21,7 +22,7 @@ from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.mappings import identify
 from lenscope.model import LM
-from lenscope.predictions import Progress, Rows
+from lenscope.predictions import Progress, Rows, each_row
 from lenscope.prompts import Prompt, pad
 from lenscope.provenance import provenance
 from lenscope.readout import Readout, wide
@@ -114,11 +115,10 @@ class Run:
 
 def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
     """All rows of some text, with their states at `layers` and at the last layer."""
-    if isinstance(rows, str):
-        raise LenscopeError("rows: is one string; give a list of texts, or of rows of token ids")
+    marks = packing.mark_ids(lm)
     known: dict[tuple[bool, int], int] = {}
     found: list[tuple[Prompt, np.ndarray, np.ndarray]] = []
-    for number, item in enumerate(rows):
+    for number, item in enumerate(each_row(rows)):
         if isinstance(item, TokenBatch):
             for ids, counted, document in zip(item.ids, item.counted, item.document, strict=True):
                 units = [known.setdefault((True, int(d)), len(known)) for d in document]
@@ -126,7 +126,7 @@ def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
         else:
             prompt = lm.prompt(item)
             unit = known.setdefault((False, number), len(known))
-            found.append((prompt, np.ones(len(prompt), dtype=bool), np.full(len(prompt), unit)))
+            found.append((prompt, packing.counted(prompt.ids, marks, skip=0), np.full(len(prompt), unit)))
     if not found or not any(counted.any() for _, counted, _ in found):
         raise LenscopeError("rows: no position counts; give at least one row")
     made = []

@@ -17,7 +17,9 @@ from lenscope.batches import TOKENS_PER_RUN
 from lenscope.contents import Brief
 from lenscope.corpus import TokenBatch
 from lenscope.errors import LenscopeError
+from lenscope.inputs import elements, is_integer
 from lenscope.model import LM
+from lenscope.packing import counted, mark_ids, text_bytes
 from lenscope.prompts import Prompt
 
 # A text, the ids of one row, or many rows of a corpus.
@@ -77,10 +79,25 @@ def predictions(lm: LM, rows: Rows, layers: tuple[int, ...], progress: Progress 
             progress(done, total)
 
 
+def each_row(rows: Any) -> Any:
+    """Texts, rows of ids or batches to be gone through once; LenscopeError for what is one text, or no list at all.
+
+    A tokenizer's output is rows of the ids that its mask shows. What comes as an iterator is not read ahead.
+    """
+    if isinstance(rows, str | Prompt):
+        raise LenscopeError("rows: is one string; give a list of texts, or of rows of token ids")
+    if isinstance(rows, Iterator) or (isinstance(rows, Iterable) and not hasattr(rows, "__getitem__")):
+        return rows if not isinstance(rows, set | frozenset) else elements(rows, "a list of texts")
+    found = elements(rows, "a list of texts, of rows of token ids, or of batches of a corpus")
+    if any(map(is_integer, found)):
+        raise LenscopeError("rows: is one row of token ids; give a list of rows")
+    return found
+
+
 def _rows(lm: LM, rows: Rows) -> Iterator[tuple[int, list[_Row]]]:
     """The rows of each item of the text, after its number."""
-    if isinstance(rows, str):
-        raise LenscopeError("rows: is one string; give a list of texts, or of rows of token ids")
+    rows = each_row(rows)
+    marks = mark_ids(lm)
     units: dict[tuple[str, int], int] = {}
 
     def unit(kind: str, number: int) -> int:
@@ -91,12 +108,10 @@ def _rows(lm: LM, rows: Rows) -> Iterator[tuple[int, list[_Row]]]:
             yield number, [row for n in range(len(item.ids)) for row in _of_corpus(lm, item, n, unit)]
             continue
         prompt = lm.prompt(item)
-        positions = np.arange(len(prompt) - 1)
+        positions = np.flatnonzero(counted(prompt.ids, marks, skip=0)[:-1])
         size = None
         if isinstance(item, str):
-            # only their sum matters: all tokens of a text are of one unit
-            size = np.zeros(len(positions))
-            size[:1] = len(item[prompt.spans[0][1] :].encode())
+            size = text_bytes(prompt.text, [stop for _, stop in prompt.spans])[positions + 1].astype(float)
         own = np.full(len(positions), unit("row", number)) if len(positions) else positions
         yield number, [_Row(prompt, positions, own, size)] if len(positions) else []
 
