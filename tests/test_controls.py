@@ -77,3 +77,17 @@ def test_text_in_the_place_of_the_vector(lm64):
         told(scope, [" "])
     with pytest.raises(LenscopeError, match="2 targets"):
         told(Patchscope(lm64, [Target("one x", at="x"), Target("two x", at="x")]), ["a"])
+
+
+def test_controls_of_ones_own_vectors_are_vectors(lm64):
+    own = torch.randn(6, 32, dtype=torch.float64)
+    made = random_vectors(own, seed=1)
+    assert isinstance(made, torch.Tensor)
+    assert torch.allclose(made.norm(dim=-1), own.norm(dim=-1))
+    assert not torch.allclose(made, own)
+    other = shuffled_sources(own, answers=["a", "a", "b", "b", "c", "c"])
+    assert sorted(map(tuple, other.tolist())) == sorted(map(tuple, own.tolist()))
+    assert not any(torch.equal(other[n], own[m]) for pair in ((0, 1), (2, 3), (4, 5)) for n in pair for m in pair)
+    assert len(ls.Patchscope(lm64, "one x").predict(made, [1])) == 6
+    with pytest.raises(ls.LenscopeError, match="give hidden states, or a tensor"):
+        random_vectors([1.0, 2.0])

@@ -276,3 +276,45 @@ def test_a_lens_of_a_float32_model_reads_it_in_16_bits(lm, dtype):
         assert ls.Lens(half, lens).logits(h, layer).equal(own.float())
         t = ls.Lens(half, lens).trajectory(PROMPT, layers=[layer])
         assert np.allclose(t.max_probability[0], own.float().softmax(-1).amax(-1), atol=1e-2)
+
+
+def test_prediction_depth_is_that_of_the_models_own_token_whatever_layers_are_read(lm64, tmp_path):
+    lens = ls.Lens(lm64)
+    whole = lens.trajectory("The capital of France is")
+    final = whole.top_ids[-1, :, 0]
+    for layers in ([0, 1, 2], [1, 3], [2, lm64.n_layers]):
+        some = lens.trajectory("The capital of France is", layers=layers)
+        for p, depth in enumerate(some.prediction_depth.tolist()):
+            agree = [n for n in layers if all(whole.top_ids[m, p, 0] == final[p] for m in layers if m >= n)]
+            assert depth == (agree[0] if agree else lm64.n_layers)
+        some.save(tmp_path / "some.parquet")
+        assert ls.load_results(tmp_path / "some.parquet").prediction_depth.tolist() == some.prediction_depth.tolist()
+
+
+def test_of_equal_logits_the_lowest_id_is_on_top_whatever_top_k():
+    lm = ls.LM(tiny.model("llama", torch.bfloat16), None, "tiny")
+    lm.model.lm_head.weight.data[100:300:7] = lm.model.lm_head.weight.data[250]
+    ids = list(range(40, 60))
+    z = lm.unembed(ls.Lens(lm).lm.read(ids)[:, :])
+    expected = z.sort(dim=-1, descending=True, stable=True).indices
+    for k in (1, 2, 5, 40):
+        t = ls.Lens(lm).trajectory(ids, top_k=k)
+        assert torch.equal(torch.from_numpy(t.top_ids), expected[..., :k])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_is_not_finite_is_an_error_and_no_score(dtype):
+    lm = ls.LM(tiny.model("llama", dtype), None, "tiny")
+    with pytest.raises(ls.LenscopeError, match="NaN or infin"):
+        ls.Lens(lm, lambda h, layer: h * float("inf")).trajectory([20, 21, 22])
+    with (
+        pytest.raises(ls.LenscopeError, match="NaN or infinity; give finite"),
+        lm.edit(ls.Edit(1, 1, torch.full((32,), torch.nan))),
+    ):
+        lm.read([20, 21, 22])
+    loud = 1e30 if dtype == torch.float32 else 1e3
+    lm.model.model.layers[1].mlp.down_proj.weight.data.mul_(loud).mul_(loud)
+    with pytest.raises(ls.LenscopeError, match="NaN or infinite there"):
+        ls.Lens(lm).trajectory([20, 21, 22])
+    with pytest.raises(ls.LenscopeError, match="NaN or infinite there"):
+        lm.generate([20, 21, 22], 3)

@@ -139,7 +139,7 @@ def test_masked_placeholders_are_unseen_below_the_patch(lm64, states):
 def test_placeholders_filled_from_the_source_below(lm64, states):
     scope = ls.Patchscope(lm64, ls.Target("one x two three", at="x", below="source"))
     for cell in scope.predict(states, [0, 3], top_k=1):
-        h = [states[min(n, cell.source.layer), cell.source.position] for n in range(cell.layer)]
+        h = [states[n, cell.source.position] for n in range(cell.layer)]
         own = states[cell.source.layer, cell.source.position]
         with lm64.edit(*(ls.Edit(n, "x", v) for n, v in enumerate([*h, own]))):
             expected = lm64.unembed(lm64.read("one x two three")[lm64.n_layers, -1]).argmax()

@@ -6,6 +6,7 @@ A run of the target prompt alone, without a patch, needs nothing from here: `lm.
 
 import dataclasses
 from collections.abc import Hashable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -15,11 +16,21 @@ from lenscope.patchscope import Patchscope
 from lenscope.states import HiddenStates
 
 
-def random_vectors(states: HiddenStates, seed: int = 0) -> HiddenStates:
-    """Random directions in place of the states, each as long as the state that it stands for.
+@overload
+def random_vectors(states: HiddenStates, seed: int = 0) -> HiddenStates: ...
+@overload
+def random_vectors(states: Tensor, seed: int = 0) -> Tensor: ...
+def random_vectors(states: HiddenStates | Tensor, seed: int = 0) -> HiddenStates | Tensor:
+    """Random directions in place of states, or of vectors (..., D), each as long as the one that it stands for.
 
-    Addresses stay, so that a Patchscope reads and scores them as it does the states.
+    Addresses of states stay, so that a Patchscope reads and scores them as it does the states.
     """
+    if isinstance(states, Tensor):
+        return random_like(states, seed)
+    if not isinstance(states, HiddenStates):
+        raise LenscopeError(
+            f"states of type {type(states).__name__}: give hidden states, or a tensor of vectors (N, D)"
+        )
     return _instead(states, random_like(states.tensor, seed))
 
 
@@ -31,17 +42,31 @@ def random_like(h: Tensor, seed: int = 0) -> Tensor:
     return made.to(h.device, h.dtype)
 
 
-def shuffled_sources(states: HiddenStates, answers: Sequence[Hashable] | None = None, seed: int = 0) -> HiddenStates:
-    """Each prompt with the states of another one, at all layers and positions; addresses stay.
+@overload
+def shuffled_sources(
+    states: HiddenStates, answers: Sequence[Hashable] | None = None, seed: int = 0
+) -> HiddenStates: ...
+@overload
+def shuffled_sources(states: Tensor, answers: Sequence[Hashable] | None = None, seed: int = 0) -> Tensor: ...
+def shuffled_sources(
+    states: HiddenStates | Tensor, answers: Sequence[Hashable] | None = None, seed: int = 0
+) -> HiddenStates | Tensor:
+    """Each prompt with the states of another one, at all layers and positions; addresses stay. Vectors (N, …) likewise.
 
     `answers` are what the prompts' states are asked for: where given, no prompt has the states of one with the same
     answer. Raises LenscopeError where prompts have different numbers of positions, and where half or more of them
     have one answer in common, so that there is no such exchange.
     """
-    count = len(states.prompts)
+    if not isinstance(states, HiddenStates | Tensor):
+        raise LenscopeError(
+            f"states of type {type(states).__name__}: give hidden states, or a tensor of vectors (N, D)"
+        )
+    count = len(states) if isinstance(states, Tensor) else len(states.prompts)
     groups = list(range(count)) if answers is None else list(answers)
     if len(groups) != count:
         raise LenscopeError(f"answers: {len(groups)} for {count} prompts; give one for each")
+    if isinstance(states, Tensor):
+        return states[torch.tensor(exchange(groups, seed), device=states.device)]
     lengths = sorted({len(p) for p in states.positions})
     if len(lengths) > 1:
         raise LenscopeError(f"positions: prompts have {lengths[0]}–{lengths[-1]} of them; read as many of each")

@@ -186,6 +186,11 @@ class Lens:
             final_is_last=self.f is None and layers[-1] == self.lm.n_layers,
         )
         top_ids = r.top_ids.cpu().numpy()
+        # what the model itself predicts, where the last of the layers does not say it
+        own = None
+        if layers[-1] != self.lm.n_layers or not (self.f is None or isinstance(self.f, PairMapping)):
+            last = reduce(self.lm.readout, self.lm.vocab_size, final[None], final, None, 1, final_is_last=True)
+            own = tuple(last.top_ids[0, :, 0].tolist())
         occurring = sorted({*prompt.ids, *np.unique(top_ids).tolist(), *([] if target is None else [target])})
         return Trajectory(
             text=prompt.text,
@@ -205,6 +210,7 @@ class Lens:
             top_log_probs=_floats(r.top_log_probs),
             vocabulary=dict(zip(occurring, self.lm.encoder.tokens(occurring), strict=True)),
             provenance={**source, "lens": self.name},
+            final=own,
         )
 
     def _mapped_all(self, states: HiddenStates, layers: tuple[int, ...]) -> Tensor:

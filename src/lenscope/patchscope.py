@@ -257,7 +257,7 @@ class Patchscope:
 
                 for below in range(int(layer[mine].max()) if spec.below == "source" else 0):
                     here = mine[layer[mine] > below]
-                    stacked = [found.at(n, min(below, found.addresses[n].layer)) for n in source[here].tolist()]
+                    stacked = [found.at(n, below) for n in source[here].tolist()]
                     put(here, np.full_like(here, below), np.array(stacked))
                 for w in range(self.window):
                     here = mine[layer[mine] + w <= self.lm.n_layers]

@@ -46,7 +46,8 @@ class Trajectory(contents.Compared):
     Arrays are (L, P) over `layers` and `positions`; `top_ids` and `top_log_probs` (L, P, k), most probable first.
     entropy, kl = KL(final ‖ layer) and cross_entropy are in nats; `rank` counts the tokens strictly more probable
     than the target. The target is each position's next token of the prompt (the last position has none: NaN and -1),
-    or one chosen `target` for all. `vocabulary` has the text of every id that occurs.
+    or one chosen `target` for all. `vocabulary` has the text of every id that occurs. `final` (P,) are the model's own
+    next tokens; None where they are those of the last of `layers`.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Trajectory(contents.Compared):
     top_log_probs: np.ndarray
     vocabulary: dict[int, str]
     provenance: dict[str, Any] = field(default_factory=dict)
+    final: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "…"
@@ -80,9 +82,17 @@ class Trajectory(contents.Compared):
 
     @property
     def prediction_depth(self) -> np.ndarray:
-        """(P,) the first of `layers` from which on the top token never changes again."""
-        index = measures.prediction_depth(torch.from_numpy(self.top_ids[..., 0]))
-        return np.array([self.layers[i] for i in index.tolist()])
+        """(P,) the first of `layers` from which on the top token is the one that the model itself predicts.
+
+        n_layers where that is none of them; -1 where it is not known what the model predicts: in files of version 0.1.0
+        without the last layer.
+        """
+        if self.final is None and self.layers[-1] != self.n_layers:
+            return np.full(len(self.positions), -1)
+        top = self.top_ids[..., 0]
+        own = top[-1] if self.final is None else np.array(self.final)
+        index = measures.prediction_depth(torch.from_numpy(np.concatenate([top, own[None]])))
+        return np.array([[*self.layers, self.n_layers][i] for i in index.tolist()])
 
     def measure(self, name: str) -> np.ndarray:
         """One of the measures by name, (L, P)."""
@@ -110,7 +120,8 @@ class Trajectory(contents.Compared):
             "positions": list(self.positions),
             "target": None if self.target is None else {"id": self.target, "token": self.vocabulary[self.target]},
             "measures": {name: ranks if name == "rank" else values(getattr(self, name)) for name in MEASURES},
-            "prediction_depth": self.prediction_depth.tolist(),
+            "prediction_depth": [None if depth < 0 else depth for depth in self.prediction_depth.tolist()],
+            "final": None if self.final is None else list(self.final),
             "top": {"ids": self.top_ids.tolist(), "log_probs": values(self.top_log_probs)},
             "vocabulary": {str(i): t for i, t in self.vocabulary.items()},
             "provenance": self.provenance,
@@ -143,6 +154,7 @@ class Trajectory(contents.Compared):
                 top_log_probs=contents.float_array(data["top"]["log_probs"], "log-probabilities", top.shape),
                 vocabulary={int(i): contents.text(t, "vocabulary") for i, t in data["vocabulary"].items()},
                 provenance=contents.mapping(data["provenance"], "provenance"),
+                final=None if data.get("final") is None else contents.numbers(data["final"], "final", 0),
                 **floats,
             )
             made._check()
@@ -152,6 +164,8 @@ class Trajectory(contents.Compared):
         """ValueError for values that `Lens.trajectory` never gives."""
         contents.layers(self.layers, self.n_layers)
         contents.numbers(self.positions, "positions", 0, len(self.ids) - 1)
+        if self.final is not None and len(self.final) != len(self.positions):
+            raise ValueError(f"final: has {len(self.final)} tokens for {len(self.positions)} positions")
         cells = self.top_ids.shape[:2]
         unknown = np.isnan(self.entropy) | np.isnan(self.max_probability)
         known = self.top_ids[~unknown]

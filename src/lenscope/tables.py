@@ -88,7 +88,7 @@ def trajectory_table(t: "Trajectory", measure: str, top_k: int, width: int | Non
                 token = t.vocabulary[int(t.top_ids[row, column, rank])]
                 number = values[row, column] if top_k == 1 else float(np.exp(t.top_log_probs[row, column, rank]))
                 lines.append(_line(token, number, measure if top_k == 1 else "max_probability", size))
-            settled = t.layers[row] >= depth[column]
+            settled = 0 <= depth[column] <= t.layers[row]
             look = style(shade[row, column]) + Style(bold=bool(settled))
             cells.append(Text("\n".join(lines), style=look))
         table.add_row(Text(str(t.layers[row]), style="dim"), *cells)

@@ -97,7 +97,7 @@ function trajectoryModel(result) {
     top: (l, p) => top.ids[l][p].map((id, k) => ({ id, token: model.token(id), probability: Math.exp(top.log_probs[l][p][k] ?? -Infinity) })),
     probability: (id, l, p) => model.top(l, p).find((entry) => entry.id === id)?.probability ?? null,
     depth: (p) => result.prediction_depth[p],
-    settled: (l, p) => layers[l] >= result.prediction_depth[p],
+    settled: (l, p) => (result.prediction_depth[p] ?? Infinity) <= layers[l],
     layerInWords(l) {
       const layer = layers[l];
       return layer === 0 ? "the input of the first block" : layer === result.n_layers ? "the output of the last block"
@@ -223,7 +223,7 @@ function cellDetails(model, l, p, { pinned, follow }) {
     <ol aria-label="Top tokens; choose one to follow it through the table">${top.map(({ id, token, probability }) => html`<li><button data-follow="${id}" aria-pressed="${follow === id}" class="${target?.id === id && "hit"}" title="Follow ${plain(token)} (id ${id})">
       ${tokenInline(token)}<span class="bar"><span style="width:${(100 * probability).toFixed(2)}%"></span></span><span class="value">${number(probability)}</span></button></li>`)}</ol>
     <dl>${Object.entries(MEASURES).slice(1).map(([key, measure]) => model.result.measures[key] && html`<div><dt>${measure.says}${says[key]}</dt><dd>${model.value(key, l, p) !== null ? `${number(model.value(key, l, p))} ${measure.unit}` : key in says && !target ? "no next token" : "–"}</dd></div>`)}
-    <div><dt>prediction depth of this position</dt><dd>layer ${model.depth(p)}</dd></div></dl>`;
+    <div><dt>prediction depth of this position</dt><dd>${model.depth(p) === null ? "not known" : `layer ${model.depth(p)}`}</dd></div></dl>`;
 }
 
 // ---- component: a line over the layers ------------------------------------------------------------------------------
