@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import lenscope as ls
 from lenscope.controls import exchange, random_vectors, shuffled_sources, told
 from lenscope.errors import LenscopeError
 from lenscope.patchscope import Patchscope, Target
