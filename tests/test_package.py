@@ -189,6 +189,14 @@ def test_every_module_has_its_room():
     assert set(modules()) == {*ROOMS, "lenscope"}
 
 
+def test_the_table_of_rooms_lists_every_room_in_order():
+    design = (ROOT / "docs" / "design.md").read_text()
+    table = design[design.index("| module | knows") : design.index("Where this differs")]
+    rows = (line.split("|")[1] for line in table.splitlines() if line)
+    named = [name for row in rows for name in re.findall(r"(?<!\*)`(\w+)(?:\.py|/)`", row)]
+    assert named == ROOMS
+
+
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.name)
 def test_files_stay_small_and_say_what_they_know(path):
     text = path.read_text()
