@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made."""
+    """Remembers the size of the largest tensor that any operation made, in numbers of 4 bytes."""
 
     numel = 0
 
@@ -13,5 +13,5 @@ class Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for t in out if isinstance(out, tuple | list) else (out,):
             if isinstance(t, torch.Tensor):
-                self.numel = max(self.numel, t.numel())
+                self.numel = max(self.numel, t.numel() * t.element_size() // 4)
         return out

@@ -340,7 +340,7 @@ def test_mistakes_are_told(lm64, lm):
         evaluate(lm64, rows, {"some": affine(lm64, [1])}, layers=[0])
     with pytest.raises(ls.LenscopeError, match="gives states of shape"):
         evaluate(lm64, rows, {"short": lambda h: h[:, :-1]})
-    with pytest.raises(ls.LenscopeError, match="not a number"):
+    with pytest.raises(ls.LenscopeError, match="logits hold NaN or infinity"):
         evaluate(lm64, rows, {"broken": lambda h: h * torch.nan})
     with pytest.raises(ls.LenscopeError, match="the same for all layers"):
         transfer(lm64, rows, lambda h: h)
