@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
+from lenscope.inputs import integer
 from lenscope.prompts import Batch, Positions, Prompt
 
 # (N, D) states as they are, (N, D) vectors given → (N, D) states as they shall be
@@ -66,6 +67,11 @@ class Edit(Brief):
     vector: Tensor
     op: Operation = replace
     row: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", as_vectors(self.vector, f"edit at layer {self.layer}"))
+        if self.row is not None:
+            object.__setattr__(self, "row", integer(self.row, "row"))
 
     def targets(self, running: "Running") -> tuple[list[int], list[int], Tensor] | None:
         """The rows and columns (of the padded batch) and vectors (N, D) of this edit; None if it has none here."""
@@ -123,6 +129,19 @@ class Edit(Brief):
                 "give (D,), (positions, D) or (prompts, positions, D)"
             )
         return v
+
+
+def as_vectors(value: Any, what: str) -> Tensor:
+    """Numbers as a tensor: a tensor, an array or lists; LenscopeError, which begins with `what`, for all else."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        made = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LenscopeError(f"{what}: {type(value).__name__} is no vector; give a tensor or an array") from error
+    if made.dtype == torch.bool or made.is_complex() or not made.ndim:
+        raise LenscopeError(f"{what}: {made.dtype} of shape {tuple(made.shape)} is no vector; give real numbers")
+    return made if made.is_floating_point() else made.float()
 
 
 @dataclass(frozen=True, eq=False)

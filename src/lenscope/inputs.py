@@ -98,7 +98,7 @@ def elements(value: Any, what: str) -> list[Any]:
         reason = "a set, which has no order"
     elif isinstance(value, os.PathLike):
         reason = "a path; read its text first"
-    elif hasattr(value, "read"):
+    elif hasattr(value, "read") and hasattr(value, "close"):
         reason = "an open file; read its text first"
     elif hasattr(value, "columns"):
         reason = "a table; take one of its columns"

@@ -14,6 +14,7 @@ from torch import Tensor
 from lenscope import mappings
 from lenscope.batches import TOKENS_PER_RUN
 from lenscope.errors import LenscopeError
+from lenscope.inputs import count
 from lenscope.mappings import PairMapping
 from lenscope.model import LM, PromptLike
 from lenscope.prompts import Positions, Prompt
@@ -104,8 +105,7 @@ class Lens:
         memory does not grow with the vocabulary. Raises LenscopeError for layers, positions or tokens that do not
         exist.
         """
-        if top_k < 1 or top_k > self.lm.vocab_size:
-            raise LenscopeError(f"top_k {top_k}: {self.lm.name} has 1–{self.lm.vocab_size} tokens to show")
+        top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
         chosen = None if target is None else self.lm.encoder.token_id(target)
         batched, many = self.lm.prompts(prompts)
         numbers = self._layers(layers)
@@ -140,10 +140,10 @@ class Lens:
         numbers = self._layers(shared)
         sides = (self, first), (other, second)
         states = [side.lm.read(side.lm.prompt(text), side._with_last(numbers), positions) for side, text in sides]
-        count = min(len(s.positions[0]) for s in states)
+        paired = min(len(s.positions[0]) for s in states)
         if positions is not None and len({len(s.positions[0]) for s in states}) > 1:
             raise LenscopeError("positions: name as many in the first prompt as in the second")
-        states = [_last_positions(s, count) for s in states]
+        states = [_last_positions(s, paired) for s in states]
         h = tuple(side._mapped_all(s, numbers) for (side, _), s in zip(sides, states, strict=True))
         apart = diverge((self.lm.readout, other.lm.readout), self.lm.vocab_size, (h[0], h[1]))
         a, b = (

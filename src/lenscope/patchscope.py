@@ -18,6 +18,7 @@ from lenscope.decoding import Writer
 from lenscope.edits import Edit, Operation, replace
 from lenscope.errors import LenscopeError
 from lenscope.grids import Grid, Spot
+from lenscope.inputs import count
 from lenscope.model import LM, PromptLike
 from lenscope.patched_rows import Rows
 from lenscope.prompts import Positions, Prompt
@@ -115,8 +116,7 @@ class Patchscope:
         source_lm: LM | None = None,
         budget: int = rows.BUDGET,
     ) -> None:
-        if window < 1:
-            raise LenscopeError(f"window {window}: give at least 1 layer")
+        window = count(window, "window", 1)
         several: Any = isinstance(target, list | tuple) and target and isinstance(target[0], Target)
         many: Any = target if several else [target]
         self.lm = lm
@@ -152,8 +152,7 @@ class Patchscope:
         each cell then has.
         """
         plan = self._plan(sources, layers)
-        if not 1 <= top_k <= self.lm.vocab_size:
-            raise LenscopeError(f"top_k {top_k}: {self.lm.name} has 1–{self.lm.vocab_size} tokens")
+        top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
         fixed = [dataclasses.replace(edit, row=t) for t, edits in enumerate(self.fixed) for edit in edits]
         read = Scores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, top_k, answers, self.budget, fixed)
         done: list[np.ndarray] = []
@@ -195,8 +194,7 @@ class Patchscope:
         a string of `stop` (which is cut off), or after `max_new_tokens`. Later tokens see the patch through the cache.
         """
         plan = self._plan(sources, layers)
-        if max_new_tokens < 1:
-            raise LenscopeError(f"max_new_tokens {max_new_tokens}: give at least 1")
+        max_new_tokens = count(max_new_tokens, "max_new_tokens")
         longest = max(len(p) for p, _ in self.resolved)
         if self.lm.context is not None and longest + max_new_tokens > self.lm.context:
             raise LenscopeError(

@@ -143,7 +143,7 @@ class _Sums:
         if not (torch.isfinite(self.m).all() and torch.isfinite(self.s).all()):
             raise LenscopeError(
                 f"logits hold NaN or infinity, in {int((~torch.isfinite(self.m)).sum())} of {self.m.numel()} "
-                "distributions: a lens gives states that are not finite, or 16 bits do not hold them; mend the lens, or "
+                "distributions: a lens gives states that are not finite, or 16 bits do not hold them; mend the lens or "
                 "load the model in float32"
             )
         log_s = self.s.log()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lenscope import mappings
 from lenscope.contents import Brief
+from lenscope.edits import as_vectors
 from lenscope.errors import LenscopeError
 from lenscope.grids import Source
 from lenscope.inputs import elements, is_integer
@@ -51,7 +52,8 @@ class Sources(Brief):
 
 def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
     """Sources from hidden states (each prompt, position and layer) or from vectors (D,), (N, D) or (N, K, D)."""
-    if isinstance(sources, Tensor):
+    if not isinstance(sources, HiddenStates):
+        sources = as_vectors(sources, "sources")
         if not 1 <= sources.ndim <= 3 or not sources.shape[0] or sources.is_complex():
             raise LenscopeError(f"sources of shape {tuple(sources.shape)}: give (D,), (N, D) or (N, K, D)")
         vectors = sources[None, None] if sources.ndim == 1 else sources[:, None] if sources.ndim == 2 else sources
