@@ -22,6 +22,7 @@ from typing import Any, final
 import numpy as np
 import pyarrow.parquet as pq
 
+from lenscope import footers
 from lenscope.document_files import (
     KINDS,
     Document,
@@ -218,6 +219,8 @@ class Shelf(Documents):
                 raise LenscopeError(f"{path}: is not a list; a .json file is a list of texts or of objects")
             yield from values
             return
+        # a file whose footer says what is not there makes pyarrow ask for gigabytes before it fails
+        footers.sizes(path)
         with pq.ParquetFile(path) as table:
             names = table.schema_arrow.names
             if self.field not in names:
