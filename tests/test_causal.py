@@ -52,7 +52,13 @@ def rows_of(lm, count=6, length=9):
 
 
 def states(lm, rows, layer):
-    return lm.read(rows, layer).tensor[:, 0].flatten(0, 1)
+    """Of all positions that count, row after row: not of the first one."""
+    return lm.read(rows, layer).tensor[:, 0, 1:].flatten(0, 1)
+
+
+def behind(h, new):
+    """States (1, T, D) with those after position 0 replaced by `new`."""
+    return torch.cat([h[:, :1], new], 1)
 
 
 def kl(a, b):
@@ -276,10 +282,10 @@ def test_influence_on_the_model_is_that_of_a_plain_hook(kind, layer):
     for n, row in enumerate(rows):
         clean = hooked(lm, kind, row, layer, lambda h: h)
         for d, v in enumerate(basis[layer].double()):
-            changed = hooked(lm, kind, row, layer, lambda h, v=v: ablate(h, v, mean))
-            expected[n, d] = float(kl(clean, changed).sum())
+            changed = hooked(lm, kind, row, layer, lambda h, v=v: behind(h, ablate(h[:, 1:], v, mean)))
+            expected[n, d] = float(kl(clean, changed)[1:].sum())
     np.testing.assert_allclose(found.by_unit[1, :, 0], expected, rtol=1e-7, atol=1e-9)
-    np.testing.assert_array_equal(found.counts, [len(r) for r in rows])
+    np.testing.assert_array_equal(found.counts, [len(r) - 1 for r in rows])
     if layer == lm.n_layers:
         np.testing.assert_allclose(found.lens, found.model, rtol=1e-9)
 
@@ -330,14 +336,14 @@ def test_alignment_is_that_of_plain_hooks():
     basis = causal_basis(lm, rows, f, [layer], k=3)
     found = alignment(lm, rows, basis, {"tuned": f, "logit": None}, seed=5)
     h = states(lm, rows, layer)
-    source = deranged(np.repeat(np.arange(4), 9), 5)
+    source = deranged(np.repeat(np.arange(4), 8), 5)
     v = basis[layer].double()
     treated = h + (h[source] - h) @ v.T @ v
     tail = TAILS["llama"]
     for n, row in enumerate(rows):
-        part = slice(9 * n, 9 * n + 9)
-        before = hooked(lm, "llama", row, layer, lambda h: h).log_softmax(-1)
-        after = hooked(lm, "llama", row, layer, lambda _, part=part: treated[part][None]).log_softmax(-1)
+        part = slice(8 * n, 8 * n + 8)
+        before = hooked(lm, "llama", row, layer, lambda h: h)[1:].log_softmax(-1)
+        after = hooked(lm, "llama", row, layer, lambda h, part=part: behind(h, treated[part][None]))[1:].log_softmax(-1)
         w = (before.exp() + after.exp()) / 2
         for i, read in enumerate((lambda y: f(y, layer, lm.n_layers), lambda y: y)):
             x = tail(lm.model, read(treated[part])) - tail(lm.model, read(h[part]))
@@ -345,8 +351,8 @@ def test_alignment_is_that_of_plain_hooks():
             x, y = (z - (w * z).sum(-1, keepdim=True) for z in (x, y))
             cosine = (w * x * y).sum(-1) / ((w * x * x).sum(-1) * (w * y * y).sum(-1)).sqrt()
             assert found.by_unit[i, n, 0] == pytest.approx(float(cosine.detach().sum()), rel=1e-5)
-    assert (found.counts == 9).all()
-    np.testing.assert_allclose(found.similarity[:, 0], found.by_unit.sum(1)[:, 0] / 36)
+    assert (found.counts == 8).all()
+    np.testing.assert_allclose(found.similarity[:, 0], found.by_unit.sum(1)[:, 0] / 32)
     assert found.estimate("tuned", layer).value == pytest.approx(found.units("tuned", layer).mean())
 
 
@@ -434,12 +440,13 @@ def test_mistakes_are_told():
     for wrong, call in {
         "k 33: states of tiny-gpt2 have 1–32": lambda: causal_basis(lm, rows, k=33),
         "layer 9: tiny-gpt2 has layers 0–4": lambda: causal_basis(lm, rows, layers=[9]),
-        "needs at least 2": lambda: causal_basis(lm, [[5]], layers=[1], k=1),
+        "needs at least 2": lambda: causal_basis(lm, [[5, 6]], layers=[1], k=1),
+        r"rows: \[5\] has no position that counts: of its tokens \(1\) the first do": lambda: causal_basis(lm, [[5]]),
         "rows: is one string": lambda: causal_basis(lm, "text"),
         "no position counts": lambda: causal_basis(lm, []),
         "has no gradient": lambda: causal_basis(lm, rows, lambda h: h.detach(), [1], k=1),
         "extracted from tiny-gpt2": lambda: influence(other, rows_of(other), basis),
-        "one has 9 of 9 positions": lambda: alignment(lm, rows[:1], basis),
+        "one has 8 of 8 positions": lambda: alignment(lm, rows[:1], basis),
         "layer 3: this basis has layers 1": lambda: basis[3],
         "k 3: this basis has 1–2": lambda: basis.top(3),
         "give \\(layers, k, D\\)": lambda: Basis(basis.directions[0], *([basis.mean] * 3), (1,), "", "", basis.model),
@@ -555,12 +562,12 @@ def test_results_show_themselves():
     basis = causal_basis(lm, rows, None, [1], k=3)
     found = influence(lm, rows, basis)
     assert isinstance(found, Influence)
-    assert "54 tokens" in repr(found)
+    assert "48 tokens" in repr(found)
     assert found.table(1, [["a"], ["b"], ["c"]], limit=2).row_count == 2
     assert found.to_json()["influence_on_lens"] == found.lens.tolist()
     same = alignment(lm, rows, basis)
     assert isinstance(same, Alignment)
-    assert "54 tokens" in repr(same)
+    assert "48 tokens" in repr(same)
 
 
 def test_fidelities_are_compared_over_all_layers(lm64):

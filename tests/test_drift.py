@@ -95,7 +95,7 @@ def test_covariances_are_numpys_of_stored_states(lm64, corpus, monkeypatch):
 
 def test_covariances_of_texts(lm64):
     texts = sentences(3, words=12)
-    x = np.concatenate([lm64.read(t)[:, :-1].transpose(0, 1).numpy() for t in texts])
+    x = np.concatenate([lm64.read(t)[:, 1:-1].transpose(0, 1).numpy() for t in texts])
     assert covariances(lm64, texts).matrices.numpy() == pytest.approx(covariance(x), abs=1e-10)
 
 
@@ -132,8 +132,10 @@ def test_pooling_refuses_what_does_not_fit(lm64, corpus):
     other = Covariances((2,), some.count, some.means, some.matrices)
     with pytest.raises(LenscopeError, match="different layers"):
         pooled([some, other])
+    with pytest.raises(LenscopeError, match=r"rows: \[5, 6\] has no position that counts"):
+        covariances(lm64, [[5, 6]])
     with pytest.raises(LenscopeError, match="no prediction counts"):
-        covariances(lm64, [[5]])
+        covariances(lm64, [])
 
 
 @pytest.mark.parametrize("top", [0, 1, 2, 5])

@@ -21,7 +21,7 @@ from lenscope.evaluation import MEASURES, Evaluation, Transfer, load_evaluation
 from lenscope.mappings import Affine, identify
 
 
-def rows_of(lm, lengths=(9, 5, 12, 2), seed=0):
+def rows_of(lm, lengths=(9, 5, 12, 3), seed=0):
     return [tiny.ids(lm.model, 1, n, seed + i)[0].tolist() for i, n in enumerate(lengths)]
 
 
@@ -36,7 +36,10 @@ def affine(lm, layers=None, seed=0):
 
 
 def plain(lm, rows, positions=None):
-    """By hooks on the transformers model: states (L, P, D) of all layers, and the next tokens, row after row."""
+    """By hooks on the transformers model: states (L, P, D) of all layers, and the next tokens, row after row.
+
+    At `positions` of each row, by default all that predict a token but position 0.
+    """
     blocks, states, following = lm.model.model.layers, [], []
     for n, ids in enumerate(rows):
         kept = []
@@ -49,7 +52,7 @@ def plain(lm, rows, positions=None):
             lm.model(torch.tensor([ids]))
         for hook in hooks:
             hook.remove()
-        at = list(range(len(ids) - 1)) if positions is None else positions[n]
+        at = list(range(1, len(ids) - 1)) if positions is None else positions[n]
         states.append(torch.stack([h[0, at] for h in kept]))
         following += [ids[p + 1] for p in at]
     return torch.cat(states, 1), np.array(following)
@@ -91,7 +94,7 @@ def test_measures_equal_full_logits(lm64, monkeypatch, piece, kept, tokens):
     e = evaluate(lm64, rows, lenses)
     assert e.lenses == ("logit", "tuned", "drift")
     assert e.layers == tuple(range(lm64.n_layers))
-    assert (e.baseline, e.rows, e.units, e.tokens) == ("logit", 4, 4, 24)
+    assert (e.baseline, e.rows, e.units, e.tokens) == ("logit", 4, 4, 21)
     h, following = plain(lm64, rows)
     p = probabilities(lm64, h[-1])
     for name, expected in by_hand(p, p, following).items():
@@ -110,9 +113,9 @@ def test_readouts_that_make_whole_rows_and_soft_caps(architecture):
     lm = ls.LM(tiny.model(architecture, dtype=torch.float64), None, architecture)
     rows = rows_of(lm, (7, 4))
     e = evaluate(lm, rows, layers=[2])
-    states = [lm.read(r)[:, :-1] for r in rows]
+    states = [lm.read(r)[:, 1:-1] for r in rows]
     h, p = (lm.unembed(torch.cat([s[n] for s in states])).softmax(-1).numpy() for n in (2, lm.n_layers))
-    expected = by_hand(h, p, np.array([i for r in rows for i in r[1:]]))
+    expected = by_hand(h, p, np.array([i for r in rows for i in r[2:]]))
     for name, value in expected.items():
         assert e.measure(name)[0, 0] == pytest.approx(value, abs=1e-6 if architecture == "gemma3n_text" else 1e-9), name
 
@@ -191,13 +194,14 @@ def test_a_corpus_says_what_counts_and_what_is_resampled(lm64):
 
 
 def test_of_texts_the_bytes_are_known(lm64):
-    texts = ["The cat sat. Ünïcode too.", "Paris"]
+    texts = ["The cat sat. Ünïcode too.", "Paris is it"]
     e = evaluate(lm64, texts)
     prompts = [lm64.prompt(t) for t in texts]
-    first = [p.text[: p.spans[0][1]] for p in prompts]
+    # position 0 does not count, so that the token at position 1 is not predicted either
+    first = [p.text[: p.spans[1][1]] for p in prompts]
     size = sum(len(t.encode()) - len(f.encode()) for t, f in zip(texts, first, strict=True))
     assert e.bytes == size
-    nats = e.own["cross_entropy"][0] * sum(len(p) - 1 for p in prompts)
+    nats = e.own["cross_entropy"][0] * sum(len(p) - 2 for p in prompts)
     assert e.own["bits_per_byte"][0] == pytest.approx(nats / size / log(2), abs=1e-9)
 
 
@@ -216,7 +220,7 @@ def test_tails_are_those_of_students_t(degrees):
     assert t == pytest.approx(STUDENT[degrees], rel=0.01)
 
 
-@pytest.mark.parametrize(("lengths", "groups"), [((9, 5, 12, 2), 4), ((4,) * 23, 10)])
+@pytest.mark.parametrize(("lengths", "groups"), [((9, 5, 12, 3), 4), ((4,) * 23, 10)])
 def test_intervals_of_bias_are_a_jackknifes_over_groups_of_rows(lm64, lengths, groups):
     """Each group of rows left out in turn: the same measured on the others alone."""
     rows, lenses = rows_of(lm64, lengths), {"tuned": affine(lm64), "logit": None}
@@ -238,11 +242,11 @@ def test_intervals_of_bias_are_a_jackknifes_over_groups_of_rows(lm64, lengths, g
 def test_intervals_are_percentiles_of_resampled_rows(lm64, monkeypatch):
     """Resamples drawn here, of the mean of every row measured alone."""
     monkeypatch.setattr(module, "RESAMPLES", 20_000)
-    rows, tuned = rows_of(lm64, (9, 5, 12, 2, 7, 7, 15, 4)), affine(lm64)
+    rows, tuned = rows_of(lm64, (10, 6, 13, 3, 8, 8, 16, 5)), affine(lm64)
     e = evaluate(lm64, rows, {"tuned": tuned, "logit": None}, layers=[1])
     assert e.baseline == "logit"
     each = [evaluate(lm64, [r], {"tuned": tuned, "logit": None}, layers=[1]) for r in rows]
-    n = np.array([len(r) - 1 for r in rows])
+    n = np.array([len(r) - 2 for r in rows])
     every = np.random.default_rng(5).integers(0, 8, (20_000, 8))
     for name in ("cross_entropy", "kl", "agreement", "entropy"):
         values = np.array([one.measure(name)[:, 0] for one in each])
@@ -326,8 +330,12 @@ def test_mistakes_are_told(lm64, lm):
     foreign = affine(ls.LM(tiny.model("llama", seed=3), None, "other"))
     with pytest.raises(ls.LenscopeError, match="no prediction counts"):
         evaluate(lm64, [])
-    with pytest.raises(ls.LenscopeError, match="no prediction counts"):
-        transfer(lm64, [[5], [7]], affine(lm64))
+    for short in ([5], [5, 6], [5, 1, 6], "a"):
+        message = (
+            r"^rows: .* has no position that counts: of its tokens \(\d\) the first and the last do not, nor special "
+        )
+        with pytest.raises(ls.LenscopeError, match=message + "ones; give a text of 3 tokens or more, or leave it out$"):
+            transfer(lm64, [*rows, short], affine(lm64))
     with pytest.raises(ls.LenscopeError, match="one string"):
         evaluate(lm64, "text")
     with pytest.raises(ls.LenscopeError, match="none given"):
@@ -378,7 +386,7 @@ def test_an_interruption_keeps_what_was_measured(lm64, monkeypatch):
     calls = -(10**6)
     expected = evaluate(lm64, rows[:2], {"f": f})
     kept = stopped.value.result
-    assert (kept.rows, kept.tokens) == (2, 12)
+    assert (kept.rows, kept.tokens) == (2, 10)
     for name in MEASURES:
         assert np.array_equal(kept.values[name], expected.values[name], equal_nan=True), name
     assert kept.provenance["ids_sha256"] == expected.provenance["ids_sha256"] != whole.provenance["ids_sha256"]
@@ -401,7 +409,7 @@ def test_transfer_equals_full_logits(lm64):
     h, following = plain(lm64, rows)
     p = probabilities(lm64, h[-1])
     assert t.layers == tuple(range(lm64.n_layers))
-    assert t.tokens == 24
+    assert t.tokens == 21
     for i, layer in enumerate(t.layers):
         a, b = (w.double() for w in tuned.weights[(layer, lm64.n_layers)])
         for j, tested in enumerate(t.layers):

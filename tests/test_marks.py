@@ -59,7 +59,6 @@ def test_marks_written_in_documents_do_not_count(marked, mark):
 def test_which_positions_count(marked):
     ids = [5, 6, marked.encoder.token_id("<|im_start|>"), 7]
     assert counted(ids, mark_ids(marked)).tolist() == [False, True, False, True]
-    assert counted(ids, mark_ids(marked), skip=0).tolist() == [True, True, False, True]
 
 
 def test_marks_in_texts_align_no_models(marked):

@@ -20,12 +20,11 @@ from lenscope.anatomy import deviation, input_state, output_state, with_output_s
 from lenscope.batches import TOKENS_PER_RUN
 from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.contents import Brief
-from lenscope.corpus import TokenBatch
 from lenscope.edits import Block, Running
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.model import LM
-from lenscope.predictions import Progress, Rows, predictions
+from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts, predictions
 from lenscope.prompts import pad
 from lenscope.provenance import provenance
 from lenscope.readout import FAILURES, is_stubbed
@@ -96,8 +95,6 @@ def mean_update(lm: LM, rows: Rows) -> MeanUpdate:
     for some in predictions(lm, rows, tuple(range(lm.n_layers + 1)), None):
         total += some.h.diff(dim=1).sum(0, dtype=torch.float64).cpu()
         count += len(some.h)
-    if not count:
-        raise LenscopeError("rows: no prediction counts; give at least one row of two tokens")
     return MeanUpdate(total / count)
 
 
@@ -178,7 +175,7 @@ def ablate_blocks(
         raise LenscopeError("changes: none given; name at least one, such as {'deletion': deletion}")
     batches = list(_batches(lm, rows))
     if not batches:
-        raise LenscopeError("rows: no prediction counts; give at least one row of two tokens")
+        raise nothing_counts("prediction")
     found = _Found(lm, named, numbers, decoders, shown, 1 + max(int(b.units.max()) for b in batches))
     resumes = _resumes(lm)
     for n, batch in enumerate(batches):
@@ -202,23 +199,16 @@ def _batches(lm: LM, rows: Rows) -> Iterator[_Batch]:
     """All rows, as many of equal length together as fit; never one alone that could run with others."""
     by_length: dict[int, list[tuple[tuple[int, ...], np.ndarray, np.ndarray]]] = {}
     units: dict[tuple[str, int], int] = {}
-    for number, item in enumerate(rows):
-        if isinstance(item, TokenBatch):
-            for ids, counted, document in zip(item.ids.tolist(), item.counted, item.document, strict=True):
-                positions = counted[:-1].nonzero()[:, 0].numpy()
-                own = [units.setdefault(("document", d), len(units)) for d in document[positions].tolist()]
-                by_length.setdefault(len(ids), []).append((tuple(ids), positions, np.array(own, dtype=np.int64)))
-        else:
-            prompt = lm.prompt(item)
-            positions = np.arange(len(prompt) - 1)
-            own_unit = units.setdefault(("row", number), len(units))
-            by_length.setdefault(len(prompt), []).append((prompt.ids, positions, np.full(len(positions), own_unit)))
+    for _, item in counted_rows(lm, rows, 1):
+        for row in item:
+            positions = np.flatnonzero(row.counted)
+            own = [units.setdefault((row.kind, unit), len(units)) for unit in row.units[positions].tolist()]
+            by_length.setdefault(len(row.prompt), []).append((row.prompt.ids, positions, np.array(own)))
     for length, many in by_length.items():
-        usable = [row for row in many if len(row[1])]
         most = max(2, TOKENS_PER_RUN // 8 // length)
-        parts = max(1, min(-(-len(usable) // most), len(usable) // 2))
-        for some in np.array_split(np.arange(len(usable)), parts) if usable else ():
-            held = [usable[i] for i in some]
+        parts = max(1, min(-(-len(many) // most), len(many) // 2))
+        for some in np.array_split(np.arange(len(many)), parts):
+            held = [many[i] for i in some]
             device = lm.anatomy.ids.device
             yield _Batch(
                 torch.tensor([ids for ids, _, _ in held], device=device),

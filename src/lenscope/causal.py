@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import packing
 from lenscope.batches import length_groups
-from lenscope.corpus import TokenBatch
 from lenscope.directions import Basis
 from lenscope.edits import Running
 from lenscope.energy import Energy, Factored, Site, wide_readout
@@ -22,7 +20,8 @@ from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.mappings import identify
 from lenscope.model import LM
-from lenscope.predictions import Progress, Rows, each_row
+from lenscope.packing import counted, mark_ids
+from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts
 from lenscope.prompts import Prompt, pad
 from lenscope.provenance import provenance
 from lenscope.readout import Readout, wide
@@ -50,8 +49,9 @@ def causal_basis(
 
     v_i is the unit vector, orthogonal to the earlier ones, of the largest energy σ(v) = E_h KL(lens(h) ‖ lens(r(h, v)))
     with r(h, v) = h + v vᵀ (E h - h), the mean ablation; a local maximum, as any such search gives. `rows` are texts,
-    rows of ids or batches of a corpus, whose counted positions make the states, or states that were read. f None is the
-    logit lens; `layers` default to all that f has maps for, but the last.
+    rows of ids or batches of a corpus, or states that were read. Position 0 of a text, whose state is an attention
+    sink, and marks do not count; of a corpus `counted` positions do. f None is the logit lens; `layers` default to all
+    that f has maps for, but the last.
 
     Computed in float32 or wider, whatever the model's dtype. Directions are sought by L-BFGS on 4,096 drawn columns of
     the vocabulary from the best of many starts, then polished on all of it; `energies` are exact. Where the final norm
@@ -114,21 +114,15 @@ class Run:
 
 
 def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
-    """All rows of some text, with their states at `layers` and at the last layer."""
-    marks = packing.mark_ids(lm)
-    known: dict[tuple[bool, int], int] = {}
+    """All rows of some text that have positions that count, with their states at `layers` and at the last layer."""
+    known: dict[tuple[str, int], int] = {}
     found: list[tuple[Prompt, np.ndarray, np.ndarray]] = []
-    for number, item in enumerate(each_row(rows)):
-        if isinstance(item, TokenBatch):
-            for ids, counted, document in zip(item.ids, item.counted, item.document, strict=True):
-                units = [known.setdefault((True, int(d)), len(known)) for d in document]
-                found.append((lm.prompt(ids.tolist()), counted.numpy(), np.array(units)))
-        else:
-            prompt = lm.prompt(item)
-            unit = known.setdefault((False, number), len(known))
-            found.append((prompt, packing.counted(prompt.ids, marks, skip=0), np.full(len(prompt), unit)))
-    if not found or not any(counted.any() for _, counted, _ in found):
-        raise LenscopeError("rows: no position counts; give at least one row")
+    for _, some in counted_rows(lm, rows, 0):
+        for row in some:
+            units = [known.setdefault((row.kind, unit), len(known)) for unit in row.units.tolist()]
+            found.append((row.prompt, row.counted, np.array(units)))
+    if not found:
+        raise nothing_counts("position")
     made = []
     for group in length_groups([prompt for prompt, _, _ in found], lambda short, long: False):
         most = max(1, TOKENS // len(found[group[0]][0]))
@@ -142,8 +136,8 @@ def _run(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequ
     kept: dict[int, Tensor] = {}
     running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
     lm.capture(running, set(wanted), lambda layer, h: kept.update({layer: h.to(lm.device, copy=True)}))
-    counted = torch.from_numpy(np.stack([c for _, c, _ in rows]))
-    return Run(tuple(prompts), torch.stack([kept[n] for n in wanted]), counted, np.stack([u for _, _, u in rows]))
+    counts = torch.from_numpy(np.stack([c for _, c, _ in rows]))
+    return Run(tuple(prompts), torch.stack([kept[n] for n in wanted]), counts, np.stack([u for _, _, u in rows]))
 
 
 def lens_layers(lens: Lens, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -320,7 +314,13 @@ def _bases(
 def _gathered(lm: LM, rows: Rows | HiddenStates, layers: tuple[int, ...]) -> Tensor:
     """The states that count, (L, N, D), in float32 or wider."""
     if isinstance(rows, HiddenStates):
-        found = [one[list(layers), list(one.positions[0])] for one in rows.split()]
+        marks = mark_ids(lm)
+        found = []
+        for one in rows.split():
+            counts = counted(one.prompts[0].ids, marks)
+            found.append(one[list(layers), :][:, torch.from_numpy(counts[list(one.positions[0])])])
+        if not any(h.shape[1] for h in found):
+            raise nothing_counts("position")
     else:
         found = [run.states[:-1][:, run.counted] for run in runs(lm, rows, layers)]
     return torch.cat(found, 1).to(_states(lm))

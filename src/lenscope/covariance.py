@@ -40,9 +40,10 @@ def covariances(
     """The covariances of hidden states over text, read once: no states are stored.
 
     `rows` are texts, rows of token ids or batches of a corpus, as `lenscope.evaluate` takes them, and the same
-    positions count: those that predict a next token, of a corpus those in `counted` (a sink at the start of a row
-    would outweigh all others). `layers` default to all, 0…n_layers. Sums are centred batch by batch, in float64 on the
-    CPU. Memory: 16 · L · D² bytes. Raises LenscopeError for text without a prediction and layers out of range.
+    positions count: those that predict a next token, but for position 0 of a text and marks (a sink would outweigh all
+    others), of a corpus those in `counted`. `layers` default to all, 0…n_layers. Sums are centred batch by batch, in
+    float64 on the CPU. Memory: 16 · L · D² bytes. Raises LenscopeError for text without a prediction and layers out of
+    range.
     """
     numbers = check_layers(range(lm.n_layers + 1) if layers is None else layers, lm.n_layers, lm.name)
     size = lm.hidden_size
@@ -60,8 +61,6 @@ def covariances(
             scatter[n].addr_(apart, apart, alpha=count * new / (count + new))
             means[n] += apart * (new / (count + new))
         count += new
-    if not count:
-        raise LenscopeError("rows: no prediction counts; give at least one row of two tokens")
     return Covariances(numbers, count, means, scatter.div_(count))
 
 

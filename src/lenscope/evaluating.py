@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ SUMMED = ("cross_entropy", "kl", "agreement", "entropy")
 
 # of a lens at a layer: the numbers of both, and themselves
 _Cell = tuple[int, int, Lens, int]
-_Result = TypeVar("_Result", Evaluation, Transfer)
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
@@ -56,8 +55,9 @@ def evaluate(
     """How well each lens tells at each layer what the model will predict, and what comes next in the text.
 
     `rows` are texts, rows of token ids, or batches of a corpus (`corpus.batches(tokens=…)`). Every prediction of a next
-    token of the row counts, of a corpus those from `counted` positions. `lenses` are mappings f by name, as `Lens`
-    takes them, by default the logit lens (f None); `layers` default to all but the last, which is the model's own.
+    token counts, but those from position 0, an attention sink, and from marks; of a corpus those from `counted`
+    positions do. `lenses` are mappings f by name, as `Lens` takes them, by default the logit lens (f None); `layers`
+    default to all but the last, which is the model's own.
 
     Means over predictions, in nats: cross-entropy against the text, KL(model ‖ lens) (Belrose et al. 2023, Eq. 9),
     entropy; the share whose top token is the model's. Bits per byte: cross-entropies in bits over the UTF-8 bytes of
@@ -73,7 +73,8 @@ def evaluate(
 
     Time is one forward pass and one unembedding per lens and layer; memory 80 bytes · lenses · layers · V, and at most
     256 MB of exponentials. An interrupt raises EvaluationInterrupted with what was measured. Raises LenscopeError for
-    text without a prediction, layers out of range, lenses of other models, and states that are not numbers.
+    text without a prediction that counts, be it one row, layers out of range, lenses of other models, and states that
+    are not numbers.
     """
     made = {name: Lens(lm, f, name=name) for name, f in ({"logit lens": None} if lenses is None else lenses).items()}
     if not made:
@@ -95,7 +96,7 @@ def evaluate(
             found = found.plus(some, *_measured(lm, some, cells))
     except KeyboardInterrupt as stop:
         raise EvaluationInterrupted(result()) from stop
-    return _some(result())
+    return _evaluation(lm, made, numbers, cells, found, seed)
 
 
 def transfer(
@@ -143,7 +144,9 @@ def transfer(
             found = before + sums, count + some.rows, tokens + len(some.targets), some.hashed(digest)
     except KeyboardInterrupt as stop:
         raise EvaluationInterrupted(result()) from stop
-    return _some(result())
+    made = result()
+    assert made is not None
+    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,12 +325,6 @@ def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
 def _check(sums: np.ndarray, lm: LM) -> None:
     if np.isnan(sums).any():
         raise LenscopeError(f"{lm.name}: a measure is not a number in {lm.dtype}; load it in float32")
-
-
-def _some(result: _Result | None) -> _Result:
-    if result is None:
-        raise LenscopeError("rows: no prediction counts; give at least one row of two tokens")
-    return result
 
 
 def _longer(array: np.ndarray, units: int) -> np.ndarray:

@@ -48,13 +48,13 @@ def mark_ids(lm: LM) -> np.ndarray:
     return np.array(sorted({*marks.row, *marks.document, *marks.end, *special}), dtype=np.int64)
 
 
-def counted(ids: Sequence[int] | np.ndarray, marks: np.ndarray, skip: int = 1) -> np.ndarray:
-    """Which positions of a row of ids (T,) count in a fit or a measurement: not the first `skip`, and no mark.
+def counted(ids: Sequence[int] | np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """Which positions of a row of ids (T,) count in a fit or a measurement: not the first one, and no mark.
 
     Their states are attention sinks, of another size than all others (SmolLM2-135M, layer 15: 100 times as long).
     """
     known = ~np.isin(np.asarray(ids), marks)
-    known[:skip] = False
+    known[:1] = False
     return known
 
 

@@ -1,6 +1,6 @@
 """Text as the predictions that count on it: states of all layers, next tokens, and what is resampled as one.
 
-Knows: which positions of texts, rows of ids and batches of a corpus predict a token, and the bytes of that token.
+Knows: which positions of texts, rows of ids and batches of a corpus count, and the bytes of the token that follows.
 Does not know: what is measured of a prediction.
 """
 
@@ -17,7 +17,7 @@ from lenscope.batches import TOKENS_PER_RUN
 from lenscope.contents import Brief
 from lenscope.corpus import TokenBatch
 from lenscope.errors import LenscopeError
-from lenscope.inputs import elements, is_integer
+from lenscope.inputs import elements, is_integer, shown
 from lenscope.model import LM
 from lenscope.packing import counted, mark_ids, text_bytes
 from lenscope.prompts import Prompt
@@ -32,11 +32,15 @@ UNITS = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class _Row:
-    """A row's prompt, its positions that count, and for each the unit it belongs to and the bytes of the next token."""
+class Row:
+    """A row of T tokens and what is known of each (T,): whether it counts, the unit it is of, its bytes of text.
+
+    `units` are numbers of documents where `kind` is "document", of texts or rows of ids where it is "row".
+    """
 
     prompt: Prompt
-    positions: np.ndarray
+    counted: np.ndarray
+    kind: str
     units: np.ndarray
     sizes: np.ndarray | None
 
@@ -60,23 +64,34 @@ class Predictions(Brief):
 
 
 def predictions(lm: LM, rows: Rows, layers: tuple[int, ...], progress: Progress | None) -> Iterator[Predictions]:
-    """The predictions of the text in batches whose states fit in memory together; rows without any are left out."""
-    total, done = length_hint(rows, 0), 0
-    held: list[_Row] = []
-    for item, some in _rows(lm, rows):
+    """The predictions of the text in batches whose states fit in memory together; LenscopeError where there is none.
+
+    Of a corpus, rows without any are left out; one's own texts and rows of ids without any are refused.
+    """
+    total, done, any_read = length_hint(rows, 0), 0, False
+    held: list[Row] = []
+    known: dict[tuple[str, int], int] = {}
+    for item, some in counted_rows(lm, rows, 1):
         for row in some:
             longest = max(len(row.prompt), *(len(r.prompt) for r in held), 1)
             if held and longest * (len(held) + 1) > TOKENS_PER_RUN // 8:
-                yield _read(lm, held, layers)
+                yield _read(lm, held, layers, known)
                 held = []
                 if progress is not None:
                     progress(done, total)
             held.append(row)
+            any_read = True
         done = item
-    if held:
-        yield _read(lm, held, layers)
-        if progress is not None:
-            progress(done, total)
+    if not any_read:
+        raise nothing_counts("prediction")
+    yield _read(lm, held, layers, known)
+    if progress is not None:
+        progress(done, total)
+
+
+def nothing_counts(what: str) -> LenscopeError:
+    """The error of text without a single position, or prediction, that counts."""
+    return LenscopeError(f"rows: no {what} counts; give at least one text, or row of three tokens")
 
 
 def each_row(rows: Any) -> Any:
@@ -94,47 +109,70 @@ def each_row(rows: Any) -> Any:
     return found
 
 
-def _rows(lm: LM, rows: Rows) -> Iterator[tuple[int, list[_Row]]]:
-    """The rows of each item of the text, after its number."""
-    rows = each_row(rows)
+def counted_rows(lm: LM, rows: Rows, ahead: int) -> Iterator[tuple[int, list[Row]]]:
+    """The rows of each item of the text that have positions that count, after the item's number.
+
+    Of a text or row of ids those count that a corpus counts by default: not position 0, an attention sink whatever its
+    token, and no mark. A position counts only where `ahead` tokens follow it. Raises LenscopeError for a text or row of
+    ids without any: before anything is yielded, unless the items come as an iterator.
+    """
+    given = each_row(rows)
     marks = mark_ids(lm)
-    units: dict[tuple[str, int], int] = {}
-
-    def unit(kind: str, number: int) -> int:
-        return units.setdefault((kind, number), len(units) % UNITS)
-
-    for number, item in enumerate(rows, 1):
+    if isinstance(given, list):
+        # refused before the model runs: no work is lost
+        for item in given:
+            if not isinstance(item, TokenBatch):
+                _of_item(lm, item, 0, marks, ahead)
+    for number, item in enumerate(given, 1):
         if isinstance(item, TokenBatch):
-            yield number, [row for n in range(len(item.ids)) for row in _of_corpus(lm, item, n, unit)]
-            continue
-        prompt = lm.prompt(item)
-        positions = np.flatnonzero(counted(prompt.ids, marks, skip=0)[:-1])
-        size = None
-        if isinstance(item, str):
-            size = text_bytes(prompt.text, [stop for _, stop in prompt.spans])[positions + 1].astype(float)
-        own = np.full(len(positions), unit("row", number)) if len(positions) else positions
-        yield number, [_Row(prompt, positions, own, size)] if len(positions) else []
+            yield number, _of_corpus(lm, item, ahead)
+        else:
+            yield number, [_of_item(lm, item, number, marks, ahead)]
 
 
-def _of_corpus(lm: LM, batch: TokenBatch, n: int, unit: Callable[[str, int], int]) -> list[_Row]:
-    positions = batch.counted[n, :-1].nonzero()[:, 0].numpy()
-    own = np.array([unit("document", d) for d in batch.document[n, positions].tolist()])
-    size = None if batch.bytes is None else batch.bytes[n, positions + 1].numpy().astype(float)
-    return [_Row(lm.prompt(batch.ids[n].tolist()), positions, own, size)] if len(positions) else []
+def _of_item(lm: LM, item: Any, number: int, marks: np.ndarray, ahead: int) -> Row:
+    prompt = lm.prompt(item)
+    counts = _followed(counted(prompt.ids, marks), ahead)
+    if not counts.any():
+        ends = "first" if not ahead else "first and the last"
+        raise LenscopeError(
+            f"rows: {shown(item)} has no position that counts: of its tokens ({len(prompt)}) the {ends} do not, nor "
+            f"special ones; give a text of {2 + ahead} tokens or more, or leave it out"
+        )
+    sizes = text_bytes(prompt.text, [stop for _, stop in prompt.spans]) if isinstance(item, str) else None
+    return Row(prompt, counts, "row", np.full(len(prompt), number), sizes)
 
 
-def _read(lm: LM, rows: list[_Row], layers: tuple[int, ...]) -> Predictions:
+def _of_corpus(lm: LM, batch: TokenBatch, ahead: int) -> list[Row]:
+    made = []
+    for n, ids in enumerate(batch.ids):
+        counts = _followed(batch.counted[n].numpy(), ahead)
+        if counts.any():
+            sizes = None if batch.bytes is None else batch.bytes[n].numpy()
+            made.append(Row(lm.prompt(ids.tolist()), counts, "document", batch.document[n].numpy(), sizes))
+    return made
+
+
+def _followed(counts: np.ndarray, ahead: int) -> np.ndarray:
+    """Which positions (T,) count and have `ahead` tokens behind them."""
+    return counts & (np.arange(len(counts)) < len(counts) - ahead)
+
+
+def _read(lm: LM, rows: list[Row], layers: tuple[int, ...], known: dict[tuple[str, int], int]) -> Predictions:
+    """The predictions of some rows; `known` numbers the units, in the order in which they come."""
     tensor = lm.read([r.prompt for r in rows], layers).tensor
-    row = torch.tensor(np.repeat(np.arange(len(rows)), [len(r.positions) for r in rows]), device=tensor.device)
-    positions = torch.tensor(np.concatenate([r.positions for r in rows]), device=tensor.device)
+    at = [np.flatnonzero(r.counted) for r in rows]
+    row = torch.tensor(np.repeat(np.arange(len(rows)), list(map(len, at))), device=tensor.device)
+    positions = torch.tensor(np.concatenate(at), device=tensor.device)
     ids = [np.array(r.prompt.ids, dtype=np.int64) for r in rows]
-    following = np.concatenate([i[r.positions + 1] for i, r in zip(ids, rows, strict=True)])
-    sizes = [r.sizes for r in rows if r.sizes is not None]
+    following = np.concatenate([i[some + 1] for i, some in zip(ids, at, strict=True)])
+    units = [(r.kind, unit) for r, some in zip(rows, at, strict=True) for unit in r.units[some].tolist()]
+    sizes = [r.sizes[some + 1] for r, some in zip(rows, at, strict=True) if r.sizes is not None]
     return Predictions(
         h=tensor[row, :, positions],
         targets=torch.tensor(following, device=tensor.device),
-        units=np.concatenate([r.units for r in rows]),
-        sizes=np.concatenate(sizes) if len(sizes) == len(rows) else None,
+        units=np.array([known.setdefault(unit, len(known) % UNITS) for unit in units]),
+        sizes=np.concatenate(sizes).astype(float) if len(sizes) == len(rows) else None,
         rows=len(rows),
         ids=b"".join(i.tobytes() for i in ids),
     )

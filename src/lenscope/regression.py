@@ -155,10 +155,14 @@ def _read_together(source_lm: LM, target_lm: LM, texts: Iterable[str], length: i
     found = []
     for text in dict.fromkeys(text[: CHARACTERS * length] for text in texts if text):
         source, target = (_cut(e.prompt(text), n) for e, n in zip(encoders, most, strict=True))
-        positions = [(i, j + ahead) for i, j in aligned(source, target, marks) if j + ahead < len(target)]
+        positions = [(i, j + ahead) for i, j in aligned(source, target, marks) if _is_text(target, j + ahead, marks[1])]
         if positions:
             found.append(Text(source, target, positions))
     return found
+
+
+def _is_text(prompt: Prompt, position: int, marks: Collection[int]) -> bool:
+    return position < len(prompt) and prompt.ids[position] not in marks
 
 
 def _cut(prompt: Prompt, length: int) -> Prompt:

@@ -124,7 +124,7 @@ def fit_soft_prompt(
     Vectors start as the layer-0 states of `start`, and move by Adam, whose rate, in units of their standard deviation,
     falls linearly to 0; what has the least loss on held-out texts is returned, so never worse there than `start`.
     The paper's has 10 vectors, drawn at random, and no held-out texts. Sources are `per_text` random positions of
-    each text, cut to `length` tokens, but not the first one's, an attention sink.
+    each text, cut to `length` tokens, but not the first one nor special tokens, attention sinks.
 
     `target_layer` is by default `layer`. Half of the fraction `held_out` of texts selects; on the other half `report`
     has per token ahead "kl" (nats) and "precision_at_1" (agreement of the top token) and the same for two controls:
@@ -253,7 +253,14 @@ def _cut(lm: LM, texts: Iterable[str], length: int, ahead: int) -> list[tuple[in
     encoder = Encoder(lm.tokenizer, lm.encoder.vocab_size, None, lm.name)
     most = min(length, lm.context or length)
     cut = (encoder.prompt(text[: CHARACTERS * length]).ids[:most] for text in dict.fromkeys(texts) if text)
-    return [ids for ids in cut if len(ids) > ahead + 1]
+    return [ids for ids in cut if _places(lm, ids, ahead)]
+
+
+def _places(lm: LM, ids: tuple[int, ...], ahead: int) -> list[int]:
+    """Positions of a row that are sources: no attention sink (the first, special tokens); `ahead` + 1 tokens follow."""
+    spelling = lm.encoder.spelling
+    special = () if spelling is None else spelling.special
+    return [at for at in range(1, len(ids) - ahead) if ids[at] not in special]
 
 
 def _parted(
@@ -274,7 +281,7 @@ def _gather(lm: LM, texts: list[tuple[int, ...]], layer: int, ahead: int, per_te
     for some in (texts[n::count] for n in range(count)):
         states = lm.read(some, (layer, lm.n_layers)).tensor
         for row, ids in enumerate(some):
-            places = range(1, len(ids) - ahead)
+            places = _places(lm, ids, ahead)
             for at in draw.sample(places, min(per_text, len(places))):
                 h.append(states[row, 0, at])
                 following.append(ids[at + 1 : at + 1 + ahead])
