@@ -16,15 +16,15 @@ from lenscope.covariance import covariances
 
 @pytest.fixture(scope="module")
 def spelling():
-    """A model whose tokenizer begins a text with a mark and makes each letter a token."""
-    return ls.LM(tiny.model("llama", dtype=torch.float64), spelled.letters(), "letters")
+    """A model whose tokenizer begins a text with a mark and makes each of these letters a token."""
+    return ls.LM(tiny.model("llama", dtype=torch.float64), spelled.llama2(1), "letters")
 
 
 @pytest.fixture(scope="module")
 def both(spelling):
-    """Texts of 11 letters, and the batch of a corpus of them: one text in each row of 12 tokens."""
+    """Texts of 10 letters, and the batch of a corpus of them: one text in each row of 12 tokens."""
     draw = np.random.default_rng(0)
-    texts = ["".join(draw.choice(list("ACGT"), 11)) for _ in range(6)]
+    texts = ["".join(draw.choice(list("bcde"), 10)) for _ in range(6)]
     (batch,) = ls.Corpus.open(spelling, texts, length=12).batches(72, 6)
     known = {spelling.prompt(text).ids: text for text in texts}
     assert {len(ids) for ids in known} == {12}

@@ -38,8 +38,8 @@ def influence(
 
     Each direction alone is ablated at every position that counts, r(h, v) = h + v vᵀ (mean - h) with the basis's mean:
     in the states that the lens reads, KL(lens(h) ‖ lens(r)), and in the model's own run at that layer, KL(model ‖
-    ablated model), in nats. `rows` are texts, rows of ids or batches of a corpus, of which `counted` positions count;
-    take others than the basis was extracted from. f None is the logit lens.
+    ablated model), in nats. `rows` are texts, rows of ids or batches of a corpus, of which the positions count
+    that `causal_basis` counts; take others than the basis was extracted from. f None is the logit lens.
 
     The blocks above a layer run for many directions together, those below not at all where that was seen to give the
     same. Raises LenscopeError for a basis of another model.
