@@ -27,7 +27,7 @@ def sentences(count=40, seed=0):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("text")
-    for n, text in enumerate(sentences()):
+    for n, text in enumerate(sentences(80)):
         (path / f"{n}.txt").write_text(text)
     return path
 
