@@ -100,7 +100,7 @@ def mean_update(lm: LM, rows: Rows) -> MeanUpdate:
 
 @contextmanager
 def ablated(lm: LM, layers: int | Sequence[int], change: Change = deletion) -> Iterator[None]:
-    """Within the `with` block every read and generation of the model runs with some blocks changed.
+    """Within the `with` block what this thread or task reads and generates runs with some blocks of the model changed.
 
     `layers` name blocks by the layer each makes, 1…n_layers. `change(update, layer)` gives what is added to the block's
     input (B, T, D) in place of its update, at prompts' and new tokens alike; by default nothing (Veit et al. 2016).

@@ -57,7 +57,7 @@ class Continuation:
 class LM:
     """A frozen causal language model with a verified readout. Make one with `lenscope.load`.
 
-    Raises LenscopeError if the weights hold NaN, the model is not causal, or its readout cannot be verified.
+    Raises LenscopeError if weights or buffers hold NaN, the model is not causal, or its readout cannot be verified.
     The model is put into eval mode; its weights are never changed.
     """
 
@@ -206,7 +206,7 @@ class LM:
 
     @contextmanager
     def edit(self, *edits: Edit) -> Iterator[None]:
-        """Within the `with` block, every read and generation of this model runs with `edits` made, in the given order.
+        """Within the block, what this thread or task reads and generates runs with `edits` made, in the given order.
 
         During generation the prompt's states are edited; later tokens see them through the cache. Nested blocks
         add up. All hooks are gone after the block, whatever happened in it.

@@ -148,8 +148,8 @@ class Patchscope:
         `sources` are hidden states (every prompt, position and layer of them is a source) or vectors (N, D), or
         (N, K, D) for targets with K placeholders. `layers`: a number, a list, "same" for each state's own layer, a
         list of (source layer, target layer) pairs, or None for the Patchscope's own, by default all. `answers` are
-        tokens (text or id), or texts of several tokens, whose log-probability and PMI against the unpatched prompt
-        each cell then has.
+        tokens (text or id), or texts of several tokens, as they follow the target prompt; each cell has their
+        log-probability and PMI against the unpatched prompt.
         """
         plan = self._plan(sources, layers)
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
