@@ -230,7 +230,7 @@ def test_damaged_files_are_told(lm64, tmp_path):
         load_lens(tmp_path, lm64)
     for content in (b"{", b"[]", b"\xff\xfe", b"[" * 100_000):
         (tmp_path / "config.json").write_bytes(content)
-        with pytest.raises(ls.LenscopeError, match=r"config\.json cannot be read"):
+        with pytest.raises(ls.LenscopeError, match=r"config\.json"):
             load_lens(tmp_path, lm64)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ls.LenscopeError, match=r"it has no config\.json"):

@@ -18,7 +18,8 @@ from lenscope.anatomy import deviation
 from lenscope.decoding import Writer
 from lenscope.regimes import Regimes
 
-EXACT = {torch.float32: 1e-4, torch.float64: 1e-7}
+# eager attention takes its softmax in float32 whatever the model's dtype
+EXACT = {torch.float32: 1e-4, torch.float64: 5e-6}
 READ = [a for a in ARCHITECTURES if a not in REFUSED]
 
 

@@ -1,5 +1,6 @@
 """Fits held to their laws: losses and their gradients, closed forms, steps, what is kept, interruptions, bad input."""
 
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lenscope as ls
@@ -704,9 +706,16 @@ def test_a_checkpoint_with_other_products_is_refused(tmp_path, begun, lm, monkey
 
 
 def test_a_checkpoint_of_the_first_version_is_gone_on_with(tmp_path, begun, lm):
-    config = json.loads(begun["config.json"])
+    """Its config had no digest in the weights' file, and did not say in which products the steps were taken."""
+    config, (weights,) = json.loads(begun["config.json"]), [n for n in begun if n.endswith(".safetensors")]
     del config["settings"]["products"]
-    files = {**begun, "config.json": json.dumps(config).encode()}
+    (tmp_path / "weights").write_bytes(begun[weights])
+    save_file(load_file(tmp_path / "weights"), tmp_path / "plain")
+    content = (tmp_path / "plain").read_bytes()
+    config["sha256"] = hashlib.sha256(content).hexdigest()
+    for name in ("weights", "plain"):
+        (tmp_path / name).unlink()
+    files = {weights: content, "config.json": json.dumps(config).encode()}
     assert same(again(tmp_path, files, lm), fitted(lm, recipe=SMALL))
 
 

@@ -238,10 +238,9 @@ class _Run:
 
     def restore(self) -> None:
         """Go back to where the last saved state was, if there is one."""
-        try:
-            config, tensors = artifacts.read(self.folder / STATE, STATE)
-        except FileNotFoundError:
+        if not (self.folder / STATE / artifacts.CONFIG).exists():
             return
+        config, tensors = artifacts.read(self.folder / STATE, STATE)
         self.step = config["step"]
         with torch.no_grad():
             for name, kept in self._state().items():

@@ -15,6 +15,7 @@ from torch import Tensor
 from lenscope.decoding import top_one
 from lenscope.detection import fingerprint
 from lenscope.errors import LenscopeError
+from lenscope.experiments.injected import DATA as TAKES
 from lenscope.experiments.injected import SHOTS, LeftOut, data
 from lenscope.experiments.setting import Setting
 from lenscope.features import answer_features, describe, disturbed, runs, sorted_answer_features, spread
@@ -27,6 +28,7 @@ from lenscope.report import Report
 from lenscope.statistics import Estimate, difference, mean
 from lenscope.trials import PARTS, Items, Split, split_auroc, tried
 
+DATA = TAKES
 CLAIM = (
     "Table 1, Pythia-12B, few-shot: from the trajectories of the answers' log-probabilities, detectors fitted on "
     "normal prompts alone find an injected instruction with AUROC .59–1.00 (tuned lens; local outlier factor .73 on "
