@@ -359,7 +359,8 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
     # finished trainings are not repeated, and checkpoints of one's own give the same
     monkeypatch.setattr(pretraining._Run, "advance", lambda *_: pytest.fail("trained again"))
     assert difficulty.run(setting).tables == report.tables
-    own = Setting(lm, text=(str(path),), lens=ls.load_lens(tmp_path / "lens", lm), quick=True)
+    (fitted,) = tmp_path.glob("lens-*")
+    own = Setting(lm, text=(str(path),), lens=ls.load_lens(fitted, lm), quick=True)
     assert difficulty.run(own).tables == report.tables
     with pytest.raises(ls.LenscopeError, match="give text"):
         difficulty.run(Setting(lm))
