@@ -129,6 +129,8 @@ def test_what_cannot_be_saved_was_shown(run, model, tmp_path, monkeypatch):
 
 PRESS = """
 import os, signal, sys
+# a process that was started in the background would ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pressed = sys.argv.pop(1)
 class Press:
     def find_spec(self, name, path=None, target=None):
