@@ -23,8 +23,10 @@ from lenscope.schedule import TOGETHER
 from lenscope.statistics import Estimate, ratios
 from lenscope.training import Block, Training, some_rows
 
-# Tokens that count of each part, and how many rows they are spread over, as long as no more tokens have to be read.
+# Tokens that count of the part that chooses, and how many rows they are spread over, as long as no more tokens have to
+# be read; tokens that count of the part that measures, over the whole vocabulary, which takes most of the time.
 COUNTED, ROWS, READ = 1024, 8, 4096
+MEASURING = 512
 # Documents below which an interval over them says too little.
 FEW = 8
 # Columns of the vocabulary by which candidates are compared.
@@ -52,18 +54,18 @@ def parts(held: Corpus) -> tuple[Corpus, Corpus]:
     return choosing, measuring
 
 
-def spread(length: int) -> tuple[int, int]:
+def spread(length: int, counted: int = COUNTED) -> tuple[int, int]:
     """How many rows of `length` tokens a part has, and of how many positions in a row one counts."""
     rows = max(-(-COUNTED // length), min(ROWS, max(2, READ // length)))
-    return rows, max(1, rows * length // COUNTED)
+    return rows, max(1, rows * length // counted)
 
 
-def taken(part: Corpus) -> list[TokenBatch]:
+def taken(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
     """The rows of a part, with the positions that count: text alone, which no model has to read.
 
     Raises LenscopeError for a part without a row, or without a position that counts.
     """
-    wanted, every = spread(part.length)
+    wanted, every = spread(part.length, counted)
     # the ends of strides: the first positions of a row have little context
     counts = torch.arange(part.length) % every == every - 1
     made: list[TokenBatch] = []

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lenscope.artifacts import CONFIG
-from lenscope.choosing import choose
+from lenscope.choosing import MEASURING, choose
 from lenscope.choosing import described as about_held_out
 from lenscope.choosing import parts as choosing_parts
 from lenscope.choosing import read as read_held_out
@@ -128,7 +128,8 @@ def fit(
         raise LenscopeError(f"{text.name}: processes that share a model's weights cannot write on their own; give text")
     # whatever is wrong with the text shows before the model runs
     digest = text.digest(tokens)
-    choosing, measuring = map(choosing_rows, choosing_parts(held))
+    first, second = choosing_parts(held)
+    choosing, measuring = choosing_rows(first), choosing_rows(second, MEASURING)
     me, made_with = described(lm)
     with joined(lm.device) as group, torch.no_grad(), _alone(folder, group):
         low = low_precision(lm)
