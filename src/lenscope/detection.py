@@ -6,6 +6,7 @@ Does not know: how features are measured (features.py, questions.py), how outlie
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,6 +73,8 @@ class Detector:
             raise LenscopeError(f"detector: {self.reference.shape} numbers are no reference of view {self.view!r}")
         if len(self.reference) < 2 or not np.isfinite(self.reference).all() or not np.isfinite(self.threshold):
             raise LenscopeError("detector: its reference and threshold must be finite, of at least two prompts")
+        if any(not isinstance(p, str) or not re.fullmatch("[0-9a-f]{64}", p) for p in self.prompts):
+            raise LenscopeError("detector: its prompts must be SHA-256 digests, 64 letters each; fit it anew")
         object.__setattr__(self, "_outliers", self.method(self.reference))
 
     def __repr__(self) -> str:
