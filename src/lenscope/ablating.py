@@ -20,7 +20,7 @@ from lenscope.anatomy import deviation, input_state, output_state, with_output_s
 from lenscope.batches import TOKENS_PER_RUN
 from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.contents import Brief
-from lenscope.edits import Block, Running
+from lenscope.edits import EditBlock, Running
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.model import LM
@@ -116,7 +116,7 @@ def ablated(lm: LM, layers: int | Sequence[int], change: Change = deletion) -> I
         yield
 
 
-def _changing(lm: LM, mine: Block, layer: int, change: Change) -> Callable[..., Any]:
+def _changing(lm: LM, mine: EditBlock, layer: int, change: Change) -> Callable[..., Any]:
     stream = lm.anatomy.stream
 
     def after(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

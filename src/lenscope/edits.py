@@ -145,14 +145,14 @@ def as_vectors(value: Any, what: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class EditBlock:
     """One open `with` block in which a model, an `LM`, is edited."""
 
     lm: Any
 
 
 # The blocks of edits that are open here: in this thread, or in this task of an event loop.
-open_blocks: ContextVar[tuple[Block, ...]] = ContextVar("lenscope_open_blocks", default=())
+open_blocks: ContextVar[tuple[EditBlock, ...]] = ContextVar("lenscope_open_blocks", default=())
 
 
 @dataclass
@@ -170,7 +170,7 @@ class Running:
     batch: Batch
     probe: bool = False
     passes: int = 0
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[EditBlock, ...] = ()
 
     def covers_prompt(self, length: int) -> bool:
         """Whether a pass over `length` tokens holds the prompt."""

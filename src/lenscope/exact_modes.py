@@ -28,7 +28,7 @@ Run = Callable[..., Iterator[Any]]
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeRows:
     """Rows to measure a mode with: of `length` tokens, patched from `start` on, that write `steps` tokens.
 
     What was measured for a `key` holds for all of the same key.
@@ -69,17 +69,17 @@ class ExactModes:
             return False
         if not any(lm.regimes.key(start, length, end)):
             return True
-        at = Probed(start, length, 3, lm.regimes.key(start, length))
+        at = ProbeRows(start, length, 3, lm.regimes.key(start, length))
         if not self.gap(lm, mode, at) <= tolerance:
             return False
         for cut in lm.regimes.crossed(length, end):
             before = max(length, cut - 1)
-            at = Probed(start, before, 6, (*lm.regimes.key(start, length), cut, cut - before))
+            at = ProbeRows(start, before, 6, (*lm.regimes.key(start, length), cut, cut - before))
             if not self.gap(lm, mode, at) <= tolerance:
                 return False
         return True
 
-    def gap(self, lm: LM, mode: str, at: Probed | None = None) -> float:
+    def gap(self, lm: LM, mode: str, at: ProbeRows | None = None) -> float:
         """How far a way of running moves the logits from plain hooks over whole prompts; infinite where it fails.
 
         Measured once for each key, on patches at early and late layers, in the middle and at the end of prompts, with
@@ -105,7 +105,7 @@ class ExactModes:
                     self.failures[mode] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             return self.gaps[mode, key]
 
-    def _probe(self, lm: LM, mode: str, at: Probed | None) -> Tensor:
+    def _probe(self, lm: LM, mode: str, at: ProbeRows | None) -> Tensor:
         """Logits of a few patched rows at some steps of writing given tokens, (steps · rows, V)."""
         n, steps = lm.n_layers, 3 if at is None else at.steps
         length = 7 if at is None else at.length

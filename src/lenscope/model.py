@@ -28,7 +28,7 @@ from lenscope.anatomy import (
 )
 from lenscope.batches import length_groups
 from lenscope.context import find_context
-from lenscope.edits import Block, Edit, Running, open_blocks
+from lenscope.edits import Edit, EditBlock, Running, open_blocks
 from lenscope.errors import LenscopeError
 from lenscope.exclusive import Exclusive
 from lenscope.inputs import count
@@ -220,9 +220,9 @@ class LM:
             yield
 
     @contextmanager
-    def block(self) -> Iterator[Block]:
+    def block(self) -> Iterator[EditBlock]:
         """A `with` block in which hooks change what this thread or task runs, and nobody else (see `acts`)."""
-        block = Block(self)
+        block = EditBlock(self)
         with self.exclusive.alone():
             self._open += 1
         open_blocks.set((*open_blocks.get(), block))
@@ -233,7 +233,7 @@ class LM:
                 self._open -= 1
             open_blocks.set(tuple(b for b in open_blocks.get() if b is not block))
 
-    def acts(self, block: Block) -> Running | None:
+    def acts(self, block: EditBlock) -> Running | None:
         """The running batch that the hooks of an open block are to change; None where it is not theirs.
 
         Raises LenscopeError where the model is called by hand inside the block: nothing says what runs then.
@@ -247,7 +247,7 @@ class LM:
             return None
         return None if running.probe or block not in running.blocks else running
 
-    def _edited(self, h: Tensor, edit: Edit, block: Block) -> Tensor | None:
+    def _edited(self, h: Tensor, edit: Edit, block: EditBlock) -> Tensor | None:
         running = self.acts(block)
         return edit.apply(h, running) if running is not None and running.covers_prompt(h.shape[1]) else None
 

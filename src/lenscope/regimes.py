@@ -40,11 +40,6 @@ class Regimes:
         """The number of a length's range: 0 for lengths below all thresholds."""
         return bisect_left(self.cuts, length)
 
-    def next_cut(self, length: int) -> int | None:
-        """The largest length in the same range as `length`; None where there is no end to it."""
-        n = self.of(length)
-        return self.cuts[n] if n < len(self.cuts) else None
-
     def key(self, *lengths: int) -> tuple[int, ...]:
         """The ranges of several lengths."""
         return tuple(self.of(n) for n in lengths)
