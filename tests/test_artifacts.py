@@ -7,9 +7,9 @@ import pytest
 import torch
 from handmade import rewritten
 
-from lenscope import artifacts
 from lenscope.errors import LenscopeError
-from lenscope.writing import folder_lock
+from lenscope.files import weights_folder as artifacts
+from lenscope.files.writing import folder_lock
 
 CONFIG = {"name": "é", "numbers": [1, 2.5, None], "more": {"a": True}}
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lenscope import LenscopeError
+from lenscope.display.figures import Heatmap
 from lenscope.experiments import attributes as module
 from lenscope.experiments.cellscores import ALL, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
 from lenscope.experiments.setting import Setting
 from lenscope.matching import mentions, words
-from lenscope.plots import Heatmap
 from lenscope.relations import Fact
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
 
 PAPER, ORACLE, SELECTED, MEAN = SCORES.values()
 SUBJECTS = ["cat", "mat", "test", "capital", "France", "Paris"]

@@ -22,7 +22,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.lens import Lens
 from lenscope.mappings import identify
 from lenscope.objective import Objective
-from lenscope.statistics import rank_correlation
+from lenscope.statistics.estimates import rank_correlation
 
 WORDS = "the cat sat on a mat in this capital city of France and Paris is it while tests of tokens go on"
 

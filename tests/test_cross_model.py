@@ -34,7 +34,7 @@ from lenscope.experiments.readings import Scored, fitted, held_out, places
 from lenscope.experiments.setting import Setting
 from lenscope.matching import rouge
 from lenscope.relations import Entity
-from lenscope.statistics import sign_flips
+from lenscope.statistics.estimates import sign_flips
 
 
 def model(kind, sizes, tokenizer, seed):

@@ -32,7 +32,7 @@ from lenscope.features import (
 from lenscope.mappings import Affine, identify
 from lenscope.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
 from lenscope.questions import BUILTIN
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
 from lenscope.trials import Items, Split, apart, split_auroc, tried
 
 REQUESTS = quizzes.REQUESTS.splitlines()

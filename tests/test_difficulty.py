@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 import lenscope as ls
 from lenscope import pretraining
 from lenscope.corpus import TokenBatch
-from lenscope.experiments import association, difficulty, tokens
+from lenscope.experiments import difficulty, tokens
 from lenscope.experiments.setting import Setting
 from lenscope.optimizers import orthogonal
 from lenscope.pretraining import Checkpoints, Plan, blank, pretrain
+from lenscope.statistics import rank_correlations as association
 
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jo"]
 TEXTS = [
@@ -276,7 +277,7 @@ def test_documents_are_resampled(drawn):
         rows = np.concatenate([m for m, t in zip(members, times, strict=True) for _ in range(t)])
         made.append([spearmanr(v[rows], y[rows]).statistic for v in (x, z)])
     made = np.array(made)
-    from lenscope.statistics import percentiles
+    from lenscope.statistics.estimates import percentiles
 
     for got, values in ((first, made[:, 0]), (second, made[:, 1]), (apart, made[:, 0] - made[:, 1])):
         assert got[1:] == pytest.approx(percentiles(values, 12), abs=1e-12)

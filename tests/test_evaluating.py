@@ -14,11 +14,12 @@ from rich.console import Console
 
 import lenscope as ls
 from lenscope import evaluating as module
-from lenscope import predictions, reduction, statistics
+from lenscope import predictions, reduction
 from lenscope.corpus import TokenBatch
 from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
 from lenscope.evaluation import MEASURES, Evaluation, Transfer, load_evaluation
 from lenscope.mappings import Affine, identify
+from lenscope.statistics import estimates as statistics
 
 
 def rows_of(lm, lengths=(9, 5, 12, 3), seed=0):

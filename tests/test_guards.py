@@ -11,9 +11,10 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import artifacts, batches, cascade, measures, reduction, rows
+from lenscope import batches, cascade, measures, reduction, rows
 from lenscope.anatomy import observe
 from lenscope.edits import Running, add, add_norm_matched, replace, replace_norm_matched
+from lenscope.files import weights_folder as artifacts
 from lenscope.generation import Checked
 from lenscope.prompts import pad
 from lenscope.readout import Traced, find_readout, verify

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 import lenscope as ls
-from lenscope import checkpoints, foreign, hub, loading
+from lenscope import checkpoints, foreign, loading
+from lenscope.files import hub
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lenscope.names import safe_name
+from lenscope.files.file_names import safe_name
 
 ODD = [
     "../../x", "..", ".", "", "a/b", "a\\b", "/etc/passwd", "C:\\x", "c:x", "con", "NUL.txt", "com1", "LPT9.a.b",

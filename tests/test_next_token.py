@@ -28,7 +28,7 @@ from lenscope.experiments.next_token import (
 )
 from lenscope.experiments.readings import Scored, held_out, places
 from lenscope.experiments.setting import Setting
-from lenscope.statistics import Estimate, sign_flips
+from lenscope.statistics.estimates import Estimate, sign_flips
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from lenscope.experiments import overthinking as module
 from lenscope.experiments.overthinking import calibrated, incorrect, unrelated
 from lenscope.experiments.setting import Setting
 from lenscope.questions import BUILTIN, Question, few_shot
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
 
 WORDS = ["cat", "mat", "sat", "Paris", "France", "test", "capital", "tokenizer"]
 

@@ -10,9 +10,9 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from lenscope import pickles
 from lenscope.contents import same
 from lenscope.errors import LenscopeError
+from lenscope.files import pickles
 
 
 def saved(value, path, **options):

@@ -14,7 +14,7 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments import prediction
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import Setting
-from lenscope.statistics import Estimate, percentiles
+from lenscope.statistics.estimates import Estimate, percentiles
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]
 

@@ -7,7 +7,8 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lenscope import LenscopeError, probes
+from lenscope import LenscopeError
+from lenscope.statistics import probes
 
 RANDOM = np.random.default_rng(0)
 # 4 labels, 6 groups of each, 3 items in a group

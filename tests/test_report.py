@@ -10,10 +10,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import lenscope as ls
+from lenscope.display.figures import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
 from lenscope.errors import LenscopeError
-from lenscope.plots import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
 from lenscope.report import Report, shown
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
 
 ROWS = [
     {"layer": 0, "what": "a | b\nc", "kl": Estimate(1.25, 1.0, 1.5), "p": np.float64(0.0004), "n": np.int64(12_345)},

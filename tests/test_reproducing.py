@@ -13,7 +13,7 @@ import lenscope as ls
 from lenscope import experiments
 from lenscope.experiments.setting import Setting
 from lenscope.report import Report
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
 
 TEXT = [" ".join(["the cat sat on a mat", f"number {n}"] * 30) for n in range(60)]
 

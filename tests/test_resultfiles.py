@@ -13,7 +13,8 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import contents, resultfiles
+from lenscope import contents
+from lenscope.files import records as resultfiles
 
 TEXTS = ["The cat sat on the mat.", "The capital of France is Paris.", "This is a test."]
 KINDS = ("trajectory", "comparison", "predicted", "generated", "effects", "evaluation", "transfer")

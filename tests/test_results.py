@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 import lenscope as ls
+from lenscope.display.heat_table import figure
+from lenscope.display.visible_text import token as visible
 from lenscope.results import MEASURES
-from lenscope.tables import figure
-from lenscope.visible import token as visible
 
 PROMPT = "The capital of France is"
 

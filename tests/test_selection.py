@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lenscope.errors import LenscopeError
-from lenscope.selection import select
+from lenscope.statistics.selection import select
 
 
 def test_the_cell_is_chosen_on_other_items() -> None:

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from lenscope import statistics as module
 from lenscope.errors import LenscopeError
-from lenscope.statistics import (
+from lenscope.statistics import estimates as module
+from lenscope.statistics.estimates import (
     Estimate,
     auroc,
     bootstrap,

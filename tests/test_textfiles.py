@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 
-from lenscope import textfiles
 from lenscope.detecting import _prompts
 from lenscope.errors import LenscopeError
 from lenscope.experiments import injected
+from lenscope.files import text_files as textfiles
+from lenscope.files.text_files import json_lines, lines, table
 from lenscope.terminal import places, texts
-from lenscope.textfiles import json_lines, lines, table
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from lenscope.errors import LenscopeError
-from lenscope.untrusted import read_json, read_safetensors, read_text, reading
+from lenscope.files.untrusted import read_json, read_safetensors, read_text, reading
 
 
 class PanicException(BaseException):

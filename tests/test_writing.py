@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from lenscope.errors import LenscopeError
-from lenscope.writing import LOCK, folder_lock, whole_file, whole_files, write_text
+from lenscope.files.writing import LOCK, folder_lock, whole_file, whole_files, write_text
 
 
 def names(folder):

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lenscope.matching import mentions, rouge
     from lenscope.model import LM, Continuation
     from lenscope.patchscope import Interrupted, Patchscope, Target
-    from lenscope.probes import Probed, probe
     from lenscope.prompts import Prompt
     from lenscope.questions import Question, answer_log_likelihoods, few_shot, load_questions
     from lenscope.regression import fit_mapping
@@ -56,10 +55,11 @@ if TYPE_CHECKING:
     from lenscope.report import Report
     from lenscope.results import Comparison, Trajectory, save
     from lenscope.saved import load_results
-    from lenscope.selection import Selection, select
     from lenscope.softprompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
     from lenscope.states import HiddenStates
-    from lenscope.statistics import Estimate
+    from lenscope.statistics.estimates import Estimate
+    from lenscope.statistics.probes import Probed, probe
+    from lenscope.statistics.selection import Selection, select
     from lenscope.tuning import Recipe, fit
     from lenscope.verbalizing import Worth, worth
 
@@ -248,7 +248,7 @@ _HOMES = {
         "Patchscope",
         "Target",
     ),
-    "probes": (
+    "statistics.probes": (
         "Probed",
         "probe",
     ),
@@ -281,7 +281,7 @@ _HOMES = {
         "save",
     ),
     "saved": ("load_results",),
-    "selection": (
+    "statistics.selection": (
         "Selection",
         "select",
     ),
@@ -291,7 +291,7 @@ _HOMES = {
         "load_soft_prompt",
     ),
     "states": ("HiddenStates",),
-    "statistics": ("Estimate",),
+    "statistics.estimates": ("Estimate",),
     "tuning": (
         "Recipe",
         "fit",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
 from lenscope.given import known_lens, known_model, make_folder, only
 from lenscope.lensing import TUNED, Data, Field, Seed, check_text, opened
@@ -32,7 +33,6 @@ from lenscope.terminal import (
     numbers,
     resolve,
 )
-from lenscope.visible import plain
 
 if TYPE_CHECKING:
     from lenscope.directions import Basis, Influence
@@ -87,8 +87,8 @@ def causal(
     from lenscope.ablation import influence
     from lenscope.causal import causal_basis, lens_layers, promoted
     from lenscope.corpus import Corpus
+    from lenscope.files.writing import write_text
     from lenscope.lens import Lens
-    from lenscope.writing import write_text
 
     f = None if lens is None else opened(lens, lm, transferred)
     every = lens_layers(Lens(lm, f), None if chosen is None else resolve(chosen, lm.n_layers))

@@ -20,7 +20,7 @@ from lenscope.moments import with_constant
 from lenscope.objective import Objective
 from lenscope.reduction import reduce
 from lenscope.schedule import TOGETHER
-from lenscope.statistics import Estimate, ratios
+from lenscope.statistics.estimates import Estimate, ratios
 from lenscope.training import Block, Training, some_rows
 
 # Tokens that count of the part that chooses, and how many rows they are spread over, as long as no more tokens have to

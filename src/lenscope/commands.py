@@ -13,6 +13,7 @@ from lenscope._version import __version__
 from lenscope.causing import causal
 from lenscope.demo import demo
 from lenscope.detecting import detect
+from lenscope.display.visible_text import plain
 from lenscope.given import known_model
 from lenscope.lensing import eval_, export, fit
 from lenscope.looking import lens
@@ -21,7 +22,6 @@ from lenscope.reproducing import reproduce
 from lenscope.screen import Screen
 from lenscope.streams import print_json, say
 from lenscope.terminal import AsJson, Attention, Device, Dtype, Revision, load_model
-from lenscope.visible import plain
 
 app = typer.Typer(
     name="lenscope",

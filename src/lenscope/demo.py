@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lenscope.display.visible_text import plain as visible
+from lenscope.display.visible_text import token
 from lenscope.given import known_model, make_folder
 from lenscope.lensing import finished_lens, fitted_table
 from lenscope.screen import Screen, counted, show
 from lenscope.terminal import DEFAULT_MODEL, Model, headline, load_model, rising
-from lenscope.visible import plain as visible
-from lenscope.visible import token
 
 if TYPE_CHECKING:
     from lenscope.results import Trajectory
@@ -38,13 +38,13 @@ def demo(
     finished = finished_lens(folder / "lens")
     lm = load_model(model, None, None, None, None)
     from lenscope.corpus import Corpus
+    from lenscope.display.page import page
+    from lenscope.files.writing import write_text
     from lenscope.installed import texts
     from lenscope.lens import Lens
     from lenscope.methods import named
     from lenscope.patchscope import Patchscope
     from lenscope.tuning import fit, other_run
-    from lenscope.web import page
-    from lenscope.writing import write_text
 
     console = Screen()
     plain = Lens(lm).trajectory(PROMPT, target=TARGET)

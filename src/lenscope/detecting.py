@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
+from lenscope.files.text_files import lines, parse
 from lenscope.given import existing, known_lens, known_model, make_folder, named, only
 from lenscope.lensing import TUNED, Seed, opened
 from lenscope.screen import Screen, counted, show
@@ -31,8 +33,6 @@ from lenscope.terminal import (
     numbers,
     resolve,
 )
-from lenscope.textfiles import lines, parse
-from lenscope.visible import plain
 
 # ways that were tried, as many as are shown
 SHOWN = 6

@@ -16,17 +16,17 @@ import numpy as np
 import sklearn
 import torch
 
-from lenscope import artifacts
 from lenscope._version import __version__
 from lenscope.errors import LenscopeError
 from lenscope.features import answer_features, describe, disturbed, mean_states, spread, trajectory_columns
+from lenscope.files import weights_folder as artifacts
+from lenscope.files.untrusted import reading
 from lenscope.lens import Lens
 from lenscope.mappings import PairMapping, identify, is_of, load_mapping
 from lenscope.model import LM, PromptLike
 from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold
 from lenscope.questions import answer_log_likelihoods
 from lenscope.states import check_layers
-from lenscope.untrusted import reading
 
 FORMAT = 1
 STEM = "detector"

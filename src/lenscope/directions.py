@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lenscope import artifacts, visible
+from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
-from lenscope.statistics import Estimate, mean, spearman
-from lenscope.untrusted import reading
+from lenscope.files import weights_folder as artifacts
+from lenscope.files.untrusted import reading
+from lenscope.statistics.estimates import Estimate, mean, spearman
 
 FORMAT = 1
 STEM = "basis"

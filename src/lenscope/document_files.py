@@ -16,9 +16,9 @@ from typing import IO, Any
 import pyarrow as pa
 
 from lenscope.errors import LenscopeError
+from lenscope.files.text_files import LONGEST, encoding
+from lenscope.files.untrusted import reason
 from lenscope.inputs import plain, token_ids
-from lenscope.textfiles import LONGEST, encoding
-from lenscope.untrusted import reason
 
 # a text, or token ids that are taken as they are
 Document = str | tuple[int, ...]

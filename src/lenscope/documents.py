@@ -22,7 +22,6 @@ from typing import Any, final
 import numpy as np
 import pyarrow.parquet as pq
 
-from lenscope import footers
 from lenscope.document_files import (
     KINDS,
     Document,
@@ -37,9 +36,10 @@ from lenscope.document_files import (
     version,
 )
 from lenscope.errors import LenscopeError
+from lenscope.files import parquet_footers as footers
+from lenscope.files.text_files import encoding
+from lenscope.files.untrusted import CONFIG_LIMIT, TEXT_LIMIT, reading
 from lenscope.inputs import elements, is_integer
-from lenscope.textfiles import encoding
-from lenscope.untrusted import CONFIG_LIMIT, TEXT_LIMIT, reading
 
 Data = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Sequence[int]]
 

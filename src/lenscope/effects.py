@@ -14,11 +14,14 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import contents, resultfiles, tables, visible
+from lenscope import contents
 from lenscope.contents import exactly, listed
+from lenscope.display import heat_table as tables
+from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
+from lenscope.files import records as resultfiles
+from lenscope.files.untrusted import reading
 from lenscope.results import FORMAT
-from lenscope.untrusted import reading
 
 # name → unit; the base run is the one intervened on: corrupted for tracing and patching, clean for knockout
 MEASURES = {

@@ -23,7 +23,7 @@ from lenscope.predictions import Predictions, Progress, Rows, predictions
 from lenscope.provenance import provenance
 from lenscope.reduction import Reduced, average, averaged_at_once, reduce
 from lenscope.states import check_layers
-from lenscope.statistics import RESAMPLES, jackknife, percentiles
+from lenscope.statistics.estimates import RESAMPLES, jackknife, percentiles
 
 BINS = 15
 # groups of units whose summed distributions are kept apart, for the intervals of the bias

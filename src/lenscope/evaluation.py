@@ -15,10 +15,13 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import contents, resultfiles, tables, visible
+from lenscope import contents
 from lenscope.contents import exactly, listed
+from lenscope.display import heat_table as tables
+from lenscope.display import visible_text as visible
+from lenscope.files import records as resultfiles
+from lenscope.files.untrusted import reading
 from lenscope.results import FORMAT, check_measure
-from lenscope.untrusted import reading
 
 # name → unit
 MEASURES = {

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import hub, pickles
 from lenscope.errors import LenscopeError
+from lenscope.files import hub, pickles
+from lenscope.files.untrusted import read_json, read_safetensors
+from lenscope.files.writing import whole_file
 from lenscope.loading import BUILT_IN
 from lenscope.mappings import Affine, LowRank, Pair, PairMapping, Scale, identify, load_mapping
 from lenscope.model import LM
-from lenscope.untrusted import read_json, read_safetensors
-from lenscope.writing import whole_file
 
 SPACE = "AlignmentResearch/tuned-lens"
 CONFIG, PARAMS = "config.json", ("params.pt", "params.safetensors")

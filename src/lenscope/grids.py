@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from lenscope import contents, griddraw, resultfiles, tables
+from lenscope import contents, griddraw
 from lenscope.contents import exactly, listed
+from lenscope.display import heat_table as tables
 from lenscope.errors import LenscopeError
+from lenscope.files import records as resultfiles
+from lenscope.files.untrusted import reading
 from lenscope.results import FORMAT
-from lenscope.untrusted import reading
 
 # name → unit of what every cell may have; answers add "log_prob:ANSWER" and "pmi:ANSWER", in nats
 MEASURES = {

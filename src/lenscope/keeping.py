@@ -14,10 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lenscope import web
+from lenscope.display import page as web
 from lenscope.errors import LenscopeError
+from lenscope.files.writing import whole_file
 from lenscope.results import Trajectory, as_document, as_rows, metadata
-from lenscope.writing import whole_file
 
 # rows of a Parquet file that are written together
 GROUP = 16_384

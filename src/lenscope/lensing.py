@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
 from lenscope.given import is_plain_text, known_lens, known_model, known_text, make_folder, named, only, writable
 from lenscope.screen import Screen, counted, show
@@ -37,7 +38,6 @@ from lenscope.terminal import (
     numbers,
     resolve,
 )
-from lenscope.visible import plain
 
 if TYPE_CHECKING:
     from lenscope.corpus import Corpus

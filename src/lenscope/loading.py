@@ -19,8 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from lenscope import checkpoints, hub
+from lenscope import checkpoints
 from lenscope.errors import LenscopeError
+from lenscope.files import hub
 from lenscope.model import LM
 
 DEFAULT_MODEL = "smollm2-135m"

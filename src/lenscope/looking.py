@@ -107,8 +107,8 @@ def lens(
     known_model(model)
     if tuned is not None:
         known_lens(tuned, transferred)
+    from lenscope.files.writing import write_text
     from lenscope.results import DISTANCES, MEASURES
-    from lenscope.writing import write_text
 
     if measure is not None:
         named("measure", measure, DISTANCES if compare is not None else MEASURES)

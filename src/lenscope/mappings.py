@@ -22,13 +22,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lenscope import artifacts, hub
 from lenscope.errors import LenscopeError
+from lenscope.files import hub
+from lenscope.files import weights_folder as artifacts
+from lenscope.files.untrusted import reading
 from lenscope.identity import model_hash
 from lenscope.likeness import IDENTITY as IDENTITY
 from lenscope.likeness import identify as identify
 from lenscope.likeness import is_of as is_of
-from lenscope.untrusted import reading
 
 if TYPE_CHECKING:
     from lenscope.model import LM

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.errors import LenscopeError
-from lenscope.statistics import auroc
+from lenscope.statistics.estimates import auroc
 
 FOLDS = 5
 RIDGE = 1e-3

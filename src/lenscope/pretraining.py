@@ -24,17 +24,17 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
-from lenscope import artifacts
 from lenscope.corpus import Corpus
 from lenscope.documents import Stream
 from lenscope.errors import LenscopeError
+from lenscope.files import weights_folder as artifacts
+from lenscope.files.writing import write_text
 from lenscope.loading import load
 from lenscope.model import LM
 from lenscope.objective import low_precision, reading
 from lenscope.optimizers import orthogonal
 from lenscope.provenance import model_hash
 from lenscope.spelling import BETWEEN
-from lenscope.writing import write_text
 
 HEAD = 32
 # of AdamW: how slowly its means of gradients and of their squares change, and its step beside one of Muon

@@ -20,6 +20,7 @@ from lenscope import quizzes, rows
 from lenscope.contents import Brief
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
+from lenscope.files.text_files import lines
 from lenscope.lens import Lens
 from lenscope.model import LM, PromptLike
 from lenscope.prefixes import Prefixes
@@ -27,7 +28,6 @@ from lenscope.prompts import Prompt
 from lenscope.readout import wide
 from lenscope.staircase import Staircase
 from lenscope.states import check_layers
-from lenscope.textfiles import lines
 
 # how a query ends; " " and the answer follow
 ANSWER = "Answer:"

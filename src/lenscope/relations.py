@@ -13,9 +13,10 @@ from typing import Any, final
 
 import numpy as np
 
-from lenscope import facts, textfiles
+from lenscope import facts
 from lenscope.continuing import Progress, continued
 from lenscope.errors import LenscopeError
+from lenscope.files import text_files as textfiles
 from lenscope.matching import mentions, starts
 from lenscope.model import LM
 from lenscope.prompts import Prompt

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import tables, visible
+from lenscope.display import heat_table as tables
+from lenscope.display import visible_text as visible
+from lenscope.display.figures import Figure
 from lenscope.errors import LenscopeError
-from lenscope.names import safe_name
-from lenscope.plots import Figure
-from lenscope.statistics import Estimate
-from lenscope.writing import whole_files
+from lenscope.files.file_names import safe_name
+from lenscope.files.writing import whole_files
+from lenscope.statistics.estimates import Estimate
 
 # a table: its rows, each a name → text, number or Estimate; all rows have the names of the first
 Rows = Sequence[Mapping[str, Any]]

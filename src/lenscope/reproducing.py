@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
 from lenscope.experiments import EXPERIMENTS, experiment
 from lenscope.given import existing, known_lens, known_model, make_folder, named, only
@@ -30,7 +31,6 @@ from lenscope.terminal import (
     headline,
     load_model,
 )
-from lenscope.visible import plain
 
 if TYPE_CHECKING:
     from lenscope.model import LM

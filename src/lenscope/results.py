@@ -15,11 +15,13 @@ import pyarrow as pa
 import torch
 from rich.table import Table
 
-from lenscope import contents, measures, resultfiles, tables
+from lenscope import contents, measures
 from lenscope.contents import exactly, listed
+from lenscope.display import heat_table as tables
 from lenscope.errors import LenscopeError
-from lenscope.untrusted import reading
-from lenscope.writing import write_text
+from lenscope.files import records as resultfiles
+from lenscope.files.untrusted import reading
+from lenscope.files.writing import write_text
 
 FORMAT = resultfiles.VERSION
 
@@ -198,7 +200,7 @@ class Trajectory(contents.Compared):
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page to look at in a browser."""
-        from lenscope.web import page
+        from lenscope.display.page import page
 
         write_text(path, page([self.to_json()], title=self.text))
 

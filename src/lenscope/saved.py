@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lenscope import resultfiles
 from lenscope.contents import ranks
 from lenscope.effects import Effects
 from lenscope.evaluation import Evaluation, Transfer
+from lenscope.files import records as resultfiles
 from lenscope.grids import Grid
 from lenscope.results import MEASURES, Comparison, Trajectory
 

@@ -18,11 +18,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lenscope import artifacts
 from lenscope.corpus import Corpus, TokenBatch
 from lenscope.distributed import Group, is_sharded
 from lenscope.edits import Running
 from lenscope.errors import LenscopeError
+from lenscope.files import weights_folder as artifacts
 from lenscope.model import LM
 from lenscope.moments import Moments, with_constant
 from lenscope.objective import Columns, Objective, reading

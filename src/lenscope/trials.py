@@ -14,7 +14,7 @@ from lenscope.detection import fingerprint
 from lenscope.errors import LenscopeError
 from lenscope.model import LM
 from lenscope.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
-from lenscope.statistics import RESAMPLES, Estimate, percentiles
+from lenscope.statistics.estimates import RESAMPLES, Estimate, percentiles
 
 # of the normal items; one is held out
 PARTS = 4

@@ -18,7 +18,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lenscope.artifacts import CONFIG
 from lenscope.choosing import MEASURING, choose
 from lenscope.choosing import described as about_held_out
 from lenscope.choosing import parts as choosing_parts
@@ -28,13 +27,14 @@ from lenscope.corpus import Corpus
 from lenscope.distributed import Group, described, is_sharded, joined
 from lenscope.documents import Data, Stream
 from lenscope.errors import LenscopeError
+from lenscope.files.weights_folder import CONFIG
+from lenscope.files.writing import folder_lock
 from lenscope.mappings import Affine, PairMapping, load_mapping
 from lenscope.model import LM
 from lenscope.objective import Objective, fast_products, low_precision
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
 from lenscope.schedule import Schedule
 from lenscope.training import Training
-from lenscope.writing import folder_lock
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 29

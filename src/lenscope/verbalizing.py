@@ -19,10 +19,10 @@ from lenscope.grids import Grid
 from lenscope.model import LM, PromptLike
 from lenscope.patchscope import Patchscope, Progress
 from lenscope.prompts import Prompt
-from lenscope.selection import Selection, select
 from lenscope.sources import Layers
 from lenscope.states import HiddenStates
-from lenscope.statistics import Estimate, difference, mean
+from lenscope.statistics.estimates import Estimate, difference, mean
+from lenscope.statistics.selection import Selection, select
 
 VECTOR, TEXT, NONE, RANDOM, SHUFFLED = WAYS = "vector", "text", "no patch", "random vector", "shuffled source"
 KINDS = "oracle", "selected", "mean"

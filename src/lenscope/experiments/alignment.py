@@ -14,13 +14,13 @@ import torch
 from lenscope.ablation import alignment
 from lenscope.causal import causal_basis, random_basis
 from lenscope.directions import Alignment, Basis
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import identify
-from lenscope.plots import Figure, Panel, Series
 from lenscope.provenance import provenance
 from lenscope.report import Report
 from lenscope.states import spaced
-from lenscope.statistics import Estimate, difference, spearman
+from lenscope.statistics.estimates import Estimate, difference, spearman
 
 DATA = "text"
 CLAIM = (

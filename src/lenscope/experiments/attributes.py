@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lenscope.controls import random_vectors, told
+from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.cellscores import ALL, FOLDS, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
 from lenscope.experiments.setting import Setting
@@ -23,12 +24,11 @@ from lenscope.experiments.wording import interval
 from lenscope.facts import ABOUT_THINGS
 from lenscope.matching import mentions
 from lenscope.methods import feature_extraction
-from lenscope.plots import Figure, Heatmap, Panel, Series
-from lenscope.probes import probe
 from lenscope.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
 from lenscope.report import Report
 from lenscope.states import HiddenStates, spaced
-from lenscope.statistics import Estimate, mean
+from lenscope.statistics.estimates import Estimate, mean
+from lenscope.statistics.probes import probe
 
 DATA = "TSV or JSONL with relation, subject, object and, if known, template, target, text"
 # no lens is read through

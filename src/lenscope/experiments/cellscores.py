@@ -13,8 +13,8 @@ import numpy as np
 
 from lenscope.matching import mentions
 from lenscope.relations import Fact
-from lenscope.selection import Selection, select
-from lenscope.statistics import holm, mean, sign_flips
+from lenscope.statistics.estimates import holm, mean, sign_flips
+from lenscope.statistics.selection import Selection, select
 
 FOLDS = 3
 ALL = "all relations"

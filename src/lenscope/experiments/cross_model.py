@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lenscope import mappings
+from lenscope.display.figures import Figure, Heatmap
 from lenscope.errors import LenscopeError
 from lenscope.experiments.descriptions import Described, descriptions
 from lenscope.experiments.readings import (
@@ -39,12 +40,11 @@ from lenscope.experiments.setting import Setting
 from lenscope.loading import BUILT_IN, load
 from lenscope.methods import token_identity
 from lenscope.model import LM
-from lenscope.plots import Figure, Heatmap
 from lenscope.provenance import model_hash, provenance
 from lenscope.report import Report, Rows, shown
-from lenscope.selection import Selection, select
 from lenscope.states import HiddenStates, spaced
-from lenscope.statistics import Estimate, difference, holm, mean, sign_flips
+from lenscope.statistics.estimates import Estimate, difference, holm, mean, sign_flips
+from lenscope.statistics.selection import Selection, select
 
 DATA = "text"
 # no lens is read through

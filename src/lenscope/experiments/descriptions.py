@@ -24,8 +24,8 @@ from lenscope.packing import find_marks
 from lenscope.patchscope import Patchscope
 from lenscope.provenance import model_hash
 from lenscope.relations import Entity, builtin_entities
-from lenscope.selection import Selection, select
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.selection import Selection, select
 from lenscope.verbalizing import said_after, table
 
 # tokens that a description is written with

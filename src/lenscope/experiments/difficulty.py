@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lenscope.corpus import Corpus
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.documents import find_documents
 from lenscope.errors import LenscopeError
-from lenscope.experiments.association import correlations, shuffled
 from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tokens import Examples, baselines, counts, examples
 from lenscope.installed import texts
@@ -28,12 +28,12 @@ from lenscope.lens import Lens
 from lenscope.mappings import PairMapping
 from lenscope.measures import prediction_depth
 from lenscope.model import LM
-from lenscope.plots import Figure, Panel, Series
 from lenscope.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
 from lenscope.prompts import Prompt
 from lenscope.provenance import model_hash, provenance
 from lenscope.report import Report, shown
-from lenscope.statistics import Estimate, mean
+from lenscope.statistics.estimates import Estimate, mean
+from lenscope.statistics.rank_correlations import correlations, shuffled
 from lenscope.tuning import fit
 
 DATA = "text"

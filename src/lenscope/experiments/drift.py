@@ -15,13 +15,13 @@ from torch import Tensor
 
 from lenscope.corpus import TokenBatch
 from lenscope.covariance import covariances, pooled, rogue, similarity
+from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.evaluating import transfer
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.transplant import transplant
-from lenscope.plots import Figure, Heatmap, Panel, Series
 from lenscope.report import Report
-from lenscope.statistics import Estimate, rank_correlation
+from lenscope.statistics.estimates import Estimate, rank_correlation
 
 DATA = "text"
 CLAIM = (

@@ -14,16 +14,16 @@ import numpy as np
 
 from lenscope import rows
 from lenscope.controls import told
+from lenscope.display.figures import Figure, Panel
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, begun, curve, interval, kept_json
 from lenscope.matching import embedder, rouge, words
 from lenscope.methods import entity_description, named
 from lenscope.patchscope import Patchscope
-from lenscope.plots import Figure, Panel
 from lenscope.relations import Entity, builtin_entities, load_entities
 from lenscope.report import Report
-from lenscope.statistics import Estimate, difference, mean, spearman
+from lenscope.statistics.estimates import Estimate, difference, mean, spearman
 from lenscope.verbalizing import (
     NONE,
     RANDOM,

@@ -13,13 +13,13 @@ import torch
 from lenscope.ablation import influence
 from lenscope.causal import causal_basis, principal_basis, random_basis
 from lenscope.directions import Basis, Influence
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import identify
-from lenscope.plots import Figure, Panel, Series
 from lenscope.provenance import provenance
 from lenscope.report import Report, Rows
 from lenscope.states import spaced
-from lenscope.statistics import RESAMPLES, Estimate, bootstrap, percentiles, rank_correlation, spearman
+from lenscope.statistics.estimates import RESAMPLES, Estimate, bootstrap, percentiles, rank_correlation, spearman
 
 DATA = "text"
 CLAIM = (

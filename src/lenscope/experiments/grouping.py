@@ -12,7 +12,7 @@ import torch
 
 from lenscope.corpus import Corpus, TokenBatch
 from lenscope.errors import LenscopeError
-from lenscope.statistics import Estimate, percentiles
+from lenscope.statistics.estimates import Estimate, percentiles
 
 
 def rows_of(corpus: Corpus, tokens: int) -> list[TokenBatch]:

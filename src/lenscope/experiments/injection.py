@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lenscope.decoding import top_one
 from lenscope.detection import fingerprint
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.injected import DATA as TAKES
 from lenscope.experiments.injected import SHOTS, LeftOut, data
@@ -21,11 +22,10 @@ from lenscope.experiments.setting import Setting
 from lenscope.features import answer_features, describe, disturbed, runs, sorted_answer_features, spread
 from lenscope.lens import Lens
 from lenscope.model import LM
-from lenscope.plots import Figure, Panel, Series
 from lenscope.questions import ANSWER, Question, answer_log_likelihoods, correct, few_shot
 from lenscope.readout import wide
 from lenscope.report import Report
-from lenscope.statistics import Estimate, difference, mean
+from lenscope.statistics.estimates import Estimate, difference, mean
 from lenscope.trials import PARTS, Items, Split, split_auroc, tried
 
 DATA = TAKES

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lenscope.display.figures import Figure, Heatmap, Panel
 from lenscope.experiments.hopping import (
     LEAST,
     PLAIN,
@@ -27,10 +28,9 @@ from lenscope.experiments.hopping import (
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import SPLITS, compared, crossed, curve, interval
 from lenscope.matching import mentions
-from lenscope.plots import Figure, Heatmap, Panel
 from lenscope.relations import Chain, builtin_chains, load_chains
 from lenscope.report import Report
-from lenscope.statistics import mean
+from lenscope.statistics.estimates import mean
 from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 
 DATA = "JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.controls import random_vectors
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.readings import (
     PRECISION,
     SAMPLED,
@@ -31,11 +32,10 @@ from lenscope.experiments.setting import Setting
 from lenscope.lens import Lens
 from lenscope.methods import drawn, token_identity
 from lenscope.patchscope import Patchscope
-from lenscope.plots import Figure, Panel, Series
 from lenscope.report import Report, Rows, shown
-from lenscope.selection import select
 from lenscope.states import HiddenStates
-from lenscope.statistics import Estimate, bootstrap, difference, holm, mean, sign_flips
+from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, mean, sign_flips
+from lenscope.statistics.selection import select
 
 DATA = "text"
 CLAIM = (

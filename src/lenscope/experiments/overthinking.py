@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
 from lenscope.lens import Lens
-from lenscope.plots import Figure, Panel, Series
 from lenscope.questions import ANSWER, BUILTIN, Question, answer_log_likelihoods, correct, few_shot, load_questions
 from lenscope.quizzes import KINDS
 from lenscope.report import Report
-from lenscope.statistics import difference, holm, mean, sign_flips
+from lenscope.statistics.estimates import difference, holm, mean, sign_flips
 
 DATA = "JSONL with query, choices, gold, task"
 CLAIM = (

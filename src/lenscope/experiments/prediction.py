@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from lenscope.corpus import TokenBatch
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.evaluating import evaluate
 from lenscope.evaluation import Evaluation
 from lenscope.experiments.grouping import by_document, rows_of, thinned
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.mappings import Scale, identify
-from lenscope.plots import Figure, Panel, Series
 from lenscope.predictions import predictions
 from lenscope.report import Report, Rows
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
 from lenscope.tuning import fit
 
 DATA = "text"

@@ -19,13 +19,13 @@ from typing import Any, TypeVar, final
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lenscope import artifacts
 from lenscope.corpus import Corpus, overlap
 from lenscope.errors import LenscopeError
+from lenscope.files import weights_folder as artifacts
+from lenscope.files.file_names import safe_name
 from lenscope.generation import end_ids
 from lenscope.mappings import PairMapping, mapping_hash
 from lenscope.model import LM
-from lenscope.names import safe_name
 from lenscope.objective import fast_products
 from lenscope.packing import find_marks, tokenizer_identity
 from lenscope.provenance import provenance

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from lenscope.corpus import Corpus, TokenBatch
+from lenscope.display.figures import Figure, Panel, Series
 from lenscope.evaluating import evaluate
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.finetuning import fine_tune, weights_of, with_weights
 from lenscope.mappings import Affine
 from lenscope.model import LM
-from lenscope.plots import Figure, Panel, Series
-from lenscope.statistics import Estimate
+from lenscope.statistics.estimates import Estimate
 from lenscope.tuning import fit
 
 # steps of a row each, and their rate; text that measures, which of its positions count; layers measured: quick, full

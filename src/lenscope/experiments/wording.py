@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.display.figures import Series
 from lenscope.experiments.setting import Setting
 from lenscope.model import LM
 from lenscope.packing import find_marks
-from lenscope.plots import Series
 from lenscope.prompts import Prompt
-from lenscope.statistics import Estimate, bootstrap, difference, holm, sign_flips
+from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, sign_flips
 
 # random halvings of the items, over which what is selected on one half and used on the other is averaged
 SPLITS = 50

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lenscope.display.figures import Figure, Panel
 from lenscope.errors import LenscopeError
 from lenscope.experiments.entities import described, pick
 from lenscope.experiments.setting import Setting
@@ -17,7 +18,6 @@ from lenscope.experiments.wording import balanced, begun, compared, curve, inter
 from lenscope.matching import mentions, rouge
 from lenscope.methods import entity_description, feature_extraction, token_identity
 from lenscope.patchscope import Patchscope
-from lenscope.plots import Figure, Panel
 from lenscope.relations import Relation, builtin_entities, builtin_relations, known, load_relations
 from lenscope.report import Report
 from lenscope.sources import Layers

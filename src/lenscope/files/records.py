@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lenscope import footers
 from lenscope.errors import LenscopeError
-from lenscope.kinds import KINDS, PARQUET, refused
-from lenscope.untrusted import TEXT_LIMIT, read_json, reading, visible
-from lenscope.writing import whole_file
+from lenscope.files import parquet_footers as footers
+from lenscope.files.kinds import KINDS, PARQUET, refused
+from lenscope.files.untrusted import TEXT_LIMIT, read_json, reading, visible
+from lenscope.files.writing import whole_file
 
 VERSION = 2
 # A table may take this many bytes in memory, or so many times its file's: repeated values take next to none in a file.

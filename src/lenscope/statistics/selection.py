@@ -10,10 +10,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lenscope import statistics
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.statistics import Estimate
+from lenscope.statistics import estimates as statistics
+from lenscope.statistics.estimates import Estimate
 
 
 @final

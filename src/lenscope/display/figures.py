@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lenscope import visible
-from lenscope.names import safe_name
-from lenscope.writing import whole_file
+from lenscope.display import visible_text as visible
+from lenscope.files.file_names import safe_name
+from lenscope.files.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

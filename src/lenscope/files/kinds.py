@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from lenscope.errors import LenscopeError
-from lenscope.untrusted import CONFIG_LIMIT, read_json, visible
+from lenscope.files.untrusted import CONFIG_LIMIT, read_json, visible
 
 CONFIG = "config.json"
 # kind → what it is called, and what reads it

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lenscope.errors import LenscopeError
-from lenscope.untrusted import reading, reason, visible
+from lenscope.files.untrusted import reading, reason, visible
 
 # Characters that one line may have, so that a small compressed file does not fill the memory.
 LONGEST = 1 << 26

@@ -16,11 +16,11 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lenscope import kinds
 from lenscope.errors import LenscopeError
-from lenscope.kinds import refused
-from lenscope.untrusted import read_json, read_safetensors, reading, visible
-from lenscope.writing import folder_lock, temporary, write_text
+from lenscope.files import kinds
+from lenscope.files.kinds import refused
+from lenscope.files.untrusted import read_json, read_safetensors, reading, visible
+from lenscope.files.writing import folder_lock, temporary, write_text
 
 CONFIG = kinds.CONFIG
 # where the weights' file keeps the digest of the config they were written with

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lenscope.experiments.grouping import draws, estimate
-from lenscope.statistics import RESAMPLES, Estimate
+from lenscope.statistics.estimates import RESAMPLES, Estimate
 
 
 def levels(values: Any) -> np.ndarray:

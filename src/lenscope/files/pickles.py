@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.untrusted import reading, visible
+from lenscope.files.untrusted import reading, visible
 
 # What the entries of a zip may take in all, unpacked: so many bytes, or so many times the file's.
 _SMALL, _TIMES = 1 << 28, 4
