@@ -55,7 +55,7 @@ class Bench:
     def __init__(self, model: str, device: str) -> None:
         import lenscope as ls
         from lenscope import methods, rows
-        from lenscope.provenance import model_hash
+        from lenscope.models.provenance import model_hash
 
         self.lm = ls.load(model)
         self.lm.model.to(device)

@@ -32,7 +32,7 @@ def status_kb(name: str) -> int:
 
 def prepared(model: str, tokens: int):
     import lenscope as ls
-    from lenscope.provenance import model_hash
+    from lenscope.models.provenance import model_hash
 
     lm = ls.load(model)
     model_hash(lm.model)  # touches every page of the memory-mapped weights, so that none is charged to the run

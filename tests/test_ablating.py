@@ -22,7 +22,7 @@ from lenscope.ablating import (
 from lenscope.corpus import TokenBatch
 from lenscope.experiments import ablations
 from lenscope.experiments.setting import Setting
-from lenscope.provenance import model_hash
+from lenscope.models.provenance import model_hash
 
 
 def rows_of(lm, lengths, seed=0):

@@ -8,7 +8,7 @@ import torch
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
-from lenscope.prompts import Encoder
+from lenscope.models.prompts import Encoder
 from lenscope.questions import answer_log_likelihoods, answer_tokens
 
 KINDS = list(spelled.TOKENIZERS)

@@ -11,9 +11,10 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lenscope as ls
-from lenscope import edits, measures, rows
-from lenscope.anatomy import deviation
+from lenscope import measures, rows
 from lenscope.decoding import Writer
+from lenscope.models import edits
+from lenscope.models.residual_stream import deviation
 from lenscope.patched_rows import Rows
 
 EXACT = 1e-4

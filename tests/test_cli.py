@@ -27,7 +27,8 @@ def test_help_and_version_do_not_load_the_heavy_libraries():
 
 def test_the_command_line_and_the_library_have_one_default_model():
     """The command line cannot ask loading.py for it: that would load the heavy libraries before --help."""
-    from lenscope import loading, terminal
+    from lenscope import terminal
+    from lenscope.models import loading
 
     assert terminal.DEFAULT_MODEL == loading.DEFAULT_MODEL
 

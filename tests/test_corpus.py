@@ -15,8 +15,8 @@ import lenscope as ls
 from lenscope import corpus as corpora
 from lenscope import packing
 from lenscope.corpus import Corpus
+from lenscope.models.prompts import Encoder
 from lenscope.packing import find_marks
-from lenscope.prompts import Encoder
 
 EOS = 2
 TEXTS = [f"Document {n}: " + "the cat sat on the mat. " * (n % 7) + f"END {n}" for n in range(40)]

@@ -20,10 +20,10 @@ import lenscope as ls
 from lenscope import training, tuning
 from lenscope.corpus import Corpus
 from lenscope.distributed import Group, joined, sharded
-from lenscope.edits import Running
 from lenscope.mappings import load_mapping
-from lenscope.prompts import pad
-from lenscope.readout import Replayed
+from lenscope.models.edits import Running
+from lenscope.models.prompts import pad
+from lenscope.models.readout import Replayed
 
 # name → what is fitted: several blocks with an uneven last one, and a text of which a process has no row
 CASES = {"plain": {"recipe": SMALL}, "short": {"recipe": SMALL, "tokens": 32}, "published": {"recipe": "published"}}

@@ -6,7 +6,7 @@ import torch
 
 import lenscope as ls
 from lenscope import extraction, methods
-from lenscope.readout import FAILURES
+from lenscope.models.readout import FAILURES
 
 SOURCE = "The capital of France is"
 EXAMPLES = [("France", "Paris"), ("the cat", "mat"), ("this test", "is")]

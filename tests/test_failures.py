@@ -143,7 +143,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "lenscope.commands", "rich.table", "lenscope.loading", "torch", "numpy"])
+@pytest.mark.parametrize(
+    "module", ["typer", "lenscope.commands", "rich.table", "lenscope.models.loading", "torch", "numpy"]
+)
 def test_an_interruption_while_things_are_imported_is_one_line(module, model):
     done = process(PRESS, module, "lens", "hi", "-m", model)
     assert (done.returncode, done.stdout) == (130, b"")

@@ -11,13 +11,14 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import batches, cascade, measures, reduction, rows
-from lenscope.anatomy import observe
-from lenscope.edits import Running, add, add_norm_matched, replace, replace_norm_matched
+from lenscope import cascade, measures, reduction, rows
 from lenscope.files import weights_folder as artifacts
-from lenscope.generation import Checked
-from lenscope.prompts import pad
-from lenscope.readout import Traced, find_readout, verify
+from lenscope.models import batches
+from lenscope.models.edits import Running, add, add_norm_matched, replace, replace_norm_matched
+from lenscope.models.generation import Checked
+from lenscope.models.prompts import pad
+from lenscope.models.readout import Traced, find_readout, verify
+from lenscope.models.residual_stream import observe
 
 PROMPT = "The capital of France is"
 

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope import identity, likeness
-from lenscope.identity import model_hash
 from lenscope.mappings import Affine, identify, is_of, load_mapping
+from lenscope.models import identity, likeness
+from lenscope.models.identity import model_hash
 
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 16}
 LONGROPE = {**ROPE, "rope_type": "longrope", "factor": 8.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}

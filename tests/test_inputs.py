@@ -10,8 +10,8 @@ import torch
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
-from lenscope.prompts import Encoder
-from lenscope.states import check_layers
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.prompts import Encoder
 
 TEXT = "The cat sat"
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import lenscope as ls
-from lenscope import _version, provenance
+from lenscope import _version
 from lenscope.experiments import setting as settings
 from lenscope.experiments import wording
 from lenscope.experiments.setting import Setting, content
 from lenscope.mappings import Affine
+from lenscope.models import provenance
 
 NOT_INPUTS = {"folder", "progress"}
 

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 import lenscope as ls
-from lenscope import checkpoints, foreign, loading
+from lenscope import foreign
 from lenscope.files import hub
+from lenscope.models import checkpoints, loading
 
 
 @pytest.fixture(scope="module")

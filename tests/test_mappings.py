@@ -15,9 +15,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lenscope as ls
-from lenscope import mappings, provenance, regression
+from lenscope import mappings, regression
 from lenscope.mappings import Affine, LowRank, Scale, load_mapping
-from lenscope.prompts import Prompt
+from lenscope.models import provenance
+from lenscope.models.prompts import Prompt
 
 WORDS = ["the", "cat", "sat", "on", "a mat", "capital", "of France", "is", "Paris", "this", "test", "river", "stone"]
 RIDGES = (1e-6, 1e-3)

@@ -6,8 +6,8 @@ import spelled
 import tiny
 
 import lenscope as ls
+from lenscope.models.prompts import Encoder
 from lenscope.packing import Marks, counted, find_marks, mark_ids
-from lenscope.prompts import Encoder
 from lenscope.regression import aligned
 
 

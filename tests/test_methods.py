@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lenscope as ls
 from lenscope import methods
-from lenscope.edits import add
+from lenscope.models.edits import add
 from lenscope.regression import fit_mapping
 
 SOURCE = "The capital of France is"

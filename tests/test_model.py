@@ -5,8 +5,8 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import exactness, generation
-from lenscope.edits import add, add_norm_matched, replace_norm_matched
+from lenscope.models import exactness, generation
+from lenscope.models.edits import add, add_norm_matched, replace_norm_matched
 
 PROMPT = "The capital of France is"
 
@@ -142,7 +142,7 @@ def test_several_positions_rows_and_nested_blocks(lm64):
 
 
 def test_rows_stay_theirs_when_prompts_run_in_groups(lm64, monkeypatch):
-    monkeypatch.setattr("lenscope.batches.TOKENS_PER_RUN", 8)
+    monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", 8)
     prompts = ["a longer prompt here", "b", "c c c"]
     v = torch.ones(32, dtype=torch.float64)
     with lm64.edit(ls.Edit(1, 0, v, row=1)):
@@ -254,7 +254,7 @@ def test_the_first_generation_may_happen_inside_an_edit():
 
 
 def test_where_the_cache_is_wrong_generation_recomputes(lm64, monkeypatch):
-    from lenscope.generation import Checked
+    from lenscope.models.generation import Checked
 
     expected = [c.ids for c in lm64.generate([PROMPT, "x"], 5)]
     monkeypatch.setitem(lm64.measured, ("generation",), Checked(1.0, 1.0))

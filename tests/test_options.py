@@ -8,8 +8,8 @@ import json
 import pytest
 import typer
 
-from lenscope import loading
 from lenscope.commands import app
+from lenscope.models import loading
 
 SOURCE = {"--dtype", "--device", "--revision", "--attn"}
 LENS = ["lens", "hi"]

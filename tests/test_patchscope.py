@@ -6,8 +6,8 @@ import torch
 
 import lenscope as ls
 from lenscope import measures, rows
-from lenscope.anatomy import deviation
-from lenscope.edits import add, replace
+from lenscope.models.edits import add, replace
+from lenscope.models.residual_stream import deviation
 
 SOURCE, TARGET = "The capital of France is", "one -> one, two -> two, x ->"
 

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from lenscope.errors import LenscopeError
-from lenscope.prompts import Encoder, pad
+from lenscope.models.prompts import Encoder, pad
 
 TEXT = "The cat sat on the mat."
 

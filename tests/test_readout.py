@@ -7,8 +7,8 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope.anatomy import observe
-from lenscope.readout import Replayed, Traced, find_readout, trace, verify
+from lenscope.models.readout import Replayed, Traced, find_readout, trace, verify
+from lenscope.models.residual_stream import observe
 
 
 def miswired(change):

@@ -68,7 +68,7 @@ def test_the_model_hash_covers_every_weight_and_notices_changes():
     import tiny
     import torch
 
-    from lenscope.provenance import model_hash
+    from lenscope.models.provenance import model_hash
 
     model = tiny.model("gpt2")
     first = model_hash(model)
@@ -185,7 +185,7 @@ def test_comparisons_are_data_and_tables(lm):
 
 
 def test_what_holds_tensors_shows_in_one_short_line(lm):
-    from lenscope.prompts import pad
+    from lenscope.models.prompts import pad
 
     states = lm.read(["The cat\nsat", "x"])
     edit = ls.Edit(1, -1, states.tensor[0, 1, 0])

@@ -26,10 +26,10 @@ from lenscope import choosing, corpus, objective, training, tuning
 from lenscope.corpus import Corpus
 from lenscope.distributed import Group
 from lenscope.mappings import load_mapping
+from lenscope.models.readout import Replayed
 from lenscope.moments import Moments, with_constant
 from lenscope.objective import Objective
 from lenscope.optimizers import Muon, Nesterov, orthogonal
-from lenscope.readout import Replayed
 from lenscope.schedule import Schedule
 from lenscope.tuning import RECIPES, Recipe, fit
 

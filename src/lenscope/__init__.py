@@ -13,13 +13,11 @@ if TYPE_CHECKING:
     from lenscope.ablation import alignment, influence
     from lenscope.blockwise import Ablations
     from lenscope.causal import causal_basis, principal_basis, random_basis
-    from lenscope.checks import check
     from lenscope.controls import random_vectors, shuffled_sources, told
     from lenscope.corpus import Corpus
     from lenscope.covariance import Covariances, covariances
     from lenscope.detection import Detector, fit_detector, load_detector
     from lenscope.directions import Alignment, Basis, Influence, load_basis
-    from lenscope.edits import Edit
     from lenscope.effects import Effects, load_effects
     from lenscope.errors import LenscopeError
     from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
@@ -30,12 +28,15 @@ if TYPE_CHECKING:
     from lenscope.grids import Grid, load_grid
     from lenscope.interventions import activation_patching, attention_knockout, back_patching, causal_tracing
     from lenscope.lens import Lens
-    from lenscope.loading import load
     from lenscope.mappings import Affine, LowRank, Scale, load_mapping
     from lenscope.matching import mentions, rouge
-    from lenscope.model import LM, Continuation
+    from lenscope.models.check import check
+    from lenscope.models.edits import Edit
+    from lenscope.models.hidden_states import HiddenStates
+    from lenscope.models.language_model import LM, Continuation
+    from lenscope.models.loading import load
+    from lenscope.models.prompts import Prompt
     from lenscope.patchscope import Interrupted, Patchscope, Target
-    from lenscope.prompts import Prompt
     from lenscope.questions import Question, answer_log_likelihoods, few_shot, load_questions
     from lenscope.regression import fit_mapping
     from lenscope.relations import (
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from lenscope.results import Comparison, Trajectory, save
     from lenscope.saved import load_results
     from lenscope.softprompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
-    from lenscope.states import HiddenStates
     from lenscope.statistics.estimates import Estimate
     from lenscope.statistics.probes import Probed, probe
     from lenscope.statistics.selection import Selection, select
@@ -173,7 +173,7 @@ _HOMES = {
         "principal_basis",
         "random_basis",
     ),
-    "checks": ("check",),
+    "models.check": ("check",),
     "controls": (
         "random_vectors",
         "shuffled_sources",
@@ -195,7 +195,7 @@ _HOMES = {
         "Influence",
         "load_basis",
     ),
-    "edits": ("Edit",),
+    "models.edits": ("Edit",),
     "effects": (
         "Effects",
         "load_effects",
@@ -228,7 +228,7 @@ _HOMES = {
         "causal_tracing",
     ),
     "lens": ("Lens",),
-    "loading": ("load",),
+    "models.loading": ("load",),
     "mappings": (
         "Affine",
         "LowRank",
@@ -239,7 +239,7 @@ _HOMES = {
         "mentions",
         "rouge",
     ),
-    "model": (
+    "models.language_model": (
         "LM",
         "Continuation",
     ),
@@ -252,7 +252,7 @@ _HOMES = {
         "Probed",
         "probe",
     ),
-    "prompts": ("Prompt",),
+    "models.prompts": ("Prompt",),
     "questions": (
         "Question",
         "answer_log_likelihoods",
@@ -290,7 +290,7 @@ _HOMES = {
         "fit_soft_prompt",
         "load_soft_prompt",
     ),
-    "states": ("HiddenStates",),
+    "models.hidden_states": ("HiddenStates",),
     "statistics.estimates": ("Estimate",),
     "tuning": (
         "Recipe",

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lenscope.anatomy import deviation, input_state, output_state, with_output_state
-from lenscope.batches import TOKENS_PER_RUN
 from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.contents import Brief
-from lenscope.edits import EditBlock, Running
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
-from lenscope.model import LM
+from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.edits import EditBlock, Running
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import pad
+from lenscope.models.provenance import provenance
+from lenscope.models.readout import FAILURES, is_stubbed
+from lenscope.models.residual_stream import deviation, input_state, output_state, with_output_state
 from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts, predictions
-from lenscope.prompts import pad
-from lenscope.provenance import provenance
-from lenscope.readout import FAILURES, is_stubbed
 from lenscope.reduction import reduce
-from lenscope.states import check_layers
 
 # change(update, layer): what is added to the stream in place of what the block that makes `layer` adds, (B, T, D) both
 Change = Callable[[Tensor, int], Tensor]

@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.anatomy import deviation
-from lenscope.batches import TOKENS_PER_RUN
 from lenscope.causal import Run, energies, lens_layers, runs
 from lenscope.directions import Alignment, Basis, Influence
-from lenscope.edits import Running
 from lenscope.energy import wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.mappings import is_of
-from lenscope.model import LM
+from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.edits import Running
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Batch, Prompt
+from lenscope.models.provenance import provenance
+from lenscope.models.readout import FAILURES, Readout, stubbed, wide
+from lenscope.models.residual_stream import deviation
 from lenscope.predictions import Progress, Rows
-from lenscope.prompts import Batch, Prompt
-from lenscope.provenance import provenance
-from lenscope.readout import FAILURES, Readout, stubbed, wide
 from lenscope.reduction import WHOLE, reduce
 
 

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.batches import length_groups
 from lenscope.directions import Basis
-from lenscope.edits import Running
 from lenscope.energy import Energy, Factored, Site, wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.mappings import identify
-from lenscope.model import LM
+from lenscope.models.batches import length_groups
+from lenscope.models.edits import Running
+from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Prompt, pad
+from lenscope.models.provenance import provenance
+from lenscope.models.readout import Readout, wide
 from lenscope.packing import counted, mark_ids
 from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts
-from lenscope.prompts import Prompt, pad
-from lenscope.provenance import provenance
-from lenscope.readout import Readout, wide
 from lenscope.reduction import reduce
-from lenscope.states import HiddenStates, check_layers
 
 # Columns of the vocabulary that directions are first sought on, and how many starts are tried for each.
 COLUMNS, STARTS = 4096, 4

@@ -36,7 +36,7 @@ from lenscope.terminal import (
 
 if TYPE_CHECKING:
     from lenscope.directions import Basis, Influence
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
 
 # tokens that directions are found on, and as many that their influence is measured on; tokens of a row
 TOKENS, LENGTH = "1024", 128

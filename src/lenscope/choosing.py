@@ -15,7 +15,7 @@ from torch import Tensor
 from lenscope.corpus import Corpus, TokenBatch
 from lenscope.distributed import Group
 from lenscope.errors import LenscopeError
-from lenscope.model import LM
+from lenscope.models.language_model import LM
 from lenscope.moments import with_constant
 from lenscope.objective import Objective
 from lenscope.reduction import reduce

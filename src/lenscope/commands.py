@@ -44,7 +44,7 @@ def check(
     """What was found in a model, how exactly its readout was verified, and what is unsupported."""
     known_model(model)
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.checks import check as examine
+    from lenscope.models.check import check as examine
 
     report = examine(lm)
     if as_json:

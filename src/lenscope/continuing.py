@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lenscope import rows
 from lenscope.decoding import Writer
-from lenscope.model import LM, Continuation
+from lenscope.models.language_model import LM, Continuation
+from lenscope.models.prompts import Prompt
 from lenscope.prefixes import Prefixes
-from lenscope.prompts import Prompt
 from lenscope.staircase import Staircase
 
 # prompts that go on from one prefix together; with fewer of them it is not worth its own run

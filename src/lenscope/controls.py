@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscope import Patchscope
-from lenscope.states import HiddenStates
 
 
 @overload

@@ -19,10 +19,10 @@ from lenscope.contents import Brief
 from lenscope.document_files import Document
 from lenscope.documents import Data, Documents, find_documents
 from lenscope.errors import LenscopeError
-from lenscope.generation import end_ids
-from lenscope.model import LM
+from lenscope.models.generation import end_ids
+from lenscope.models.language_model import LM
+from lenscope.models.provenance import model_hash
 from lenscope.packing import KNOWN, TOKEN, find_marks, mark_ids, pack, tokenizer_identity, written
-from lenscope.provenance import model_hash
 from lenscope.samples import sample
 
 LENGTH = 512

@@ -13,9 +13,9 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.model import LM
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.language_model import LM
 from lenscope.predictions import Progress, Rows, predictions
-from lenscope.states import check_layers
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import generation
 from lenscope.errors import LenscopeError
-from lenscope.model import LM
-from lenscope.readout import wide
+from lenscope.models import generation
+from lenscope.models.language_model import LM
+from lenscope.models.readout import wide
 from lenscope.reduction import PIECE, WHOLE
 
 

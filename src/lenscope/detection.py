@@ -23,10 +23,10 @@ from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
 from lenscope.lens import Lens
 from lenscope.mappings import PairMapping, identify, is_of, load_mapping
-from lenscope.model import LM, PromptLike
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.language_model import LM, PromptLike
 from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold
 from lenscope.questions import answer_log_likelihoods
-from lenscope.states import check_layers
 
 FORMAT = 1
 STEM = "detector"

@@ -17,8 +17,8 @@ from torch import distributed as dist
 
 from lenscope.errors import LenscopeError
 from lenscope.mappings import identify
-from lenscope.model import LM
-from lenscope.provenance import provenance
+from lenscope.models.language_model import LM
+from lenscope.models.provenance import provenance
 
 # what was known of a model before its weights were split
 _whole: WeakKeyDictionary[LM, tuple[dict[str, Any], dict[str, Any]]] = WeakKeyDictionary()

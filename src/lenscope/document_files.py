@@ -18,7 +18,7 @@ import pyarrow as pa
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import LONGEST, encoding
 from lenscope.files.untrusted import reason
-from lenscope.inputs import plain, token_ids
+from lenscope.models.inputs import plain, token_ids
 
 # a text, or token ids that are taken as they are
 Document = str | tuple[int, ...]

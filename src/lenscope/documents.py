@@ -39,7 +39,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files import parquet_footers as footers
 from lenscope.files.text_files import encoding
 from lenscope.files.untrusted import CONFIG_LIMIT, TEXT_LIMIT, reading
-from lenscope.inputs import elements, is_integer
+from lenscope.models.inputs import elements, is_integer
 
 Data = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Sequence[int]]
 

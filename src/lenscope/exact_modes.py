@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.anatomy import deviation, probe_text
-from lenscope.edits import replace
-from lenscope.model import LM
+from lenscope.models.edits import replace
+from lenscope.models.language_model import LM
+from lenscope.models.readout import FAILURES
+from lenscope.models.residual_stream import deviation, probe_text
 from lenscope.patched_rows import Rows
 from lenscope.prefixes import Prefixes, size
-from lenscope.readout import FAILURES
 from lenscope.staircase import Batched, batched_arguments
 
 # ways to run rows, fastest first
@@ -83,7 +83,7 @@ class ExactModes:
         """How far a way of running moves the logits from plain hooks over whole prompts; infinite where it fails.
 
         Measured once for each key, on patches at early and late layers, in the middle and at the end of prompts, with
-        two more tokens written after them; as `lenscope.anatomy.deviation`.
+        two more tokens written after them; as `lenscope.models.residual_stream.deviation`.
         """
         key = () if at is None else at.key
         with lm.lock:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from lenscope.anatomy import deviation, forward_kwargs
 from lenscope.errors import LenscopeError
 from lenscope.mappings import Affine, identify
-from lenscope.model import LM, PromptLike
-from lenscope.prompts import Position
-from lenscope.readout import FAILURES
-from lenscope.states import check_layers
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Position
+from lenscope.models.readout import FAILURES
+from lenscope.models.residual_stream import deviation, forward_kwargs
 
 # tokens that run together, each with the gradients of one output dimension
 TOKENS = 384

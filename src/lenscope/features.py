@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.batches import TOKENS_PER_RUN
 from lenscope.contents import Brief
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
-from lenscope.model import LM, PromptLike
-from lenscope.prompts import Prompt
+from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.hidden_states import check_layers, spaced
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Prompt
 from lenscope.reduction import reduce
-from lenscope.states import check_layers, spaced
 
 # of a position: what the lens says of it
 MEASURES = ("entropy", "kl", "top_log_prob", "agreement")

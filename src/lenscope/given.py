@@ -96,7 +96,7 @@ def known_model(name: str) -> None:
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or place.suffix == ".gguf":
         existing(name, "file" if place.suffix == ".gguf" else "folder")
-    from lenscope.loading import BUILT_IN
+    from lenscope.models.loading import BUILT_IN
 
     if name in BUILT_IN or _cached(name, "config.json"):
         return

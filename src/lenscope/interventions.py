@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import edits, rows
+from lenscope import rows
 from lenscope.decoding import top_one
-from lenscope.edits import Edit
 from lenscope.effects import Effects, Run, assembled, baselines, measured
 from lenscope.errors import LenscopeError
-from lenscope.inputs import is_integer
-from lenscope.model import LM, PromptLike
+from lenscope.models import edits
+from lenscope.models.edits import Edit
+from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.inputs import is_integer
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Position, Positions, Prompt
+from lenscope.models.provenance import provenance
 from lenscope.patched_rows import Rows
 from lenscope.patchscope import Patchscope, Target
-from lenscope.prompts import Position, Positions, Prompt
-from lenscope.provenance import provenance
 from lenscope.scoring import answer_ids, log_prob
-from lenscope.states import HiddenStates, check_layers
 
 Prompts = PromptLike | Sequence[PromptLike]
 Answers = None | str | int | Sequence[str | int]

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from lenscope import mappings
-from lenscope.batches import TOKENS_PER_RUN
 from lenscope.errors import LenscopeError
-from lenscope.inputs import count
 from lenscope.mappings import PairMapping
-from lenscope.model import LM, PromptLike
-from lenscope.prompts import Positions, Prompt
-from lenscope.provenance import provenance
+from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.inputs import count
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Positions, Prompt
+from lenscope.models.provenance import provenance
 from lenscope.reduction import diverge, reduce
 from lenscope.results import Comparison, Trajectory
-from lenscope.states import HiddenStates, check_layers
 
 # f(h), f(h, layer) or f(h, layer, n_layers): hidden states (..., D) of a layer → states (..., D) as the last layer
 # would have them

@@ -42,7 +42,7 @@ from lenscope.terminal import (
 if TYPE_CHECKING:
     from lenscope.corpus import Corpus
     from lenscope.mappings import PairMapping
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
 
 TUNED = "A fitted lens: folder, file or hub repository; default: the logit lens."
 # tokens that are read where none are asked for: to fit, to measure, and to measure every lens on every layer

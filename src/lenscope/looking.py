@@ -39,7 +39,7 @@ from lenscope.terminal import (
 
 if TYPE_CHECKING:
     from lenscope.lens import Lens
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
     from lenscope.results import Trajectory
 
 # tokens per cell of files and pages where no number is given

@@ -26,13 +26,13 @@ from lenscope.errors import LenscopeError
 from lenscope.files import hub
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
-from lenscope.identity import model_hash
-from lenscope.likeness import IDENTITY as IDENTITY
-from lenscope.likeness import identify as identify
-from lenscope.likeness import is_of as is_of
+from lenscope.models.identity import model_hash
+from lenscope.models.likeness import IDENTITY as IDENTITY
+from lenscope.models.likeness import identify as identify
+from lenscope.models.likeness import is_of as is_of
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
 
 FORMAT = 1
 STEM = "mapping"

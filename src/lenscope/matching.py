@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.model import LM
+from lenscope.models.language_model import LM
 
 # texts → unit vectors (N, D), a row of zeros where a text has none
 Embed = Callable[[Sequence[str]], np.ndarray]

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.model import LM
-from lenscope.readout import wide
+from lenscope.models.language_model import LM
+from lenscope.models.readout import wide
 
 # Bytes of logits at once: the passes over a piece find it in the processor's cache.
 PIECE = 4 << 20

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
-from lenscope.edits import Operation
-from lenscope.model import LM
-from lenscope.prompts import Prompt
+from lenscope.models.edits import Operation
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Prompt
 
 
 @dataclass(frozen=True, eq=False, repr=False)

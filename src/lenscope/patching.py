@@ -124,8 +124,8 @@ def patch(
     lm = load_model(model, dtype, device, None, attention)
     other = load_model(target_model, dtype, device, None, attention) if target_model else lm
     from lenscope.mappings import load_mapping
+    from lenscope.models.hidden_states import check_layers
     from lenscope.scoring import comparable
-    from lenscope.states import check_layers
 
     if measure in ("surprisal", "precision") and not comparable(other, lm):
         raise LenscopeError(f"--measure {measure}: {lm.name} and {other.name} have no common vocabulary to compare in")

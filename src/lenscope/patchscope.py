@@ -15,17 +15,17 @@ from torch import Tensor
 
 from lenscope import rows
 from lenscope.decoding import Writer
-from lenscope.edits import Edit, Operation, replace
 from lenscope.errors import LenscopeError
 from lenscope.grids import Grid, Spot
-from lenscope.inputs import count
-from lenscope.model import LM, PromptLike
+from lenscope.models.edits import Edit, Operation, replace
+from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.inputs import count
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Positions, Prompt
+from lenscope.models.provenance import provenance
 from lenscope.patched_rows import Rows
-from lenscope.prompts import Positions, Prompt
-from lenscope.provenance import provenance
 from lenscope.scoring import Scores
 from lenscope.sources import Layers, Sources, Vectors, cells, gather
-from lenscope.states import HiddenStates, check_layers
 
 # progress(cells done, cells in all)
 Progress = Callable[[int, int], None]
@@ -98,7 +98,7 @@ class Patchscope:
     The quintuple of Ghandeharioun et al. 2024, §3.1: h[target layer, placeholder] ← f(h[source layer, position]), the
     source's model being any. `target` is one Target (or prompt, patched at its last token) or several. `f` maps
     states of the source's model to states of `lm` (None: identity), called as f(h), f(h, layer) or
-    f(h, layer, target_layer). `op` puts f(h) in place of the state or adds it (lenscope.edits); `window` writes the
+    f(h, layer, target_layer). `op` puts f(h) in place of the state or adds it (lenscope.models.edits); `window` writes the
     same at that many layers from the target layer on. `layers` are those that calls run which name none; None: all.
     `source_lm`, if it is not `lm`, is the model that the sources come from: needed for surprisal and precision, and
     checked against `f`.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from lenscope.anatomy import forward_kwargs
 from lenscope.cascade import SharedLayer
-from lenscope.model import LM
+from lenscope.models.language_model import LM
+from lenscope.models.residual_stream import forward_kwargs
 
 # plain attention layers: a prefix of theirs can be cut, and shared
 ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer)

@@ -29,12 +29,12 @@ from lenscope.documents import Stream
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.writing import write_text
-from lenscope.loading import load
-from lenscope.model import LM
+from lenscope.models.language_model import LM
+from lenscope.models.loading import load
+from lenscope.models.provenance import model_hash
+from lenscope.models.spelling import BETWEEN
 from lenscope.objective import low_precision, reading
 from lenscope.optimizers import orthogonal
-from lenscope.provenance import model_hash
-from lenscope.spelling import BETWEEN
 
 HEAD = 32
 # of AdamW: how slowly its means of gradients and of their squares change, and its step beside one of Muon

@@ -22,12 +22,12 @@ from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
 from lenscope.lens import Lens
-from lenscope.model import LM, PromptLike
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Prompt
+from lenscope.models.readout import wide
 from lenscope.prefixes import Prefixes
-from lenscope.prompts import Prompt
-from lenscope.readout import wide
 from lenscope.staircase import Staircase
-from lenscope.states import check_layers
 
 # how a query ends; " " and the answer follow
 ANSWER = "Answer:"

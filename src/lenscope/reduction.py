@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.readout import Readout, wide
+from lenscope.models.readout import Readout, wide
 
 # Bytes of one piece of logits: small enough that the passes over it find it in the processor's cache, and that malloc
 # hands the same pages out again. Measured: 2 MB costs what the product alone costs, 16 MB 1.4 times that.

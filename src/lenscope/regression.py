@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.mappings import Affine, identify
-from lenscope.model import LM
-from lenscope.prompts import Encoder, Prompt
-from lenscope.states import check_layers
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Encoder, Prompt
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # texts that are read together, and that a shuffled control's pairs are drawn from

@@ -18,8 +18,8 @@ from lenscope.continuing import Progress, continued
 from lenscope.errors import LenscopeError
 from lenscope.files import text_files as textfiles
 from lenscope.matching import mentions, starts
-from lenscope.model import LM
-from lenscope.prompts import Prompt
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Prompt
 
 # tokens that it may write beyond an answer's own, such as an article
 MORE = 2

@@ -33,7 +33,7 @@ from lenscope.terminal import (
 )
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
     from lenscope.report import Report
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.exact_modes import ExactModes
-from lenscope.exactness import require_causal_at
-from lenscope.model import LM
+from lenscope.models.exactness import require_causal_at
+from lenscope.models.language_model import LM
 from lenscope.patched_rows import Bars, Patches, Rows, Written
 from lenscope.plain import Plain
 from lenscope.prefixes import Prefixes

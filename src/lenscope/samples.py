@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import generation, rows
-from lenscope.model import LM
+from lenscope import rows
+from lenscope.models import generation
+from lenscope.models.language_model import LM
 from lenscope.patched_rows import Rows
 from lenscope.reduction import WHOLE
 

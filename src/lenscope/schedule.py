@@ -9,7 +9,7 @@ from math import ceil
 
 import torch
 
-from lenscope.model import LM
+from lenscope.models.language_model import LM
 
 # rows that all processes together read at once; those of a block are a multiple of it, so that a resumed run reads the
 # same batches

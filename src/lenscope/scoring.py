@@ -15,13 +15,13 @@ from torch import Tensor
 
 from lenscope import rows
 from lenscope.decoding import top_one
-from lenscope.edits import Edit
 from lenscope.errors import LenscopeError
-from lenscope.inputs import elements, is_integer
-from lenscope.model import LM
+from lenscope.models.edits import Edit
+from lenscope.models.inputs import elements, is_integer
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Prompt
+from lenscope.models.readout import wide
 from lenscope.patched_rows import Rows
-from lenscope.prompts import Prompt
-from lenscope.readout import wide
 from lenscope.reduction import reduce
 from lenscope.sources import Sources
 

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenscope.anatomy import forward_kwargs
 from lenscope.contents import Brief
-from lenscope.edits import Edit
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
 from lenscope.mappings import identify, is_of
-from lenscope.model import LM, PromptLike
+from lenscope.models.edits import Edit
+from lenscope.models.hidden_states import check_layers
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Encoder
+from lenscope.models.readout import wide
+from lenscope.models.residual_stream import forward_kwargs
 from lenscope.patchscope import Target
-from lenscope.prompts import Encoder
-from lenscope.readout import wide
-from lenscope.states import check_layers
 
 # Pal et al. 2023: the fixed prompts of the authors' code
 FIXED_PROMPTS = (

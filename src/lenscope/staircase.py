@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lenscope.anatomy import forward_kwargs
 from lenscope.cascade import SharedLayer, cascading
-from lenscope.model import LM
+from lenscope.models.language_model import LM
+from lenscope.models.residual_stream import forward_kwargs
 
 # Where in a block's arguments a tensor stands (names, and indices of tuples), and how many rows it has per row
 Batched = dict[tuple[str | int, ...], int]

@@ -17,7 +17,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
     from lenscope.results import Trajectory
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
@@ -41,7 +41,7 @@ def load_model(model: str, dtype: str | None, device: str | None, revision: str 
     """Load a model as the options say."""
     if dtype not in (None, "float32", "float64", "bfloat16", "float16"):
         raise LenscopeError(f"--dtype {dtype}: give float32, float64, bfloat16 or float16")
-    from lenscope.loading import load
+    from lenscope.models.loading import load
 
     return load(model, dtype=dtype, device_map=device, revision=revision, attn_implementation=attention)
 

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from lenscope.corpus import Corpus, TokenBatch
 from lenscope.distributed import Group, is_sharded
-from lenscope.edits import Running
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
-from lenscope.model import LM
+from lenscope.models.edits import Running
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import pad
 from lenscope.moments import Moments, with_constant
 from lenscope.objective import Columns, Objective, reading
 from lenscope.optimizers import MakeOptimizer, Optimizer, Units
-from lenscope.prompts import pad
 from lenscope.schedule import TOGETHER, Schedule
 
 # numbers of the model's distributions that are held at once, over the tokens of a step

@@ -12,7 +12,7 @@ import numpy as np
 from lenscope.contents import Brief
 from lenscope.detection import fingerprint
 from lenscope.errors import LenscopeError
-from lenscope.model import LM
+from lenscope.models.language_model import LM
 from lenscope.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
 from lenscope.statistics.estimates import RESAMPLES, Estimate, percentiles
 

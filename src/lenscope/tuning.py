@@ -30,7 +30,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files.weights_folder import CONFIG
 from lenscope.files.writing import folder_lock
 from lenscope.mappings import Affine, PairMapping, load_mapping
-from lenscope.model import LM
+from lenscope.models.language_model import LM
 from lenscope.objective import Objective, fast_products, low_precision
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
 from lenscope.schedule import Schedule

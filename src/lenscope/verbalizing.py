@@ -16,11 +16,11 @@ from lenscope.controls import exchange, random_vectors, told
 from lenscope.decoding import Writer
 from lenscope.errors import LenscopeError
 from lenscope.grids import Grid
-from lenscope.model import LM, PromptLike
+from lenscope.models.hidden_states import HiddenStates
+from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.prompts import Prompt
 from lenscope.patchscope import Patchscope, Progress
-from lenscope.prompts import Prompt
 from lenscope.sources import Layers
-from lenscope.states import HiddenStates
 from lenscope.statistics.estimates import Estimate, difference, mean
 from lenscope.statistics.selection import Selection, select
 

@@ -17,9 +17,9 @@ from lenscope.directions import Alignment, Basis
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import identify
-from lenscope.provenance import provenance
+from lenscope.models.hidden_states import spaced
+from lenscope.models.provenance import provenance
 from lenscope.report import Report
-from lenscope.states import spaced
 from lenscope.statistics.estimates import Estimate, difference, spearman
 
 DATA = "text"

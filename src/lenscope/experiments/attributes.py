@@ -24,9 +24,9 @@ from lenscope.experiments.wording import interval
 from lenscope.facts import ABOUT_THINGS
 from lenscope.matching import mentions
 from lenscope.methods import feature_extraction
+from lenscope.models.hidden_states import HiddenStates, spaced
 from lenscope.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
 from lenscope.report import Report
-from lenscope.states import HiddenStates, spaced
 from lenscope.statistics.estimates import Estimate, mean
 from lenscope.statistics.probes import probe
 

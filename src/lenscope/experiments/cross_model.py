@@ -37,12 +37,12 @@ from lenscope.experiments.readings import (
     training,
 )
 from lenscope.experiments.setting import Setting
-from lenscope.loading import BUILT_IN, load
 from lenscope.methods import token_identity
-from lenscope.model import LM
-from lenscope.provenance import model_hash, provenance
+from lenscope.models.hidden_states import HiddenStates, spaced
+from lenscope.models.language_model import LM
+from lenscope.models.loading import BUILT_IN, load
+from lenscope.models.provenance import model_hash, provenance
 from lenscope.report import Report, Rows, shown
-from lenscope.states import HiddenStates, spaced
 from lenscope.statistics.estimates import Estimate, difference, holm, mean, sign_flips
 from lenscope.statistics.selection import Selection, select
 

@@ -19,10 +19,10 @@ from lenscope.experiments.wording import kept_json
 from lenscope.mappings import Affine
 from lenscope.matching import rouge
 from lenscope.methods import entity_description
-from lenscope.model import LM
+from lenscope.models.language_model import LM
+from lenscope.models.provenance import model_hash
 from lenscope.packing import find_marks
 from lenscope.patchscope import Patchscope
-from lenscope.provenance import model_hash
 from lenscope.relations import Entity, builtin_entities
 from lenscope.statistics.estimates import Estimate
 from lenscope.statistics.selection import Selection, select

@@ -27,10 +27,10 @@ from lenscope.installed import texts
 from lenscope.lens import Lens
 from lenscope.mappings import PairMapping
 from lenscope.measures import prediction_depth
-from lenscope.model import LM
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Prompt
+from lenscope.models.provenance import model_hash, provenance
 from lenscope.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
-from lenscope.prompts import Prompt
-from lenscope.provenance import model_hash, provenance
 from lenscope.report import Report, shown
 from lenscope.statistics.estimates import Estimate, mean
 from lenscope.statistics.rank_correlations import correlations, shuffled

@@ -16,9 +16,9 @@ from lenscope.directions import Basis, Influence
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import identify
-from lenscope.provenance import provenance
+from lenscope.models.hidden_states import spaced
+from lenscope.models.provenance import provenance
 from lenscope.report import Report, Rows
-from lenscope.states import spaced
 from lenscope.statistics.estimates import RESAMPLES, Estimate, bootstrap, percentiles, rank_correlation, spearman
 
 DATA = "text"

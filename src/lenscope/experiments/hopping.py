@@ -17,9 +17,9 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import balanced, begun, kept_json
 from lenscope.interventions import back_patching
 from lenscope.matching import mentions
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscope import Patchscope, Target
 from lenscope.relations import Chain, answered
-from lenscope.states import HiddenStates
 from lenscope.verbalizing import RANDOM, SHUFFLED, VECTOR, said_after, sayings, table
 
 # demonstrations, questions of a kind at least, tokens of a chain of thought

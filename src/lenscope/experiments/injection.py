@@ -21,9 +21,9 @@ from lenscope.experiments.injected import SHOTS, LeftOut, data
 from lenscope.experiments.setting import Setting
 from lenscope.features import answer_features, describe, disturbed, runs, sorted_answer_features, spread
 from lenscope.lens import Lens
-from lenscope.model import LM
+from lenscope.models.language_model import LM
+from lenscope.models.readout import wide
 from lenscope.questions import ANSWER, Question, answer_log_likelihoods, correct, few_shot
-from lenscope.readout import wide
 from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, difference, mean
 from lenscope.trials import PARTS, Items, Split, split_auroc, tried

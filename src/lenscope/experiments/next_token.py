@@ -31,9 +31,9 @@ from lenscope.experiments.readings import (
 from lenscope.experiments.setting import Setting
 from lenscope.lens import Lens
 from lenscope.methods import drawn, token_identity
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscope import Patchscope
 from lenscope.report import Report, Rows, shown
-from lenscope.states import HiddenStates
 from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, mean, sign_flips
 from lenscope.statistics.selection import select
 

@@ -17,14 +17,14 @@ from lenscope import mappings, rows
 from lenscope.controls import exchange, random_like
 from lenscope.corpus import Corpus, TokenBatch
 from lenscope.decoding import top_one
-from lenscope.edits import replace as instead
 from lenscope.errors import LenscopeError
 from lenscope.experiments.grouping import rows_of
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.mappings import Affine, identify
-from lenscope.model import LM
+from lenscope.models.edits import replace as instead
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Prompt
 from lenscope.patched_rows import Rows
-from lenscope.prompts import Prompt
 from lenscope.regression import aligned, fit_mapping
 from lenscope.scoring import comparable
 

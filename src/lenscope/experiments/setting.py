@@ -23,12 +23,12 @@ from lenscope.corpus import Corpus, overlap
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.file_names import safe_name
-from lenscope.generation import end_ids
 from lenscope.mappings import PairMapping, mapping_hash
-from lenscope.model import LM
+from lenscope.models.generation import end_ids
+from lenscope.models.language_model import LM
+from lenscope.models.provenance import provenance
 from lenscope.objective import fast_products
 from lenscope.packing import find_marks, tokenizer_identity
-from lenscope.provenance import provenance
 from lenscope.tuning import fit
 
 # tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lenscope.display.figures import Series
 from lenscope.experiments.setting import Setting
-from lenscope.model import LM
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Prompt
 from lenscope.packing import find_marks
-from lenscope.prompts import Prompt
 from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, sign_flips
 
 # random halvings of the items, over which what is selected on one half and used on the other is averaged

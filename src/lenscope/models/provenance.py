@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from lenscope._version import __version__
-from lenscope.identity import glanced, head_hash, model_hash, rounded_hash
+from lenscope.models.identity import glanced, head_hash, model_hash, rounded_hash
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
 
 __all__ = ["head_hash", "model_hash", "provenance", "rounded_hash"]
 

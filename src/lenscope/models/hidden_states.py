@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.inputs import elements, is_integer, shown, sliced
-from lenscope.prompts import Positions, Prompt
+from lenscope.models.inputs import elements, is_integer, shown, sliced
+from lenscope.models.prompts import Positions, Prompt
 
 # layers as a person names them
 Layers = int | slice | Sequence[int]

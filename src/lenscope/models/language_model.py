@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lenscope import exactness, generation
-from lenscope.anatomy import (
+from lenscope.errors import LenscopeError
+from lenscope.models import exactness, generation
+from lenscope.models.batches import length_groups
+from lenscope.models.context_length import find_context
+from lenscope.models.edits import Edit, EditBlock, Running, open_blocks
+from lenscope.models.exclusive_runs import Exclusive
+from lenscope.models.hidden_states import HiddenStates, Layers, check_layers
+from lenscope.models.inputs import count
+from lenscope.models.length_regimes import Regimes
+from lenscope.models.prompts import Encoder, Positions, Prompt, pad
+from lenscope.models.readout import find_readout, is_stubbed, wide
+from lenscope.models.residual_stream import (
     TOLERANCE,
     Anatomy,
     first_bad_parameter,
@@ -26,16 +36,6 @@ from lenscope.anatomy import (
     with_input_state,
     with_output_state,
 )
-from lenscope.batches import length_groups
-from lenscope.context import find_context
-from lenscope.edits import Edit, EditBlock, Running, open_blocks
-from lenscope.errors import LenscopeError
-from lenscope.exclusive import Exclusive
-from lenscope.inputs import count
-from lenscope.prompts import Encoder, Positions, Prompt, pad
-from lenscope.readout import find_readout, is_stubbed, wide
-from lenscope.regimes import Regimes
-from lenscope.states import HiddenStates, Layers, check_layers
 
 PromptLike = str | Prompt | Sequence[int]
 

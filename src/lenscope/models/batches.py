@@ -5,7 +5,7 @@ Knows: lengths. Does not know: models, or whether padding changes a model's numb
 
 from collections.abc import Callable, Iterator, Sequence
 
-from lenscope.prompts import Prompt
+from lenscope.models.prompts import Prompt
 
 # Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
 TOKENS_PER_RUN = 8192

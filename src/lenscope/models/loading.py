@@ -19,10 +19,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from lenscope import checkpoints
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.model import LM
+from lenscope.models import checkpoints
+from lenscope.models.language_model import LM
 
 DEFAULT_MODEL = "smollm2-135m"
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from lenscope.anatomy import TOLERANCE, deviation
-from lenscope.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash, stored_hash
+from lenscope.models.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash, stored_hash
+from lenscope.models.residual_stream import TOLERANCE, deviation
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
 
 # how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
 IDENTITY = 2

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from lenscope.anatomy import deviation, probe_text
-from lenscope.batches import length_groups
-from lenscope.edits import Running
 from lenscope.errors import LenscopeError
-from lenscope.prompts import Batch, Prompt, pad
-from lenscope.readout import FAILURES
+from lenscope.models.batches import length_groups
+from lenscope.models.edits import Running
+from lenscope.models.prompts import Batch, Prompt, pad
+from lenscope.models.readout import FAILURES
+from lenscope.models.residual_stream import deviation, probe_text
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
 
 # tokens written to measure a cache, and to measure it across a length from which on a model may behave differently
 PROBE_TOKENS, CROSSING_TOKENS = 4, 6
@@ -30,7 +30,7 @@ PROBE_TOKENS, CROSSING_TOKENS = 4, 6
 class Checked:
     """How far generating from a cache, and with left padding, moves the logits of each new token.
 
-    As `lenscope.anatomy.deviation`, against reading the grown prompt from its start; infinite where transformers
+    As `lenscope.models.residual_stream.deviation`, against reading the grown prompt from its start; infinite where transformers
     fails, then `failure` says how.
     """
 

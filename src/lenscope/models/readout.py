@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lenscope.anatomy import TOLERANCE, Anatomy, deviation, embedding, forward_kwargs, with_output_state
 from lenscope.errors import LenscopeError
-from lenscope.exclusive import lock_of
+from lenscope.models.exclusive_runs import lock_of
+from lenscope.models.residual_stream import TOLERANCE, Anatomy, deviation, embedding, forward_kwargs, with_output_state
 
 # What modules raise when they are run on their own with an input of the wrong kind.
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lenscope.anatomy import Anatomy, embedding
+from lenscope.models.residual_stream import Anatomy, embedding
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _making = threading.Lock()

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.inputs import integer
-from lenscope.prompts import Batch, Positions, Prompt
+from lenscope.models.inputs import integer
+from lenscope.models.prompts import Batch, Positions, Prompt
 
 # (N, D) states as they are, (N, D) vectors given → (N, D) states as they shall be
 Operation = Callable[[Tensor, Tensor], Tensor]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.inputs import elements, is_integer, plain, shown, sliced, sound, token_ids
-from lenscope.spelling import Spelling
+from lenscope.models.inputs import elements, is_integer, plain, shown, sliced, sound, token_ids
+from lenscope.models.spelling import Spelling
 
 # one position of a prompt as a person names it
 Position = int | str

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lenscope import exactness, generation
-from lenscope.anatomy import TOLERANCE, deviation
-from lenscope.edits import Edit
-from lenscope.model import LM
+from lenscope.models import exactness, generation
+from lenscope.models.edits import Edit
+from lenscope.models.language_model import LM
+from lenscope.models.residual_stream import TOLERANCE, deviation
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from lenscope.anatomy import Anatomy, forward_kwargs
+from lenscope.models.residual_stream import Anatomy, forward_kwargs
 
 # The first one that a configuration has counts.
 FIELDS = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lenscope.inputs import sound
+from lenscope.models.inputs import sound
 
 # the letters by which byte-level tokenizers name bytes
 BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}

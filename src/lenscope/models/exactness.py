@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lenscope.anatomy import PROBE_LENGTHS, deviation, probe_text, require_causal
-from lenscope.edits import Running
 from lenscope.errors import LenscopeError
-from lenscope.prompts import pad
+from lenscope.models.edits import Running
+from lenscope.models.prompts import pad
+from lenscope.models.residual_stream import PROBE_LENGTHS, deviation, probe_text, require_causal
 
 if TYPE_CHECKING:
-    from lenscope.model import LM
+    from lenscope.models.language_model import LM
 
 # A third of the largest deviation that rounding can explain, by dtype: what is beyond it is a fault and no rounding. In
 # float64 that of sums in float32.
@@ -26,7 +26,7 @@ STEP = 1e-6
 
 
 def own_rounding(lm: "LM") -> float:
-    """The deviation (`lenscope.anatomy.deviation`) of logits by the model's own rounding, at most that of `MOST`."""
+    """The deviation (`lenscope.models.residual_stream.deviation`) of logits by the model's own rounding, at most that of `MOST`."""
     ids = [*probe_text(lm.anatomy, 7, 0), *probe_text(lm.anatomy, 7, 2)]
     whole = lm.own_logits(lm.probe(ids))
     gaps = [deviation(lm.own_logits(lm.probe(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]
@@ -63,7 +63,7 @@ def _from_layer_0(lm: "LM", ids: list[int], x: Tensor) -> Tensor:
 
 
 def right_padding_deviation(lm: "LM", short: int = PROBE_LENGTHS[0], long: int = PROBE_LENGTHS[1]) -> float:
-    """How far padding on the right moves the logits (`lenscope.anatomy.deviation`).
+    """How far padding on the right moves the logits (`lenscope.models.residual_stream.deviation`).
 
     Measured on a pair of prompts of `short` and `long` tokens, once for all lengths between which the model's
     configuration makes no difference. Above `tolerance`, prompts are read in groups of equal length.

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lenscope.constituents import absent, settings, stored, tensors
+from lenscope.models.constituents import absent, settings, stored, tensors
 
 Sum = Tensor | int
 
