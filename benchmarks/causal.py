@@ -18,7 +18,7 @@ import lenscope as ls
 from lenscope.causal import causal_basis, energies, runs
 from lenscope.energy import Plain, Site, wide_readout
 from lenscope.lens import Lens
-from lenscope.objective import Objective
+from lenscope.measures.sampled_kl import Objective
 
 
 def baseline(site: Site, energy, k: int) -> tuple[torch.Tensor, int]:

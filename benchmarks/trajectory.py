@@ -54,7 +54,7 @@ def plain(lm, ids) -> None:
     """All logits stacked, then the same measures from their log-probabilities."""
     import torch
 
-    from lenscope import measures
+    from lenscope.measures import definitions as measures
 
     log_q = lm.unembed(lm.read(ids)[:, :]).log_softmax(-1)
     following = torch.tensor([*ids[1:], 0]).expand(len(log_q), -1)

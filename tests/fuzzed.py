@@ -26,8 +26,8 @@ from lenses import affine
 import lenscope as ls
 from lenscope import quizzes
 from lenscope.detecting import _prompts
-from lenscope.foreign import export_tuned_lens
-from lenscope.mappings import identify
+from lenscope.mappings.lens_files import export_tuned_lens
+from lenscope.mappings.mapping import identify
 from lenscope.terminal import texts
 
 PROMPT = "The capital of France is"

@@ -2,7 +2,7 @@
 
 import torch
 
-from lenscope.mappings import Affine, identify
+from lenscope.mappings.mapping import Affine, identify
 
 
 def affine(lm, seed=0):

@@ -11,8 +11,9 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lenscope as ls
-from lenscope import measures, rows
+from lenscope import rows
 from lenscope.decoding import Writer
+from lenscope.measures import definitions as measures
 from lenscope.models import edits
 from lenscope.models.residual_stream import deviation
 from lenscope.patched_rows import Rows

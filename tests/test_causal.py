@@ -20,8 +20,8 @@ from lenscope.energy import Factored, Plain, Site, wide_readout
 from lenscope.experiments import fidelity
 from lenscope.experiments.setting import Setting
 from lenscope.lens import Lens
-from lenscope.mappings import identify
-from lenscope.objective import Objective
+from lenscope.mappings.mapping import identify
+from lenscope.measures.sampled_kl import Objective
 from lenscope.statistics.estimates import rank_correlation
 
 WORDS = "the cat sat on a mat in this capital city of France and Paris is it while tests of tokens go on"

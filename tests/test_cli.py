@@ -9,7 +9,8 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import mappings, tuning
+from lenscope import tuning
+from lenscope.mappings import mapping as mappings
 
 
 @pytest.fixture(scope="module")

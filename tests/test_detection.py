@@ -29,7 +29,7 @@ from lenscope.features import (
     spread,
     trajectory_columns,
 )
-from lenscope.mappings import Affine, identify
+from lenscope.mappings.mapping import Affine, identify
 from lenscope.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
 from lenscope.questions import BUILTIN
 from lenscope.statistics.estimates import Estimate

@@ -19,8 +19,8 @@ from test_tuning import SMALL, documents, fitted, make, same, stop_at
 import lenscope as ls
 from lenscope import training, tuning
 from lenscope.corpus import Corpus
-from lenscope.distributed import Group, joined, sharded
-from lenscope.mappings import load_mapping
+from lenscope.distributed.sharding import Group, joined, sharded
+from lenscope.mappings.mapping import load_mapping
 from lenscope.models.edits import Running
 from lenscope.models.prompts import pad
 from lenscope.models.readout import Replayed

@@ -14,11 +14,12 @@ from rich.console import Console
 
 import lenscope as ls
 from lenscope import evaluating as module
-from lenscope import predictions, reduction
+from lenscope import predictions
 from lenscope.corpus import TokenBatch
 from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
 from lenscope.evaluation import MEASURES, Evaluation, Transfer, load_evaluation
-from lenscope.mappings import Affine, identify
+from lenscope.mappings.mapping import Affine, identify
+from lenscope.measures import streamed as reduction
 from lenscope.statistics import estimates as statistics
 
 

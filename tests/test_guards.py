@@ -11,8 +11,10 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import cascade, measures, reduction, rows
+from lenscope import cascade, rows
 from lenscope.files import weights_folder as artifacts
+from lenscope.measures import definitions as measures
+from lenscope.measures import streamed as reduction
 from lenscope.models import batches
 from lenscope.models.edits import Running, add, add_norm_matched, replace, replace_norm_matched
 from lenscope.models.generation import Checked

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope.mappings import Affine, identify, is_of, load_mapping
+from lenscope.mappings.mapping import Affine, identify, is_of, load_mapping
 from lenscope.models import identity, likeness
 from lenscope.models.identity import model_hash
 

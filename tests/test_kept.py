@@ -14,7 +14,7 @@ from lenscope import _version
 from lenscope.experiments import setting as settings
 from lenscope.experiments import wording
 from lenscope.experiments.setting import Setting, content
-from lenscope.mappings import Affine
+from lenscope.mappings.mapping import Affine
 from lenscope.models import provenance
 
 NOT_INPUTS = {"folder", "progress"}

@@ -9,7 +9,9 @@ import torch
 from largest import Largest
 
 import lenscope as ls
-from lenscope import mappings, measures, reduction
+from lenscope.mappings import mapping as mappings
+from lenscope.measures import definitions as measures
+from lenscope.measures import streamed as reduction
 
 PROMPT = "The capital of France is"
 

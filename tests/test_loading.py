@@ -17,8 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 import lenscope as ls
-from lenscope import foreign
 from lenscope.files import hub
+from lenscope.mappings import lens_files as foreign
 from lenscope.models import checkpoints, loading
 
 

@@ -15,8 +15,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lenscope as ls
-from lenscope import mappings, regression
-from lenscope.mappings import Affine, LowRank, Scale, load_mapping
+from lenscope import regression
+from lenscope.mappings import mapping as mappings
+from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
 from lenscope.models import provenance
 from lenscope.models.prompts import Prompt
 

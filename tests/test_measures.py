@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lenscope import measures as m
+from lenscope.measures import definitions as m
 
 P = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=torch.float64)
 Q = torch.tensor([0.25, 0.25, 0.25, 0.25], dtype=torch.float64)

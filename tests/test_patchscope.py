@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import lenscope as ls
-from lenscope import measures, rows
+from lenscope import rows
+from lenscope.measures import definitions as measures
 from lenscope.models.edits import add, replace
 from lenscope.models.residual_stream import deviation
 

@@ -24,7 +24,7 @@ from lenscope.experiments.readings import (
     training,
 )
 from lenscope.experiments.setting import Setting
-from lenscope.mappings import Affine, identify
+from lenscope.mappings.mapping import Affine, identify
 
 WORDS = ["the cat", "sat on", "a mat", "capital of", "France is", "Paris", "this is", "a test", "of the", "tokenizer"]
 

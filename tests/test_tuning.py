@@ -22,13 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lenscope as ls
-from lenscope import choosing, corpus, objective, training, tuning
+from lenscope import choosing, corpus, training, tuning
 from lenscope.corpus import Corpus
-from lenscope.distributed import Group
-from lenscope.mappings import load_mapping
+from lenscope.distributed.sharding import Group
+from lenscope.mappings.mapping import load_mapping
+from lenscope.measures import sampled_kl as objective
+from lenscope.measures.sampled_kl import Objective
 from lenscope.models.readout import Replayed
 from lenscope.moments import Moments, with_constant
-from lenscope.objective import Objective
 from lenscope.optimizers import Muon, Nesterov, orthogonal
 from lenscope.schedule import Schedule
 from lenscope.tuning import RECIPES, Recipe, fit

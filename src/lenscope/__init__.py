@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from lenscope.evaluation import Evaluation, Transfer, load_evaluation
     from lenscope.extraction import fit_relation
     from lenscope.finetuning import fine_tune
-    from lenscope.foreign import export_tuned_lens, load_lens
     from lenscope.grids import Grid, load_grid
     from lenscope.interventions import activation_patching, attention_knockout, back_patching, causal_tracing
     from lenscope.lens import Lens
-    from lenscope.mappings import Affine, LowRank, Scale, load_mapping
+    from lenscope.mappings.lens_files import export_tuned_lens, load_lens
+    from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
     from lenscope.matching import mentions, rouge
     from lenscope.models.check import check
     from lenscope.models.edits import Edit
@@ -213,7 +213,7 @@ _HOMES = {
     ),
     "extraction": ("fit_relation",),
     "finetuning": ("fine_tune",),
-    "foreign": (
+    "mappings.lens_files": (
         "export_tuned_lens",
         "load_lens",
     ),
@@ -229,7 +229,7 @@ _HOMES = {
     ),
     "lens": ("Lens",),
     "models.loading": ("load",),
-    "mappings": (
+    "mappings.mapping": (
         "Affine",
         "LowRank",
         "Scale",

@@ -20,6 +20,7 @@ from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
+from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.edits import EditBlock, Running
 from lenscope.models.hidden_states import check_layers
@@ -29,7 +30,6 @@ from lenscope.models.provenance import provenance
 from lenscope.models.readout import FAILURES, is_stubbed
 from lenscope.models.residual_stream import deviation, input_state, output_state, with_output_state
 from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts, predictions
-from lenscope.reduction import reduce
 
 # change(update, layer): what is added to the stream in place of what the block that makes `layer` adds, (B, T, D) both
 Change = Callable[[Tensor, int], Tensor]

@@ -18,7 +18,8 @@ from lenscope.directions import Alignment, Basis, Influence
 from lenscope.energy import wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
-from lenscope.mappings import is_of
+from lenscope.mappings.mapping import is_of
+from lenscope.measures.streamed import WHOLE, reduce
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.edits import Running
 from lenscope.models.language_model import LM
@@ -27,7 +28,6 @@ from lenscope.models.provenance import provenance
 from lenscope.models.readout import FAILURES, Readout, stubbed, wide
 from lenscope.models.residual_stream import deviation
 from lenscope.predictions import Progress, Rows
-from lenscope.reduction import WHOLE, reduce
 
 
 @torch.no_grad()

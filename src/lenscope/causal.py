@@ -16,7 +16,8 @@ from lenscope.directions import Basis
 from lenscope.energy import Energy, Factored, Site, wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
-from lenscope.mappings import identify
+from lenscope.mappings.mapping import identify
+from lenscope.measures.streamed import reduce
 from lenscope.models.batches import length_groups
 from lenscope.models.edits import Running
 from lenscope.models.hidden_states import HiddenStates, check_layers
@@ -26,7 +27,6 @@ from lenscope.models.provenance import provenance
 from lenscope.models.readout import Readout, wide
 from lenscope.packing import counted, mark_ids
 from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts
-from lenscope.reduction import reduce
 
 # Columns of the vocabulary that directions are first sought on, and how many starts are tried for each.
 COLUMNS, STARTS = 4096, 4

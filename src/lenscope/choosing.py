@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lenscope.corpus import Corpus, TokenBatch
-from lenscope.distributed import Group
+from lenscope.distributed.sharding import Group
 from lenscope.errors import LenscopeError
+from lenscope.measures.sampled_kl import Objective
+from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
 from lenscope.moments import with_constant
-from lenscope.objective import Objective
-from lenscope.reduction import reduce
 from lenscope.schedule import TOGETHER
 from lenscope.statistics.estimates import Estimate, ratios
 from lenscope.training import Block, Training, some_rows

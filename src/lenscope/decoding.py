@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.measures.streamed import PIECE, WHOLE
 from lenscope.models import generation
 from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
-from lenscope.reduction import PIECE, WHOLE
 
 
 def top_one(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from lenscope.features import answer_features, describe, disturbed, mean_states,
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
 from lenscope.lens import Lens
-from lenscope.mappings import PairMapping, identify, is_of, load_mapping
+from lenscope.mappings.mapping import PairMapping, identify, is_of, load_mapping
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
+from lenscope.measures.sampled_kl import Objective
 from lenscope.models.language_model import LM
 from lenscope.models.readout import Readout, Traced, wide
-from lenscope.objective import Objective
 
 # Bytes of logits of all states that are kept, and of a piece that the passes find in the processor's cache.
 KEPT, PIECE = 1 << 30, 2 << 20

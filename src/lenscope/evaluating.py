@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import mappings
 from lenscope.errors import LenscopeError
 from lenscope.evaluation import MEASURES, Evaluation, Transfer
 from lenscope.lens import Lens
+from lenscope.mappings import mapping as mappings
+from lenscope.measures.streamed import Reduced, average, averaged_at_once, reduce
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import provenance
 from lenscope.predictions import Predictions, Progress, Rows, predictions
-from lenscope.reduction import Reduced, average, averaged_at_once, reduce
 from lenscope.statistics.estimates import RESAMPLES, jackknife, percentiles
 
 BINS = 15

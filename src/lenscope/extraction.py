@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from lenscope.errors import LenscopeError
-from lenscope.mappings import Affine, identify
+from lenscope.mappings.mapping import Affine, identify
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position

@@ -17,11 +17,11 @@ from lenscope.contents import Brief
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
+from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.hidden_states import check_layers, spaced
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Prompt
-from lenscope.reduction import reduce
 
 # of a position: what the lens says of it
 MEASURES = ("entropy", "kl", "top_log_prob", "agreement")

@@ -124,7 +124,7 @@ def known_lens(where: str, transferred: bool = False) -> None:
         return
     if where.startswith((".", "/", "~")) or (place.suffix in (".pt", ".pth", ".safetensors") and "/" not in where):
         existing(where)
-    from lenscope.foreign import SPACE
+    from lenscope.mappings.lens_files import SPACE
 
     repository = "/".join(where.split("/")[:2])
     if _cached(repository, None) or _cached(SPACE, f"lens/{where}/config.json", "space"):

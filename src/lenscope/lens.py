@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import mappings
 from lenscope.errors import LenscopeError
-from lenscope.mappings import PairMapping
+from lenscope.mappings import mapping as mappings
+from lenscope.mappings.mapping import PairMapping
+from lenscope.measures.streamed import diverge, reduce
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.hidden_states import HiddenStates, check_layers
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
-from lenscope.reduction import diverge, reduce
 from lenscope.results import Comparison, Trajectory
 
 # f(h), f(h, layer) or f(h, layer, n_layers): hidden states (..., D) of a layer → states (..., D) as the last layer

@@ -41,7 +41,7 @@ from lenscope.terminal import (
 
 if TYPE_CHECKING:
     from lenscope.corpus import Corpus
-    from lenscope.mappings import PairMapping
+    from lenscope.mappings.mapping import PairMapping
     from lenscope.models.language_model import LM
 
 TUNED = "A fitted lens: folder, file or hub repository; default: the logit lens."
@@ -262,7 +262,7 @@ def export(
     known_lens(lens)
     _free(Path(folder))
     lm = load_model(model, dtype, device, revision, None)
-    from lenscope.foreign import export_tuned_lens
+    from lenscope.mappings.lens_files import export_tuned_lens
 
     export_tuned_lens(opened(lens, lm), folder)
     if as_json:
@@ -272,8 +272,8 @@ def export(
 
 def opened(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
     """The lens that a command line names; `transferred`: of another model, in a folder that lenscope saved."""
-    from lenscope.foreign import load_lens
-    from lenscope.mappings import load_mapping
+    from lenscope.mappings.lens_files import load_lens
+    from lenscope.mappings.mapping import load_mapping
 
     if not transferred:
         return load_lens(where, lm)
@@ -310,7 +310,7 @@ def _nats(value: float | None) -> str:
 
 
 def _run(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: bool) -> "PairMapping":
-    from lenscope.distributed import sharded
+    from lenscope.distributed.sharding import sharded
     from lenscope.tuning import fit as fit_
 
     try:

@@ -123,7 +123,7 @@ def patch(
 
     lm = load_model(model, dtype, device, None, attention)
     other = load_model(target_model, dtype, device, None, attention) if target_model else lm
-    from lenscope.mappings import load_mapping
+    from lenscope.mappings.mapping import load_mapping
     from lenscope.models.hidden_states import check_layers
     from lenscope.scoring import comparable
 

@@ -29,11 +29,11 @@ from lenscope.documents import Stream
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.writing import write_text
+from lenscope.measures.sampled_kl import low_precision, reading
 from lenscope.models.language_model import LM
 from lenscope.models.loading import load
 from lenscope.models.provenance import model_hash
 from lenscope.models.spelling import BETWEEN
-from lenscope.objective import low_precision, reading
 from lenscope.optimizers import orthogonal
 
 HEAD = 32

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.mappings import Affine, identify
+from lenscope.mappings.mapping import Affine, identify
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Encoder, Prompt

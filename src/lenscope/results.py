@@ -15,13 +15,14 @@ import pyarrow as pa
 import torch
 from rich.table import Table
 
-from lenscope import contents, measures
+from lenscope import contents
 from lenscope.contents import exactly, listed
 from lenscope.display import heat_table as tables
 from lenscope.errors import LenscopeError
 from lenscope.files import records as resultfiles
 from lenscope.files.untrusted import reading
 from lenscope.files.writing import write_text
+from lenscope.measures import definitions as measures
 
 FORMAT = resultfiles.VERSION
 

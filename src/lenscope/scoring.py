@@ -16,13 +16,13 @@ from torch import Tensor
 from lenscope import rows
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
+from lenscope.measures.streamed import reduce
 from lenscope.models.edits import Edit
 from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
 from lenscope.patched_rows import Rows
-from lenscope.reduction import reduce
 from lenscope.sources import Sources
 
 

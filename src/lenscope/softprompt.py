@@ -19,7 +19,7 @@ from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
-from lenscope.mappings import identify, is_of
+from lenscope.mappings.mapping import identify, is_of
 from lenscope.models.edits import Edit
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike

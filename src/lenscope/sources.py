@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import mappings
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.grids import Source
+from lenscope.mappings import mapping as mappings
 from lenscope.models.edits import as_vectors
 from lenscope.models.hidden_states import HiddenStates, check_layers
 from lenscope.models.inputs import elements, is_integer

@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lenscope.corpus import Corpus, TokenBatch
-from lenscope.distributed import Group, is_sharded
+from lenscope.distributed.sharding import Group, is_sharded
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
+from lenscope.measures.sampled_kl import Columns, Objective, reading
 from lenscope.models.edits import Running
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import pad
 from lenscope.moments import Moments, with_constant
-from lenscope.objective import Columns, Objective, reading
 from lenscope.optimizers import MakeOptimizer, Optimizer, Units
 from lenscope.schedule import TOGETHER, Schedule
 

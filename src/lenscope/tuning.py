@@ -24,14 +24,14 @@ from lenscope.choosing import parts as choosing_parts
 from lenscope.choosing import read as read_held_out
 from lenscope.choosing import taken as choosing_rows
 from lenscope.corpus import Corpus
-from lenscope.distributed import Group, described, is_sharded, joined
+from lenscope.distributed.sharding import Group, described, is_sharded, joined
 from lenscope.documents import Data, Stream
 from lenscope.errors import LenscopeError
 from lenscope.files.weights_folder import CONFIG
 from lenscope.files.writing import folder_lock
-from lenscope.mappings import Affine, PairMapping, load_mapping
+from lenscope.mappings.mapping import Affine, PairMapping, load_mapping
+from lenscope.measures.sampled_kl import Objective, fast_products, low_precision
 from lenscope.models.language_model import LM
-from lenscope.objective import Objective, fast_products, low_precision
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
 from lenscope.schedule import Schedule
 from lenscope.training import Training

@@ -16,7 +16,7 @@ from lenscope.causal import causal_basis, random_basis
 from lenscope.directions import Alignment, Basis
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
-from lenscope.mappings import identify
+from lenscope.mappings.mapping import identify
 from lenscope.models.hidden_states import spaced
 from lenscope.models.provenance import provenance
 from lenscope.report import Report

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import mappings
 from lenscope.display.figures import Figure, Heatmap
 from lenscope.errors import LenscopeError
 from lenscope.experiments.descriptions import Described, descriptions
@@ -37,6 +36,7 @@ from lenscope.experiments.readings import (
     training,
 )
 from lenscope.experiments.setting import Setting
+from lenscope.mappings import mapping as mappings
 from lenscope.methods import token_identity
 from lenscope.models.hidden_states import HiddenStates, spaced
 from lenscope.models.language_model import LM

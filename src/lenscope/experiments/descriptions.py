@@ -16,7 +16,7 @@ from lenscope.experiments.entities import described, pick
 from lenscope.experiments.readings import others, random_instead
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import kept_json
-from lenscope.mappings import Affine
+from lenscope.mappings.mapping import Affine
 from lenscope.matching import rouge
 from lenscope.methods import entity_description
 from lenscope.models.language_model import LM

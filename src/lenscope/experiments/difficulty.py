@@ -25,8 +25,8 @@ from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tokens import Examples, baselines, counts, examples
 from lenscope.installed import texts
 from lenscope.lens import Lens
-from lenscope.mappings import PairMapping
-from lenscope.measures import prediction_depth
+from lenscope.mappings.mapping import PairMapping
+from lenscope.measures.definitions import prediction_depth
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import model_hash, provenance

@@ -15,7 +15,7 @@ from lenscope.causal import causal_basis, principal_basis, random_basis
 from lenscope.directions import Basis, Influence
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
-from lenscope.mappings import identify
+from lenscope.mappings.mapping import identify
 from lenscope.models.hidden_states import spaced
 from lenscope.models.provenance import provenance
 from lenscope.report import Report, Rows

@@ -18,7 +18,7 @@ from lenscope.evaluating import evaluate
 from lenscope.evaluation import Evaluation
 from lenscope.experiments.grouping import by_document, rows_of, thinned
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
-from lenscope.mappings import Scale, identify
+from lenscope.mappings.mapping import Scale, identify
 from lenscope.predictions import predictions
 from lenscope.report import Report, Rows
 from lenscope.statistics.estimates import Estimate

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import mappings, rows
+from lenscope import rows
 from lenscope.controls import exchange, random_like
 from lenscope.corpus import Corpus, TokenBatch
 from lenscope.decoding import top_one
 from lenscope.errors import LenscopeError
 from lenscope.experiments.grouping import rows_of
 from lenscope.experiments.setting import HELD_OUT, Setting
-from lenscope.mappings import Affine, identify
+from lenscope.mappings import mapping as mappings
+from lenscope.mappings.mapping import Affine, identify
 from lenscope.models.edits import replace as instead
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt

@@ -23,11 +23,11 @@ from lenscope.corpus import Corpus, overlap
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.file_names import safe_name
-from lenscope.mappings import PairMapping, mapping_hash
+from lenscope.mappings.mapping import PairMapping, mapping_hash
+from lenscope.measures.sampled_kl import fast_products
 from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import provenance
-from lenscope.objective import fast_products
 from lenscope.packing import find_marks, tokenizer_identity
 from lenscope.tuning import fit
 

@@ -21,7 +21,7 @@ from lenscope.evaluating import evaluate
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.finetuning import fine_tune, weights_of, with_weights
-from lenscope.mappings import Affine
+from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.statistics.estimates import Estimate
 from lenscope.tuning import fit

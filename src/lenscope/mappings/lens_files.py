@@ -32,7 +32,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files import hub, pickles
 from lenscope.files.untrusted import read_json, read_safetensors
 from lenscope.files.writing import whole_file
-from lenscope.mappings import Affine, LowRank, Pair, PairMapping, Scale, identify, load_mapping
+from lenscope.mappings.mapping import Affine, LowRank, Pair, PairMapping, Scale, identify, load_mapping
 from lenscope.models.language_model import LM
 from lenscope.models.loading import BUILT_IN
 

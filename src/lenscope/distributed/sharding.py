@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lenscope.errors import LenscopeError
-from lenscope.mappings import identify
+from lenscope.mappings.mapping import identify
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import provenance
 
