@@ -54,7 +54,8 @@ class Bench:
 
     def __init__(self, model: str, device: str) -> None:
         import lenscope as ls
-        from lenscope import methods, rows
+        from lenscope import methods
+        from lenscope.engine import run as rows
         from lenscope.models.provenance import model_hash
 
         self.lm = ls.load(model)

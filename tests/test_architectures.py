@@ -11,12 +11,12 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lenscope as ls
-from lenscope import rows
-from lenscope.decoding import Writer
+from lenscope.engine import run as rows
+from lenscope.engine.patched_rows import Rows
+from lenscope.engine.token_choice import Writer
 from lenscope.measures import definitions as measures
 from lenscope.models import edits
 from lenscope.models.residual_stream import deviation
-from lenscope.patched_rows import Rows
 
 EXACT = 1e-4
 REFUSED = {

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lenscope import LenscopeError, continuing
-from lenscope.continuing import continued
+from lenscope import LenscopeError
+from lenscope.engine import continuations as continuing
+from lenscope.engine.continuations import continued
 
 DEMONSTRATIONS = "The capital of France is Paris.\nThe cat sat on the mat.\n"
 PROMPTS = [

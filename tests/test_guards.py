@@ -11,7 +11,8 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import cascade, rows
+from lenscope.engine import run as rows
+from lenscope.engine import shared_attention as cascade
 from lenscope.files import weights_folder as artifacts
 from lenscope.measures import definitions as measures
 from lenscope.measures import streamed as reduction

@@ -11,8 +11,8 @@ from rich.console import Console
 
 import lenscope as ls
 from lenscope import interventions as iv
-from lenscope import rows
 from lenscope.effects import load_effects
+from lenscope.engine import run as rows
 
 PROMPT, OTHER = "The cat sat on the mat", "The dog sat on the log"
 TWO = "is a"  # an answer of several tokens

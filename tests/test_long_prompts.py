@@ -13,8 +13,8 @@ import torch
 from test_architectures import ARCHITECTURES, REFUSED, mixed_rows, prompts
 
 import lenscope as ls
-from lenscope import rows
-from lenscope.decoding import Writer
+from lenscope.engine import run as rows
+from lenscope.engine.token_choice import Writer
 from lenscope.models.length_regimes import Regimes
 from lenscope.models.residual_stream import deviation
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lenscope as ls
-from lenscope import rows
+from lenscope.engine import run as rows
 from lenscope.measures import definitions as measures
 from lenscope.models.edits import add, replace
 from lenscope.models.residual_stream import deviation

@@ -10,7 +10,8 @@ import torch
 
 import lenscope as ls
 from lenscope import questions as module
-from lenscope import quizzes, rows
+from lenscope import quizzes
+from lenscope.engine import run as rows
 from lenscope.questions import BUILTIN, AnswerScores, Question, answer_log_likelihoods, correct, few_shot
 
 ASKED = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
-from lenscope.decoding import top_one
+from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.lens import Lens
 from lenscope.measures.streamed import reduce

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import rows
-from lenscope.decoding import top_one
 from lenscope.effects import Effects, Run, assembled, baselines, measured
+from lenscope.engine import run as rows
+from lenscope.engine.patched_rows import Rows
+from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.models import edits
 from lenscope.models.edits import Edit
@@ -26,7 +27,6 @@ from lenscope.models.inputs import is_integer
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position, Positions, Prompt
 from lenscope.models.provenance import provenance
-from lenscope.patched_rows import Rows
 from lenscope.patchscope import Patchscope, Target
 from lenscope.scoring import answer_ids, log_prob
 

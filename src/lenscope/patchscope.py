@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import rows
-from lenscope.decoding import Writer
+from lenscope.engine import run as rows
+from lenscope.engine.patched_rows import Rows
+from lenscope.engine.token_choice import Writer
 from lenscope.errors import LenscopeError
 from lenscope.grids import Grid, Spot
 from lenscope.models.edits import Edit, Operation, replace
@@ -23,7 +24,6 @@ from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
-from lenscope.patched_rows import Rows
 from lenscope.scoring import Scores
 from lenscope.sources import Layers, Sources, Vectors, cells, gather
 

@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import quizzes, rows
+from lenscope import quizzes
 from lenscope.contents import Brief
-from lenscope.decoding import top_one
+from lenscope.engine import run as rows
+from lenscope.engine.prefix_cache import Prefixes
+from lenscope.engine.staircase import Staircase
+from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
 from lenscope.lens import Lens
@@ -26,8 +29,6 @@ from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
-from lenscope.prefixes import Prefixes
-from lenscope.staircase import Staircase
 
 # how a query ends; " " and the answer follow
 ANSWER = "Answer:"

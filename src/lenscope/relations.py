@@ -14,7 +14,7 @@ from typing import Any, final
 import numpy as np
 
 from lenscope import facts
-from lenscope.continuing import Progress, continued
+from lenscope.engine.continuations import Progress, continued
 from lenscope.errors import LenscopeError
 from lenscope.files import text_files as textfiles
 from lenscope.matching import mentions, starts

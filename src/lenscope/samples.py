@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import rows
+from lenscope.engine import run as rows
+from lenscope.engine.patched_rows import Rows
 from lenscope.measures.streamed import WHOLE
 from lenscope.models import generation
 from lenscope.models.language_model import LM
-from lenscope.patched_rows import Rows
 
 # Tokens that a row starts with where a model has no token to start a text: drawn from the whole vocabulary.
 STARTERS = 4

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import rows
-from lenscope.decoding import top_one
+from lenscope.engine import run as rows
+from lenscope.engine.patched_rows import Rows
+from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.measures.streamed import reduce
 from lenscope.models.edits import Edit
@@ -22,7 +23,6 @@ from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
-from lenscope.patched_rows import Rows
 from lenscope.sources import Sources
 
 

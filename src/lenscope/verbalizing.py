@@ -11,9 +11,9 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.continuing import continued
 from lenscope.controls import exchange, random_vectors, told
-from lenscope.decoding import Writer
+from lenscope.engine.continuations import continued
+from lenscope.engine.token_choice import Writer
 from lenscope.errors import LenscopeError
 from lenscope.grids import Grid
 from lenscope.models.hidden_states import HiddenStates

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lenscope import rows
 from lenscope.controls import told
 from lenscope.display.figures import Figure, Panel
+from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, begun, curve, interval, kept_json

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.decoding import top_one
 from lenscope.detection import fingerprint
 from lenscope.display.figures import Figure, Panel, Series
+from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.experiments.injected import DATA as TAKES
 from lenscope.experiments.injected import SHOTS, LeftOut, data

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import rows
 from lenscope.controls import exchange, random_like
 from lenscope.corpus import Corpus, TokenBatch
-from lenscope.decoding import top_one
+from lenscope.engine import run as rows
+from lenscope.engine.patched_rows import Rows
+from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.experiments.grouping import rows_of
 from lenscope.experiments.setting import HELD_OUT, Setting
@@ -25,7 +26,6 @@ from lenscope.mappings.mapping import Affine, identify
 from lenscope.models.edits import replace as instead
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
-from lenscope.patched_rows import Rows
 from lenscope.regression import aligned, fit_mapping
 from lenscope.scoring import comparable
 

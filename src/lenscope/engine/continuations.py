@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import rows
-from lenscope.decoding import Writer
+from lenscope.engine import run as rows
+from lenscope.engine.prefix_cache import Prefixes
+from lenscope.engine.staircase import Staircase
+from lenscope.engine.token_choice import Writer
 from lenscope.models.language_model import LM, Continuation
 from lenscope.models.prompts import Prompt
-from lenscope.prefixes import Prefixes
-from lenscope.staircase import Staircase
 
 # prompts that go on from one prefix together; with fewer of them it is not worth its own run
 MOST, FEW = 128, 4

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.engine.patched_rows import Rows
+from lenscope.engine.prefix_cache import Prefixes, size
+from lenscope.engine.staircase import Batched, batched_arguments
 from lenscope.models.edits import replace
 from lenscope.models.language_model import LM
 from lenscope.models.readout import FAILURES
 from lenscope.models.residual_stream import deviation, probe_text
-from lenscope.patched_rows import Rows
-from lenscope.prefixes import Prefixes, size
-from lenscope.staircase import Batched, batched_arguments
 
 # ways to run rows, fastest first
 MODES = ("cascade", "fork", "plain")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lenscope.cascade import SharedLayer, cascading
+from lenscope.engine.shared_attention import SharedLayer, cascading
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from lenscope.cascade import SharedLayer
+from lenscope.engine.shared_attention import SharedLayer
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.engine.exact_modes import ExactModes
+from lenscope.engine.patched_rows import Bars, Patches, Rows, Written
+from lenscope.engine.plain_hooks import Plain
+from lenscope.engine.prefix_cache import Prefixes
+from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
-from lenscope.exact_modes import ExactModes
 from lenscope.models.exactness import require_causal_at
 from lenscope.models.language_model import LM
-from lenscope.patched_rows import Bars, Patches, Rows, Written
-from lenscope.plain import Plain
-from lenscope.prefixes import Prefixes
-from lenscope.staircase import Staircase
 
 # Bytes that the states, keys and values of the rows of one chunk may take.
 BUDGET = 2 << 30
