@@ -25,8 +25,8 @@ import torch
 from sweep import unending
 
 import lenscope as ls
-from lenscope import methods
 from lenscope.experiments.readings import patched
+from lenscope.patchscopes import methods
 
 DOCUMENT = (
     "The harbour was rebuilt after the storm of 1953, when the sea wall gave way in three places and most of the old "

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import lenscope as ls
-from lenscope import methods
+from lenscope.patchscopes import methods
 
 BELOW = ("target", "none", "source")
 STOP = set(

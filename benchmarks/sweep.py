@@ -54,9 +54,9 @@ class Bench:
 
     def __init__(self, model: str, device: str) -> None:
         import lenscope as ls
-        from lenscope import methods
         from lenscope.engine import run as rows
         from lenscope.models.provenance import model_hash
+        from lenscope.patchscopes import methods
 
         self.lm = ls.load(model)
         self.lm.model.to(device)

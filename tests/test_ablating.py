@@ -19,10 +19,10 @@ from lenscope.ablating import (
     deletion,
     mean_update,
 )
-from lenscope.corpus import TokenBatch
 from lenscope.experiments import ablations
 from lenscope.experiments.setting import Setting
 from lenscope.models.provenance import model_hash
+from lenscope.text.corpus import TokenBatch
 
 
 def rows_of(lm, lengths, seed=0):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import lenscope as ls
-from lenscope.controls import exchange, random_vectors, shuffled_sources, told
 from lenscope.errors import LenscopeError
-from lenscope.patchscope import Patchscope, Target
+from lenscope.patchscopes.controls import exchange, random_vectors, shuffled_sources, told
+from lenscope.patchscopes.patchscope import Patchscope, Target
 
 TEXTS = ["one two three", "four five", "six seven eight nine", "ten"]
 

@@ -12,11 +12,11 @@ from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import lenscope as ls
-from lenscope import corpus as corpora
-from lenscope import packing
-from lenscope.corpus import Corpus
 from lenscope.models.prompts import Encoder
-from lenscope.packing import find_marks
+from lenscope.text import corpus as corpora
+from lenscope.text import packing
+from lenscope.text.corpus import Corpus
+from lenscope.text.packing import find_marks
 
 EOS = 2
 TEXTS = [f"Document {n}: " + "the cat sat on the mat. " * (n % 7) + f"END {n}" for n in range(40)]

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 import lenscope as ls
 from lenscope import pretraining
-from lenscope.corpus import TokenBatch
 from lenscope.experiments import difficulty, tokens
 from lenscope.experiments.setting import Setting
 from lenscope.optimizers import orthogonal
 from lenscope.pretraining import Checkpoints, Plan, blank, pretrain
 from lenscope.statistics import rank_correlations as association
+from lenscope.text.corpus import TokenBatch
 
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jo"]
 TEXTS = [

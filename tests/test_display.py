@@ -16,7 +16,7 @@ from lenscope.display import heat_table as tables
 from lenscope.display import visible_text as visible
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.display.page import page
-from lenscope.grids import Grid, Source, Spot
+from lenscope.patchscopes.grid import Grid, Source, Spot
 from lenscope.report import Report
 from lenscope.screen import Screen, bar
 

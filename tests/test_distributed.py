@@ -18,12 +18,12 @@ from test_tuning import SMALL, documents, fitted, make, same, stop_at
 
 import lenscope as ls
 from lenscope import training, tuning
-from lenscope.corpus import Corpus
 from lenscope.distributed.sharding import Group, joined, sharded
 from lenscope.mappings.mapping import load_mapping
 from lenscope.models.edits import Running
 from lenscope.models.prompts import pad
 from lenscope.models.readout import Replayed
+from lenscope.text.corpus import Corpus
 
 # name → what is fitted: several blocks with an uneven last one, and a text of which a process has no row
 CASES = {"plain": {"recipe": SMALL}, "short": {"recipe": SMALL, "tokens": 32}, "published": {"recipe": "published"}}

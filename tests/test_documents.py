@@ -15,10 +15,10 @@ import torch
 from test_corpus import EOS, TEXTS, joined, lm_with, plain, split_at, write_jsonl
 
 import lenscope as ls
-from lenscope import corpus as corpora
-from lenscope import documents
-from lenscope.corpus import Corpus
 from lenscope.errors import LenscopeError
+from lenscope.text import corpus as corpora
+from lenscope.text import documents
+from lenscope.text.corpus import Corpus
 
 
 def texts_read(found, seed=0, epoch=0):
@@ -333,7 +333,7 @@ def test_text_with_nuls_and_lines_without_end(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes("text".encode("utf-16-le"))
     with pytest.raises(LenscopeError, match="NUL bytes"):
         texts_read(documents.find_documents(tmp_path / "a.txt"))
-    monkeypatch.setattr("lenscope.document_files.LONGEST", 1000)
+    monkeypatch.setattr("lenscope.text.document_files.LONGEST", 1000)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'"' + b"a" * 1000 + b'"'))
     with pytest.raises(LenscopeError, match="more than 1,000 bytes"):
         documents.find_documents(tmp_path / "a.jsonl.gz")

@@ -15,9 +15,9 @@ from lenscope.experiments.entities import copied, described, pick
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, balanced, begun, compared, crossed, kept_json
 from lenscope.matching import rouge
-from lenscope.packing import find_marks
+from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.relations import Entity
-from lenscope.verbalizing import RANDOM, SHUFFLED, TEXT, VECTOR
+from lenscope.text.packing import find_marks
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from rich.console import Console
 
 import lenscope as ls
 from lenscope import evaluating as module
-from lenscope import predictions
-from lenscope.corpus import TokenBatch
 from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
 from lenscope.evaluation import MEASURES, Evaluation, Transfer, load_evaluation
 from lenscope.mappings.mapping import Affine, identify
 from lenscope.measures import streamed as reduction
 from lenscope.statistics import estimates as statistics
+from lenscope.text import predictions
+from lenscope.text.corpus import TokenBatch
 
 
 def rows_of(lm, lengths=(9, 5, 12, 3), seed=0):

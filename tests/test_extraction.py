@@ -5,8 +5,9 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import extraction, methods
+from lenscope import extraction
 from lenscope.models.readout import FAILURES
+from lenscope.patchscopes import methods
 
 SOURCE = "The capital of France is"
 EXAMPLES = [("France", "Paris"), ("the cat", "mat"), ("this test", "is")]

@@ -7,8 +7,8 @@ import tiny
 
 import lenscope as ls
 from lenscope.models.prompts import Encoder
-from lenscope.packing import Marks, counted, find_marks, mark_ids
 from lenscope.regression import aligned
+from lenscope.text.packing import Marks, counted, find_marks, mark_ids
 
 
 def model(tokenizer):

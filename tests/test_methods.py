@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lenscope as ls
-from lenscope import methods
 from lenscope.models.edits import add
+from lenscope.patchscopes import methods
 from lenscope.regression import fit_mapping
 
 SOURCE = "The capital of France is"

@@ -9,12 +9,12 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope.corpus import TokenBatch
 from lenscope.errors import LenscopeError
 from lenscope.experiments import prediction
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.estimates import Estimate, percentiles
+from lenscope.text.corpus import TokenBatch
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]
 

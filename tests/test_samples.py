@@ -11,7 +11,7 @@ import torch
 from test_corpus import EOS, joined
 
 import lenscope as ls
-from lenscope.corpus import Corpus
+from lenscope.text.corpus import Corpus
 
 
 def by_hand(lm, prompt, uniform, length):
@@ -40,7 +40,7 @@ def test_samples_are_drawn_from_the_model(lm64):
 
 
 def test_samples_go_on_with_a_new_text_after_an_end(lm64, monkeypatch):
-    module = importlib.import_module("lenscope.samples")
+    module = importlib.import_module("lenscope.text.model_samples")
     ends = list(range(3, 120))
     monkeypatch.setattr(module.generation, "end_ids", lambda lm: ends)
     rows = module.sample(lm64, [0, 1, 2, 3], 24, (1, 7), (5,))
@@ -60,7 +60,7 @@ def test_samples_go_on_with_a_new_text_after_an_end(lm64, monkeypatch):
 
 
 def test_samples_of_a_model_without_a_start_begin_with_random_tokens(lm64):
-    module = importlib.import_module("lenscope.samples")
+    module = importlib.import_module("lenscope.text.model_samples")
     rows = module.sample(lm64, [0, 1, 7], 12, (), (5,))
     for n, row in zip((0, 1, 7), rows.tolist(), strict=True):
         uniform = np.random.default_rng((5, n)).random(16)
@@ -104,7 +104,7 @@ def test_samples_need_no_tokenizer():
 
 
 def test_what_was_sampled_is_not_sampled_again(lm64, monkeypatch):
-    module = importlib.import_module("lenscope.corpus")
+    module = importlib.import_module("lenscope.text.corpus")
     calls, sample = [], module.sample
 
     def counted(lm, numbers, *rest):

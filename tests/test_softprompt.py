@@ -8,7 +8,8 @@ import torch
 from handmade import rewritten
 
 import lenscope as ls
-from lenscope import methods, softprompt
+from lenscope import softprompt
+from lenscope.patchscopes import methods
 from lenscope.softprompt import Pairs, divergence, fit_soft_prompt, load_soft_prompt
 
 V = tiny.VOCAB

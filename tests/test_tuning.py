@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lenscope as ls
-from lenscope import choosing, corpus, training, tuning
-from lenscope.corpus import Corpus
+from lenscope import choosing, training, tuning
 from lenscope.distributed.sharding import Group
 from lenscope.mappings.mapping import load_mapping
 from lenscope.measures import sampled_kl as objective
@@ -32,6 +31,8 @@ from lenscope.models.readout import Replayed
 from lenscope.moments import Moments, with_constant
 from lenscope.optimizers import Muon, Nesterov, orthogonal
 from lenscope.schedule import Schedule
+from lenscope.text import corpus
+from lenscope.text.corpus import Corpus
 from lenscope.tuning import RECIPES, Recipe, fit
 
 TOKENS, LENGTH, ROOM = 4000, 32, 300_000

@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from lenscope import verbalizing
-from lenscope.controls import random_vectors, shuffled_sources
 from lenscope.errors import LenscopeError
-from lenscope.patchscope import Patchscope, Target
-from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR, Sayings, Worth, sayings, table, worth
+from lenscope.patchscopes import with_controls as verbalizing
+from lenscope.patchscopes.controls import random_vectors, shuffled_sources
+from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.with_controls import (
+    NONE,
+    RANDOM,
+    SHUFFLED,
+    TEXT,
+    VECTOR,
+    Sayings,
+    Worth,
+    sayings,
+    table,
+    worth,
+)
 
 NAMES = ["The cat", "France", "a test of the mat", "Paris is"]
 PROMPT = "The capital of x"

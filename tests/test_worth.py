@@ -12,9 +12,9 @@ import lenscope as ls
 from lenscope.experiments import worth as module
 from lenscope.experiments.setting import Setting
 from lenscope.matching import mentions, words
-from lenscope.packing import find_marks
+from lenscope.patchscopes.with_controls import TEXT, VECTOR
 from lenscope.relations import Entity, Fact, Relation
-from lenscope.verbalizing import TEXT, VECTOR
+from lenscope.text.packing import find_marks
 
 SUBJECTS = ["cat", "mat", "Paris", "France", "test", "capital", "sat", "tokenizer"]
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from lenscope.ablation import alignment, influence
     from lenscope.blockwise import Ablations
     from lenscope.causal import causal_basis, principal_basis, random_basis
-    from lenscope.controls import random_vectors, shuffled_sources, told
-    from lenscope.corpus import Corpus
     from lenscope.covariance import Covariances, covariances
     from lenscope.detection import Detector, fit_detector, load_detector
     from lenscope.directions import Alignment, Basis, Influence, load_basis
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from lenscope.evaluation import Evaluation, Transfer, load_evaluation
     from lenscope.extraction import fit_relation
     from lenscope.finetuning import fine_tune
-    from lenscope.grids import Grid, load_grid
     from lenscope.interventions import activation_patching, attention_knockout, back_patching, causal_tracing
     from lenscope.lens import Lens
     from lenscope.mappings.lens_files import export_tuned_lens, load_lens
@@ -36,7 +33,10 @@ if TYPE_CHECKING:
     from lenscope.models.language_model import LM, Continuation
     from lenscope.models.loading import load
     from lenscope.models.prompts import Prompt
-    from lenscope.patchscope import Interrupted, Patchscope, Target
+    from lenscope.patchscopes.controls import random_vectors, shuffled_sources, told
+    from lenscope.patchscopes.grid import Grid, load_grid
+    from lenscope.patchscopes.patchscope import Interrupted, Patchscope, Target
+    from lenscope.patchscopes.with_controls import Worth, worth
     from lenscope.questions import Question, answer_log_likelihoods, few_shot, load_questions
     from lenscope.regression import fit_mapping
     from lenscope.relations import (
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from lenscope.statistics.estimates import Estimate
     from lenscope.statistics.probes import Probed, probe
     from lenscope.statistics.selection import Selection, select
+    from lenscope.text.corpus import Corpus
     from lenscope.tuning import Recipe, fit
-    from lenscope.verbalizing import Worth, worth
 
 __all__ = [
     "LM",
@@ -174,12 +174,12 @@ _HOMES = {
         "random_basis",
     ),
     "models.check": ("check",),
-    "controls": (
+    "patchscopes.controls": (
         "random_vectors",
         "shuffled_sources",
         "told",
     ),
-    "corpus": ("Corpus",),
+    "text.corpus": ("Corpus",),
     "covariance": (
         "Covariances",
         "covariances",
@@ -217,7 +217,7 @@ _HOMES = {
         "export_tuned_lens",
         "load_lens",
     ),
-    "grids": (
+    "patchscopes.grid": (
         "Grid",
         "load_grid",
     ),
@@ -243,7 +243,7 @@ _HOMES = {
         "LM",
         "Continuation",
     ),
-    "patchscope": (
+    "patchscopes.patchscope": (
         "Interrupted",
         "Patchscope",
         "Target",
@@ -296,7 +296,7 @@ _HOMES = {
         "Recipe",
         "fit",
     ),
-    "verbalizing": (
+    "patchscopes.with_controls": (
         "Worth",
         "worth",
     ),

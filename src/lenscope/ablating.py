@@ -29,7 +29,7 @@ from lenscope.models.prompts import pad
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import FAILURES, is_stubbed
 from lenscope.models.residual_stream import deviation, input_state, output_state, with_output_state
-from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts, predictions
+from lenscope.text.predictions import Progress, Rows, counted_rows, nothing_counts, predictions
 
 # change(update, layer): what is added to the stream in place of what the block that makes `layer` adds, (B, T, D) both
 Change = Callable[[Tensor, int], Tensor]

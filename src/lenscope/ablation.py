@@ -27,7 +27,7 @@ from lenscope.models.prompts import Batch, Prompt
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import FAILURES, Readout, stubbed, wide
 from lenscope.models.residual_stream import deviation
-from lenscope.predictions import Progress, Rows
+from lenscope.text.predictions import Progress, Rows
 
 
 @torch.no_grad()

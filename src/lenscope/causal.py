@@ -25,8 +25,8 @@ from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt, pad
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import Readout, wide
-from lenscope.packing import counted, mark_ids
-from lenscope.predictions import Progress, Rows, counted_rows, nothing_counts
+from lenscope.text.packing import counted, mark_ids
+from lenscope.text.predictions import Progress, Rows, counted_rows, nothing_counts
 
 # Columns of the vocabulary that directions are first sought on, and how many starts are tried for each.
 COLUMNS, STARTS = 4096, 4

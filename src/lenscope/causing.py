@@ -86,9 +86,9 @@ def causal(
     lm = load_model(model, dtype, device, revision, attention)
     from lenscope.ablation import influence
     from lenscope.causal import causal_basis, lens_layers, promoted
-    from lenscope.corpus import Corpus
     from lenscope.files.writing import write_text
     from lenscope.lens import Lens
+    from lenscope.text.corpus import Corpus
 
     f = None if lens is None else opened(lens, lm, transferred)
     every = lens_layers(Lens(lm, f), None if chosen is None else resolve(chosen, lm.n_layers))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenscope.corpus import Corpus, TokenBatch
 from lenscope.distributed.sharding import Group
 from lenscope.errors import LenscopeError
 from lenscope.measures.sampled_kl import Objective
@@ -21,6 +20,7 @@ from lenscope.models.language_model import LM
 from lenscope.moments import with_constant
 from lenscope.schedule import TOGETHER
 from lenscope.statistics.estimates import Estimate, ratios
+from lenscope.text.corpus import Corpus, TokenBatch
 from lenscope.training import Block, Training, some_rows
 
 # Tokens that count of the part that chooses, and how many rows they are spread over, as long as no more tokens have to

@@ -15,7 +15,7 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
-from lenscope.predictions import Progress, Rows, predictions
+from lenscope.text.predictions import Progress, Rows, predictions
 
 
 @dataclass(frozen=True, eq=False)

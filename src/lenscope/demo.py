@@ -37,13 +37,13 @@ def demo(
     began = time.perf_counter()
     finished = finished_lens(folder / "lens")
     lm = load_model(model, None, None, None, None)
-    from lenscope.corpus import Corpus
     from lenscope.display.page import page
     from lenscope.files.writing import write_text
-    from lenscope.installed import texts
     from lenscope.lens import Lens
-    from lenscope.methods import named
-    from lenscope.patchscope import Patchscope
+    from lenscope.patchscopes.methods import named
+    from lenscope.patchscopes.patchscope import Patchscope
+    from lenscope.text.corpus import Corpus
+    from lenscope.text.installed import texts
     from lenscope.tuning import fit, other_run
 
     console = Screen()

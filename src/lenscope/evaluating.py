@@ -22,8 +22,8 @@ from lenscope.measures.streamed import Reduced, average, averaged_at_once, reduc
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import provenance
-from lenscope.predictions import Predictions, Progress, Rows, predictions
 from lenscope.statistics.estimates import RESAMPLES, jackknife, percentiles
+from lenscope.text.predictions import Predictions, Progress, Rows, predictions
 
 BINS = 15
 # groups of units whose summed distributions are kept apart, for the intervals of the bias

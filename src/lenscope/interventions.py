@@ -27,8 +27,8 @@ from lenscope.models.inputs import is_integer
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position, Positions, Prompt
 from lenscope.models.provenance import provenance
-from lenscope.patchscope import Patchscope, Target
-from lenscope.scoring import answer_ids, log_prob
+from lenscope.patchscopes.cell_scores import answer_ids, log_prob
+from lenscope.patchscopes.patchscope import Patchscope, Target
 
 Prompts = PromptLike | Sequence[PromptLike]
 Answers = None | str | int | Sequence[str | int]

@@ -40,9 +40,9 @@ from lenscope.terminal import (
 )
 
 if TYPE_CHECKING:
-    from lenscope.corpus import Corpus
     from lenscope.mappings.mapping import PairMapping
     from lenscope.models.language_model import LM
+    from lenscope.text.corpus import Corpus
 
 TUNED = "A fitted lens: folder, file or hub repository; default: the logit lens."
 # tokens that are read where none are asked for: to fit, to measure, and to measure every lens on every layer
@@ -114,7 +114,7 @@ def fit(
         make_folder(folder)
     first, local = int(os.environ.get("RANK", "0")) == 0, os.environ.get("LOCAL_RANK")
     lm = load_model(model, dtype, f"cuda:{local}" if device == "cuda" and local else device, revision, attention)
-    from lenscope.corpus import Corpus
+    from lenscope.text.corpus import Corpus
 
     corpus = Corpus.open(lm, _data(data), field=field or "text", length=length, seed=seed, epochs=epochs or 1)
     wanted = _available(corpus.split(held_out)[0], wanted, tokens is not None)
@@ -198,10 +198,10 @@ def eval_(
     if transfer and len(measures) > 1:
         raise LenscopeError(f"--measure {measure}: a --transfer matrix shows one measure; give one")
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.corpus import Corpus, overlap
     from lenscope.evaluating import EvaluationInterrupted
     from lenscope.evaluating import evaluate as evaluate_
     from lenscope.evaluating import transfer as transfer_
+    from lenscope.text.corpus import Corpus, overlap
 
     lenses = {name: opened(where, lm, transferred) for name, where in given.items()}
     corpus = Corpus.open(lm, _data(data), field=field or "text", length=length, seed=seed)
@@ -369,7 +369,7 @@ def _data(given: Sequence[str] | None) -> Any:
 
 def _available(corpus: "Corpus", wanted: int, asked: bool) -> int:
     """How many tokens are read, known before the work begins: `wanted`, or what there is unless they were asked for."""
-    from lenscope.documents import Shelf
+    from lenscope.text.documents import Shelf
 
     if not isinstance(corpus.documents, Shelf):
         return wanted

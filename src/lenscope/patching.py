@@ -94,9 +94,9 @@ def patch(
         known_model(target_model)
     if mapping is not None:
         known_mapping(mapping)
-    from lenscope.grids import ANSWERS, MEASURES
-    from lenscope.methods import TARGETS
-    from lenscope.patchscope import BELOW, Interrupted, Patchscope, Target
+    from lenscope.patchscopes.grid import ANSWERS, MEASURES
+    from lenscope.patchscopes.methods import TARGETS
+    from lenscope.patchscopes.patchscope import BELOW, Interrupted, Patchscope, Target
 
     if below not in BELOW:
         raise LenscopeError(f"--below {below}: give one of {', '.join(BELOW)}{nearest(below, BELOW)}")
@@ -125,7 +125,7 @@ def patch(
     other = load_model(target_model, dtype, device, None, attention) if target_model else lm
     from lenscope.mappings.mapping import load_mapping
     from lenscope.models.hidden_states import check_layers
-    from lenscope.scoring import comparable
+    from lenscope.patchscopes.cell_scores import comparable
 
     if measure in ("surprisal", "precision") and not comparable(other, lm):
         raise LenscopeError(f"--measure {measure}: {lm.name} and {other.name} have no common vocabulary to compare in")

@@ -24,8 +24,6 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
-from lenscope.corpus import Corpus
-from lenscope.documents import Stream
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.writing import write_text
@@ -35,6 +33,8 @@ from lenscope.models.loading import load
 from lenscope.models.provenance import model_hash
 from lenscope.models.spelling import BETWEEN
 from lenscope.optimizers import orthogonal
+from lenscope.text.corpus import Corpus
+from lenscope.text.documents import Stream
 
 HEAD = 32
 # of AdamW: how slowly its means of gradients and of their squares change, and its step beside one of Muon

@@ -13,7 +13,7 @@ from lenscope.contents import ranks
 from lenscope.effects import Effects
 from lenscope.evaluation import Evaluation, Transfer
 from lenscope.files import records as resultfiles
-from lenscope.grids import Grid
+from lenscope.patchscopes.grid import Grid
 from lenscope.results import MEASURES, Comparison, Trajectory
 
 _DOCUMENTS: dict[str, Any] = {

@@ -26,7 +26,7 @@ from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Encoder
 from lenscope.models.readout import wide
 from lenscope.models.residual_stream import forward_kwargs
-from lenscope.patchscope import Target
+from lenscope.patchscopes.patchscope import Target
 
 # Pal et al. 2023: the fixed prompts of the authors' code
 FIXED_PROMPTS = (

@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lenscope.corpus import Corpus, TokenBatch
 from lenscope.distributed.sharding import Group, is_sharded
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
@@ -29,6 +28,7 @@ from lenscope.models.prompts import pad
 from lenscope.moments import Moments, with_constant
 from lenscope.optimizers import MakeOptimizer, Optimizer, Units
 from lenscope.schedule import TOGETHER, Schedule
+from lenscope.text.corpus import Corpus, TokenBatch
 
 # numbers of the model's distributions that are held at once, over the tokens of a step
 PIECE = 1 << 26

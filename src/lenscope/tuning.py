@@ -23,9 +23,7 @@ from lenscope.choosing import described as about_held_out
 from lenscope.choosing import parts as choosing_parts
 from lenscope.choosing import read as read_held_out
 from lenscope.choosing import taken as choosing_rows
-from lenscope.corpus import Corpus
 from lenscope.distributed.sharding import Group, described, is_sharded, joined
-from lenscope.documents import Data, Stream
 from lenscope.errors import LenscopeError
 from lenscope.files.weights_folder import CONFIG
 from lenscope.files.writing import folder_lock
@@ -34,6 +32,8 @@ from lenscope.measures.sampled_kl import Objective, fast_products, low_precision
 from lenscope.models.language_model import LM
 from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
 from lenscope.schedule import Schedule
+from lenscope.text.corpus import Corpus
+from lenscope.text.documents import Data, Stream
 from lenscope.training import Training
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.

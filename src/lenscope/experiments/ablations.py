@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lenscope.ablating import Change, MeanUpdate, RandomDirection, Resampling, ablate_blocks, deletion, mean_update
 from lenscope.blockwise import MEASURES, READ, Ablations
-from lenscope.corpus import TokenBatch
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.report import Report, Rows
 from lenscope.statistics.estimates import Estimate
+from lenscope.text.corpus import TokenBatch
 
 DATA = "text"
 CLAIM = (

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.controls import random_vectors, told
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.cellscores import ALL, FOLDS, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
@@ -23,8 +22,9 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
 from lenscope.facts import ABOUT_THINGS
 from lenscope.matching import mentions
-from lenscope.methods import feature_extraction
 from lenscope.models.hidden_states import HiddenStates, spaced
+from lenscope.patchscopes.controls import random_vectors, told
+from lenscope.patchscopes.methods import feature_extraction
 from lenscope.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
 from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, mean

@@ -37,11 +37,11 @@ from lenscope.experiments.readings import (
 )
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import mapping as mappings
-from lenscope.methods import token_identity
 from lenscope.models.hidden_states import HiddenStates, spaced
 from lenscope.models.language_model import LM
 from lenscope.models.loading import BUILT_IN, load
 from lenscope.models.provenance import model_hash, provenance
+from lenscope.patchscopes.methods import token_identity
 from lenscope.report import Report, Rows, shown
 from lenscope.statistics.estimates import Estimate, difference, holm, mean, sign_flips
 from lenscope.statistics.selection import Selection, select

@@ -17,13 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.corpus import Corpus
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.documents import find_documents
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tokens import Examples, baselines, counts, examples
-from lenscope.installed import texts
 from lenscope.lens import Lens
 from lenscope.mappings.mapping import PairMapping
 from lenscope.measures.definitions import prediction_depth
@@ -34,6 +31,9 @@ from lenscope.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
 from lenscope.report import Report, shown
 from lenscope.statistics.estimates import Estimate, mean
 from lenscope.statistics.rank_correlations import correlations, shuffled
+from lenscope.text.corpus import Corpus
+from lenscope.text.documents import find_documents
+from lenscope.text.installed import texts
 from lenscope.tuning import fit
 
 DATA = "text"

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.corpus import TokenBatch
 from lenscope.covariance import covariances, pooled, rogue, similarity
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.evaluating import transfer
@@ -22,6 +21,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.transplant import transplant
 from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, rank_correlation
+from lenscope.text.corpus import TokenBatch
 
 DATA = "text"
 CLAIM = (

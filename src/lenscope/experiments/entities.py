@@ -12,19 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.controls import told
 from lenscope.display.figures import Figure, Panel
 from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, begun, curve, interval, kept_json
 from lenscope.matching import embedder, rouge, words
-from lenscope.methods import entity_description, named
-from lenscope.patchscope import Patchscope
-from lenscope.relations import Entity, builtin_entities, load_entities
-from lenscope.report import Report
-from lenscope.statistics.estimates import Estimate, difference, mean, spearman
-from lenscope.verbalizing import (
+from lenscope.patchscopes.controls import told
+from lenscope.patchscopes.methods import entity_description, named
+from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.patchscopes.with_controls import (
     NONE,
     RANDOM,
     SHUFFLED,
@@ -38,6 +35,9 @@ from lenscope.verbalizing import (
     sayings,
     table,
 )
+from lenscope.relations import Entity, builtin_entities, load_entities
+from lenscope.report import Report
+from lenscope.statistics.estimates import Estimate, difference, mean, spearman
 
 DATA = "JSONL with name, description, popularity_percentile"
 # no lens is read through

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from lenscope.corpus import Corpus, TokenBatch
 from lenscope.errors import LenscopeError
 from lenscope.statistics.estimates import Estimate, percentiles
+from lenscope.text.corpus import Corpus, TokenBatch
 
 
 def rows_of(corpus: Corpus, tokens: int) -> list[TokenBatch]:

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenscope.controls import exchange, random_vectors
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import balanced, begun, kept_json
 from lenscope.interventions import back_patching
 from lenscope.matching import mentions
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.patchscope import Patchscope, Target
+from lenscope.patchscopes.controls import exchange, random_vectors
+from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR, said_after, sayings, table
 from lenscope.relations import Chain, answered
-from lenscope.verbalizing import RANDOM, SHUFFLED, VECTOR, said_after, sayings, table
 
 # demonstrations, questions of a kind at least, tokens of a chain of thought
 SHOTS, LEAST, THOUGHT = 3, 4, 48

@@ -28,10 +28,10 @@ from lenscope.experiments.hopping import (
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import SPLITS, compared, crossed, curve, interval
 from lenscope.matching import mentions
+from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.relations import Chain, builtin_chains, load_chains
 from lenscope.report import Report
 from lenscope.statistics.estimates import mean
-from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 
 DATA = "JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template"
 # no lens is read through

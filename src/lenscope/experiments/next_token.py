@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.controls import random_vectors
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.readings import (
     PRECISION,
@@ -30,9 +29,10 @@ from lenscope.experiments.readings import (
 )
 from lenscope.experiments.setting import Setting
 from lenscope.lens import Lens
-from lenscope.methods import drawn, token_identity
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.patchscope import Patchscope
+from lenscope.patchscopes.controls import random_vectors
+from lenscope.patchscopes.methods import drawn, token_identity
+from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.report import Report, Rows, shown
 from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, mean, sign_flips
 from lenscope.statistics.selection import select

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.controls import exchange, random_like
-from lenscope.corpus import Corpus, TokenBatch
 from lenscope.engine import run as rows
 from lenscope.engine.patched_rows import Rows
 from lenscope.engine.token_choice import top_one
@@ -26,8 +24,10 @@ from lenscope.mappings.mapping import Affine, identify
 from lenscope.models.edits import replace as instead
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
+from lenscope.patchscopes.cell_scores import comparable
+from lenscope.patchscopes.controls import exchange, random_like
 from lenscope.regression import aligned, fit_mapping
-from lenscope.scoring import comparable
+from lenscope.text.corpus import Corpus, TokenBatch
 
 # tokens of a stretch of text; of what a model writes itself, which takes longer to get; before a place at the least
 LENGTH, WRITTEN, LEAST = 128, 64, 8

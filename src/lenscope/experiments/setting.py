@@ -19,7 +19,6 @@ from typing import Any, TypeVar, final
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lenscope.corpus import Corpus, overlap
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.file_names import safe_name
@@ -28,7 +27,8 @@ from lenscope.measures.sampled_kl import fast_products
 from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import provenance
-from lenscope.packing import find_marks, tokenizer_identity
+from lenscope.text.corpus import Corpus, overlap
+from lenscope.text.packing import find_marks, tokenizer_identity
 from lenscope.tuning import fit
 
 # tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get

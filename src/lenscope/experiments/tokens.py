@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lenscope.corpus import Corpus
 from lenscope.errors import LenscopeError
+from lenscope.text.corpus import Corpus
 
 # function words of English
 WORDS = """

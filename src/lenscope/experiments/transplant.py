@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.corpus import Corpus, TokenBatch
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.evaluating import evaluate
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
@@ -24,6 +23,7 @@ from lenscope.finetuning import fine_tune, weights_of, with_weights
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.statistics.estimates import Estimate
+from lenscope.text.corpus import Corpus, TokenBatch
 from lenscope.tuning import fit
 
 # steps of a row each, and their rate; text that measures, which of its positions count; layers measured: quick, full

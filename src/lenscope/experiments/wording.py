@@ -16,8 +16,8 @@ from lenscope.display.figures import Series
 from lenscope.experiments.setting import Setting
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
-from lenscope.packing import find_marks
 from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, sign_flips
+from lenscope.text.packing import find_marks
 
 # random halvings of the items, over which what is selected on one half and used on the other is averaged
 SPLITS = 50

@@ -16,12 +16,24 @@ from lenscope.experiments.entities import described, pick
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import balanced, begun, compared, curve, interval, kept_json
 from lenscope.matching import mentions, rouge
-from lenscope.methods import entity_description, feature_extraction, token_identity
-from lenscope.patchscope import Patchscope
+from lenscope.patchscopes.methods import entity_description, feature_extraction, token_identity
+from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.patchscopes.sources import Layers
+from lenscope.patchscopes.with_controls import (
+    NONE,
+    RANDOM,
+    SHUFFLED,
+    TEXT,
+    VECTOR,
+    WAYS,
+    Sayings,
+    Score,
+    Worth,
+    said_after,
+    sayings,
+)
 from lenscope.relations import Relation, builtin_entities, builtin_relations, known, load_relations
 from lenscope.report import Report
-from lenscope.sources import Layers
-from lenscope.verbalizing import NONE, RANDOM, SHUFFLED, TEXT, VECTOR, WAYS, Sayings, Score, Worth, said_after, sayings
 
 DATA = "TSV or JSONL with relation, subject, object (and template, target)"
 # no lens is read through

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.patchscope import Patchscope
+from lenscope.patchscopes.patchscope import Patchscope
 
 
 @overload

@@ -11,16 +11,16 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.controls import exchange, random_vectors, told
 from lenscope.engine.continuations import continued
 from lenscope.engine.token_choice import Writer
 from lenscope.errors import LenscopeError
-from lenscope.grids import Grid
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Prompt
-from lenscope.patchscope import Patchscope, Progress
-from lenscope.sources import Layers
+from lenscope.patchscopes.controls import exchange, random_vectors, told
+from lenscope.patchscopes.grid import Grid
+from lenscope.patchscopes.patchscope import Patchscope, Progress
+from lenscope.patchscopes.sources import Layers
 from lenscope.statistics.estimates import Estimate, difference, mean
 from lenscope.statistics.selection import Selection, select
 

@@ -33,7 +33,7 @@ from typing import Any
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position
-from lenscope.patchscope import Patchscope, Target
+from lenscope.patchscopes.patchscope import Patchscope, Target
 from lenscope.softprompt import FIXED_PROMPTS, SoftPrompt
 
 # Ghandeharioun et al. 2024, Table 2: the twelve tasks' verbalizations, under the names of their data

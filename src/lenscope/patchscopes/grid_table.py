@@ -16,7 +16,7 @@ from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
-    from lenscope.grids import Grid
+    from lenscope.patchscopes.grid import Grid
 
 # The narrowest cell that can show a token; below it a heat map is colours alone.
 NARROW = 4

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.document_files import Document
 from lenscope.errors import LenscopeError
 from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Encoder
 from lenscope.models.spelling import BETWEEN
+from lenscope.text.document_files import Document
 
 # Characters that are tokenized together, and that one document may have before it is tokenized in parts.
 TOGETHER = 1 << 19

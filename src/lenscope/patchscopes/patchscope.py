@@ -17,15 +17,15 @@ from lenscope.engine import run as rows
 from lenscope.engine.patched_rows import Rows
 from lenscope.engine.token_choice import Writer
 from lenscope.errors import LenscopeError
-from lenscope.grids import Grid, Spot
 from lenscope.models.edits import Edit, Operation, replace
 from lenscope.models.hidden_states import HiddenStates, check_layers
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
-from lenscope.scoring import Scores
-from lenscope.sources import Layers, Sources, Vectors, cells, gather
+from lenscope.patchscopes.cell_scores import Scores
+from lenscope.patchscopes.grid import Grid, Spot
+from lenscope.patchscopes.sources import Layers, Sources, Vectors, cells, gather
 
 # progress(cells done, cells in all)
 Progress = Callable[[int, int], None]

@@ -22,7 +22,12 @@ from typing import Any, final
 import numpy as np
 import pyarrow.parquet as pq
 
-from lenscope.document_files import (
+from lenscope.errors import LenscopeError
+from lenscope.files import parquet_footers as footers
+from lenscope.files.text_files import encoding
+from lenscope.files.untrusted import CONFIG_LIMIT, TEXT_LIMIT, reading
+from lenscope.models.inputs import elements, is_integer
+from lenscope.text.document_files import (
     KINDS,
     Document,
     as_lines,
@@ -35,11 +40,6 @@ from lenscope.document_files import (
     value_of,
     version,
 )
-from lenscope.errors import LenscopeError
-from lenscope.files import parquet_footers as footers
-from lenscope.files.text_files import encoding
-from lenscope.files.untrusted import CONFIG_LIMIT, TEXT_LIMIT, reading
-from lenscope.models.inputs import elements, is_integer
 
 Data = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Sequence[int]]
 

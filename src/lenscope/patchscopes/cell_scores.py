@@ -23,7 +23,7 @@ from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
-from lenscope.sources import Sources
+from lenscope.patchscopes.sources import Sources
 
 
 class Scores:

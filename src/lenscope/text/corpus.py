@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
-from lenscope.document_files import Document
-from lenscope.documents import Data, Documents, find_documents
 from lenscope.errors import LenscopeError
 from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import model_hash
-from lenscope.packing import KNOWN, TOKEN, find_marks, mark_ids, pack, tokenizer_identity, written
-from lenscope.samples import sample
+from lenscope.text.document_files import Document
+from lenscope.text.documents import Data, Documents, find_documents
+from lenscope.text.model_samples import sample
+from lenscope.text.packing import KNOWN, TOKEN, find_marks, mark_ids, pack, tokenizer_identity, written
 
 LENGTH = 512
 # Rows that a model writes together.

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
-from lenscope.corpus import TokenBatch
 from lenscope.errors import LenscopeError
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.inputs import elements, is_integer, shown
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
-from lenscope.packing import counted, mark_ids, text_bytes
+from lenscope.text.corpus import TokenBatch
+from lenscope.text.packing import counted, mark_ids, text_bytes
 
 # A text, the ids of one row, or many rows of a corpus.
 Rows = Iterable[str | Sequence[int] | TokenBatch]

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from lenscope import contents, griddraw
+from lenscope import contents
 from lenscope.contents import exactly, listed
 from lenscope.display import heat_table as tables
 from lenscope.errors import LenscopeError
 from lenscope.files import records as resultfiles
 from lenscope.files.untrusted import reading
+from lenscope.patchscopes import grid_table as griddraw
 from lenscope.results import FORMAT
 
 # name → unit of what every cell may have; answers add "log_prob:ANSWER" and "pmi:ANSWER", in nats
