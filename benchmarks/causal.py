@@ -17,7 +17,7 @@ import torch
 import lenscope as ls
 from lenscope.causal import causal_basis, energies, runs
 from lenscope.energy import Plain, Site, wide_readout
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.measures.sampled_kl import Objective
 
 

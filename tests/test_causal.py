@@ -19,7 +19,7 @@ from lenscope.directions import Alignment, Basis, Influence, load_basis
 from lenscope.energy import Factored, Plain, Site, wide_readout
 from lenscope.experiments import fidelity
 from lenscope.experiments.setting import Setting
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import identify
 from lenscope.measures.sampled_kl import Objective
 from lenscope.statistics.estimates import rank_correlation

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import tuning
+from lenscope.fitting import tuned_lens as tuning
 from lenscope.mappings import mapping as mappings
 
 

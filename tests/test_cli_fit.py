@@ -8,9 +8,10 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import demo, lensing, terminal, tuning
+from lenscope import demo, lensing, terminal
 from lenscope.cli import main
-from lenscope.evaluating import EvaluationInterrupted
+from lenscope.fitting import tuned_lens as tuning
+from lenscope.lenses.evaluate import EvaluationInterrupted
 
 TEXT = "the cat sat on a mat in this capital city of France and Paris is it while tests of tokens go on"
 
@@ -246,7 +247,7 @@ def test_the_transfer_matrix(run, model, text, lens):
 
 
 def test_an_interrupted_evaluation_is_shown_and_saved(run, model, text, tmp_path, monkeypatch):
-    from lenscope import evaluating
+    from lenscope.lenses import evaluate as evaluating
 
     evaluate = evaluating.evaluate
 

@@ -15,11 +15,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope import pretraining
 from lenscope.experiments import difficulty, tokens
 from lenscope.experiments.setting import Setting
-from lenscope.optimizers import orthogonal
-from lenscope.pretraining import Checkpoints, Plan, blank, pretrain
+from lenscope.fitting import pretraining
+from lenscope.fitting.optimizers import orthogonal
+from lenscope.fitting.pretraining import Checkpoints, Plan, blank, pretrain
 from lenscope.statistics import rank_correlations as association
 from lenscope.text.corpus import TokenBatch
 

@@ -17,8 +17,9 @@ import torch
 from test_tuning import SMALL, documents, fitted, make, same, stop_at
 
 import lenscope as ls
-from lenscope import training, tuning
 from lenscope.distributed.sharding import Group, joined, sharded
+from lenscope.fitting import tuned_lens as tuning
+from lenscope.fitting import tuned_lens_run as training
 from lenscope.mappings.mapping import load_mapping
 from lenscope.models.edits import Running
 from lenscope.models.prompts import pad

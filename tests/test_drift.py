@@ -16,7 +16,7 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments import drift, transplant
 from lenscope.experiments.grouping import by_document, draws, rows_of
 from lenscope.experiments.setting import Setting
-from lenscope.finetuning import fine_tune, next_token_loss, weights_of, with_weights
+from lenscope.fitting.fine_tuning import fine_tune, next_token_loss, weights_of, with_weights
 from lenscope.statistics.estimates import rank_correlation
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]

@@ -13,9 +13,9 @@ from largest import Largest
 from rich.console import Console
 
 import lenscope as ls
-from lenscope import evaluating as module
-from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
-from lenscope.evaluation import MEASURES, Evaluation, Transfer, load_evaluation
+from lenscope.lenses import evaluate as module
+from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
+from lenscope.lenses.evaluation_results import MEASURES, Evaluation, Transfer, load_evaluation
 from lenscope.mappings.mapping import Affine, identify
 from lenscope.measures import streamed as reduction
 from lenscope.statistics import estimates as statistics

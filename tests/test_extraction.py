@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import extraction
+from lenscope.fitting import relation as extraction
 from lenscope.models.readout import FAILURES
 from lenscope.patchscopes import methods
 

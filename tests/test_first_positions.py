@@ -8,10 +8,11 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import regression, softprompt
 from lenscope.ablating import ablate_blocks, mean_update
 from lenscope.causal import causal_basis, principal_basis, random_basis, runs
 from lenscope.covariance import covariances
+from lenscope.fitting import model_to_model as regression
+from lenscope.fitting import soft_prompt as softprompt
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lenscope as ls
-from lenscope import regression
+from lenscope.fitting import model_to_model as regression
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
 from lenscope.models import provenance

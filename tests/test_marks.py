@@ -6,8 +6,8 @@ import spelled
 import tiny
 
 import lenscope as ls
+from lenscope.fitting.model_to_model import aligned
 from lenscope.models.prompts import Encoder
-from lenscope.regression import aligned
 from lenscope.text.packing import Marks, counted, find_marks, mark_ids
 
 

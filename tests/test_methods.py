@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lenscope as ls
+from lenscope.fitting.model_to_model import fit_mapping
 from lenscope.models.edits import add
 from lenscope.patchscopes import methods
-from lenscope.regression import fit_mapping
 
 SOURCE = "The capital of France is"
 V = tiny.VOCAB

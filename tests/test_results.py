@@ -11,7 +11,7 @@ from rich.console import Console
 import lenscope as ls
 from lenscope.display.heat_table import figure
 from lenscope.display.visible_text import token as visible
-from lenscope.results import MEASURES
+from lenscope.lenses.trajectory import MEASURES
 
 PROMPT = "The capital of France is"
 

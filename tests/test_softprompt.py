@@ -8,9 +8,9 @@ import torch
 from handmade import rewritten
 
 import lenscope as ls
-from lenscope import softprompt
+from lenscope.fitting import soft_prompt as softprompt
+from lenscope.fitting.soft_prompt import Pairs, divergence, fit_soft_prompt, load_soft_prompt
 from lenscope.patchscopes import methods
-from lenscope.softprompt import Pairs, divergence, fit_soft_prompt, load_soft_prompt
 
 V = tiny.VOCAB
 START = "tell me"

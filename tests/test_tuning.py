@@ -22,18 +22,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lenscope as ls
-from lenscope import choosing, training, tuning
 from lenscope.distributed.sharding import Group
+from lenscope.fitting import held_out as choosing
+from lenscope.fitting import tuned_lens as tuning
+from lenscope.fitting import tuned_lens_run as training
+from lenscope.fitting.closed_form import Moments, with_constant
+from lenscope.fitting.optimizers import Muon, Nesterov, orthogonal
+from lenscope.fitting.schedule import Schedule
+from lenscope.fitting.tuned_lens import RECIPES, Recipe, fit
 from lenscope.mappings.mapping import load_mapping
 from lenscope.measures import sampled_kl as objective
 from lenscope.measures.sampled_kl import Objective
 from lenscope.models.readout import Replayed
-from lenscope.moments import Moments, with_constant
-from lenscope.optimizers import Muon, Nesterov, orthogonal
-from lenscope.schedule import Schedule
 from lenscope.text import corpus
 from lenscope.text.corpus import Corpus
-from lenscope.tuning import RECIPES, Recipe, fit
 
 TOKENS, LENGTH, ROOM = 4000, 32, 300_000
 # readable ones of every kind: norms, no norm, projections, scales, caps, experts, state spaces, parallel, replayed

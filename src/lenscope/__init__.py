@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from lenscope.directions import Alignment, Basis, Influence, load_basis
     from lenscope.effects import Effects, load_effects
     from lenscope.errors import LenscopeError
-    from lenscope.evaluating import EvaluationInterrupted, evaluate, transfer
-    from lenscope.evaluation import Evaluation, Transfer, load_evaluation
-    from lenscope.extraction import fit_relation
-    from lenscope.finetuning import fine_tune
+    from lenscope.fitting.fine_tuning import fine_tune
+    from lenscope.fitting.model_to_model import fit_mapping
+    from lenscope.fitting.relation import fit_relation
+    from lenscope.fitting.soft_prompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
+    from lenscope.fitting.tuned_lens import Recipe, fit
     from lenscope.interventions import activation_patching, attention_knockout, back_patching, causal_tracing
-    from lenscope.lens import Lens
+    from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
+    from lenscope.lenses.evaluation_results import Evaluation, Transfer, load_evaluation
+    from lenscope.lenses.lens import Lens
+    from lenscope.lenses.trajectory import Comparison, Trajectory, save
     from lenscope.mappings.lens_files import export_tuned_lens, load_lens
     from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
     from lenscope.matching import mentions, rouge
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
     from lenscope.patchscopes.patchscope import Interrupted, Patchscope, Target
     from lenscope.patchscopes.with_controls import Worth, worth
     from lenscope.questions import Question, answer_log_likelihoods, few_shot, load_questions
-    from lenscope.regression import fit_mapping
     from lenscope.relations import (
         Chain,
         Entity,
@@ -54,14 +57,11 @@ if TYPE_CHECKING:
         load_relations,
     )
     from lenscope.report import Report
-    from lenscope.results import Comparison, Trajectory, save
     from lenscope.saved import load_results
-    from lenscope.softprompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
     from lenscope.statistics.estimates import Estimate
     from lenscope.statistics.probes import Probed, probe
     from lenscope.statistics.selection import Selection, select
     from lenscope.text.corpus import Corpus
-    from lenscope.tuning import Recipe, fit
 
 __all__ = [
     "LM",
@@ -201,18 +201,18 @@ _HOMES = {
         "load_effects",
     ),
     "errors": ("LenscopeError",),
-    "evaluating": (
+    "lenses.evaluate": (
         "EvaluationInterrupted",
         "evaluate",
         "transfer",
     ),
-    "evaluation": (
+    "lenses.evaluation_results": (
         "Evaluation",
         "Transfer",
         "load_evaluation",
     ),
-    "extraction": ("fit_relation",),
-    "finetuning": ("fine_tune",),
+    "fitting.relation": ("fit_relation",),
+    "fitting.fine_tuning": ("fine_tune",),
     "mappings.lens_files": (
         "export_tuned_lens",
         "load_lens",
@@ -227,7 +227,7 @@ _HOMES = {
         "back_patching",
         "causal_tracing",
     ),
-    "lens": ("Lens",),
+    "lenses.lens": ("Lens",),
     "models.loading": ("load",),
     "mappings.mapping": (
         "Affine",
@@ -259,7 +259,7 @@ _HOMES = {
         "few_shot",
         "load_questions",
     ),
-    "regression": ("fit_mapping",),
+    "fitting.model_to_model": ("fit_mapping",),
     "relations": (
         "Chain",
         "Entity",
@@ -275,7 +275,7 @@ _HOMES = {
         "load_relations",
     ),
     "report": ("Report",),
-    "results": (
+    "lenses.trajectory": (
         "Comparison",
         "Trajectory",
         "save",
@@ -285,14 +285,14 @@ _HOMES = {
         "Selection",
         "select",
     ),
-    "softprompt": (
+    "fitting.soft_prompt": (
         "SoftPrompt",
         "fit_soft_prompt",
         "load_soft_prompt",
     ),
     "models.hidden_states": ("HiddenStates",),
     "statistics.estimates": ("Estimate",),
-    "tuning": (
+    "fitting.tuned_lens": (
         "Recipe",
         "fit",
     ),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.edits import EditBlock, Running

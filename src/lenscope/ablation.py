@@ -17,7 +17,7 @@ from lenscope.causal import Run, energies, lens_layers, runs
 from lenscope.directions import Alignment, Basis, Influence
 from lenscope.energy import wide_readout
 from lenscope.errors import LenscopeError
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import is_of
 from lenscope.measures.streamed import WHOLE, reduce
 from lenscope.models.batches import TOKENS_PER_RUN

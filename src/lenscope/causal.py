@@ -15,7 +15,7 @@ from torch import Tensor
 from lenscope.directions import Basis
 from lenscope.energy import Energy, Factored, Site, wide_readout
 from lenscope.errors import LenscopeError
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import identify
 from lenscope.measures.streamed import reduce
 from lenscope.models.batches import length_groups

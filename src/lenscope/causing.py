@@ -87,7 +87,7 @@ def causal(
     from lenscope.ablation import influence
     from lenscope.causal import causal_basis, lens_layers, promoted
     from lenscope.files.writing import write_text
-    from lenscope.lens import Lens
+    from lenscope.lenses.lens import Lens
     from lenscope.text.corpus import Corpus
 
     f = None if lens is None else opened(lens, lm, transferred)

@@ -18,7 +18,7 @@ from lenscope.screen import Screen, counted, show
 from lenscope.terminal import DEFAULT_MODEL, Model, headline, load_model, rising
 
 if TYPE_CHECKING:
-    from lenscope.results import Trajectory
+    from lenscope.lenses.trajectory import Trajectory
 
 ENTITY = "Diana, Princess of Wales"
 PROMPT, TARGET = "The capital of France is", " Paris"
@@ -39,12 +39,12 @@ def demo(
     lm = load_model(model, None, None, None, None)
     from lenscope.display.page import page
     from lenscope.files.writing import write_text
-    from lenscope.lens import Lens
+    from lenscope.fitting.tuned_lens import fit, other_run
+    from lenscope.lenses.lens import Lens
     from lenscope.patchscopes.methods import named
     from lenscope.patchscopes.patchscope import Patchscope
     from lenscope.text.corpus import Corpus
     from lenscope.text.installed import texts
-    from lenscope.tuning import fit, other_run
 
     console = Screen()
     plain = Lens(lm).trajectory(PROMPT, target=TARGET)

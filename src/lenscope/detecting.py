@@ -95,7 +95,7 @@ def fit(
     make_folder(output)
     lm = load_model(model, dtype, device, revision, attention)
     from lenscope.detection import fit_detector
-    from lenscope.lens import Lens
+    from lenscope.lenses.lens import Lens
 
     f = None if lens is None else opened(lens, lm, transferred)
     with counted("prompts") as advance:

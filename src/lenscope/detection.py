@@ -21,7 +21,7 @@ from lenscope.errors import LenscopeError
 from lenscope.features import answer_features, describe, disturbed, mean_states, spread, trajectory_columns
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping, identify, is_of, load_mapping
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike

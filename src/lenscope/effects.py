@@ -21,7 +21,7 @@ from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
 from lenscope.files import records as resultfiles
 from lenscope.files.untrusted import reading
-from lenscope.results import FORMAT
+from lenscope.lenses.trajectory import FORMAT
 
 # name → unit; the base run is the one intervened on: corrupted for tracing and patching, clean for knockout
 MEASURES = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.measures.sampled_kl import Objective
 from lenscope.models.language_model import LM
 from lenscope.models.readout import Readout, Traced, wide

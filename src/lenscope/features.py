@@ -16,7 +16,7 @@ from torch import Tensor
 from lenscope.contents import Brief
 from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.hidden_states import check_layers, spaced

@@ -105,7 +105,7 @@ def fit(
         "splits the model among the processes of torchrun, and this is one alone",
     )
     known_model(model)
-    from lenscope.tuning import RECIPES
+    from lenscope.fitting.tuned_lens import RECIPES
 
     named("recipe", recipe, RECIPES)
     folder = Path(output)
@@ -119,7 +119,7 @@ def fit(
     corpus = Corpus.open(lm, _data(data), field=field or "text", length=length, seed=seed, epochs=epochs or 1)
     wanted = _available(corpus.split(held_out)[0], wanted, tokens is not None)
     how: dict[str, Any] = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
-    from lenscope.tuning import other_run
+    from lenscope.fitting.tuned_lens import other_run
 
     other = "" if finished is None else other_run(finished, lm, corpus, **how)
     if other:
@@ -190,7 +190,7 @@ def eval_(
     known_model(model)
     for where in given.values():
         known_lens(where, transferred)
-    from lenscope.evaluation import MEASURES, TRANSFERRED
+    from lenscope.lenses.evaluation_results import MEASURES, TRANSFERRED
 
     measures = list(dict.fromkeys((measure or ("cross_entropy" if transfer else "kl")).split(",")))
     for name in measures:
@@ -198,9 +198,9 @@ def eval_(
     if transfer and len(measures) > 1:
         raise LenscopeError(f"--measure {measure}: a --transfer matrix shows one measure; give one")
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.evaluating import EvaluationInterrupted
-    from lenscope.evaluating import evaluate as evaluate_
-    from lenscope.evaluating import transfer as transfer_
+    from lenscope.lenses.evaluate import EvaluationInterrupted
+    from lenscope.lenses.evaluate import evaluate as evaluate_
+    from lenscope.lenses.evaluate import transfer as transfer_
     from lenscope.text.corpus import Corpus, overlap
 
     lenses = {name: opened(where, lm, transferred) for name, where in given.items()}
@@ -311,7 +311,7 @@ def _nats(value: float | None) -> str:
 
 def _run(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: bool) -> "PairMapping":
     from lenscope.distributed.sharding import sharded
-    from lenscope.tuning import fit as fit_
+    from lenscope.fitting.tuned_lens import fit as fit_
 
     try:
         with counted("tokens") as advance, sharded(lm) if shard else nullcontext():
@@ -333,7 +333,7 @@ def _left(folder: Path) -> str:
 
 def finished_lens(folder: Path) -> "PairMapping | None":
     """As `tuning.finished_lens`, which is imported where there is something in the folder."""
-    from lenscope import tuning
+    from lenscope.fitting import tuned_lens as tuning
 
     return tuning.finished_lens(folder) if (folder / "config.json").exists() else None
 

@@ -38,9 +38,9 @@ from lenscope.terminal import (
 )
 
 if TYPE_CHECKING:
-    from lenscope.lens import Lens
+    from lenscope.lenses.lens import Lens
+    from lenscope.lenses.trajectory import Trajectory
     from lenscope.models.language_model import LM
-    from lenscope.results import Trajectory
 
 # tokens per cell of files and pages where no number is given
 TOP = 5
@@ -108,14 +108,14 @@ def lens(
     if tuned is not None:
         known_lens(tuned, transferred)
     from lenscope.files.writing import write_text
-    from lenscope.results import DISTANCES, MEASURES
+    from lenscope.lenses.trajectory import DISTANCES, MEASURES
 
     if measure is not None:
         named("measure", measure, DISTANCES if compare is not None else MEASURES)
 
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.keeping import Kept
-    from lenscope.lens import Lens
+    from lenscope.lenses.lens import Lens
+    from lenscope.lenses.trajectory_writer import Kept
 
     f = None if tuned is None else opened(tuned, lm, transferred)
     one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")

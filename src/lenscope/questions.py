@@ -24,7 +24,7 @@ from lenscope.engine.staircase import Staircase
 from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Prompt

@@ -11,10 +11,10 @@ import numpy as np
 
 from lenscope.contents import ranks
 from lenscope.effects import Effects
-from lenscope.evaluation import Evaluation, Transfer
 from lenscope.files import records as resultfiles
+from lenscope.lenses.evaluation_results import Evaluation, Transfer
+from lenscope.lenses.trajectory import MEASURES, Comparison, Trajectory
 from lenscope.patchscopes.grid import Grid
-from lenscope.results import MEASURES, Comparison, Trajectory
 
 _DOCUMENTS: dict[str, Any] = {
     "trajectory": Trajectory,

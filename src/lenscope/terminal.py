@@ -17,8 +17,8 @@ from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
 
 if TYPE_CHECKING:
+    from lenscope.lenses.trajectory import Trajectory
     from lenscope.models.language_model import LM
-    from lenscope.results import Trajectory
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16, float16; default: the checkpoint's own.")]

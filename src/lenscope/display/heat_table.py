@@ -19,7 +19,7 @@ from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
-    from lenscope.results import Comparison, Trajectory
+    from lenscope.lenses.trajectory import Comparison, Trajectory
 
 # The narrowest and widest cell, in terminal columns; a cell from FIGURE on also shows the measure as a number.
 NARROW, WIDE, FIGURE = 6, 18, 11

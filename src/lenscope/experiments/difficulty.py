@@ -21,20 +21,20 @@ from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tokens import Examples, baselines, counts, examples
-from lenscope.lens import Lens
+from lenscope.fitting.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
+from lenscope.fitting.tuned_lens import fit
+from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping
 from lenscope.measures.definitions import prediction_depth
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import model_hash, provenance
-from lenscope.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
 from lenscope.report import Report, shown
 from lenscope.statistics.estimates import Estimate, mean
 from lenscope.statistics.rank_correlations import correlations, shuffled
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import find_documents
 from lenscope.text.installed import texts
-from lenscope.tuning import fit
 
 DATA = "text"
 CLAIM = (

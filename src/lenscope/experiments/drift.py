@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lenscope.covariance import covariances, pooled, rogue, similarity
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
-from lenscope.evaluating import transfer
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.transplant import transplant
+from lenscope.lenses.evaluate import transfer
 from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, rank_correlation
 from lenscope.text.corpus import TokenBatch

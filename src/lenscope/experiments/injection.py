@@ -20,7 +20,7 @@ from lenscope.experiments.injected import DATA as TAKES
 from lenscope.experiments.injected import SHOTS, LeftOut, data
 from lenscope.experiments.setting import Setting
 from lenscope.features import answer_features, describe, disturbed, runs, sorted_answer_features, spread
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
 from lenscope.questions import ANSWER, Question, answer_log_likelihoods, correct, few_shot

@@ -28,7 +28,7 @@ from lenscope.experiments.readings import (
     training,
 )
 from lenscope.experiments.setting import Setting
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.methods import drawn, token_identity

@@ -16,7 +16,7 @@ from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
-from lenscope.lens import Lens
+from lenscope.lenses.lens import Lens
 from lenscope.questions import ANSWER, BUILTIN, Question, answer_log_likelihoods, correct, few_shot, load_questions
 from lenscope.quizzes import KINDS
 from lenscope.report import Report

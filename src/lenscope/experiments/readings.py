@@ -19,6 +19,7 @@ from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.experiments.grouping import rows_of
 from lenscope.experiments.setting import HELD_OUT, Setting
+from lenscope.fitting.model_to_model import aligned, fit_mapping
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import Affine, identify
 from lenscope.models.edits import replace as instead
@@ -26,7 +27,6 @@ from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.patchscopes.cell_scores import comparable
 from lenscope.patchscopes.controls import exchange, random_like
-from lenscope.regression import aligned, fit_mapping
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # tokens of a stretch of text; of what a model writes itself, which takes longer to get; before a place at the least

@@ -22,6 +22,7 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.file_names import safe_name
+from lenscope.fitting.tuned_lens import fit
 from lenscope.mappings.mapping import PairMapping, mapping_hash
 from lenscope.measures.sampled_kl import fast_products
 from lenscope.models.generation import end_ids
@@ -29,7 +30,6 @@ from lenscope.models.language_model import LM
 from lenscope.models.provenance import provenance
 from lenscope.text.corpus import Corpus, overlap
 from lenscope.text.packing import find_marks, tokenizer_identity
-from lenscope.tuning import fit
 
 # tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get
 FITTED, SAMPLED = (16_384, 102_400), (4_096, 16_384)

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.evaluating import evaluate
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
-from lenscope.finetuning import fine_tune, weights_of, with_weights
+from lenscope.fitting.fine_tuning import fine_tune, weights_of, with_weights
+from lenscope.fitting.tuned_lens import fit
+from lenscope.lenses.evaluate import evaluate
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.statistics.estimates import Estimate
 from lenscope.text.corpus import Corpus, TokenBatch
-from lenscope.tuning import fit
 
 # steps of a row each, and their rate; text that measures, which of its positions count; layers measured: quick, full
 STEPS, RATE = (4, 32), 1e-4

@@ -19,8 +19,8 @@ from lenscope.display import heat_table as tables
 from lenscope.errors import LenscopeError
 from lenscope.files import records as resultfiles
 from lenscope.files.untrusted import reading
+from lenscope.lenses.trajectory import FORMAT
 from lenscope.patchscopes import grid_table as griddraw
-from lenscope.results import FORMAT
 
 # name → unit of what every cell may have; answers add "log_prob:ANSWER" and "pmi:ANSWER", in nats
 MEASURES = {

@@ -31,10 +31,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lenscope.errors import LenscopeError
+from lenscope.fitting.soft_prompt import FIXED_PROMPTS, SoftPrompt
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position
 from lenscope.patchscopes.patchscope import Patchscope, Target
-from lenscope.softprompt import FIXED_PROMPTS, SoftPrompt
 
 # Ghandeharioun et al. 2024, Table 2: the twelve tasks' verbalizations, under the names of their data
 RELATIONS = {

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from lenscope.distributed.sharding import Group
 from lenscope.errors import LenscopeError
+from lenscope.fitting.closed_form import with_constant
+from lenscope.fitting.schedule import TOGETHER
+from lenscope.fitting.tuned_lens_run import Block, Training, some_rows
 from lenscope.measures.sampled_kl import Objective
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
-from lenscope.moments import with_constant
-from lenscope.schedule import TOGETHER
 from lenscope.statistics.estimates import Estimate, ratios
 from lenscope.text.corpus import Corpus, TokenBatch
-from lenscope.training import Block, Training, some_rows
 
 # Tokens that count of the part that chooses, and how many rows they are spread over, as long as no more tokens have to
 # be read; tokens that count of the part that measures, over the whole vocabulary, which takes most of the time.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.evaluation import MEASURES, Evaluation, Transfer
-from lenscope.lens import Lens
+from lenscope.lenses.evaluation_results import MEASURES, Evaluation, Transfer
+from lenscope.lenses.lens import Lens
 from lenscope.mappings import mapping as mappings
 from lenscope.measures.streamed import Reduced, average, averaged_at_once, reduce
 from lenscope.models.hidden_states import check_layers

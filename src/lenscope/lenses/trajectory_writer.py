@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lenscope.display import page as web
 from lenscope.errors import LenscopeError
 from lenscope.files.writing import whole_file
-from lenscope.results import Trajectory, as_document, as_rows, metadata
+from lenscope.lenses.trajectory import Trajectory, as_document, as_rows, metadata
 
 # rows of a Parquet file that are written together
 GROUP = 16_384

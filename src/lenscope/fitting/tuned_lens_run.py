@@ -21,13 +21,13 @@ from torch import Tensor
 from lenscope.distributed.sharding import Group, is_sharded
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
+from lenscope.fitting.closed_form import Moments, with_constant
+from lenscope.fitting.optimizers import MakeOptimizer, Optimizer, Units
+from lenscope.fitting.schedule import TOGETHER, Schedule
 from lenscope.measures.sampled_kl import Columns, Objective, reading
 from lenscope.models.edits import Running
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import pad
-from lenscope.moments import Moments, with_constant
-from lenscope.optimizers import MakeOptimizer, Optimizer, Units
-from lenscope.schedule import TOGETHER, Schedule
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # numbers of the model's distributions that are held at once, over the tokens of a step

@@ -18,23 +18,23 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lenscope.choosing import MEASURING, choose
-from lenscope.choosing import described as about_held_out
-from lenscope.choosing import parts as choosing_parts
-from lenscope.choosing import read as read_held_out
-from lenscope.choosing import taken as choosing_rows
 from lenscope.distributed.sharding import Group, described, is_sharded, joined
 from lenscope.errors import LenscopeError
 from lenscope.files.weights_folder import CONFIG
 from lenscope.files.writing import folder_lock
+from lenscope.fitting.held_out import MEASURING, choose
+from lenscope.fitting.held_out import described as about_held_out
+from lenscope.fitting.held_out import parts as choosing_parts
+from lenscope.fitting.held_out import read as read_held_out
+from lenscope.fitting.held_out import taken as choosing_rows
+from lenscope.fitting.optimizers import MakeOptimizer, Muon, Nesterov, Units
+from lenscope.fitting.schedule import Schedule
+from lenscope.fitting.tuned_lens_run import Training
 from lenscope.mappings.mapping import Affine, PairMapping, load_mapping
 from lenscope.measures.sampled_kl import Objective, fast_products, low_precision
 from lenscope.models.language_model import LM
-from lenscope.optimizers import MakeOptimizer, Muon, Nesterov, Units
-from lenscope.schedule import Schedule
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import Data, Stream
-from lenscope.training import Training
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 29

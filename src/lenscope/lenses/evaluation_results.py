@@ -21,7 +21,7 @@ from lenscope.display import heat_table as tables
 from lenscope.display import visible_text as visible
 from lenscope.files import records as resultfiles
 from lenscope.files.untrusted import reading
-from lenscope.results import FORMAT, check_measure
+from lenscope.lenses.trajectory import FORMAT, check_measure
 
 # name → unit
 MEASURES = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.lenses.trajectory import Comparison, Trajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping
 from lenscope.measures.streamed import diverge, reduce
@@ -21,7 +22,6 @@ from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
-from lenscope.results import Comparison, Trajectory
 
 # f(h), f(h, layer) or f(h, layer, n_layers): hidden states (..., D) of a layer → states (..., D) as the last layer
 # would have them
