@@ -15,8 +15,8 @@ import time
 import torch
 
 import lenscope as ls
-from lenscope.causal import causal_basis, energies, runs
-from lenscope.energy import Plain, Site, wide_readout
+from lenscope.directions.causal_basis import causal_basis, energies, runs
+from lenscope.directions.energy import Plain, Site, wide_readout
 from lenscope.lenses.lens import Lens
 from lenscope.measures.sampled_kl import Objective
 

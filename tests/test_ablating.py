@@ -9,8 +9,10 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import ablating
-from lenscope.ablating import (
+from lenscope.experiments import ablations
+from lenscope.experiments.setting import Setting
+from lenscope.interventions import block_ablation as ablating
+from lenscope.interventions.block_ablation import (
     MeanUpdate,
     RandomDirection,
     Resampling,
@@ -19,8 +21,6 @@ from lenscope.ablating import (
     deletion,
     mean_update,
 )
-from lenscope.experiments import ablations
-from lenscope.experiments.setting import Setting
 from lenscope.models.provenance import model_hash
 from lenscope.text.corpus import TokenBatch
 

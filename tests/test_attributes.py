@@ -11,9 +11,9 @@ from lenscope.display.figures import Heatmap
 from lenscope.experiments import attributes as module
 from lenscope.experiments.cellscores import ALL, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
 from lenscope.experiments.setting import Setting
-from lenscope.matching import mentions, words
-from lenscope.relations import Fact
 from lenscope.statistics.estimates import Estimate
+from lenscope.tasks.relations import Fact
+from lenscope.tasks.text_match import mentions, words
 
 PAPER, ORACLE, SELECTED, MEAN = SCORES.values()
 SUBJECTS = ["cat", "mat", "test", "capital", "France", "Paris"]

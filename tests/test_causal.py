@@ -10,13 +10,15 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope import ablation, causal, energy
-from lenscope.ablation import aitchison_cosine, alignment, deranged, influence
-from lenscope.causal import causal_basis, principal_basis, promoted, random_basis
 from lenscope.causing import causal as command
 from lenscope.commands import app
-from lenscope.directions import Alignment, Basis, Influence, load_basis
-from lenscope.energy import Factored, Plain, Site, wide_readout
+from lenscope.directions import causal_basis as causal
+from lenscope.directions import energy
+from lenscope.directions import influence as ablation
+from lenscope.directions.basis import Alignment, Basis, Influence, load_basis
+from lenscope.directions.causal_basis import causal_basis, principal_basis, promoted, random_basis
+from lenscope.directions.energy import Factored, Plain, Site, wide_readout
+from lenscope.directions.influence import aitchison_cosine, alignment, deranged, influence
 from lenscope.experiments import fidelity
 from lenscope.experiments.setting import Setting
 from lenscope.lenses.lens import Lens

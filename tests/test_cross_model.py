@@ -32,9 +32,9 @@ from lenscope.experiments.cross_model import (
 from lenscope.experiments.descriptions import Described
 from lenscope.experiments.readings import Scored, fitted, held_out, places
 from lenscope.experiments.setting import Setting
-from lenscope.matching import rouge
-from lenscope.relations import Entity
 from lenscope.statistics.estimates import sign_flips
+from lenscope.tasks.relations import Entity
+from lenscope.tasks.text_match import rouge
 
 
 def model(kind, sizes, tokenizer, seed):

@@ -16,7 +16,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
 
 import lenscope as ls
-from lenscope import detection, outliers, quizzes, trials
+from lenscope import detection, outliers, trials
 from lenscope.detection import Detector, fingerprint, fit_detector, load_detector
 from lenscope.experiments import injected, injection
 from lenscope.experiments.setting import Setting
@@ -31,8 +31,9 @@ from lenscope.features import (
 )
 from lenscope.mappings.mapping import Affine, identify
 from lenscope.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
-from lenscope.questions import BUILTIN
 from lenscope.statistics.estimates import Estimate
+from lenscope.tasks import builtin_questions as quizzes
+from lenscope.tasks.questions import BUILTIN
 from lenscope.trials import Items, Split, apart, split_auroc, tried
 
 REQUESTS = quizzes.REQUESTS.splitlines()

@@ -11,7 +11,7 @@ from lenses import affine
 from scipy import stats
 
 import lenscope as ls
-from lenscope.covariance import Covariances, covariances, pooled, rogue, similarity, trimmed
+from lenscope.directions.covariances import Covariances, covariances, pooled, rogue, similarity, trimmed
 from lenscope.errors import LenscopeError
 from lenscope.experiments import drift, transplant
 from lenscope.experiments.grouping import by_document, draws, rows_of

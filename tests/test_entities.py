@@ -14,9 +14,9 @@ from lenscope.experiments import entities as module
 from lenscope.experiments.entities import copied, described, pick
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, balanced, begun, compared, crossed, kept_json
-from lenscope.matching import rouge
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
-from lenscope.relations import Entity
+from lenscope.tasks.relations import Entity
+from lenscope.tasks.text_match import rouge
 from lenscope.text.packing import find_marks
 
 

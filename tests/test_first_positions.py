@@ -8,11 +8,11 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope.ablating import ablate_blocks, mean_update
-from lenscope.causal import causal_basis, principal_basis, random_basis, runs
-from lenscope.covariance import covariances
+from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis, runs
+from lenscope.directions.covariances import covariances
 from lenscope.fitting import model_to_model as regression
 from lenscope.fitting import soft_prompt as softprompt
+from lenscope.interventions.block_ablation import ablate_blocks, mean_update
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 import lenscope as ls
-from lenscope import interventions as iv
-from lenscope.effects import load_effects
 from lenscope.engine import run as rows
+from lenscope.interventions import prompt_cells as iv
+from lenscope.interventions.effects import load_effects
 
 PROMPT, OTHER = "The cat sat on the mat", "The dog sat on the log"
 TWO = "is a"  # an answer of several tokens

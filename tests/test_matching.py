@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lenscope.errors import LenscopeError
-from lenscope.matching import embedder, mentions, rouge, similarity, starts, words
+from lenscope.tasks.text_match import embedder, mentions, rouge, similarity, starts, words
 
 
 @pytest.mark.parametrize(

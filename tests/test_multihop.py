@@ -13,10 +13,10 @@ import lenscope as ls
 from lenscope.experiments import hopping, multihop
 from lenscope.experiments.hopping import LEAST, PLAIN, SHOTS, Kind, exchanged, kinds_of
 from lenscope.experiments.setting import Setting
-from lenscope.matching import mentions, words
 from lenscope.patchscopes.controls import exchange
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
-from lenscope.relations import Chain, builtin_chains
+from lenscope.tasks.relations import Chain, builtin_chains
+from lenscope.tasks.text_match import mentions, words
 
 
 def chain(n, bridge=None, answer=None, name="a → b"):

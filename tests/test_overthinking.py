@@ -12,8 +12,8 @@ import lenscope as ls
 from lenscope.experiments import overthinking as module
 from lenscope.experiments.overthinking import calibrated, incorrect, unrelated
 from lenscope.experiments.setting import Setting
-from lenscope.questions import BUILTIN, Question, few_shot
 from lenscope.statistics.estimates import Estimate
+from lenscope.tasks.questions import BUILTIN, Question, few_shot
 
 WORDS = ["cat", "mat", "sat", "Paris", "France", "test", "capital", "tokenizer"]
 

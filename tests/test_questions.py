@@ -9,10 +9,10 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import questions as module
-from lenscope import quizzes
 from lenscope.engine import run as rows
-from lenscope.questions import BUILTIN, AnswerScores, Question, answer_log_likelihoods, correct, few_shot
+from lenscope.tasks import builtin_questions as quizzes
+from lenscope.tasks import questions as module
+from lenscope.tasks.questions import BUILTIN, AnswerScores, Question, answer_log_likelihoods, correct, few_shot
 
 ASKED = [
     Question("a", "t", "Question: Where?\nAnswer:", ("the cat sat on it", "Paris", "a mat"), 1),

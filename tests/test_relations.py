@@ -7,9 +7,11 @@ import re
 import pytest
 import torch
 
-from lenscope import LenscopeError, facts, relations
-from lenscope.matching import mentions, words
-from lenscope.relations import Chain, Fact, Relation
+from lenscope import LenscopeError
+from lenscope.tasks import builtin_facts as facts
+from lenscope.tasks import relations
+from lenscope.tasks.relations import Chain, Fact, Relation
+from lenscope.tasks.text_match import mentions, words
 
 CITY = Relation(
     "city",

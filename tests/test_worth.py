@@ -11,9 +11,9 @@ from test_verbalizing import by_hand
 import lenscope as ls
 from lenscope.experiments import worth as module
 from lenscope.experiments.setting import Setting
-from lenscope.matching import mentions, words
 from lenscope.patchscopes.with_controls import TEXT, VECTOR
-from lenscope.relations import Entity, Fact, Relation
+from lenscope.tasks.relations import Entity, Fact, Relation
+from lenscope.tasks.text_match import mentions, words
 from lenscope.text.packing import find_marks
 
 SUBJECTS = ["cat", "mat", "Paris", "France", "test", "capital", "sat", "tokenizer"]

@@ -9,28 +9,32 @@ from typing import TYPE_CHECKING, Any
 from lenscope._version import __version__
 
 if TYPE_CHECKING:
-    from lenscope.ablating import ablate_blocks, ablated
-    from lenscope.ablation import alignment, influence
-    from lenscope.blockwise import Ablations
-    from lenscope.causal import causal_basis, principal_basis, random_basis
-    from lenscope.covariance import Covariances, covariances
     from lenscope.detection import Detector, fit_detector, load_detector
-    from lenscope.directions import Alignment, Basis, Influence, load_basis
-    from lenscope.effects import Effects, load_effects
+    from lenscope.directions.basis import Alignment, Basis, Influence, load_basis
+    from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
+    from lenscope.directions.covariances import Covariances, covariances
+    from lenscope.directions.influence import alignment, influence
     from lenscope.errors import LenscopeError
     from lenscope.fitting.fine_tuning import fine_tune
     from lenscope.fitting.model_to_model import fit_mapping
     from lenscope.fitting.relation import fit_relation
     from lenscope.fitting.soft_prompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
     from lenscope.fitting.tuned_lens import Recipe, fit
-    from lenscope.interventions import activation_patching, attention_knockout, back_patching, causal_tracing
+    from lenscope.interventions.block_ablation import ablate_blocks, ablated
+    from lenscope.interventions.block_ablation_results import Ablations
+    from lenscope.interventions.effects import Effects, load_effects
+    from lenscope.interventions.prompt_cells import (
+        activation_patching,
+        attention_knockout,
+        back_patching,
+        causal_tracing,
+    )
     from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
     from lenscope.lenses.evaluation_results import Evaluation, Transfer, load_evaluation
     from lenscope.lenses.lens import Lens
     from lenscope.lenses.trajectory import Comparison, Trajectory, save
     from lenscope.mappings.lens_files import export_tuned_lens, load_lens
     from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
-    from lenscope.matching import mentions, rouge
     from lenscope.models.check import check
     from lenscope.models.edits import Edit
     from lenscope.models.hidden_states import HiddenStates
@@ -41,8 +45,13 @@ if TYPE_CHECKING:
     from lenscope.patchscopes.grid import Grid, load_grid
     from lenscope.patchscopes.patchscope import Interrupted, Patchscope, Target
     from lenscope.patchscopes.with_controls import Worth, worth
-    from lenscope.questions import Question, answer_log_likelihoods, few_shot, load_questions
-    from lenscope.relations import (
+    from lenscope.report import Report
+    from lenscope.saved import load_results
+    from lenscope.statistics.estimates import Estimate
+    from lenscope.statistics.probes import Probed, probe
+    from lenscope.statistics.selection import Selection, select
+    from lenscope.tasks.questions import Question, answer_log_likelihoods, few_shot, load_questions
+    from lenscope.tasks.relations import (
         Chain,
         Entity,
         Fact,
@@ -56,11 +65,7 @@ if TYPE_CHECKING:
         load_entities,
         load_relations,
     )
-    from lenscope.report import Report
-    from lenscope.saved import load_results
-    from lenscope.statistics.estimates import Estimate
-    from lenscope.statistics.probes import Probed, probe
-    from lenscope.statistics.selection import Selection, select
+    from lenscope.tasks.text_match import mentions, rouge
     from lenscope.text.corpus import Corpus
 
 __all__ = [
@@ -159,16 +164,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ablating": (
+    "interventions.block_ablation": (
         "ablate_blocks",
         "ablated",
     ),
-    "ablation": (
+    "directions.influence": (
         "alignment",
         "influence",
     ),
-    "blockwise": ("Ablations",),
-    "causal": (
+    "interventions.block_ablation_results": ("Ablations",),
+    "directions.causal_basis": (
         "causal_basis",
         "principal_basis",
         "random_basis",
@@ -180,7 +185,7 @@ _HOMES = {
         "told",
     ),
     "text.corpus": ("Corpus",),
-    "covariance": (
+    "directions.covariances": (
         "Covariances",
         "covariances",
     ),
@@ -189,14 +194,14 @@ _HOMES = {
         "fit_detector",
         "load_detector",
     ),
-    "directions": (
+    "directions.basis": (
         "Alignment",
         "Basis",
         "Influence",
         "load_basis",
     ),
     "models.edits": ("Edit",),
-    "effects": (
+    "interventions.effects": (
         "Effects",
         "load_effects",
     ),
@@ -221,7 +226,7 @@ _HOMES = {
         "Grid",
         "load_grid",
     ),
-    "interventions": (
+    "interventions.prompt_cells": (
         "activation_patching",
         "attention_knockout",
         "back_patching",
@@ -235,7 +240,7 @@ _HOMES = {
         "Scale",
         "load_mapping",
     ),
-    "matching": (
+    "tasks.text_match": (
         "mentions",
         "rouge",
     ),
@@ -253,14 +258,14 @@ _HOMES = {
         "probe",
     ),
     "models.prompts": ("Prompt",),
-    "questions": (
+    "tasks.questions": (
         "Question",
         "answer_log_likelihoods",
         "few_shot",
         "load_questions",
     ),
     "fitting.model_to_model": ("fit_mapping",),
-    "relations": (
+    "tasks.relations": (
         "Chain",
         "Entity",
         "Fact",

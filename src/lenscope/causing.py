@@ -35,7 +35,7 @@ from lenscope.terminal import (
 )
 
 if TYPE_CHECKING:
-    from lenscope.directions import Basis, Influence
+    from lenscope.directions.basis import Basis, Influence
     from lenscope.models.language_model import LM
 
 # tokens that directions are found on, and as many that their influence is measured on; tokens of a row
@@ -84,8 +84,8 @@ def causal(
     if output is not None:
         make_folder(output)
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.ablation import influence
-    from lenscope.causal import causal_basis, lens_layers, promoted
+    from lenscope.directions.causal_basis import causal_basis, lens_layers, promoted
+    from lenscope.directions.influence import influence
     from lenscope.files.writing import write_text
     from lenscope.lenses.lens import Lens
     from lenscope.text.corpus import Corpus

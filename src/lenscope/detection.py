@@ -26,7 +26,7 @@ from lenscope.mappings.mapping import PairMapping, identify, is_of, load_mapping
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold
-from lenscope.questions import answer_log_likelihoods
+from lenscope.tasks.questions import answer_log_likelihoods
 
 FORMAT = 1
 STEM = "detector"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lenscope.contents import ranks
-from lenscope.effects import Effects
 from lenscope.files import records as resultfiles
+from lenscope.interventions.effects import Effects
 from lenscope.lenses.evaluation_results import Evaluation, Transfer
 from lenscope.lenses.trajectory import MEASURES, Comparison, Trajectory
 from lenscope.patchscopes.grid import Grid

@@ -12,10 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.ablating import Change, MeanUpdate, RandomDirection, Resampling, ablate_blocks, deletion, mean_update
-from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import HELD_OUT, Setting
+from lenscope.interventions.block_ablation import (
+    Change,
+    MeanUpdate,
+    RandomDirection,
+    Resampling,
+    ablate_blocks,
+    deletion,
+    mean_update,
+)
+from lenscope.interventions.block_ablation_results import MEASURES, READ, Ablations
 from lenscope.report import Report, Rows
 from lenscope.statistics.estimates import Estimate
 from lenscope.text.corpus import TokenBatch

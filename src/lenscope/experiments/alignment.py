@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenscope.ablation import alignment
-from lenscope.causal import causal_basis, random_basis
-from lenscope.directions import Alignment, Basis
+from lenscope.directions.basis import Alignment, Basis
+from lenscope.directions.causal_basis import causal_basis, random_basis
+from lenscope.directions.influence import alignment
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import identify

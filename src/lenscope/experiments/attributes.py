@@ -20,15 +20,15 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments.cellscores import ALL, FOLDS, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
-from lenscope.facts import ABOUT_THINGS
-from lenscope.matching import mentions
 from lenscope.models.hidden_states import HiddenStates, spaced
 from lenscope.patchscopes.controls import random_vectors, told
 from lenscope.patchscopes.methods import feature_extraction
-from lenscope.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
 from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, mean
 from lenscope.statistics.probes import probe
+from lenscope.tasks.builtin_facts import ABOUT_THINGS
+from lenscope.tasks.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
+from lenscope.tasks.text_match import mentions
 
 DATA = "TSV or JSONL with relation, subject, object and, if known, template, target, text"
 # no lens is read through

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.matching import mentions
-from lenscope.relations import Fact
 from lenscope.statistics.estimates import holm, mean, sign_flips
 from lenscope.statistics.selection import Selection, select
+from lenscope.tasks.relations import Fact
+from lenscope.tasks.text_match import mentions
 
 FOLDS = 3
 ALL = "all relations"

@@ -16,16 +16,16 @@ from lenscope.experiments.readings import others, random_instead
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import kept_json
 from lenscope.mappings.mapping import Affine
-from lenscope.matching import rouge
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import model_hash
 from lenscope.patchscopes.controls import told
 from lenscope.patchscopes.methods import entity_description
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.with_controls import said_after, table
-from lenscope.relations import Entity, builtin_entities
 from lenscope.statistics.estimates import Estimate
 from lenscope.statistics.selection import Selection, select
+from lenscope.tasks.relations import Entity, builtin_entities
+from lenscope.tasks.text_match import rouge
 from lenscope.text.packing import find_marks
 
 # tokens that a description is written with

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.covariance import covariances, pooled, rogue, similarity
+from lenscope.directions.covariances import covariances, pooled, rogue, similarity
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import Setting

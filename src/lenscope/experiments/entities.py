@@ -17,7 +17,6 @@ from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, begun, curve, interval, kept_json
-from lenscope.matching import embedder, rouge, words
 from lenscope.patchscopes.controls import told
 from lenscope.patchscopes.methods import entity_description, named
 from lenscope.patchscopes.patchscope import Patchscope
@@ -35,9 +34,10 @@ from lenscope.patchscopes.with_controls import (
     sayings,
     table,
 )
-from lenscope.relations import Entity, builtin_entities, load_entities
 from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, difference, mean, spearman
+from lenscope.tasks.relations import Entity, builtin_entities, load_entities
+from lenscope.tasks.text_match import embedder, rouge, words
 
 DATA = "JSONL with name, description, popularity_percentile"
 # no lens is read through

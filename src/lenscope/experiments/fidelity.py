@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenscope.ablation import influence
-from lenscope.causal import causal_basis, principal_basis, random_basis
-from lenscope.directions import Basis, Influence
+from lenscope.directions.basis import Basis, Influence
+from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
+from lenscope.directions.influence import influence
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import identify

@@ -14,13 +14,13 @@ import torch
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import balanced, begun, kept_json
-from lenscope.interventions import back_patching
-from lenscope.matching import mentions
+from lenscope.interventions.prompt_cells import back_patching
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.controls import exchange, random_vectors
 from lenscope.patchscopes.patchscope import Patchscope, Target
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR, said_after, sayings, table
-from lenscope.relations import Chain, answered
+from lenscope.tasks.relations import Chain, answered
+from lenscope.tasks.text_match import mentions
 
 # demonstrations, questions of a kind at least, tokens of a chain of thought
 SHOTS, LEAST, THOUGHT = 3, 4, 48

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lenscope import quizzes
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.files.text_files import json_lines, lines
-from lenscope.questions import ANSWER, BUILTIN, Question, few_shot, load_questions
+from lenscope.tasks import builtin_questions as quizzes
+from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot, load_questions
 from lenscope.trials import PARTS
 
 DATA = "JSONL of questions (query, choices, gold, task) and of texts (text, label 1 for attacks, source)"

@@ -23,9 +23,9 @@ from lenscope.features import answer_features, describe, disturbed, runs, sorted
 from lenscope.lenses.lens import Lens
 from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
-from lenscope.questions import ANSWER, Question, answer_log_likelihoods, correct, few_shot
 from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, difference, mean
+from lenscope.tasks.questions import ANSWER, Question, answer_log_likelihoods, correct, few_shot
 from lenscope.trials import PARTS, Items, Split, split_auroc, tried
 
 DATA = TAKES

@@ -27,11 +27,11 @@ from lenscope.experiments.hopping import (
 )
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import SPLITS, compared, crossed, curve, interval
-from lenscope.matching import mentions
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
-from lenscope.relations import Chain, builtin_chains, load_chains
 from lenscope.report import Report
 from lenscope.statistics.estimates import mean
+from lenscope.tasks.relations import Chain, builtin_chains, load_chains
+from lenscope.tasks.text_match import mentions
 
 DATA = "JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template"
 # no lens is read through

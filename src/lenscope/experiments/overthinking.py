@@ -17,10 +17,18 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
 from lenscope.lenses.lens import Lens
-from lenscope.questions import ANSWER, BUILTIN, Question, answer_log_likelihoods, correct, few_shot, load_questions
-from lenscope.quizzes import KINDS
 from lenscope.report import Report
 from lenscope.statistics.estimates import difference, holm, mean, sign_flips
+from lenscope.tasks.builtin_questions import KINDS
+from lenscope.tasks.questions import (
+    ANSWER,
+    BUILTIN,
+    Question,
+    answer_log_likelihoods,
+    correct,
+    few_shot,
+    load_questions,
+)
 
 DATA = "JSONL with query, choices, gold, task"
 CLAIM = (

@@ -15,7 +15,6 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments.entities import described, pick
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import balanced, begun, compared, curve, interval, kept_json
-from lenscope.matching import mentions, rouge
 from lenscope.patchscopes.methods import entity_description, feature_extraction, token_identity
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.sources import Layers
@@ -32,8 +31,9 @@ from lenscope.patchscopes.with_controls import (
     said_after,
     sayings,
 )
-from lenscope.relations import Relation, builtin_entities, builtin_relations, known, load_relations
 from lenscope.report import Report
+from lenscope.tasks.relations import Relation, builtin_entities, builtin_relations, known, load_relations
+from lenscope.tasks.text_match import mentions, rouge
 
 DATA = "TSV or JSONL with relation, subject, object (and template, target)"
 # no lens is read through

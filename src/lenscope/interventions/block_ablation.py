@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lenscope.blockwise import MEASURES, READ, Ablations
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
+from lenscope.interventions.block_ablation_results import MEASURES, READ, Ablations
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN

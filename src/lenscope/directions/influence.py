@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.causal import Run, energies, lens_layers, runs
-from lenscope.directions import Alignment, Basis, Influence
-from lenscope.energy import wide_readout
+from lenscope.directions.basis import Alignment, Basis, Influence
+from lenscope.directions.causal_basis import Run, energies, lens_layers, runs
+from lenscope.directions.energy import wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import is_of

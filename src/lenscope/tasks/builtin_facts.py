@@ -4,7 +4,7 @@ Knows: countries, cities, things, words, people; sentences that mention somethin
 Does not know: models, files, what is made of the facts (relations.py).
 """
 
-from lenscope.quizzes import CAPITALS, KINDS, OPPOSITES
+from lenscope.tasks.builtin_questions import CAPITALS, KINDS, OPPOSITES
 
 # An object and its subjects a line, "_" for a blank, "/" between names of the same object.
 

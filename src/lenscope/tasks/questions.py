@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope import quizzes
 from lenscope.contents import Brief
 from lenscope.engine import run as rows
 from lenscope.engine.prefix_cache import Prefixes
@@ -29,6 +28,7 @@ from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
+from lenscope.tasks import builtin_questions as quizzes
 
 # how a query ends; " " and the answer follow
 ANSWER = "Answer:"

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.effects import Effects, Run, assembled, baselines, measured
 from lenscope.engine import run as rows
 from lenscope.engine.patched_rows import Rows
 from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
+from lenscope.interventions.effects import Effects, Run, assembled, baselines, measured
 from lenscope.models import edits
 from lenscope.models.edits import Edit
 from lenscope.models.hidden_states import HiddenStates, check_layers

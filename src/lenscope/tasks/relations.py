@@ -13,13 +13,13 @@ from typing import Any, final
 
 import numpy as np
 
-from lenscope import facts
 from lenscope.engine.continuations import Progress, continued
 from lenscope.errors import LenscopeError
 from lenscope.files import text_files as textfiles
-from lenscope.matching import mentions, starts
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
+from lenscope.tasks import builtin_facts as facts
+from lenscope.tasks.text_match import mentions, starts
 
 # tokens that it may write beyond an answer's own, such as an article
 MORE = 2

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.directions import Basis
-from lenscope.energy import Energy, Factored, Site, wide_readout
+from lenscope.directions.basis import Basis
+from lenscope.directions.energy import Energy, Factored, Site, wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import identify
