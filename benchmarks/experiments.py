@@ -25,7 +25,7 @@ import torch
 from sweep import unending
 
 import lenscope as ls
-from lenscope.experiments.readings import patched
+from lenscope.experiments.patchscopes_paper.next_token_readings import patched
 from lenscope.patchscopes import methods
 
 DOCUMENT = (

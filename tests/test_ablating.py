@@ -9,8 +9,8 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope.experiments import ablations
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.tuned_lens_paper import ablations
 from lenscope.interventions import block_ablation as ablating
 from lenscope.interventions.block_ablation import (
     MeanUpdate,

@@ -8,8 +8,17 @@ import torch
 
 from lenscope import LenscopeError
 from lenscope.display.figures import Heatmap
-from lenscope.experiments import attributes as module
-from lenscope.experiments.cellscores import ALL, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
+from lenscope.experiments.patchscopes_paper import attributes as module
+from lenscope.experiments.patchscopes_paper.attribute_scores import (
+    ALL,
+    SCORES,
+    Scored,
+    comparisons,
+    exchanged,
+    hits,
+    pooled,
+    rows,
+)
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.estimates import Estimate
 from lenscope.tasks.relations import Fact

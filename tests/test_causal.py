@@ -19,8 +19,8 @@ from lenscope.directions.basis import Alignment, Basis, Influence, load_basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, promoted, random_basis
 from lenscope.directions.energy import Factored, Plain, Site, wide_readout
 from lenscope.directions.influence import aitchison_cosine, alignment, deranged, influence
-from lenscope.experiments import fidelity
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.tuned_lens_paper import fidelity
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import identify
 from lenscope.measures.sampled_kl import Objective
@@ -537,7 +537,7 @@ def test_the_fidelity_experiment_reports_what_the_library_gives(setting, monkeyp
 
 
 def test_the_alignment_experiment_reports_what_the_library_gives(setting, monkeypatch):
-    from lenscope.experiments import alignment as experiment
+    from lenscope.experiments.tuned_lens_paper import alignment as experiment
 
     for name, small in {"FOUND": 192, "MEASURED": 256, "K": 4, "LAYERS": 3}.items():
         monkeypatch.setattr(experiment, name, (small, 0))

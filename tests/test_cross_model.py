@@ -13,9 +13,9 @@ from test_readings import hooked, numbered
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope.experiments import cross_model as module
-from lenscope.experiments import descriptions as told_module
-from lenscope.experiments.cross_model import (
+from lenscope.experiments.patchscopes_paper import cross_model as module
+from lenscope.experiments.patchscopes_paper import cross_model_descriptions as told_module
+from lenscope.experiments.patchscopes_paper.cross_model import (
     ALONE,
     CONTEXT,
     CONTROLS,
@@ -29,8 +29,8 @@ from lenscope.experiments.cross_model import (
     WHERE,
     Way,
 )
-from lenscope.experiments.descriptions import Described
-from lenscope.experiments.readings import Scored, fitted, held_out, places
+from lenscope.experiments.patchscopes_paper.cross_model_descriptions import Described
+from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, fitted, held_out, places
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.estimates import sign_flips
 from lenscope.tasks.relations import Entity

@@ -16,11 +16,11 @@ from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
 
 import lenscope as ls
-from lenscope import detection, outliers, trials
-from lenscope.detection import Detector, fingerprint, fit_detector, load_detector
-from lenscope.experiments import injected, injection
-from lenscope.experiments.setting import Setting
-from lenscope.features import (
+from lenscope.detection import detector as detection
+from lenscope.detection import outliers
+from lenscope.detection.detector import Detector, fingerprint, fit_detector, load_detector
+from lenscope.detection.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
+from lenscope.detection.prompt_features import (
     answer_features,
     describe,
     disturbed,
@@ -29,12 +29,15 @@ from lenscope.features import (
     spread,
     trajectory_columns,
 )
+from lenscope.experiments.setting import Setting
+from lenscope.experiments.tuned_lens_paper import injection
+from lenscope.experiments.tuned_lens_paper import injection_data as injected
+from lenscope.experiments.tuned_lens_paper import injection_trials as trials
+from lenscope.experiments.tuned_lens_paper.injection_trials import Items, Split, apart, split_auroc, tried
 from lenscope.mappings.mapping import Affine, identify
-from lenscope.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
 from lenscope.statistics.estimates import Estimate
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks.questions import BUILTIN
-from lenscope.trials import Items, Split, apart, split_auroc, tried
 
 REQUESTS = quizzes.REQUESTS.splitlines()
 

@@ -15,8 +15,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope.experiments import difficulty, tokens
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.tuned_lens_paper import difficulty
+from lenscope.experiments.tuned_lens_paper import difficulty_examples as tokens
 from lenscope.fitting import pretraining
 from lenscope.fitting.optimizers import orthogonal
 from lenscope.fitting.pretraining import Checkpoints, Plan, blank, pretrain

@@ -16,8 +16,8 @@ from lenscope.display import heat_table as tables
 from lenscope.display import visible_text as visible
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.display.page import page
+from lenscope.experiments.report import Report
 from lenscope.patchscopes.grid import Grid, Source, Spot
-from lenscope.report import Report
 from lenscope.screen import Screen, bar
 
 # colours, a title, the cursor, an 8-bit escape, text turned around, hidden, on new lines; markup of rich and of figures

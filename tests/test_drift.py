@@ -13,9 +13,10 @@ from scipy import stats
 import lenscope as ls
 from lenscope.directions.covariances import Covariances, covariances, pooled, rogue, similarity, trimmed
 from lenscope.errors import LenscopeError
-from lenscope.experiments import drift, transplant
-from lenscope.experiments.grouping import by_document, draws, rows_of
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.text_groups import by_document, draws, rows_of
+from lenscope.experiments.tuned_lens_paper import drift
+from lenscope.experiments.tuned_lens_paper import drift_fine_tuned as transplant
 from lenscope.fitting.fine_tuning import fine_tune, next_token_loss, weights_of, with_weights
 from lenscope.statistics.estimates import rank_correlation
 
@@ -381,7 +382,7 @@ def test_an_interrupted_fine_tune_goes_on_with_the_same_weights(lm, folder, smal
 def test_lenses_of_a_fine_tune_are_what_evaluate_gives(lm, folder, small):
     setting = Setting(lm, text=(str(folder),), data=(str(folder),), quick=True, lens=affine(lm))
     changed = transplant.transplant(setting)
-    from lenscope.experiments.grouping import thinned
+    from lenscope.experiments.text_groups import thinned
 
     rows = thinned(rows_of(setting.held_out, 640), 3)
     e = ls.evaluate(lm, rows, {"logit lens": None, "t": setting.lens})

@@ -10,8 +10,8 @@ from test_verbalizing import by_hand
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope.experiments import entities as module
-from lenscope.experiments.entities import copied, described, pick
+from lenscope.experiments.patchscopes_paper import entities as module
+from lenscope.experiments.patchscopes_paper.entities import copied, described, pick
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, balanced, begun, compared, crossed, kept_json
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR

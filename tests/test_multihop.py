@@ -10,8 +10,9 @@ from test_entities import roomy as roomy
 from test_verbalizing import by_hand
 
 import lenscope as ls
-from lenscope.experiments import hopping, multihop
-from lenscope.experiments.hopping import LEAST, PLAIN, SHOTS, Kind, exchanged, kinds_of
+from lenscope.experiments.patchscopes_paper import multihop
+from lenscope.experiments.patchscopes_paper import multihop_patches as hopping
+from lenscope.experiments.patchscopes_paper.multihop_patches import LEAST, PLAIN, SHOTS, Kind, exchanged, kinds_of
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.controls import exchange
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR

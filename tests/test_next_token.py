@@ -11,8 +11,8 @@ from lenses import affine
 from test_readings import hooked, numbered
 
 import lenscope as ls
-from lenscope.experiments import next_token as module
-from lenscope.experiments.next_token import (
+from lenscope.experiments.patchscopes_paper import next_token as module
+from lenscope.experiments.patchscopes_paper.next_token import (
     ALONE,
     DRAWN,
     IDENTITY,
@@ -26,7 +26,7 @@ from lenscope.experiments.next_token import (
     SURPRISAL,
     TUNED,
 )
-from lenscope.experiments.readings import Scored, held_out, places
+from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, held_out, places
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.estimates import Estimate, sign_flips
 

@@ -9,9 +9,9 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope.experiments import overthinking as module
-from lenscope.experiments.overthinking import calibrated, incorrect, unrelated
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.tuned_lens_paper import overthinking as module
+from lenscope.experiments.tuned_lens_paper.overthinking import calibrated, incorrect, unrelated
 from lenscope.statistics.estimates import Estimate
 from lenscope.tasks.questions import BUILTIN, Question, few_shot
 

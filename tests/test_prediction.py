@@ -10,9 +10,9 @@ import torch
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
-from lenscope.experiments import prediction
-from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.text_groups import by_document, draws, estimate, predicted, rows_of, thinned
+from lenscope.experiments.tuned_lens_paper import prediction
 from lenscope.statistics.estimates import Estimate, percentiles
 from lenscope.text.corpus import TokenBatch
 

@@ -10,8 +10,8 @@ from test_mappings import char_tokenizer
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope.experiments import readings
-from lenscope.experiments.readings import (
+from lenscope.experiments.patchscopes_paper import next_token_readings as readings
+from lenscope.experiments.patchscopes_paper.next_token_readings import (
     LEAST,
     Vocabularies,
     fitted,

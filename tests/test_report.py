@@ -12,7 +12,7 @@ from rich.console import Console
 import lenscope as ls
 from lenscope.display.figures import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
 from lenscope.errors import LenscopeError
-from lenscope.report import Report, shown
+from lenscope.experiments.report import Report, shown
 from lenscope.statistics.estimates import Estimate
 
 ROWS = [

@@ -11,8 +11,8 @@ import torch
 
 import lenscope as ls
 from lenscope import experiments
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate
 
 TEXT = [" ".join(["the cat sat on a mat", f"number {n}"] * 30) for n in range(60)]

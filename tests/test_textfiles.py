@@ -11,7 +11,7 @@ import pytest
 
 from lenscope.detecting import _prompts
 from lenscope.errors import LenscopeError
-from lenscope.experiments import injected
+from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.files import text_files as textfiles
 from lenscope.files.text_files import json_lines, lines, table
 from lenscope.terminal import places, texts

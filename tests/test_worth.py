@@ -9,7 +9,7 @@ from test_entities import roomy as roomy
 from test_verbalizing import by_hand
 
 import lenscope as ls
-from lenscope.experiments import worth as module
+from lenscope.experiments.patchscopes_paper import worth as module
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.with_controls import TEXT, VECTOR
 from lenscope.tasks.relations import Entity, Fact, Relation

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from lenscope._version import __version__
 
 if TYPE_CHECKING:
-    from lenscope.detection import Detector, fit_detector, load_detector
+    from lenscope.detection.detector import Detector, fit_detector, load_detector
     from lenscope.directions.basis import Alignment, Basis, Influence, load_basis
     from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
     from lenscope.directions.covariances import Covariances, covariances
     from lenscope.directions.influence import alignment, influence
     from lenscope.errors import LenscopeError
+    from lenscope.experiments.report import Report
     from lenscope.fitting.fine_tuning import fine_tune
     from lenscope.fitting.model_to_model import fit_mapping
     from lenscope.fitting.relation import fit_relation
@@ -45,8 +46,7 @@ if TYPE_CHECKING:
     from lenscope.patchscopes.grid import Grid, load_grid
     from lenscope.patchscopes.patchscope import Interrupted, Patchscope, Target
     from lenscope.patchscopes.with_controls import Worth, worth
-    from lenscope.report import Report
-    from lenscope.saved import load_results
+    from lenscope.saved_results import load_results
     from lenscope.statistics.estimates import Estimate
     from lenscope.statistics.probes import Probed, probe
     from lenscope.statistics.selection import Selection, select
@@ -189,7 +189,7 @@ _HOMES = {
         "Covariances",
         "covariances",
     ),
-    "detection": (
+    "detection.detector": (
         "Detector",
         "fit_detector",
         "load_detector",
@@ -279,13 +279,13 @@ _HOMES = {
         "load_entities",
         "load_relations",
     ),
-    "report": ("Report",),
+    "experiments.report": ("Report",),
     "lenses.trajectory": (
         "Comparison",
         "Trajectory",
         "save",
     ),
-    "saved": ("load_results",),
+    "saved_results": ("load_results",),
     "statistics.selection": (
         "Selection",
         "select",

@@ -88,13 +88,13 @@ def fit(
     known_model(model)
     if lens is not None:
         known_lens(lens, transferred)
-    from lenscope.outliers import METHODS
+    from lenscope.detection.outliers import METHODS
 
     for one in method or ():
         named("method", one, METHODS)
     make_folder(output)
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.detection import fit_detector
+    from lenscope.detection.detector import fit_detector
     from lenscope.lenses.lens import Lens
 
     f = None if lens is None else opened(lens, lm, transferred)
@@ -153,7 +153,7 @@ def score(
         raise LenscopeError(f"{folder}: is no detector (the folder has no config.json); lenscope detect fit makes one")
     known_model(model)
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.detection import load_detector
+    from lenscope.detection.detector import load_detector
 
     made = load_detector(folder, lm)
     for text in (*(prompts or ()), *([] if file is None else [None])):

@@ -33,8 +33,8 @@ from lenscope.terminal import (
 )
 
 if TYPE_CHECKING:
+    from lenscope.experiments.report import Report
     from lenscope.models.language_model import LM
-    from lenscope.report import Report
 
 
 def reproduce(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
+    from lenscope.experiments.report import Report
     from lenscope.experiments.setting import Setting
-    from lenscope.report import Report
 
 # name → what it shows, in one line, and where in the papers
 EXPERIMENTS = {
@@ -51,5 +51,6 @@ def experiment(name: str) -> Experiment:
     """The experiment of a name; LenscopeError if there is none."""
     if name not in EXPERIMENTS:
         raise LenscopeError(f"experiment {name!r}: there are {', '.join(EXPERIMENTS)}")
-    module = import_module(f"lenscope.experiments.{name.replace('-', '_')}")
+    paper = "tuned_lens_paper" if list(EXPERIMENTS).index(name) < 8 else "patchscopes_paper"
+    module = import_module(f"lenscope.experiments.{paper}.{name.replace('-', '_')}")
     return Experiment(name, module.DATA, module.run, getattr(module, "ACROSS", False), getattr(module, "LENS", True))

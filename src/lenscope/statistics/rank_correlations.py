@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.experiments.grouping import draws, estimate
+from lenscope.experiments.text_groups import draws, estimate
 from lenscope.statistics.estimates import RESAMPLES, Estimate
 
 

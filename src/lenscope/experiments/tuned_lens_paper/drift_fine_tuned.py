@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
+from lenscope.experiments.text_groups import by_document, draws, estimate, predicted, rows_of, thinned
 from lenscope.fitting.fine_tuning import fine_tune, weights_of, with_weights
 from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate

@@ -17,13 +17,23 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.errors import LenscopeError
-from lenscope.experiments.cellscores import ALL, FOLDS, SCORES, Scored, comparisons, exchanged, hits, pooled, rows
+from lenscope.experiments.patchscopes_paper.attribute_scores import (
+    ALL,
+    FOLDS,
+    SCORES,
+    Scored,
+    comparisons,
+    exchanged,
+    hits,
+    pooled,
+    rows,
+)
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
 from lenscope.models.hidden_states import HiddenStates, spaced
 from lenscope.patchscopes.controls import random_vectors, told
 from lenscope.patchscopes.methods import feature_extraction
-from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, mean
 from lenscope.statistics.probes import probe
 from lenscope.tasks.builtin_facts import ABOUT_THINGS

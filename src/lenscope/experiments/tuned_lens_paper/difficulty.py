@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
+from lenscope.experiments.report import Report, shown
 from lenscope.experiments.setting import HELD_OUT, Setting, content
-from lenscope.experiments.tokens import Examples, baselines, counts, examples
+from lenscope.experiments.tuned_lens_paper.difficulty_examples import Examples, baselines, counts, examples
 from lenscope.fitting.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
 from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.lens import Lens
@@ -29,7 +30,6 @@ from lenscope.measures.definitions import prediction_depth
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import model_hash, provenance
-from lenscope.report import Report, shown
 from lenscope.statistics.estimates import Estimate, mean
 from lenscope.statistics.rank_correlations import correlations, shuffled
 from lenscope.text.corpus import Corpus

@@ -14,11 +14,11 @@ from lenscope.directions.basis import Basis, Influence
 from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
 from lenscope.directions.influence import influence
 from lenscope.display.figures import Figure, Panel, Series
+from lenscope.experiments.report import Report, Rows
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import identify
 from lenscope.models.hidden_states import spaced
 from lenscope.models.provenance import provenance
-from lenscope.report import Report, Rows
 from lenscope.statistics.estimates import RESAMPLES, Estimate, bootstrap, percentiles, rank_correlation, spearman
 
 DATA = "text"

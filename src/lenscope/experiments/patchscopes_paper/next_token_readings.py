@@ -17,8 +17,8 @@ from lenscope.engine import run as rows
 from lenscope.engine.patched_rows import Rows
 from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
-from lenscope.experiments.grouping import rows_of
 from lenscope.experiments.setting import HELD_OUT, Setting
+from lenscope.experiments.text_groups import rows_of
 from lenscope.fitting.model_to_model import aligned, fit_mapping
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import Affine, identify

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.experiments.grouping import by_document, rows_of, thinned
+from lenscope.experiments.report import Report, Rows
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
+from lenscope.experiments.text_groups import by_document, rows_of, thinned
 from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.lenses.evaluation_results import Evaluation
 from lenscope.mappings.mapping import Scale, identify
-from lenscope.report import Report, Rows
 from lenscope.statistics.estimates import Estimate
 from lenscope.text.corpus import TokenBatch
 from lenscope.text.predictions import predictions

@@ -15,6 +15,7 @@ import numpy as np
 from lenscope.display.figures import Figure, Panel
 from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import apart, begun, curve, interval, kept_json
 from lenscope.patchscopes.controls import told
@@ -34,7 +35,6 @@ from lenscope.patchscopes.with_controls import (
     sayings,
     table,
 )
-from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, difference, mean, spearman
 from lenscope.tasks.relations import Entity, builtin_entities, load_entities
 from lenscope.tasks.text_match import embedder, rouge, words

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lenscope.directions.covariances import covariances, pooled, rogue, similarity
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
-from lenscope.experiments.grouping import by_document, draws, estimate, predicted, rows_of, thinned
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.transplant import transplant
+from lenscope.experiments.text_groups import by_document, draws, estimate, predicted, rows_of, thinned
+from lenscope.experiments.tuned_lens_paper.drift_fine_tuned import transplant
 from lenscope.lenses.evaluate import transfer
-from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, rank_correlation
 from lenscope.text.corpus import TokenBatch
 

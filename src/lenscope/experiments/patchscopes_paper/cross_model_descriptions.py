@@ -11,8 +11,8 @@ from typing import Any, final
 
 import numpy as np
 
-from lenscope.experiments.entities import described, pick
-from lenscope.experiments.readings import others, random_instead
+from lenscope.experiments.patchscopes_paper.entities import described, pick
+from lenscope.experiments.patchscopes_paper.next_token_readings import others, random_instead
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import kept_json
 from lenscope.mappings.mapping import Affine

@@ -12,7 +12,8 @@ import numpy as np
 
 from lenscope.display.figures import Figure, Panel
 from lenscope.errors import LenscopeError
-from lenscope.experiments.entities import described, pick
+from lenscope.experiments.patchscopes_paper.entities import described, pick
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import balanced, begun, compared, curve, interval, kept_json
 from lenscope.patchscopes.methods import entity_description, feature_extraction, token_identity
@@ -31,7 +32,6 @@ from lenscope.patchscopes.with_controls import (
     said_after,
     sayings,
 )
-from lenscope.report import Report
 from lenscope.tasks.relations import Relation, builtin_entities, builtin_relations, known, load_relations
 from lenscope.tasks.text_match import mentions, rouge
 

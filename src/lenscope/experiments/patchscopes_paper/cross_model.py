@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Heatmap
 from lenscope.errors import LenscopeError
-from lenscope.experiments.descriptions import Described, descriptions
-from lenscope.experiments.readings import (
+from lenscope.experiments.patchscopes_paper.cross_model_descriptions import Described, descriptions
+from lenscope.experiments.patchscopes_paper.next_token_readings import (
     FEWEST,
     PRECISION,
     SAMPLED,
@@ -35,6 +35,7 @@ from lenscope.experiments.readings import (
     tops,
     training,
 )
+from lenscope.experiments.report import Report, Rows, shown
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import mapping as mappings
 from lenscope.models.hidden_states import HiddenStates, spaced
@@ -42,7 +43,6 @@ from lenscope.models.language_model import LM
 from lenscope.models.loading import BUILT_IN, load
 from lenscope.models.provenance import model_hash, provenance
 from lenscope.patchscopes.methods import token_identity
-from lenscope.report import Report, Rows, shown
 from lenscope.statistics.estimates import Estimate, difference, holm, mean, sign_flips
 from lenscope.statistics.selection import Selection, select
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
 from lenscope.lenses.lens import Lens
-from lenscope.report import Report
 from lenscope.statistics.estimates import difference, holm, mean, sign_flips
 from lenscope.tasks.builtin_questions import KINDS
 from lenscope.tasks.questions import (

@@ -12,21 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.detection import fingerprint
+from lenscope.detection.detector import fingerprint
+from lenscope.detection.prompt_features import (
+    answer_features,
+    describe,
+    disturbed,
+    runs,
+    sorted_answer_features,
+    spread,
+)
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
-from lenscope.experiments.injected import DATA as TAKES
-from lenscope.experiments.injected import SHOTS, LeftOut, data
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.features import answer_features, describe, disturbed, runs, sorted_answer_features, spread
+from lenscope.experiments.tuned_lens_paper.injection_data import DATA as TAKES
+from lenscope.experiments.tuned_lens_paper.injection_data import SHOTS, LeftOut, data
+from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS, Items, Split, split_auroc, tried
 from lenscope.lenses.lens import Lens
 from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
-from lenscope.report import Report
 from lenscope.statistics.estimates import Estimate, difference, mean
 from lenscope.tasks.questions import ANSWER, Question, answer_log_likelihoods, correct, few_shot
-from lenscope.trials import PARTS, Items, Split, split_auroc, tried
 
 DATA = TAKES
 CLAIM = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.experiments.readings import (
+from lenscope.experiments.patchscopes_paper.next_token_readings import (
     PRECISION,
     SAMPLED,
     SURPRISAL,
@@ -27,13 +27,13 @@ from lenscope.experiments.readings import (
     tops,
     training,
 )
+from lenscope.experiments.report import Report, Rows, shown
 from lenscope.experiments.setting import Setting
 from lenscope.lenses.lens import Lens
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.methods import drawn, token_identity
 from lenscope.patchscopes.patchscope import Patchscope
-from lenscope.report import Report, Rows, shown
 from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, mean, sign_flips
 from lenscope.statistics.selection import select
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lenscope.display.figures import Figure, Heatmap, Panel
-from lenscope.experiments.hopping import (
+from lenscope.experiments.patchscopes_paper.multihop_patches import (
     LEAST,
     PLAIN,
     SHOTS,
@@ -25,10 +25,10 @@ from lenscope.experiments.hopping import (
     known_kinds,
     plain_answers,
 )
+from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import SPLITS, compared, crossed, curve, interval
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
-from lenscope.report import Report
 from lenscope.statistics.estimates import mean
 from lenscope.tasks.relations import Chain, builtin_chains, load_chains
 from lenscope.tasks.text_match import mentions

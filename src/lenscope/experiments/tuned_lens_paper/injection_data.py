@@ -13,10 +13,10 @@ import numpy as np
 
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
+from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS
 from lenscope.files.text_files import json_lines, lines
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot, load_questions
-from lenscope.trials import PARTS
 
 DATA = "JSONL of questions (query, choices, gold, task) and of texts (text, label 1 for attacks, source)"
 SHOTS = 3

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
+from lenscope.experiments.report import Report, Rows
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.interventions.block_ablation import (
     Change,
@@ -24,7 +25,6 @@ from lenscope.interventions.block_ablation import (
     mean_update,
 )
 from lenscope.interventions.block_ablation_results import MEASURES, READ, Ablations
-from lenscope.report import Report, Rows
 from lenscope.statistics.estimates import Estimate
 from lenscope.text.corpus import TokenBatch
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.detection import fingerprint
+from lenscope.detection.detector import fingerprint
+from lenscope.detection.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
-from lenscope.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
 from lenscope.statistics.estimates import RESAMPLES, Estimate, percentiles
 
 # of the normal items; one is held out

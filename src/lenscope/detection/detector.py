@@ -17,15 +17,32 @@ import sklearn
 import torch
 
 from lenscope._version import __version__
+from lenscope.detection.outliers import (
+    METHODS,
+    NEIGHBOURS,
+    Forest,
+    Mahalanobis,
+    Method,
+    chosen,
+    name_of,
+    separation,
+    threshold,
+)
+from lenscope.detection.prompt_features import (
+    answer_features,
+    describe,
+    disturbed,
+    mean_states,
+    spread,
+    trajectory_columns,
+)
 from lenscope.errors import LenscopeError
-from lenscope.features import answer_features, describe, disturbed, mean_states, spread, trajectory_columns
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping, identify, is_of, load_mapping
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
-from lenscope.outliers import METHODS, NEIGHBOURS, Forest, Mahalanobis, Method, chosen, name_of, separation, threshold
 from lenscope.tasks.questions import answer_log_likelihoods
 
 FORMAT = 1
@@ -157,7 +174,7 @@ def fit_detector(
     the paper does; else at the measures of free-form prompts. `methods` are tried: "forest" (isolation forest),
     "neighbours" (local outlier factors of several settings), "mahalanobis" (mean states, at each of the layers). Which
     is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells held-out normal
-    prompts from the same prompts with words shuffled or inserted (`lenscope.features.disturbed`). `layers` default to
+    prompts from the same prompts with words shuffled or inserted (`lenscope.detection.prompt_features.disturbed`). `layers` default to
     ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for the share of
     `false_positives`.
     """

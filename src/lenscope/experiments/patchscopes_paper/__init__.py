@@ -1,0 +1,1 @@
+"""experiments/patchscopes_paper"""

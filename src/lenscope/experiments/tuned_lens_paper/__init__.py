@@ -1,0 +1,1 @@
+"""experiments/tuned_lens_paper"""
