@@ -12,7 +12,7 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope.cli import main
+from lenscope.cli.main import main
 
 torch.set_num_threads(1)
 

@@ -24,11 +24,11 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope.detecting import _prompts
+from lenscope.cli.detect import _prompts
+from lenscope.cli.options import texts
 from lenscope.mappings.lens_files import export_tuned_lens
 from lenscope.mappings.mapping import identify
 from lenscope.tasks import builtin_questions as quizzes
-from lenscope.terminal import texts
 
 PROMPT = "The capital of France is"
 TEXTS = [

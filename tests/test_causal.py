@@ -10,8 +10,8 @@ import torch
 from lenses import affine
 
 import lenscope as ls
-from lenscope.causing import causal as command
-from lenscope.commands import app
+from lenscope.cli.causal import causal as command
+from lenscope.cli.commands import app
 from lenscope.directions import causal_basis as causal
 from lenscope.directions import energy
 from lenscope.directions import influence as ablation

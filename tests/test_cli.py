@@ -22,13 +22,13 @@ def model(tmp_path_factory):
 
 
 def test_help_and_version_do_not_load_the_heavy_libraries():
-    code = "import sys, lenscope.commands; sys.exit('torch' in sys.modules)"
+    code = "import sys, lenscope.cli.commands; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_command_line_and_the_library_have_one_default_model():
     """The command line cannot ask loading.py for it: that would load the heavy libraries before --help."""
-    from lenscope import terminal
+    from lenscope.cli import options as terminal
     from lenscope.models import loading
 
     assert terminal.DEFAULT_MODEL == loading.DEFAULT_MODEL

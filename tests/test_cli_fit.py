@@ -8,8 +8,10 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope import demo, lensing, terminal
-from lenscope.cli import main
+from lenscope.cli import demo
+from lenscope.cli import fit as lensing
+from lenscope.cli import options as terminal
+from lenscope.cli.main import main
 from lenscope.fitting import tuned_lens as tuning
 from lenscope.lenses.evaluate import EvaluationInterrupted
 

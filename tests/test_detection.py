@@ -504,7 +504,7 @@ def call(capsys):
     """The commands as `lenscope detect …` runs them: status, stdout, stderr."""
     import typer
 
-    from lenscope.detecting import detect
+    from lenscope.cli.detect import detect
 
     def run(*arguments):
         status = 0

@@ -11,14 +11,16 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import lenscope as ls
-from lenscope import demo, detecting, lensing
+from lenscope.cli import demo
+from lenscope.cli import detect as detecting
+from lenscope.cli import fit as lensing
+from lenscope.cli.screen import Screen, bar
 from lenscope.display import heat_table as tables
 from lenscope.display import visible_text as visible
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.display.page import page
 from lenscope.experiments.report import Report
 from lenscope.patchscopes.grid import Grid, Source, Spot
-from lenscope.screen import Screen, bar
 
 # colours, a title, the cursor, an 8-bit escape, text turned around, hidden, on new lines; markup of rich and of figures
 NASTY = "a\x1b[31mb\x1b]0;t\x07c\x9b2Jd\u202ee\u2066f\u200bg\nh\ri\x7fj[red]k[/red]:smile:$x^2$\ud83d\u2028\U000e0041"

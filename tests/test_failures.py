@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 import lenscope as ls
-from lenscope import streams
-from lenscope.cli import main
+from lenscope.cli import streams
+from lenscope.cli.main import main
 from lenscope.lenses.trajectory_writer import Kept
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
@@ -30,7 +30,7 @@ def process(code, *arguments, **how):
     return subprocess.run(command, capture_output="stdout" not in how, check=False, **how)
 
 
-MAIN = "from lenscope.cli import main; main()"
+MAIN = "from lenscope.cli.main import main; main()"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8", "latin-1"])
@@ -138,13 +138,13 @@ class Press:
             sys.meta_path.remove(self)
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Press())
-from lenscope.cli import main
+from lenscope.cli.main import main
 main()
 """
 
 
 @pytest.mark.parametrize(
-    "module", ["typer", "lenscope.commands", "rich.table", "lenscope.models.loading", "torch", "numpy"]
+    "module", ["typer", "lenscope.cli.commands", "rich.table", "lenscope.models.loading", "torch", "numpy"]
 )
 def test_an_interruption_while_things_are_imported_is_one_line(module, model):
     done = process(PRESS, module, "lens", "hi", "-m", model)

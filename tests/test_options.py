@@ -8,7 +8,7 @@ import json
 import pytest
 import typer
 
-from lenscope.commands import app
+from lenscope.cli.commands import app
 from lenscope.models import loading
 
 SOURCE = {"--dtype", "--device", "--revision", "--attn"}

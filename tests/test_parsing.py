@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from lenscope.cli.options import amount, numbers, places, resolve
 from lenscope.errors import LenscopeError
 from lenscope.models.hidden_states import check_layers
 from lenscope.models.prompts import Encoder, Prompt
-from lenscope.terminal import amount, numbers, places, resolve
 
 hypothesis.settings.register_profile("lenscope", deadline=None, derandomize=True, max_examples=60, database=None)
 hypothesis.settings.load_profile("lenscope")

@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 
-from lenscope.detecting import _prompts
+from lenscope.cli.detect import _prompts
+from lenscope.cli.options import places, texts
 from lenscope.errors import LenscopeError
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.files import text_files as textfiles
 from lenscope.files.text_files import json_lines, lines, table
-from lenscope.terminal import places, texts
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 

@@ -9,11 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lenscope.errors import LenscopeError
-from lenscope.given import known_mapping, known_model, named, nearest, only, writable
-from lenscope.screen import Screen, counted, show
-from lenscope.streams import flush, print_json, tell
-from lenscope.terminal import (
+from lenscope.cli.given import known_mapping, known_model, named, nearest, only, writable
+from lenscope.cli.options import (
     DEFAULT_MODEL,
     AsJson,
     Attention,
@@ -27,6 +24,9 @@ from lenscope.terminal import (
     places,
     resolve,
 )
+from lenscope.cli.screen import Screen, counted, show
+from lenscope.cli.streams import flush, print_json, tell
+from lenscope.errors import LenscopeError
 
 # tokens that are written where no number is given
 WRITTEN = 12

@@ -12,14 +12,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.display.visible_text import plain
-from lenscope.errors import LenscopeError
-from lenscope.files.text_files import lines, parse
-from lenscope.given import existing, known_lens, known_model, make_folder, named, only
-from lenscope.lensing import TUNED, Seed, opened
-from lenscope.screen import Screen, counted, show
-from lenscope.streams import failure, flush, print_json, tell
-from lenscope.terminal import (
+from lenscope.cli.fit import TUNED, Seed, opened
+from lenscope.cli.given import existing, known_lens, known_model, make_folder, named, only
+from lenscope.cli.options import (
     DEFAULT_MODEL,
     AsJson,
     Attention,
@@ -33,6 +28,11 @@ from lenscope.terminal import (
     numbers,
     resolve,
 )
+from lenscope.cli.screen import Screen, counted, show
+from lenscope.cli.streams import failure, flush, print_json, tell
+from lenscope.display.visible_text import plain
+from lenscope.errors import LenscopeError
+from lenscope.files.text_files import lines, parse
 
 # ways that were tried, as many as are shown
 SHOWN = 6

@@ -17,12 +17,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.display.visible_text import plain
-from lenscope.errors import LenscopeError
-from lenscope.given import is_plain_text, known_lens, known_model, known_text, make_folder, named, only, writable
-from lenscope.screen import Screen, counted, show
-from lenscope.streams import flush, print_json, tell
-from lenscope.terminal import (
+from lenscope.cli.given import is_plain_text, known_lens, known_model, known_text, make_folder, named, only, writable
+from lenscope.cli.options import (
     DEFAULT_MODEL,
     AsJson,
     Attention,
@@ -38,6 +34,10 @@ from lenscope.terminal import (
     numbers,
     resolve,
 )
+from lenscope.cli.screen import Screen, counted, show
+from lenscope.cli.streams import flush, print_json, tell
+from lenscope.display.visible_text import plain
+from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
     from lenscope.mappings.mapping import PairMapping

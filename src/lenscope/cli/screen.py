@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.table import Table
 
+from lenscope.cli.streams import writing
 from lenscope.display.visible_text import plain
-from lenscope.streams import writing
 
 
 class Screen(Console):

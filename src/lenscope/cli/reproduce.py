@@ -11,14 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.display.visible_text import plain
-from lenscope.errors import LenscopeError
-from lenscope.experiments import EXPERIMENTS, experiment
-from lenscope.given import existing, known_lens, known_model, make_folder, named, only
-from lenscope.lensing import TUNED, Seed, opened
-from lenscope.screen import Screen, counted, show
-from lenscope.streams import flush, print_json, tell
-from lenscope.terminal import (
+from lenscope.cli.fit import TUNED, Seed, opened
+from lenscope.cli.given import existing, known_lens, known_model, make_folder, named, only
+from lenscope.cli.options import (
     DEFAULT_MODEL,
     AsJson,
     Attention,
@@ -31,6 +26,11 @@ from lenscope.terminal import (
     headline,
     load_model,
 )
+from lenscope.cli.screen import Screen, counted, show
+from lenscope.cli.streams import flush, print_json, tell
+from lenscope.display.visible_text import plain
+from lenscope.errors import LenscopeError
+from lenscope.experiments import EXPERIMENTS, experiment
 
 if TYPE_CHECKING:
     from lenscope.experiments.report import Report

@@ -10,18 +10,18 @@ import typer
 from rich.text import Text
 
 from lenscope._version import __version__
-from lenscope.causing import causal
-from lenscope.demo import demo
-from lenscope.detecting import detect
+from lenscope.cli.causal import causal
+from lenscope.cli.demo import demo
+from lenscope.cli.detect import detect
+from lenscope.cli.fit import eval_, export, fit
+from lenscope.cli.given import known_model
+from lenscope.cli.lens import lens
+from lenscope.cli.options import AsJson, Attention, Device, Dtype, Revision, load_model
+from lenscope.cli.patch import patch
+from lenscope.cli.reproduce import reproduce
+from lenscope.cli.screen import Screen
+from lenscope.cli.streams import print_json, say
 from lenscope.display.visible_text import plain
-from lenscope.given import known_model
-from lenscope.lensing import eval_, export, fit
-from lenscope.looking import lens
-from lenscope.patching import patch
-from lenscope.reproducing import reproduce
-from lenscope.screen import Screen
-from lenscope.streams import print_json, say
-from lenscope.terminal import AsJson, Attention, Device, Dtype, Revision, load_model
 
 app = typer.Typer(
     name="lenscope",

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
-from lenscope import streams
-from lenscope.streams import silence, tell
+from lenscope.cli import streams
+from lenscope.cli.streams import silence, tell
 
 INTERRUPTED = 130
 
@@ -72,9 +72,9 @@ def _run(arguments: list[str]) -> int:
             return _failed(f"the argument {shown}: is no text in the terminal's encoding; name it in UTF-8")
     import typer
 
-    from lenscope.commands import app
+    from lenscope.cli.commands import app
+    from lenscope.cli.options import Stopped
     from lenscope.errors import LenscopeError
-    from lenscope.terminal import Stopped
 
     try:
         command = typer.main.get_command(app)

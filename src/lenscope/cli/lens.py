@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lenscope.errors import LenscopeError
-from lenscope.given import existing, known_lens, known_model, named, only, writable
-from lenscope.lensing import TUNED, opened
-from lenscope.screen import Screen, bar, show
-from lenscope.streams import failure as failure_of_stdout
-from lenscope.streams import flush, print_json, say, tell
-from lenscope.terminal import (
+from lenscope.cli.fit import TUNED, opened
+from lenscope.cli.given import existing, known_lens, known_model, named, only, writable
+from lenscope.cli.options import (
     DEFAULT_MODEL,
     AsJson,
     Attention,
@@ -36,6 +32,10 @@ from lenscope.terminal import (
     rising,
     texts,
 )
+from lenscope.cli.screen import Screen, bar, show
+from lenscope.cli.streams import failure as failure_of_stdout
+from lenscope.cli.streams import flush, print_json, say, tell
+from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
     from lenscope.lenses.lens import Lens

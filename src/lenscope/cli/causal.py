@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from lenscope.display.visible_text import plain
-from lenscope.errors import LenscopeError
-from lenscope.given import known_lens, known_model, make_folder, only
-from lenscope.lensing import TUNED, Data, Field, Seed, check_text, opened
-from lenscope.screen import Screen, counted, show
-from lenscope.streams import flush, print_json, tell
-from lenscope.terminal import (
+from lenscope.cli.fit import TUNED, Data, Field, Seed, check_text, opened
+from lenscope.cli.given import known_lens, known_model, make_folder, only
+from lenscope.cli.options import (
     DEFAULT_MODEL,
     AsJson,
     Attention,
@@ -33,6 +29,10 @@ from lenscope.terminal import (
     numbers,
     resolve,
 )
+from lenscope.cli.screen import Screen, counted, show
+from lenscope.cli.streams import flush, print_json, tell
+from lenscope.display.visible_text import plain
+from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
     from lenscope.directions.basis import Basis, Influence
