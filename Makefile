@@ -5,9 +5,10 @@ BIN = $(VENV)/bin
 
 # a processor without 512-bit vectors, whatever this one has, and products of fits in 16 bits or not
 NARROW = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-FITS = $(addprefix tests/test_,tuning.py distributed.py cli_fit.py difficulty.py drift.py prediction.py)
-ENGINE = $(addprefix tests/test_,architectures.py model.py readout.py lens.py patchscope.py interventions.py ablating.py \
-	causal.py continuing.py methods.py evaluating.py mappings.py)
+FITS = tests/fitting tests/distributed tests/cli/test_fit.py $(addprefix tests/experiments/test_,difficulty.py drift.py prediction.py)
+ENGINE = tests/laws/test_architectures.py tests/models/test_language_model.py tests/models/test_readout.py tests/lenses/test_lens.py \
+	tests/lenses/test_evaluate.py tests/patchscopes/test_patchscope.py tests/patchscopes/test_methods.py tests/interventions tests/directions \
+	tests/engine tests/mappings/test_mapping.py
 
 .PHONY: demo test check install clean
 

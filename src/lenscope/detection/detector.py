@@ -174,8 +174,8 @@ def fit_detector(
     the paper does; else at the measures of free-form prompts. `methods` are tried: "forest" (isolation forest),
     "neighbours" (local outlier factors of several settings), "mahalanobis" (mean states, at each of the layers). Which
     is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells held-out normal
-    prompts from the same prompts with words shuffled or inserted (`lenscope.detection.prompt_features.disturbed`). `layers` default to
-    ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for the share of
+    prompts from the same prompts with words shuffled or inserted (`lenscope.detection.prompt_features.disturbed`).
+    `layers` default to ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for the share of
     `false_positives`.
     """
     lm = lens.lm

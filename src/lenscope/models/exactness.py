@@ -26,7 +26,10 @@ STEP = 1e-6
 
 
 def own_rounding(lm: "LM") -> float:
-    """The deviation (`lenscope.models.residual_stream.deviation`) of logits by the model's own rounding, at most that of `MOST`."""
+    """The deviation of logits by the model's own rounding, at most that of `MOST`.
+
+    It is measured as `lenscope.models.residual_stream.deviation` says.
+    """
     ids = [*probe_text(lm.anatomy, 7, 0), *probe_text(lm.anatomy, 7, 2)]
     whole = lm.own_logits(lm.probe(ids))
     gaps = [deviation(lm.own_logits(lm.probe(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]

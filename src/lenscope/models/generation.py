@@ -30,8 +30,8 @@ PROBE_TOKENS, CROSSING_TOKENS = 4, 6
 class Checked:
     """How far generating from a cache, and with left padding, moves the logits of each new token.
 
-    As `lenscope.models.residual_stream.deviation`, against reading the grown prompt from its start; infinite where transformers
-    fails, then `failure` says how.
+    As `lenscope.models.residual_stream.deviation`, against reading the grown prompt from its start; infinite where
+    transformers fails, then `failure` says how.
     """
 
     cached: float

@@ -98,8 +98,9 @@ class Patchscope:
     The quintuple of Ghandeharioun et al. 2024, §3.1: h[target layer, placeholder] ← f(h[source layer, position]), the
     source's model being any. `target` is one Target (or prompt, patched at its last token) or several. `f` maps
     states of the source's model to states of `lm` (None: identity), called as f(h), f(h, layer) or
-    f(h, layer, target_layer). `op` puts f(h) in place of the state or adds it (lenscope.models.edits); `window` writes the
-    same at that many layers from the target layer on. `layers` are those that calls run which name none; None: all.
+    f(h, layer, target_layer). `op` puts f(h) in place of the state or adds it (lenscope.models.edits); `window`
+    writes the same at that many layers from the target layer on. `layers` are those that calls run which name none;
+    None: all.
     `source_lm`, if it is not `lm`, is the model that the sources come from: needed for surprisal and precision, and
     checked against `f`.
     """

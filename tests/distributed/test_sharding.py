@@ -1,0 +1,200 @@
+"""Two processes do what one does: fits, resumed fits, and fits of a model whose blocks are split between them.
+
+Run as a program, with the environment that torchrun sets, this is one of the processes: `test_sharding.py FOLDER`.
+"""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_tuned_lens import SMALL, documents, fitted, make, same, stop_at
+
+import lenscope as ls
+from lenscope.distributed.sharding import Group, joined, sharded
+from lenscope.fitting import tuned_lens as tuning
+from lenscope.fitting import tuned_lens_run as training
+from lenscope.mappings.mapping import load_mapping
+from lenscope.models.edits import Running
+from lenscope.models.prompts import pad
+from lenscope.models.readout import Replayed
+from lenscope.text.corpus import Corpus
+
+# name → what is fitted: several blocks with an uneven last one, and a text of which a process has no row
+CASES = {"plain": {"recipe": SMALL}, "short": {"recipe": SMALL, "tokens": 32}, "published": {"recipe": "published"}}
+
+
+def exact(monkeypatch=None):
+    """Products in float32: those in 16 bits depend on how many rows are read together."""
+    if monkeypatch is None:
+        tuning.low_precision = tuning.fast_products = lambda lm: None
+    else:
+        for name in ("low_precision", "fast_products"):
+            monkeypatch.setattr(tuning, name, lambda lm: None)
+
+
+def states(lm, rows):
+    """The states of all layers, gathered as `LM.capture` gives them."""
+    prompts = [lm.prompt(row) for row in rows]
+    kept = {}
+    lm.capture(
+        Running(prompts, range(len(rows)), len(rows), pad(prompts, "right", lm.device)),
+        range(lm.n_layers + 1),
+        lambda layer, h: kept.update({layer: h.clone()}),
+    )
+    return torch.stack([kept[n] for n in range(lm.n_layers + 1)])
+
+
+def work(folder: Path) -> None:
+    """One of the processes."""
+    torch.set_num_threads(1)
+    exact()
+    lm = make()
+    for name, changed in CASES.items():
+        # joins the group and leaves it again
+        lens = fitted(lm, **changed)
+        lens.save(folder / f"{name}-{os.environ['RANK']}")
+    with joined(lm.device) as group:
+        # a checkpoint of one process, and one for one process
+        fitted(lm, recipe=SMALL, folder=folder / "of-one")
+        with suppress(KeyboardInterrupt):
+            stop(2500)
+            fitted(lm, recipe=SMALL, folder=folder / "for-one")
+        rows = tiny.ids(lm.model, 3, 16).tolist()
+        whole = states(lm, rows)
+        with sharded(lm):
+            size = sum(p.to_local().numel() for p in lm.anatomy.blocks[0].parameters())
+            found = [states(lm, rows[: group.rank + 1]) for _ in range(3)]
+            # a pass that ends early leaves the model sound
+            lm.read(rows[0], layers=[2])
+            lm.read(rows[0], layers=[0])
+            found.append(states(lm, rows[: group.rank + 1]))
+            gap = max(float((f - whole[:, : group.rank + 1]).abs().max()) for f in found)
+            for name, changed in CASES.items():
+                fitted(lm, **changed).save(folder / f"sharded-{name}-{group.rank}")
+            with suppress(ls.LenscopeError):
+                ls.fit(lm, None, tokens=600, length=32)
+                raise AssertionError("it must not write")
+        replayed = make("llama")
+        replayed.readout = Replayed(replayed.anatomy)
+        with suppress(ls.LenscopeError), sharded(replayed):
+            raise AssertionError("it must be refused")
+    (folder / f"sharded-{group.rank}.txt").write_text(f"{size} {gap}")
+
+
+def stop(tokens):
+    """Progress is told to the first process alone: all of them stop where they have read the same row."""
+    own = training.Block.read
+
+    def read(self, batch):
+        own(self, batch)
+        if batch.next_row * 32 >= tokens:
+            training.Block.read = own
+            raise KeyboardInterrupt
+
+    training.Block.read = read
+
+
+def started(folder, world, command):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    shared["PYTHONPATH"] = os.pathsep.join(sys.path)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *command, str(folder)],
+            env={**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for n in range(world)
+    ]  # fmt: skip
+    try:
+        # without a limit: one that fails closes its connections, which ends the others
+        said = [r.communicate()[0].decode() for r in ranks]
+    finally:
+        for r in ranks:
+            r.kill()
+    assert all(r.returncode == 0 for r in ranks), "\n".join(said)
+
+
+def near(a, b):
+    """As equal as sums in another order are, and not the same by chance."""
+    for pair, found in a.weights.items():
+        for x, y in zip(found, b.weights[pair], strict=True):
+            assert (x - y).abs().max() < 1e-4 * max(1.0, float(y.abs().max()))
+    for x, y in zip(a.report["layers"], b.report["layers"], strict=True):
+        assert x["kl"] == pytest.approx(y["kl"], rel=1e-4)
+        assert x["kl_logit_lens"] == pytest.approx(y["kl_logit_lens"], rel=1e-4)
+    assert a.report["held_out"] == b.report["held_out"]
+    assert a.report["loss"] == pytest.approx(b.report["loss"], rel=1e-4)
+
+
+def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
+    """One test, since starting processes takes longer than all that they do."""
+    exact(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(make(), recipe=SMALL, folder=tmp_path / "of-one", progress=stop_at(2500))
+    started(tmp_path, 2, [__file__])
+
+    one = {name: fitted(make(), **changed) for name, changed in CASES.items()}
+    for name, lens in one.items():
+        for kind in ("", "sharded-"):
+            made = [load_mapping(tmp_path / f"{kind}{name}-{n}") for n in range(2)]
+            assert [m.report["processes"] for m in made] == [2, 2]
+            assert same(*made)
+            assert made[0].source == lens.source
+            near(made[0], lens)
+
+    # another number of processes goes on
+    near(load_mapping(tmp_path / "of-one"), one["plain"])
+    assert (tmp_path / "for-one" / "checkpoint" / "config.json").exists()
+    seen = []
+    lens = fitted(make(), recipe=SMALL, folder=tmp_path / "for-one", progress=lambda *at: seen.append(at[0]))
+    assert seen[0] > 1500
+    near(lens, one["plain"])
+
+    # a split model is split, and reads the same
+    size = sum(p.numel() for p in make().anatomy.blocks[0].parameters())
+    for n in range(2):
+        kept, gap = map(float, (tmp_path / f"sharded-{n}.txt").read_text().split())
+        assert kept < 0.6 * size
+        assert gap < 1e-5
+
+
+@pytest.mark.parametrize("world", [3, 5, 16])
+def test_any_number_of_processes_reads_every_row_of_every_block(lm, monkeypatch, world):
+    """One process after the other, without sums: rows of blocks where processes read more or less than one has."""
+    text = Corpus.open(lm, documents(60), length=32)
+    plan = training.Schedule.of(lm, 1500, 32, room=1, per_step=256, ridge=True, low=None)
+    assert plan.block == 8
+    seen = [set() for _ in range(plan.blocks)]
+    for rank in range(world):
+        run = training.Training(lm, text, plan, Group(rank, world), seed=0, low=None, progress=None)
+        for number, block in enumerate(run.blocks()):
+            assert len(block.slot) * 32 == len(block.last)
+            assert all(row % world == rank for row in block.slot)
+            assert block.last.isfinite().all()
+            assert not seen[number] & set(block.slot)
+            seen[number] |= set(block.slot)
+        assert number == plan.blocks - 1
+    assert seen == [set(range(n * 8, min(n * 8 + 8, math.ceil(1500 / 32)))) for n in range(plan.blocks)]
+
+
+def test_one_process_is_a_group_of_its_own(lm):
+    with joined(lm.device) as group, sharded(lm):
+        t = torch.ones(3)
+        group.sum([t])
+        group.barrier()
+    assert (group.rank, group.world) == (0, 1)
+    assert t.tolist() == [1, 1, 1]
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -1,0 +1,196 @@
+"""Two-hop questions: what is shown and asked, grids as hooks give them, the tables by hand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_entities import roomy as roomy
+from test_with_controls import by_hand
+
+import lenscope as ls
+from lenscope.experiments.patchscopes_paper import multihop
+from lenscope.experiments.patchscopes_paper import multihop_patches as hopping
+from lenscope.experiments.patchscopes_paper.multihop_patches import LEAST, PLAIN, SHOTS, Kind, exchanged, kinds_of
+from lenscope.experiments.setting import Setting
+from lenscope.patchscopes.controls import exchange
+from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
+from lenscope.tasks.relations import Chain, builtin_chains
+from lenscope.tasks.text_match import mentions, words
+
+
+def chain(n, bridge=None, answer=None, name="a → b"):
+    bridge, answer = bridge or f"bridge{n}", answer or f"answer{n}"
+    return Chain(name, f"subject{n}", bridge, answer, "{} is in", "the place of {}", "The test of {} is")
+
+
+def test_nothing_that_is_asked_for_has_been_shown():
+    for kind in kinds_of(builtin_chains(), 1000):
+        assert len(kind.shown) == SHOTS
+        assert len(kind.chains) >= LEAST
+        for one in kind.chains:
+            for hop in range(3):
+                assert not mentions(kind.before(hop), (one.subject, one.bridge, one.answer))
+                assert kind.before(hop).count("\n") == SHOTS
+    whole = sum(len(k.chains) for k in kinds_of(builtin_chains(), 1000))
+    # what is asked after all is most of what there is
+    assert whole > 0.7 * len(builtin_chains())
+
+
+def test_kinds_share_what_is_tried():
+    kinds = kinds_of(builtin_chains(), 60)
+    assert 50 <= sum(len(k.chains) for k in kinds) <= 60
+    assert max(len(k.chains) for k in kinds) - min(len(k.chains) for k in kinds) <= 1
+    assert [k.chains for k in kinds_of(builtin_chains(), 60)] == [k.chains for k in kinds]
+
+
+def test_prompts_as_they_are_shown():
+    kind = Kind("a → b", (chain(1), chain(2)), (chain(3),))
+    assert kind.before(0) == "subject1 is in bridge1.\nsubject2 is in bridge2.\n"
+    assert kind.before(1) == "The test of bridge1 is answer1.\nThe test of bridge2 is answer2.\n"
+    assert kind.before(2).startswith("The test of the place of subject1 is answer1.\n")
+    assert kind.target("zero-shot").prompt == "The test of x is"
+    assert kind.target("few-shot").prompt == kind.before(1) + "The test of x is"
+
+
+@pytest.mark.parametrize("style", hopping.STYLES)
+def test_the_placeholder_is_the_x(lm64, style):
+    kind = Kind("a → b", (), (chain(3),))
+    prompt, (at,) = kind.target(style).resolve(lm64)
+    assert prompt.text[: prompt.spans[at][1]] == "The test of x"
+
+
+def test_others_have_another_answer():
+    kinds = [
+        Kind("a", (), tuple(chain(n, answer="ab"[n % 2]) for n in range(4))),
+        Kind("b", (), tuple(chain(n) for n in range(3))),
+    ]
+    every = [c for k in kinds for c in k.chains]
+    found = exchanged(kinds, 1)
+    assert all(every[n].answer != every[m].answer for n, m in enumerate(found))
+    assert all((n < 4) == (m < 4) for n, m in enumerate(found))
+
+
+def test_back_patching_equals_hooks(lm64):
+    # the first hop comes last, so that what is patched is what is read
+    chains = tuple(replace(chain(n), second="The test of {}") for n in range(3))
+    kind = Kind("a → b", (), chains)
+    setting = Setting(lm64, seed=4)
+    pairs = [(3, 1), (4, 0)]
+    found = hopping._back_patched(setting, kind, "zero-shot", pairs, 3, lambda a, b: None)
+    others = exchange([c.answer for c in chains], 4)
+    states, places, prompts = [], [], []
+    for c in chains:
+        whole, first = (lm64.tokenizer(t).input_ids for t in (c.questions[2], f"The test of {c.described}"))
+        places.append(len(first) - 1)
+        prompts.append(whole)
+        kept = []
+        hooks = [
+            block.register_forward_hook(lambda m, a, out, kept=kept: kept.append(out[0]))
+            for block in lm64.model.model.layers
+        ]
+        with torch.no_grad():
+            lm64.model(input_ids=torch.tensor([whole]))
+        for hook in hooks:
+            hook.remove()
+        states.append(kept)
+    for n in range(3):
+        for c, (a, b) in enumerate(sorted(pairs)):
+            for way, m in ((VECTOR, n), (SHUFFLED, others[n])):
+                vector = states[m][a - 1][places[m]]
+                expected = by_hand(lm64.model, prompts[n], (b, places[n], vector))
+                assert found[way][n][c] == lm64.tokenizer.decode([i for i in expected if i != 2])
+    assert found[RANDOM] != found[VECTOR]
+
+
+def planted(n=32):
+    """Cells 0–3; the vector is right in cell 2 for three of four questions, other sources in no cell."""
+    right = np.zeros((n, 4))
+    right[np.arange(n) % 4 < 3, 2] = 1
+    zero = np.zeros((n, 4))
+    grid = multihop._Grid(
+        ((0, 0), (0, 1)), {VECTOR: right, RANDOM: zero, SHUFFLED: zero, TEXT: zero[:, :2]}, {VECTOR: zero + 1}
+    )
+    asked = {PLAIN[0]: np.arange(n) % 2 == 0}
+    return asked, {multihop.COT: grid}, [f"u{i}" for i in range(n)]
+
+
+def test_tables_by_hand():
+    asked, grids, units = planted()
+    grids = {multihop.COT: grids[multihop.COT]}
+    grids[multihop.COT].other.update({w: np.zeros_like(s) for w, s in grids[multihop.COT].right.items() if w != VECTOR})
+    rows = {r["way"]: r for r in multihop._rows(asked, {PLAIN[0]: ~asked[PLAIN[0]]}, grids, units, 0)}
+    own = rows["CoT Patchscope: vector"]
+    assert (own["cells"], own["best in hindsight"].value, own["selected cell"].value) == (4, 0.75, 0.75)
+    assert own["mean cell"].value == 0.75 / 4
+    assert own["another's answer"].value == 1
+    assert rows["CoT Patchscope: text"]["cells"] == 2
+    assert rows[PLAIN[0]]["selected cell"].value == rows[PLAIN[0]]["another's answer"].value == 0.5
+    tests = {r["comparison"]: r for r in multihop._tests(asked, grids, units, 0)}
+    assert tests[f"CoT Patchscope - {PLAIN[0]}"]["difference"].value == 0.25
+    assert tests["CoT Patchscope - random vector"]["difference"].value == 0.75
+    assert tests["CoT Patchscope - random vector, mean cell"]["difference"].value == 0.75 / 4
+    assert tests["CoT Patchscope - random vector"]["p (Holm)"] < 0.01
+
+
+@pytest.fixture
+def answerable(roomy, tmp_path):
+    """Questions of which every second one has an answer that the model says, asked without demonstrations."""
+    lines = []
+    for n in range(14):
+        subject = ["cat", "mat", "sat", "test", "Paris", "France", "capital", "tokenizer"][n % 8] + str(n)
+        question = f"The test of the place of {subject} is"
+        text = roomy.tokenizer.decode([i for i in by_hand(roomy.model, roomy.tokenizer(question).input_ids) if i != 2])
+        said = [w for w in words(text) if mentions(text, w)]
+        lines.append(
+            {
+                "subject": subject,
+                "bridge": f"bridge{n}",
+                "answer": said[0] if said and n % 2 else f"nothing{n}",
+                "hop1_prompt": f"{subject} is in",
+                "hop1_phrase": f"the place of {subject}",
+                "hop2_template": "The test of {} is",
+            }
+        )
+    data = tmp_path / "chains.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)))
+    return data
+
+
+def test_the_experiment_end_to_end(roomy, tmp_path, answerable, monkeypatch):
+    monkeypatch.setattr(hopping, "answered", lambda lm, prompts, answers, advance: np.ones(len(prompts), dtype=bool))
+    monkeypatch.setattr(hopping, "THOUGHT", 3)
+    monkeypatch.setattr(multihop, "TOKENS", (3, 3))
+    monkeypatch.setattr(multihop, "STEP", (2, 2))
+    # a demonstration is as long as the whole prompt for a tokenizer of hardly more than letters
+    monkeypatch.setattr(hopping, "SHOTS", 1)
+    setting = Setting(roomy, data=(str(answerable),), quick=True, folder=tmp_path)
+    report = multihop.run(setting)
+    rows = {r["way"]: r for r in report.tables["all"]}
+    kinds, _ = hopping.known_kinds(setting, kinds_of(multihop._chains(setting), 112))
+    asked = [c for k in kinds for c in k.chains]
+    assert len(asked) == report.settings["questions"]
+    expected = []
+    for c in asked:
+        written = by_hand(roomy.model, roomy.tokenizer(c.questions[2]).input_ids)
+        expected.append(mentions(roomy.tokenizer.decode(written).split("\n")[0], c.answer))
+    assert rows["asked, zero-shot"]["selected cell"].value == pytest.approx(np.mean(expected))
+    assert 0 < np.mean(expected) < 1
+    # the first hop as text in the second hop's prompt is the question itself
+    said = hopping.cot_sayings(setting, kinds, [0, 2, 4], {"questions": [c.questions[2] for c in asked], "tokens": 3})
+    assert [mentions(t, c.answer) for t, c in zip(said["said"][TEXT][:, 0], asked, strict=True)] == expected
+    assert said["said"][VECTOR].shape == (len(asked), 2 * 9)
+    assert rows["CoT Patchscope: vector"]["cells"] == 18
+    assert rows["back-patching: vector"]["cells"] == 6
+    assert f"CoT Patchscope: {NONE}" in rows
+    again = multihop.run(Setting(roomy, data=setting.data, quick=True, folder=tmp_path))
+    assert repr(again.tables) == repr(report.tables)
+    report.save(tmp_path)
+    assert (tmp_path / "multihop.png").exists()
+
+
+def test_a_model_that_knows_nothing_is_told(roomy, answerable, monkeypatch):
+    monkeypatch.setattr(hopping, "answered", lambda lm, prompts, answers, advance: np.zeros(len(prompts), dtype=bool))
+    with pytest.raises(ls.LenscopeError, match="answers both hops of 0 of"):
+        multihop.run(Setting(roomy, data=(str(answerable),), quick=True))

@@ -1,0 +1,215 @@
+"""What an experiment keeps is found again for the same inputs alone: each input in turn is changed."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import affine_lens
+import pytest
+import torch
+
+import lenscope as ls
+from lenscope import _version
+from lenscope.experiments import setting as settings
+from lenscope.experiments import wording
+from lenscope.experiments.setting import Setting, content
+from lenscope.mappings.mapping import Affine
+from lenscope.models import provenance
+
+NOT_INPUTS = {"folder", "progress"}
+
+
+def copied(lm, change=lambda model: None, tokenizer=None, name=None):
+    model = copy.deepcopy(lm.model)
+    with torch.no_grad():
+        change(model)
+    return ls.LM(model, tokenizer or lm.tokenizer, name or lm.name)
+
+
+def other_weights(model):
+    model.model.layers[1].mlp.down_proj.weight.mul_(1.01)
+
+
+def with_template(tokenizer):
+    made = copy.deepcopy(tokenizer)
+    made.chat_template = "{{ messages[0]['content'] }}"
+    return made
+
+
+def with_token(tokenizer):
+    made = copy.deepcopy(tokenizer)
+    made.add_tokens(["zebra"])
+    return made
+
+
+def ends(model):
+    model.generation_config.eos_token_id = 7
+
+
+def other_lens(f):
+    """The same report, other weights."""
+    weights = {pair: (a * 1.001, b) for pair, (a, b) in f.weights.items()}
+    return Affine(weights, f.source, f.target, f.report)
+
+
+def rewritten(path, text):
+    path.write_text(text)
+
+
+def variants(lm, root):
+    """input → the ways to change it: each takes the arguments of a Setting and changes them, or what they name."""
+
+    def file(name):
+        return [
+            lambda g: rewritten(Path(g[name][0]), "other content"),
+            lambda g: rewritten(Path(g[name][1]) / "a.txt", "other content of a folder"),
+            lambda g: rewritten(Path(g[name][1]) / "b.txt", "another file in a folder"),
+            lambda g: (Path(g[name][1]) / "a.txt").rename(Path(g[name][1]) / "c.txt"),
+            lambda g: g.update({name: g[name][:1]}),
+            lambda g: g.update({name: g[name][::-1]}),
+        ]
+
+    def given(name, value):
+        return lambda g: g.update({name: value() if callable(value) else value})
+
+    models = [
+        lambda: copied(lm, other_weights),
+        lambda: copied(lm, tokenizer=with_template(lm.tokenizer)),
+        lambda: copied(lm, tokenizer=with_token(lm.tokenizer)),
+        lambda: copied(lm, ends),
+        lambda: copied(lm, lambda m: m.config.update({"_attn_implementation": "eager"})),
+        lambda: copied(lm, lambda m: m.config.update({"max_position_embeddings": 32})),
+        lambda: ls.LM(copy.deepcopy(lm.model).double(), lm.tokenizer, lm.name),
+    ]
+    return {
+        "lm": [given("lm", m) for m in models],
+        "target_lm": [given("target_lm", m) for m in [*models, lambda: None]],
+        "data": file("data"),
+        "text": file("text"),
+        "lens": [lambda g: g.update(lens=other_lens(g["lens"])), given("lens", None)],
+        "quick": [given("quick", True)],
+        "seed": [given("seed", 1)],
+    }
+
+
+def test_every_input_of_a_setting_is_changed_below(lm, tmp_path):
+    inputs = {field.name for field in dataclasses.fields(Setting)} - NOT_INPUTS
+    assert set(variants(lm, tmp_path)) == inputs, "give ways to change what is new, and put it into Setting._key"
+
+
+@pytest.mark.parametrize("name", sorted({f.name for f in dataclasses.fields(Setting)} - NOT_INPUTS))
+def test_a_changed_input_is_a_new_value(lm, tmp_path, name):
+    for number, change in enumerate(variants(lm, tmp_path)[name]):
+        root = tmp_path / str(number)
+        given = {"lm": lm, "target_lm": copied(lm), "lens": affine_lens.affine(lm), "folder": root / "out"}
+        for kind in ("data", "text"):
+            (root / kind).mkdir(parents=True)
+            (root / kind / "a.txt").write_text("the cat")
+            (root / f"{kind}.txt").write_text("sat on the mat")
+            given[kind] = (str(root / f"{kind}.txt"), str(root / kind))
+        calls = []
+
+        def make(calls=calls):
+            calls.append(1)
+            return {"x": torch.ones(1)}
+
+        for _ in range(2):
+            Setting(**given).kept("part", make, size=1)
+            assert len(calls) == 1
+        before = Setting(**given).place("part")
+        change(given)
+        Setting(**given).kept("part", make, size=1)
+        assert len(calls) == 2, f"{name}: change {number} was not seen"
+        assert Setting(**given).place("part") != before
+
+
+def test_names_settings_and_versions_are_inputs(lm, tmp_path, monkeypatch):
+    keys = set()
+
+    def key(name="part", **own):
+        keys.add(Setting(lm, folder=tmp_path)._key(name, own))
+
+    key()
+    key("other")
+    key(size=1)
+    key(size=2)
+    count = 4
+    for module in (torch, provenance.transformers):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "__version__", "0")
+            key()
+        count += 1
+    with monkeypatch.context() as patched:
+        patched.setattr(provenance, "__version__", f"{_version.__version__}.1")
+        key()
+    with monkeypatch.context() as patched:
+        patched.setattr(settings, "version", lambda name: "0")
+        key()
+    with monkeypatch.context() as patched:
+        patched.setenv("LENSCOPE_FAST_PRODUCTS", "0")
+        key()
+        patched.setenv("LENSCOPE_FAST_PRODUCTS", "1")
+        key()
+    key()
+    # with and without products, one of which is what the machine does
+    assert len(keys) == count + 3
+
+
+def test_what_a_model_without_a_hash_gives_is_not_kept(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "provenance", lambda lm: {"model_hash": None})
+    calls = []
+    for _ in range(2):
+        Setting(lm, folder=tmp_path).kept("part", lambda: {"x": torch.ones(1) * len(calls.append(1) or calls)})
+    assert len(calls) == 2
+    assert Setting(lm, folder=tmp_path).place("part") is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "a\\b", "..", "", "con", "x" * 3000, "\0", "東京"])
+def test_names_from_files_stay_in_the_folder(lm, tmp_path, name):
+    inside = tmp_path / "deep" / "out"
+    inside.mkdir(parents=True)
+    (tmp_path / "x").write_text("mine")
+    setting = Setting(lm, folder=inside)
+    assert wording.kept_json(setting, name, lambda: [1, name], of=name) == [1, name]
+    assert wording.kept_json(setting, name, lambda: None, of=name) == [1, name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "x"]
+    assert [p.name for p in inside.iterdir()] == ["kept"]
+    (place,) = (inside / "kept").iterdir()
+    assert place.is_dir()
+    assert setting.place(name).parent == inside
+
+
+def test_a_folder_is_known_by_all_its_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.txt").write_text("one")
+    first = content(tmp_path)
+    assert list(first) == ["a/x.txt"]
+    (tmp_path / "a" / "x.txt").write_text("two")
+    assert content(tmp_path) != first
+    assert content(tmp_path / "missing") is None
+
+
+def test_samples_of_a_changed_model_are_written_anew(lm):
+    model = copied(lm)
+    corpus = ls.Corpus.open(model, length=16)
+    first = [batch.ids.tolist() for batch in corpus.batches(64, 2)]
+    assert [batch.ids.tolist() for batch in corpus.batches(64, 2)] == first
+    with torch.no_grad():
+        model.model.lm_head.weight.copy_(model.model.lm_head.weight.flip(0))
+    assert [batch.ids.tolist() for batch in corpus.batches(64, 2)] != first
+
+
+def test_one_folder_with_two_lenses_shows_the_numbers_of_each(lm, tmp_path):
+    """As the experiments call it: what is kept of lens A is not shown as that of lens B, of the same report."""
+    a = affine_lens.affine(lm)
+    b = other_lens(a)
+    assert json.dumps(a.report) == json.dumps(b.report)
+
+    def shown(lens):
+        own = Setting(lm, lens=lens, folder=tmp_path)
+        return own.kept("sum", lambda: {"x": sum(w[0].sum() for w in lens.weights.values())[None]})["x"].item()
+
+    assert shown(a) != shown(b)
+    assert shown(a) == sum(w[0].sum() for w in a.weights.values()).item()
