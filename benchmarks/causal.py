@@ -15,10 +15,11 @@ import time
 import torch
 
 import lenscope as ls
-from lenscope.directions.causal_basis import causal_basis, energies, runs
-from lenscope.directions.energy import Plain, Site, wide_readout
+from lenscope.directions.causal_basis import causal_basis
+from lenscope.directions.energy import Plain, Site, energies, wide_readout
 from lenscope.lenses.lens import Lens
 from lenscope.measures.sampled_kl import Objective
+from lenscope.text.row_states import runs
 
 
 def baseline(site: Site, energy, k: int) -> tuple[torch.Tensor, int]:

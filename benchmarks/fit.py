@@ -48,7 +48,7 @@ def text(lm, args: argparse.Namespace):
 def child(args: argparse.Namespace) -> None:
     """One fit, saved; prints what it took."""
     import lenscope as ls
-    from lenscope.fitting.tuned_lens import RECIPES
+    from lenscope.fitting.recipes import RECIPES
 
     lm = ls.load(args.model)
     recipe = RECIPES[args.child]

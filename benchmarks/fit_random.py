@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lenscope as ls
-from lenscope.fitting.tuned_lens import RECIPES
+from lenscope.fitting.recipes import RECIPES
 
 # hidden size, MLP, layers, heads, key-value heads, vocabulary
 SHAPES = {

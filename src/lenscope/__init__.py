@@ -10,31 +10,32 @@ from lenscope._version import __version__
 
 if TYPE_CHECKING:
     from lenscope.detection.detector import Detector, fit_detector, load_detector
-    from lenscope.directions.basis import Alignment, Basis, Influence, load_basis
+    from lenscope.directions.alignment import Alignment, alignment
+    from lenscope.directions.basis import Basis, load_basis
     from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
     from lenscope.directions.covariances import Covariances, covariances
-    from lenscope.directions.influence import alignment, influence
+    from lenscope.directions.influence import Influence, influence
     from lenscope.errors import LenscopeError
     from lenscope.experiments.report import Report
     from lenscope.fitting.fine_tuning import fine_tune
     from lenscope.fitting.model_to_model import fit_mapping
+    from lenscope.fitting.recipes import Recipe
     from lenscope.fitting.relation import fit_relation
-    from lenscope.fitting.soft_prompt import SoftPrompt, fit_soft_prompt, load_soft_prompt
-    from lenscope.fitting.tuned_lens import Recipe, fit
+    from lenscope.fitting.soft_prompt import fit_soft_prompt
+    from lenscope.fitting.tuned_lens import fit
+    from lenscope.interventions.activation_patching import activation_patching
+    from lenscope.interventions.attention_knockout import attention_knockout
     from lenscope.interventions.block_ablation import ablate_blocks, ablated
     from lenscope.interventions.block_ablation_results import Ablations
+    from lenscope.interventions.causal_tracing import causal_tracing
     from lenscope.interventions.effects import Effects, load_effects
-    from lenscope.interventions.prompt_cells import (
-        activation_patching,
-        attention_knockout,
-        back_patching,
-        causal_tracing,
-    )
+    from lenscope.lenses.comparison import Comparison
     from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
     from lenscope.lenses.evaluation_results import Evaluation, Transfer, load_evaluation
     from lenscope.lenses.lens import Lens
-    from lenscope.lenses.trajectory import Comparison, Trajectory, save
-    from lenscope.mappings.lens_files import export_tuned_lens, load_lens
+    from lenscope.lenses.trajectory import Trajectory, save
+    from lenscope.mappings.foreign_formats import export_tuned_lens
+    from lenscope.mappings.lens_files import load_lens
     from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
     from lenscope.models.check import check
     from lenscope.models.edits import Edit
@@ -44,13 +45,18 @@ if TYPE_CHECKING:
     from lenscope.models.prompts import Prompt
     from lenscope.patchscopes.controls import random_vectors, shuffled_sources, told
     from lenscope.patchscopes.grid import Grid, load_grid
+    from lenscope.patchscopes.methods import back_patching
     from lenscope.patchscopes.patchscope import Interrupted, Patchscope, Target
+    from lenscope.patchscopes.soft_prompt import SoftPrompt, load_soft_prompt
     from lenscope.patchscopes.with_controls import Worth, worth
     from lenscope.saved_results import load_results
-    from lenscope.statistics.estimates import Estimate
+    from lenscope.statistics.intervals import Estimate
     from lenscope.statistics.probes import Probed, probe
     from lenscope.statistics.selection import Selection, select
-    from lenscope.tasks.questions import Question, answer_log_likelihoods, few_shot, load_questions
+    from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
+    from lenscope.tasks.known_facts import known, known_chains
+    from lenscope.tasks.questions import Question, few_shot, load_questions
+    from lenscope.tasks.relation_files import load_chains, load_entities, load_relations
     from lenscope.tasks.relations import (
         Chain,
         Entity,
@@ -59,11 +65,6 @@ if TYPE_CHECKING:
         builtin_chains,
         builtin_entities,
         builtin_relations,
-        known,
-        known_chains,
-        load_chains,
-        load_entities,
-        load_relations,
     )
     from lenscope.tasks.text_match import mentions, rouge
     from lenscope.text.corpus import Corpus
@@ -164,106 +165,34 @@ __all__ = [
 ]
 
 _HOMES = {
-    "interventions.block_ablation": (
-        "ablate_blocks",
-        "ablated",
-    ),
-    "directions.influence": (
-        "alignment",
-        "influence",
-    ),
+    "interventions.block_ablation": ("ablate_blocks", "ablated"),
+    "directions.influence": ("Influence", "influence"),
     "interventions.block_ablation_results": ("Ablations",),
-    "directions.causal_basis": (
-        "causal_basis",
-        "principal_basis",
-        "random_basis",
-    ),
+    "directions.causal_basis": ("causal_basis", "principal_basis", "random_basis"),
     "models.check": ("check",),
-    "patchscopes.controls": (
-        "random_vectors",
-        "shuffled_sources",
-        "told",
-    ),
+    "patchscopes.controls": ("random_vectors", "shuffled_sources", "told"),
     "text.corpus": ("Corpus",),
-    "directions.covariances": (
-        "Covariances",
-        "covariances",
-    ),
-    "detection.detector": (
-        "Detector",
-        "fit_detector",
-        "load_detector",
-    ),
-    "directions.basis": (
-        "Alignment",
-        "Basis",
-        "Influence",
-        "load_basis",
-    ),
+    "directions.covariances": ("Covariances", "covariances"),
+    "detection.detector": ("Detector", "fit_detector", "load_detector"),
+    "directions.basis": ("Basis", "load_basis"),
     "models.edits": ("Edit",),
-    "interventions.effects": (
-        "Effects",
-        "load_effects",
-    ),
+    "interventions.effects": ("Effects", "load_effects"),
     "errors": ("LenscopeError",),
-    "lenses.evaluate": (
-        "EvaluationInterrupted",
-        "evaluate",
-        "transfer",
-    ),
-    "lenses.evaluation_results": (
-        "Evaluation",
-        "Transfer",
-        "load_evaluation",
-    ),
+    "lenses.evaluate": ("EvaluationInterrupted", "evaluate", "transfer"),
+    "lenses.evaluation_results": ("Evaluation", "Transfer", "load_evaluation"),
     "fitting.relation": ("fit_relation",),
     "fitting.fine_tuning": ("fine_tune",),
-    "mappings.lens_files": (
-        "export_tuned_lens",
-        "load_lens",
-    ),
-    "patchscopes.grid": (
-        "Grid",
-        "load_grid",
-    ),
-    "interventions.prompt_cells": (
-        "activation_patching",
-        "attention_knockout",
-        "back_patching",
-        "causal_tracing",
-    ),
+    "mappings.lens_files": ("load_lens",),
+    "patchscopes.grid": ("Grid", "load_grid"),
     "lenses.lens": ("Lens",),
     "models.loading": ("load",),
-    "mappings.mapping": (
-        "Affine",
-        "LowRank",
-        "Scale",
-        "load_mapping",
-    ),
-    "tasks.text_match": (
-        "mentions",
-        "rouge",
-    ),
-    "models.language_model": (
-        "LM",
-        "Continuation",
-    ),
-    "patchscopes.patchscope": (
-        "Interrupted",
-        "Patchscope",
-        "Target",
-    ),
-    "statistics.probes": (
-        "Probed",
-        "probe",
-    ),
+    "mappings.mapping": ("Affine", "LowRank", "Scale", "load_mapping"),
+    "tasks.text_match": ("mentions", "rouge"),
+    "models.language_model": ("LM", "Continuation"),
+    "patchscopes.patchscope": ("Interrupted", "Patchscope", "Target"),
+    "statistics.probes": ("Probed", "probe"),
     "models.prompts": ("Prompt",),
-    "tasks.questions": (
-        "Question",
-        "answer_log_likelihoods",
-        "few_shot",
-        "load_questions",
-    ),
+    "tasks.questions": ("Question", "few_shot", "load_questions"),
     "fitting.model_to_model": ("fit_mapping",),
     "tasks.relations": (
         "Chain",
@@ -273,38 +202,28 @@ _HOMES = {
         "builtin_chains",
         "builtin_entities",
         "builtin_relations",
-        "known",
-        "known_chains",
-        "load_chains",
-        "load_entities",
-        "load_relations",
     ),
     "experiments.report": ("Report",),
-    "lenses.trajectory": (
-        "Comparison",
-        "Trajectory",
-        "save",
-    ),
+    "lenses.trajectory": ("Trajectory", "save"),
     "saved_results": ("load_results",),
-    "statistics.selection": (
-        "Selection",
-        "select",
-    ),
-    "fitting.soft_prompt": (
-        "SoftPrompt",
-        "fit_soft_prompt",
-        "load_soft_prompt",
-    ),
+    "statistics.selection": ("Selection", "select"),
+    "fitting.soft_prompt": ("fit_soft_prompt",),
     "models.hidden_states": ("HiddenStates",),
-    "statistics.estimates": ("Estimate",),
-    "fitting.tuned_lens": (
-        "Recipe",
-        "fit",
-    ),
-    "patchscopes.with_controls": (
-        "Worth",
-        "worth",
-    ),
+    "fitting.tuned_lens": ("fit",),
+    "patchscopes.with_controls": ("Worth", "worth"),
+    "statistics.intervals": ("Estimate",),
+    "mappings.foreign_formats": ("export_tuned_lens",),
+    "patchscopes.soft_prompt": ("SoftPrompt", "load_soft_prompt"),
+    "patchscopes.methods": ("back_patching",),
+    "lenses.comparison": ("Comparison",),
+    "fitting.recipes": ("Recipe",),
+    "interventions.causal_tracing": ("causal_tracing",),
+    "interventions.activation_patching": ("activation_patching",),
+    "interventions.attention_knockout": ("attention_knockout",),
+    "directions.alignment": ("Alignment", "alignment"),
+    "tasks.answer_likelihoods": ("answer_log_likelihoods",),
+    "tasks.relation_files": ("load_chains", "load_entities", "load_relations"),
+    "tasks.known_facts": ("known", "known_chains"),
 }
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from lenscope.contents import ranks
 from lenscope.files import records as resultfiles
 from lenscope.interventions.effects import Effects
+from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.evaluation_results import Evaluation, Transfer
-from lenscope.lenses.trajectory import MEASURES, Comparison, Trajectory
+from lenscope.lenses.trajectory import MEASURES, Trajectory
 from lenscope.patchscopes.grid import Grid
 
 _DOCUMENTS: dict[str, Any] = {

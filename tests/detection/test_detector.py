@@ -35,7 +35,7 @@ from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.experiments.tuned_lens_paper import injection_trials as trials
 from lenscope.experiments.tuned_lens_paper.injection_trials import Items, Split, apart, split_auroc, tried
 from lenscope.mappings.mapping import Affine, identify
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks.questions import BUILTIN
 

@@ -12,19 +12,20 @@ from affine_lens import affine
 import lenscope as ls
 from lenscope.cli.causal import causal as command
 from lenscope.cli.commands import app
-from lenscope.directions import causal_basis as causal
 from lenscope.directions import energy
-from lenscope.directions import influence as ablation
-from lenscope.directions.basis import Alignment, Basis, Influence, load_basis
+from lenscope.directions.alignment import Alignment, aitchison_cosine, alignment, deranged
+from lenscope.directions.basis import Basis, load_basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, promoted, random_basis
 from lenscope.directions.energy import Factored, Plain, Site, wide_readout
-from lenscope.directions.influence import aitchison_cosine, alignment, deranged, influence
+from lenscope.directions.influence import Influence, influence
+from lenscope.engine import resume
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import fidelity
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import identify
 from lenscope.measures.sampled_kl import Objective
 from lenscope.statistics.estimates import rank_correlation
+from lenscope.text import row_states
 
 WORDS = "the cat sat on a mat in this capital city of France and Paris is it while tests of tokens go on"
 
@@ -296,8 +297,8 @@ def test_blocks_below_are_left_out_only_where_that_gives_the_same():
     ids = [list(range(20, 29)), list(range(40, 49))]
     for kind, layer, short in (("llama", 2, True), ("gemma3n_text", 3, False)):
         lm = lm_of(kind)
-        (run,) = causal.runs(lm, ids, [layer])
-        above = ablation._Above(lm, run, layer, 0)
+        (run,) = row_states.runs(lm, ids, [layer])
+        above = resume._Above(lm, run, layer, 0)
         assert above.short == short
         torch.testing.assert_close(above(run.states[:1])[0], run.states[-1], rtol=1e-9, atol=1e-9)
         assert not any("forward" in vars(b) for b in lm.anatomy.blocks)
@@ -305,8 +306,8 @@ def test_blocks_below_are_left_out_only_where_that_gives_the_same():
 
 def test_the_lower_blocks_do_not_run(monkeypatch):
     lm = lm_of("llama")
-    (run,) = causal.runs(lm, rows_of(lm, 2), [3])
-    above = ablation._Above(lm, run, 3, 0)
+    (run,) = row_states.runs(lm, rows_of(lm, 2), [3])
+    above = resume._Above(lm, run, 3, 0)
     ran = []
     hooks = [
         b.self_attn.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, b in enumerate(lm.model.model.layers)

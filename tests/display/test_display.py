@@ -16,6 +16,7 @@ from lenscope.cli import detect as detecting
 from lenscope.cli import fit as lensing
 from lenscope.cli.screen import Screen, bar
 from lenscope.display import heat_table as tables
+from lenscope.display import numbers
 from lenscope.display import visible_text as visible
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.display.page import page
@@ -173,7 +174,7 @@ def test_numbers_that_are_negative_are_colours_and_a_rank_without_a_target_is_no
     assert tables.shades(values, "log_prob: Paris").tolist() == [[0.0, 1.0]]
     assert "-9.0 … -1.0" in tables.caption("log_prob: Paris", values, 0, "nats", "").plain
     assert np.isnan(tables.shades(np.array([[-1, 4]]), "rank")[0, 0])
-    assert tables.figure(-1, "rank") == "–"
+    assert numbers.figure(-1, "rank") == "–"
 
 
 def test_an_answer_has_its_number_in_every_line(lm):

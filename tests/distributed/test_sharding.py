@@ -17,12 +17,14 @@ import torch
 from test_tuned_lens import SMALL, documents, fitted, make, same, stop_at
 
 import lenscope as ls
-from lenscope.distributed.sharding import Group, joined, sharded
+from lenscope.distributed.processes import Group, joined
+from lenscope.distributed.sharding import sharded
+from lenscope.fitting import state_block
 from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
 from lenscope.mappings.mapping import load_mapping
+from lenscope.models.batches import pad
 from lenscope.models.edits import Running
-from lenscope.models.prompts import pad
 from lenscope.models.readout import Replayed
 from lenscope.text.corpus import Corpus
 
@@ -90,15 +92,15 @@ def work(folder: Path) -> None:
 
 def stop(tokens):
     """Progress is told to the first process alone: all of them stop where they have read the same row."""
-    own = training.Block.read
+    own = state_block.Block.read
 
     def read(self, batch):
         own(self, batch)
         if batch.next_row * 32 >= tokens:
-            training.Block.read = own
+            state_block.Block.read = own
             raise KeyboardInterrupt
 
-    training.Block.read = read
+    state_block.Block.read = read
 
 
 def started(folder, world, command):

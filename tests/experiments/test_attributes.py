@@ -20,7 +20,7 @@ from lenscope.experiments.patchscopes_paper.attribute_scores import (
     rows,
 )
 from lenscope.experiments.setting import Setting
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 from lenscope.tasks.relations import Fact
 from lenscope.tasks.text_match import mentions, words
 

@@ -32,7 +32,7 @@ from lenscope.experiments.patchscopes_paper.cross_model import (
 from lenscope.experiments.patchscopes_paper.cross_model_descriptions import Described
 from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, fitted, held_out, places
 from lenscope.experiments.setting import Setting
-from lenscope.statistics.estimates import sign_flips
+from lenscope.statistics.significance import sign_flips
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
 

@@ -278,7 +278,7 @@ def test_documents_are_resampled(drawn):
         rows = np.concatenate([m for m, t in zip(members, times, strict=True) for _ in range(t)])
         made.append([spearmanr(v[rows], y[rows]).statistic for v in (x, z)])
     made = np.array(made)
-    from lenscope.statistics.estimates import percentiles
+    from lenscope.statistics.intervals import percentiles
 
     for got, values in ((first, made[:, 0]), (second, made[:, 1]), (apart, made[:, 0] - made[:, 1])):
         assert got[1:] == pytest.approx(percentiles(values, 12), abs=1e-12)

@@ -14,11 +14,12 @@ import lenscope as ls
 from lenscope.directions.covariances import Covariances, covariances, pooled, rogue, similarity, trimmed
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.text_groups import by_document, draws, rows_of
+from lenscope.experiments.text_groups import by_document, rows_of
 from lenscope.experiments.tuned_lens_paper import drift
 from lenscope.experiments.tuned_lens_paper import drift_fine_tuned as transplant
 from lenscope.fitting.fine_tuning import fine_tune, next_token_loss, weights_of, with_weights
 from lenscope.statistics.estimates import rank_correlation
+from lenscope.statistics.intervals import draws
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]
 

@@ -13,11 +13,14 @@ import lenscope as ls
 from lenscope.experiments.patchscopes_paper import entities as module
 from lenscope.experiments.patchscopes_paper.entities import copied, described, pick
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import apart, balanced, begun, compared, crossed, kept_json
+from lenscope.experiments.wording import kept_json
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
+from lenscope.statistics.intervals import apart
+from lenscope.statistics.selection import balanced, crossed
+from lenscope.statistics.significance import compared
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
-from lenscope.text.packing import find_marks
+from lenscope.text.packing import begun, find_marks
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ from lenscope.experiments.patchscopes_paper.next_token import (
 )
 from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, held_out, places
 from lenscope.experiments.setting import Setting
-from lenscope.statistics.estimates import Estimate, sign_flips
+from lenscope.statistics.intervals import Estimate
+from lenscope.statistics.significance import sign_flips
 
 
 @pytest.fixture(scope="module")

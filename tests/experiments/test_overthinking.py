@@ -12,7 +12,7 @@ import lenscope as ls
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import overthinking as module
 from lenscope.experiments.tuned_lens_paper.overthinking import calibrated, incorrect, unrelated
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 from lenscope.tasks.questions import BUILTIN, Question, few_shot
 
 WORDS = ["cat", "mat", "sat", "Paris", "France", "test", "capital", "tokenizer"]

@@ -11,9 +11,9 @@ import torch
 import lenscope as ls
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.text_groups import by_document, draws, estimate, predicted, rows_of, thinned
+from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
 from lenscope.experiments.tuned_lens_paper import prediction
-from lenscope.statistics.estimates import Estimate, percentiles
+from lenscope.statistics.intervals import Estimate, draws, estimate, percentiles
 from lenscope.text.corpus import TokenBatch
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]

@@ -13,7 +13,7 @@ import lenscope as ls
 from lenscope.display.figures import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.report import Report, shown
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 
 ROWS = [
     {"layer": 0, "what": "a | b\nc", "kl": Estimate(1.25, 1.0, 1.5), "p": np.float64(0.0004), "n": np.int64(12_345)},

@@ -5,8 +5,9 @@ import tiny
 import torch
 
 import lenscope as ls
+from lenscope.fitting import jacobian
 from lenscope.fitting import relation as extraction
-from lenscope.models.readout import FAILURES
+from lenscope.models.deviations import FAILURES
 from lenscope.patchscopes import methods
 
 SOURCE = "The capital of France is"
@@ -24,7 +25,7 @@ def gpt():
 def test_jacobians_are_finite_differences(gpt, at, layer):
     model, ids = gpt.model, gpt.prompt(SOURCE).ids
     place = gpt.prompt(SOURCE).position(at)
-    j, s, o = extraction.jacobian(gpt, SOURCE, at, layer)
+    j, s, o = jacobian.jacobian(gpt, SOURCE, at, layer)
 
     def run(v):
         kept = []
@@ -61,7 +62,7 @@ def test_jacobians_are_finite_differences(gpt, at, layer):
 
 def test_jacobians_are_autograds_on_a_plain_hook(lm64):
     model, ids = lm64.model, lm64.prompt(SOURCE).ids
-    j, s, _ = extraction.jacobian(lm64, SOURCE, 3, 2)
+    j, s, _ = jacobian.jacobian(lm64, SOURCE, 3, 2)
 
     def run(v):
         kept = []
@@ -77,8 +78,8 @@ def test_jacobians_are_autograds_on_a_plain_hook(lm64):
 
 
 def test_a_prefix_that_cannot_be_cached_is_read_again(gpt, monkeypatch):
-    whole = extraction.jacobian(gpt, SOURCE, -1, 1)[0]
-    plain, starts = extraction._differentiated, []
+    whole = jacobian.jacobian(gpt, SOURCE, -1, 1)[0]
+    plain, starts = jacobian._differentiated, []
 
     def broken(lm, ids, place, layer, s, start):
         starts.append(start)
@@ -87,7 +88,7 @@ def test_a_prefix_that_cannot_be_cached_is_read_again(gpt, monkeypatch):
         return plain(lm, ids, place, layer, s, start)
 
     monkeypatch.setattr(extraction, "_differentiated", broken)
-    again = extraction.jacobian(gpt, SOURCE, -1, 1)[0]
+    again = jacobian.jacobian(gpt, SOURCE, -1, 1)[0]
     assert starts == [len(gpt.prompt(SOURCE)) - 1, 0]
     assert torch.allclose(again, whole, atol=1e-10)
     wrong = []
@@ -98,22 +99,22 @@ def test_a_prefix_that_cannot_be_cached_is_read_again(gpt, monkeypatch):
         return (j + 1, o + 1e-3) if start else (j, o)
 
     monkeypatch.setattr(extraction, "_differentiated", off)
-    assert torch.allclose(extraction.jacobian(gpt, SOURCE, -1, 1)[0], whole, atol=1e-10)
+    assert torch.allclose(jacobian.jacobian(gpt, SOURCE, -1, 1)[0], whole, atol=1e-10)
     assert wrong[-1] == 0
 
 
 def test_a_subject_is_its_last_occurrence(gpt):
     text = "France is France now"
     last = len(gpt.tokenizer("France is France")["input_ids"]) - 1
-    named = extraction.jacobian(gpt, text, "France", 1)
+    named = jacobian.jacobian(gpt, text, "France", 1)
     assert named[1].equal(gpt.read(text)[1, last])
-    assert torch.allclose(named[0], extraction.jacobian(gpt, text, last, 1)[0], atol=1e-12)
+    assert torch.allclose(named[0], jacobian.jacobian(gpt, text, last, 1)[0], atol=1e-12)
 
 
 def test_gradients_in_pieces_are_the_same(gpt, monkeypatch):
-    whole = extraction.jacobian(gpt, SOURCE, "France", 1)[0]
+    whole = jacobian.jacobian(gpt, SOURCE, "France", 1)[0]
     monkeypatch.setattr(extraction, "TOKENS", 1)
-    assert torch.allclose(extraction.jacobian(gpt, SOURCE, "France", 1)[0], whole, atol=1e-12)
+    assert torch.allclose(jacobian.jacobian(gpt, SOURCE, "France", 1)[0], whole, atol=1e-12)
 
 
 def test_a_relation_is_the_mean_of_its_prompts(gpt):
@@ -123,7 +124,7 @@ def test_a_relation_is_the_mean_of_its_prompts(gpt):
     found = []
     for prompt, (subject, _) in zip(prompts, EXAMPLES, strict=True):
         last = len(gpt.tokenizer(prompt[: prompt.rindex(subject) + len(subject)])["input_ids"]) - 1
-        found.append(extraction.jacobian(gpt, prompt, last, 2))
+        found.append(jacobian.jacobian(gpt, prompt, last, 2))
     w = sum(j for j, _, _ in found) / 3
     b = sum(o - j @ s for j, s, o in found) / 3
     h = torch.randn(32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -148,10 +149,10 @@ def test_mistakes_are_one_clear_line(gpt):
     with pytest.raises(ls.LenscopeError, match="1 subjects: give a list of prompts"):
         extraction.fit_relation(gpt, "a b", ["a"], 2)
     with pytest.raises(ls.LenscopeError, match="layer 7: tiny-gpt2 has layers 0–4"):
-        extraction.jacobian(gpt, SOURCE, 1, 7)
+        jacobian.jacobian(gpt, SOURCE, 1, 7)
     with pytest.raises(ls.LenscopeError, match=r"write \{\} once"):
         extraction.few_shot("no subject", EXAMPLES)
     with pytest.raises(ls.LenscopeError, match="give at least 2, each of another subject"):
         extraction.few_shot("{} is", EXAMPLES[:1])
     with gpt.edit(ls.Edit(1, 0, torch.zeros(32))), pytest.raises(ls.LenscopeError, match="is being edited"):
-        extraction.jacobian(gpt, SOURCE, 1, 2)
+        jacobian.jacobian(gpt, SOURCE, 1, 2)

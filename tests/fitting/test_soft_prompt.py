@@ -9,8 +9,9 @@ from handmade import rewritten
 
 import lenscope as ls
 from lenscope.fitting import soft_prompt as softprompt
-from lenscope.fitting.soft_prompt import Pairs, divergence, fit_soft_prompt, load_soft_prompt
+from lenscope.fitting.soft_prompt import Pairs, divergence, fit_soft_prompt
 from lenscope.patchscopes import methods
+from lenscope.patchscopes.soft_prompt import load_soft_prompt
 
 V = tiny.VOCAB
 START = "tell me"

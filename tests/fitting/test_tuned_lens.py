@@ -22,17 +22,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lenscope as ls
-from lenscope.distributed.sharding import Group
+from lenscope.distributed.processes import Group
 from lenscope.fitting import held_out as choosing
+from lenscope.fitting import state_block
 from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
 from lenscope.fitting.closed_form import Moments, with_constant
 from lenscope.fitting.optimizers import Muon, Nesterov, orthogonal
+from lenscope.fitting.recipes import RECIPES, Recipe
 from lenscope.fitting.schedule import Schedule
-from lenscope.fitting.tuned_lens import RECIPES, Recipe, fit
+from lenscope.fitting.tuned_lens import fit
 from lenscope.mappings.mapping import load_mapping
-from lenscope.measures import sampled_kl as objective
 from lenscope.measures.sampled_kl import Objective
+from lenscope.models import precision
 from lenscope.models.readout import Replayed
 from lenscope.text import corpus
 from lenscope.text.corpus import Corpus
@@ -169,7 +171,7 @@ def test_the_cross_entropy_is_that_of_the_next_token(lm64):
 
 def test_states_know_what_comes_next(lm):
     (batch,) = Corpus.open(lm, documents(), length=LENGTH).batches(2 * LENGTH, 2)
-    block = training.Block(lm, 2, LENGTH, None)
+    block = state_block.Block(lm, 2, LENGTH, None)
     block.read(batch)
     assert block.following.tolist() == [*batch.ids[0, 1:].tolist(), -1, *batch.ids[1, 1:].tolist(), -1]
 
@@ -673,16 +675,16 @@ def test_a_process_that_is_killed_can_be_resumed(tmp_path):
 @pytest.mark.parametrize("machine", [True, False])
 def test_products_in_16_bits_can_be_switched_off_and_on(lm, lm64, monkeypatch, machine):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: machine, raising=False)
-    monkeypatch.delenv(objective.SWITCH, raising=False)
-    assert objective.fast_products(lm) == objective.low_precision(lm) == (torch.bfloat16 if machine else None)
-    monkeypatch.setenv(objective.SWITCH, "1")
-    assert objective.fast_products(lm) == objective.low_precision(lm) == torch.bfloat16
-    assert objective.fast_products(lm64) is None
-    monkeypatch.setenv(objective.SWITCH, "0")
-    assert objective.fast_products(lm) is objective.low_precision(lm) is None
-    monkeypatch.setenv(objective.SWITCH, "no")
+    monkeypatch.delenv(precision.SWITCH, raising=False)
+    assert precision.fast_products(lm) == precision.low_precision(lm) == (torch.bfloat16 if machine else None)
+    monkeypatch.setenv(precision.SWITCH, "1")
+    assert precision.fast_products(lm) == precision.low_precision(lm) == torch.bfloat16
+    assert precision.fast_products(lm64) is None
+    monkeypatch.setenv(precision.SWITCH, "0")
+    assert precision.fast_products(lm) is precision.low_precision(lm) is None
+    monkeypatch.setenv(precision.SWITCH, "no")
     with pytest.raises(ls.LenscopeError, match="LENSCOPE_FAST_PRODUCTS 'no': set it to 0 or 1"):
-        objective.fast_products(lm)
+        precision.fast_products(lm)
 
 
 def test_text_is_hashed_a_batch_at_a_time(lm, monkeypatch):
@@ -705,8 +707,8 @@ def test_text_is_hashed_a_batch_at_a_time(lm, monkeypatch):
 
 
 def test_a_checkpoint_with_other_products_is_refused(tmp_path, begun, lm, monkeypatch):
-    was = objective.low_precision(lm)
-    monkeypatch.setenv(objective.SWITCH, "1" if was is None else "0")
+    was = precision.low_precision(lm)
+    monkeypatch.setenv(precision.SWITCH, "1" if was is None else "0")
     with pytest.raises(ls.LenscopeError, match=r"of another run, with (schedule|products)"):
         again(tmp_path, begun, lm)
 
@@ -732,14 +734,14 @@ def test_a_finished_lens_is_read_again_and_another_run_does_not_overwrite_it(lm,
     def run(*_):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(training.Block, "read", run)
+    monkeypatch.setattr(state_block.Block, "read", run)
     assert same(fitted(lm, tokens=600, folder=tmp_path), made)
     other = make()
     with torch.no_grad():
         other.model.model.layers[0].mlp.down_proj.weight.mul_(2)
     # how many rows a block has depends on the dtype that this processor keeps states in
     block = made.report["schedule"]["block"]
-    least = Schedule.of(lm, 600, LENGTH, room=1, per_step=512, ridge=True, low=objective.low_precision(lm)).block
+    least = Schedule.of(lm, 600, LENGTH, room=1, per_step=512, ridge=True, low=precision.low_precision(lm)).block
     room = 1 if least != block else 1 << 29
     for model, changed, why in (
         (lm, {"seed": 1}, "corpus|other text|seed 0, not 1"),
@@ -784,7 +786,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_model_runs(lm,
     def run(*_):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(training.Block, "read", run)
+    monkeypatch.setattr(state_block.Block, "read", run)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ls.LenscopeError, match="cannot be written to"):
         fitted(lm, tokens=600, folder=tmp_path / "file" / "lens")
@@ -875,7 +877,7 @@ def test_bad_input_is_refused_before_the_model_runs(changed, told, monkeypatch):
     def run(*_):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(training.Block, "read", run)
+    monkeypatch.setattr(state_block.Block, "read", run)
     with pytest.raises(ls.LenscopeError, match=told) as error:
         fitted(lm, **changed)
     assert len(str(error.value).splitlines()) == 1
@@ -898,13 +900,13 @@ def test_bad_recipes_are_refused(lm):
 
 
 def test_states_that_are_not_finite_are_refused_with_their_layer(lm, monkeypatch):
-    own = training.Block.read
+    own = state_block.Block.read
 
     def read(self, batch):
         own(self, batch)
         self.states[2, 5] = torch.inf
 
-    monkeypatch.setattr(training.Block, "read", read)
+    monkeypatch.setattr(state_block.Block, "read", read)
     with pytest.raises(ls.LenscopeError, match="layer 2: tiny-llama has states that are NaN or infinite"):
         fitted(lm)
 

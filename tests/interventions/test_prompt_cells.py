@@ -12,7 +12,11 @@ from rich.console import Console
 import lenscope as ls
 from lenscope.engine import run as rows
 from lenscope.interventions import prompt_cells as iv
+from lenscope.interventions.activation_patching import activation_patching
+from lenscope.interventions.attention_knockout import attention_knockout
+from lenscope.interventions.causal_tracing import causal_tracing, embedding_std
 from lenscope.interventions.effects import load_effects
+from lenscope.patchscopes import methods
 
 PROMPT, OTHER = "The cat sat on the mat", "The dog sat on the log"
 TWO = "is a"  # an answer of several tokens
@@ -71,7 +75,7 @@ def tokens(lm, text, answer):
 @pytest.mark.parametrize(("window", "answer", "subject"), [(1, None, "cat"), (2, "o", [4]), (3, TWO, "at sat")])
 def test_traced_cells_are_hooks_on_the_model(lm64, raw, window, answer, subject):
     samples, n = 3, lm64.n_layers
-    [(run, found, totals)] = iv.causal_tracing(
+    [(run, found, totals)] = causal_tracing(
         lm64, PROMPT, subject, answer, window=window, samples=samples, noise=0.7, seed=5
     )
     ids, wanted = tokens(lm64, PROMPT, answer or "o")
@@ -103,22 +107,22 @@ def test_traced_cells_are_hooks_on_the_model(lm64, raw, window, answer, subject)
 
 
 def test_a_subject_of_one_token_is_whole_again_when_restored(lm64):
-    found = iv.causal_tracing(lm64, PROMPT, [2], samples=4)
+    found = causal_tracing(lm64, PROMPT, [2], samples=4)
     effect, total = found.cells("effect"), found.totals["total_effect"][0]
     assert abs(total) > 1e-3
     assert effect[0, 2] == pytest.approx(total, abs=1e-6)
     assert effect[-1, -1] == pytest.approx(total, abs=1e-6)
     assert not effect[:, :2].any()
-    assert not iv.causal_tracing(lm64, PROMPT, [2], positions=[0, 1], samples=1).cells().any()
+    assert not causal_tracing(lm64, PROMPT, [2], positions=[0, 1], samples=1).cells().any()
     assert not effect[-1, :-1].any()
-    one = iv.causal_tracing(lm64, PROMPT, [2], samples=1)
+    one = causal_tracing(lm64, PROMPT, [2], samples=1)
     assert np.isnan(one.measures["standard_error"]).all()
 
 
 def test_other_vectors_are_restored_as_controls(lm64, raw):
     ids = lm64.prompt(PROMPT).ids
     states = lm64.read(list(reversed(ids)))[:, :]
-    [(run, found, _)] = iv.causal_tracing(lm64, PROMPT, "cat", "o", samples=1, noise=1.0, restore=states)
+    [(run, found, _)] = causal_tracing(lm64, PROMPT, "cat", "o", samples=1, noise=1.0, restore=states)
     draws = torch.randn(
         1, len(run.marked), lm64.hidden_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -134,9 +138,9 @@ def test_noise_is_three_deviations_of_the_subjects_embeddings(lm64):
     at = [i for i, (a, b) in enumerate(prompt.spans) if a < 7 and b > 4]  # "cat"
     rows = lm64.model.get_input_embeddings().weight[list(prompt.ids)][at].detach().numpy()
     expected = np.std(rows, ddof=1)
-    assert iv.embedding_std(lm64, PROMPT, "cat") == pytest.approx(expected, abs=1e-12)
-    assert iv.causal_tracing(lm64, PROMPT, "cat", samples=1).totals["noise"][0] == pytest.approx(3 * expected, rel=1e-6)
-    pooled = iv.embedding_std(lm64, [PROMPT, OTHER], ["cat", "dog"])
+    assert embedding_std(lm64, PROMPT, "cat") == pytest.approx(expected, abs=1e-12)
+    assert causal_tracing(lm64, PROMPT, "cat", samples=1).totals["noise"][0] == pytest.approx(3 * expected, rel=1e-6)
+    pooled = embedding_std(lm64, [PROMPT, OTHER], ["cat", "dog"])
     parts = [lm64.read(p, 0, list(iv.span(lm64.prompt(p), s))).tensor for p, s in ((PROMPT, "cat"), (OTHER, "dog"))]
     assert pooled == pytest.approx(float(torch.cat([t.flatten() for t in parts]).std()), abs=1e-12)
 
@@ -146,7 +150,7 @@ def test_patched_cells_are_hooks_on_the_model(lm64, raw, window, answer, alterna
     clean, wrong = list(lm64.prompt(PROMPT).ids), list(lm64.prompt(PROMPT).ids)
     wrong[2], wrong[5] = wrong[5], wrong[2]
     n = lm64.n_layers
-    [(run, found, totals)] = iv.activation_patching(lm64, clean, wrong, answer, alternative, window=window)
+    [(run, found, totals)] = activation_patching(lm64, clean, wrong, answer, alternative, window=window)
     states = plain(lm64, clean)[1]
     wanted, rival = lm64.encoder.ids(answer), lm64.encoder.ids(alternative)
 
@@ -168,14 +172,14 @@ def test_patched_cells_are_hooks_on_the_model(lm64, raw, window, answer, alterna
 
 
 def test_the_difference_of_single_tokens_is_that_of_their_logits(lm64, raw):
-    [(_, found, _)] = iv.activation_patching(lm64, PROMPT, PROMPT, "o", "e", layers=[2], positions=-1)
+    [(_, found, _)] = activation_patching(lm64, PROMPT, PROMPT, "o", "e", layers=[2], positions=-1)
     a, b = lm64.encoder.ids("o")[0], lm64.encoder.ids("e")[0]
     z = lm64.model(input_ids=torch.tensor([list(lm64.prompt(PROMPT).ids)])).logits[0, -1]
     assert found["difference"][0, 0] == pytest.approx((z[a] - z[b]).item(), abs=1e-9)
 
 
 def test_equal_runs_recover_nothing_that_is_defined(lm64):
-    found = iv.activation_patching(lm64, PROMPT, PROMPT)
+    found = activation_patching(lm64, PROMPT, PROMPT)
     assert np.isnan(found.measures["recovered"]).all()
     assert np.abs(found.measures["log_effect"]).max() < 1e-6
     base = lm64.unembed(lm64.read(PROMPT)[lm64.n_layers, -1])
@@ -186,8 +190,8 @@ def test_prompts_of_unequal_length_are_patched_at_pairs(lm64, raw):
     short = PROMPT[:-4]
     assert len(lm64.prompt(short)) != len(lm64.prompt(PROMPT))
     with pytest.raises(ls.LenscopeError, match=r"has \d+ tokens, the corrupted one \d+: give positions as pairs"):
-        iv.activation_patching(lm64, PROMPT, short)
-    [(run, found, _)] = iv.activation_patching(lm64, PROMPT, short, "o", layers=[1], positions=[("cat", 0), (-1, -2)])
+        activation_patching(lm64, PROMPT, short)
+    [(run, found, _)] = activation_patching(lm64, PROMPT, short, "o", layers=[1], positions=[("cat", 0), (-1, -2)])
     states, wanted = plain(lm64, lm64.prompt(PROMPT).ids)[1], lm64.encoder.ids("o")
     ids = lm64.prompt(short).ids
     assert run.places == ((0,), (len(ids) - 2,))
@@ -202,7 +206,7 @@ def test_prompts_of_unequal_length_are_patched_at_pairs(lm64, raw):
     [(1, "cat", -1, "o"), (3, "cat sat", -1, TWO), (2, [0, 3], [3, 5], "o"), (4, None, -1, "o"), (1, [-1], -1, "o")],
 )
 def test_knocked_out_attention_is_a_mask_on_each_block(lm64, raw, window, keys, queries, answer):
-    [(run, found, totals)] = iv.attention_knockout(lm64, PROMPT, keys, answer, queries=queries, window=window)
+    [(run, found, totals)] = attention_knockout(lm64, PROMPT, keys, answer, queries=queries, window=window)
     ids, wanted = tokens(lm64, PROMPT, answer)
     text, n = [*ids, *wanted[:-1]], lm64.n_layers
     base = answered(plain(lm64, text)[0], wanted)
@@ -219,7 +223,7 @@ def test_knocked_out_attention_is_a_mask_on_each_block(lm64, raw, window, keys, 
 
 
 def test_knockout_windows_are_a_fifth_of_the_blocks(lm64):
-    assert iv.attention_knockout(lm64, PROMPT, "cat").provenance["window"] == 1
+    assert attention_knockout(lm64, PROMPT, "cat").provenance["window"] == 1
 
     class Deep:
         n_layers = 48
@@ -229,7 +233,7 @@ def test_knockout_windows_are_a_fifth_of_the_blocks(lm64):
 
 
 def test_back_patches_write_later_states_earlier(lm64):
-    scope, states, pairs = iv.back_patching(lm64, PROMPT, "cat")
+    scope, states, pairs = methods.back_patching(lm64, PROMPT, "cat")
     grid = scope.predict(states, pairs, answers=["o"])
     at = lm64.prompt(PROMPT).position("cat")
     own = plain(lm64, lm64.prompt(PROMPT).ids)[1]
@@ -242,34 +246,34 @@ def test_back_patches_write_later_states_earlier(lm64):
 
 def test_a_list_is_each_prompt_alone(lm64):
     prompts, subjects = [PROMPT, "This is a test of the tokenizer"], ["cat", "test"]
-    many = iv.causal_tracing(lm64, prompts, subjects, ["o", TWO], samples=2)
-    hidden = iv.attention_knockout(lm64, prompts, subjects)
+    many = causal_tracing(lm64, prompts, subjects, ["o", TWO], samples=2)
+    hidden = attention_knockout(lm64, prompts, subjects)
     for n, (prompt, subject, answer) in enumerate(zip(prompts, subjects, ["o", TWO], strict=True)):
-        alone = iv.causal_tracing(lm64, prompt, subject, answer, samples=2)
+        alone = causal_tracing(lm64, prompt, subject, answer, samples=2)
         assert np.allclose(many.cells("effect", n), alone.cells(), atol=1e-7)
         assert many.totals["clean"][n] == pytest.approx(alone.totals["clean"][0], abs=1e-7)
-        assert np.allclose(hidden.cells("effect", n), iv.attention_knockout(lm64, prompt, subject).cells(), atol=1e-7)
+        assert np.allclose(hidden.cells("effect", n), attention_knockout(lm64, prompt, subject).cells(), atol=1e-7)
     lengths = [len(lm64.prompt(p)) for p in prompts]
     cells = [(r, layer, p) for r in (0, 1) for layer in range(5) for p in range(lengths[r])]
     assert list(zip(many.run.tolist(), many.layer.tolist(), many.place.tolist(), strict=True)) == cells
-    swapped = iv.activation_patching(lm64, [PROMPT, PROMPT], [PROMPT[:4], PROMPT], "o", positions=[(0, 0)])
+    swapped = activation_patching(lm64, [PROMPT, PROMPT], [PROMPT[:4], PROMPT], "o", positions=[(0, 0)])
     assert len(swapped.runs) == 2
 
 
 def test_draws_depend_on_the_seed_alone(lm64, monkeypatch):
-    found = iv.causal_tracing(lm64, PROMPT, "cat", samples=2)
+    found = causal_tracing(lm64, PROMPT, "cat", samples=2)
     monkeypatch.setattr(rows, "MOST", 5)
-    assert np.allclose(iv.causal_tracing(lm64, PROMPT, "cat", samples=2).cells(), found.cells(), atol=1e-7)
-    assert not np.allclose(iv.causal_tracing(lm64, PROMPT, "cat", samples=2, seed=1).cells(), found.cells(), atol=1e-4)
+    assert np.allclose(causal_tracing(lm64, PROMPT, "cat", samples=2).cells(), found.cells(), atol=1e-7)
+    assert not np.allclose(causal_tracing(lm64, PROMPT, "cat", samples=2, seed=1).cells(), found.cells(), atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".json"])
 def test_saved_effects_load_equal(lm64, tmp_path, suffix):
     path = tmp_path / f"e{suffix}"
     for found in (
-        iv.causal_tracing(lm64, [PROMPT, OTHER], ["cat", "dog"], samples=1),
-        iv.activation_patching(lm64, PROMPT, PROMPT, "o", "e", layers=[0, 3], positions=[1, -1]),
-        iv.attention_knockout(lm64, PROMPT, "cat"),
+        causal_tracing(lm64, [PROMPT, OTHER], ["cat", "dog"], samples=1),
+        activation_patching(lm64, PROMPT, PROMPT, "o", "e", layers=[0, 3], positions=[1, -1]),
+        attention_knockout(lm64, PROMPT, "cat"),
     ):
         found.save(path)
         loaded = load_effects(path)
@@ -288,7 +292,7 @@ def shown(table, width=None):
 
 
 def test_tables_show_numbers_tokens_and_what_does_not_fit(lm64):
-    found = iv.causal_tracing(lm64, PROMPT, "cat", "o", samples=2)
+    found = causal_tracing(lm64, PROMPT, "cat", "o", samples=2)
     text = shown(found.table())
     assert "indirect effect" in text
     assert "answer 'o'" in text
@@ -297,37 +301,46 @@ def test_tables_show_numbers_tokens_and_what_does_not_fit(lm64):
     narrow = shown(found.table("log_effect", width=40), 40)
     assert max(map(len, narrow.splitlines())) <= 40
     assert "do not fit" in " ".join(narrow.split())
-    assert "–" in shown(iv.causal_tracing(lm64, PROMPT, "cat", samples=1).table("standard_error"))
-    assert "cat" in shown(iv.attention_knockout(lm64, PROMPT, "cat").table())
+    assert "–" in shown(causal_tracing(lm64, PROMPT, "cat", samples=1).table("standard_error"))
+    assert "cat" in shown(attention_knockout(lm64, PROMPT, "cat").table())
 
 
 def test_models_without_a_maskable_attention_say_so():
     lm = ls.LM(tiny.model("mamba", dtype=torch.float64), tiny.tokenizer(), "tiny-mamba")
     with pytest.raises(ls.LenscopeError, match="attention knockout and masked placeholders are not supported"):
-        iv.attention_knockout(lm, PROMPT, "cat")
-    assert len(iv.causal_tracing(lm, PROMPT, "cat", samples=1, layers=[1], positions=[-1])) == 1
+        attention_knockout(lm, PROMPT, "cat")
+    assert len(causal_tracing(lm, PROMPT, "cat", samples=1, layers=[1], positions=[-1])) == 1
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda lm: iv.causal_tracing(lm, PROMPT, "dog"), "'dog': not in the prompt"),
-        (lambda lm: iv.causal_tracing(lm, PROMPT, []), "the list is empty"),
-        (lambda lm: iv.causal_tracing(lm, PROMPT, "cat", samples=0), "samples 0: give at least 1"),
-        (lambda lm: iv.causal_tracing(lm, PROMPT, "cat", noise=-1.0), "noise -1.0: give a positive"),
-        (lambda lm: iv.causal_tracing(lm, PROMPT, "cat", window=0), "window 0"),
-        (lambda lm: iv.causal_tracing(lm, PROMPT, "cat", layers=[9]), "layer 9: tiny-llama has layers 0–4"),
-        (lambda lm: iv.causal_tracing(lm, PROMPT, "cat", restore=torch.zeros(2, 3)), r"restore of shape \(2, 3\)"),
-        (lambda lm: iv.causal_tracing(lm, [PROMPT, OTHER], ["cat"]), "1 given for 2 prompts"),
-        (lambda lm: iv.activation_patching(lm, [PROMPT], [PROMPT, OTHER]), "1 clean and 2 corrupted"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, "cat", layers=[0, 1]), "layer 0: no block"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, -1, queries=0), "which never see them"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, 0, queries=0), "hidden from itself"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, [-2, -1]), "hidden from itself"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, queries=0), "hidden from itself"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, "cat").cells("kl"), "measure 'kl': these effects have"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, "cat").cells(run=3), "run 3: there are runs 0–0"),
-        (lambda lm: iv.attention_knockout(lm, PROMPT, "cat").save("x.txt"), "saved as .parquet or .json"),
+        (lambda lm: causal_tracing(lm, PROMPT, "dog"), "'dog': not in the prompt"),
+        (lambda lm: causal_tracing(lm, PROMPT, []), "the list is empty"),
+        (lambda lm: causal_tracing(lm, PROMPT, "cat", samples=0), "samples 0: give at least 1"),
+        (lambda lm: causal_tracing(lm, PROMPT, "cat", noise=-1.0), "noise -1.0: give a positive"),
+        (lambda lm: causal_tracing(lm, PROMPT, "cat", window=0), "window 0"),
+        (lambda lm: causal_tracing(lm, PROMPT, "cat", layers=[9]), "layer 9: tiny-llama has layers 0–4"),
+        (
+            lambda lm: causal_tracing(lm, PROMPT, "cat", restore=torch.zeros(2, 3)),
+            r"restore of shape \(2, 3\)",
+        ),
+        (lambda lm: causal_tracing(lm, [PROMPT, OTHER], ["cat"]), "1 given for 2 prompts"),
+        (lambda lm: activation_patching(lm, [PROMPT], [PROMPT, OTHER]), "1 clean and 2 corrupted"),
+        (lambda lm: attention_knockout(lm, PROMPT, "cat", layers=[0, 1]), "layer 0: no block"),
+        (lambda lm: attention_knockout(lm, PROMPT, -1, queries=0), "which never see them"),
+        (lambda lm: attention_knockout(lm, PROMPT, 0, queries=0), "hidden from itself"),
+        (lambda lm: attention_knockout(lm, PROMPT, [-2, -1]), "hidden from itself"),
+        (lambda lm: attention_knockout(lm, PROMPT, queries=0), "hidden from itself"),
+        (
+            lambda lm: attention_knockout(lm, PROMPT, "cat").cells("kl"),
+            "measure 'kl': these effects have",
+        ),
+        (lambda lm: attention_knockout(lm, PROMPT, "cat").cells(run=3), "run 3: there are runs 0–0"),
+        (
+            lambda lm: attention_knockout(lm, PROMPT, "cat").save("x.txt"),
+            "saved as .parquet or .json",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(lm64, call, message):

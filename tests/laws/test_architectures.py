@@ -16,7 +16,7 @@ from lenscope.engine.patched_rows import Rows
 from lenscope.engine.token_choice import Writer
 from lenscope.measures import definitions as measures
 from lenscope.models import edits
-from lenscope.models.residual_stream import deviation
+from lenscope.models.deviations import deviation
 
 EXACT = 1e-4
 REFUSED = {

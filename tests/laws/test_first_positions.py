@@ -8,11 +8,12 @@ import torch
 from affine_lens import affine
 
 import lenscope as ls
-from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis, runs
+from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
 from lenscope.directions.covariances import covariances
 from lenscope.fitting import model_to_model as regression
 from lenscope.fitting import soft_prompt as softprompt
 from lenscope.interventions.block_ablation import ablate_blocks, mean_update
+from lenscope.text.row_states import runs
 
 
 @pytest.fixture(scope="module")

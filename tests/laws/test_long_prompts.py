@@ -15,8 +15,8 @@ from test_architectures import ARCHITECTURES, REFUSED, mixed_rows, prompts
 import lenscope as ls
 from lenscope.engine import run as rows
 from lenscope.engine.token_choice import Writer
+from lenscope.models.deviations import deviation
 from lenscope.models.length_regimes import Regimes
-from lenscope.models.residual_stream import deviation
 
 # eager attention takes its softmax in float32 whatever the model's dtype
 EXACT = {torch.float32: 1e-4, torch.float64: 5e-6}

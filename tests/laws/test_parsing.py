@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lenscope.cli.options import amount, numbers, places, resolve
 from lenscope.errors import LenscopeError
-from lenscope.models.hidden_states import check_layers
+from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Encoder, Prompt
 
 hypothesis.settings.register_profile("lenscope", deadline=None, derandomize=True, max_examples=60, database=None)

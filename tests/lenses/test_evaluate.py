@@ -18,7 +18,7 @@ from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
 from lenscope.lenses.evaluation_results import MEASURES, Evaluation, Transfer, load_evaluation
 from lenscope.mappings.mapping import Affine, identify
 from lenscope.measures import streamed as reduction
-from lenscope.statistics import estimates as statistics
+from lenscope.statistics import intervals
 from lenscope.text import predictions
 from lenscope.text.corpus import TokenBatch
 
@@ -218,7 +218,7 @@ def tails(units):
 
 @pytest.mark.parametrize("degrees", STUDENT)
 def test_tails_are_those_of_students_t(degrees):
-    t = -NormalDist().inv_cdf(statistics.tail(degrees + 1)) / sqrt((degrees + 1) / degrees)
+    t = -NormalDist().inv_cdf(intervals.tail(degrees + 1)) / sqrt((degrees + 1) / degrees)
     assert t == pytest.approx(STUDENT[degrees], rel=0.01)
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import lenscope as ls
-from lenscope.display.heat_table import figure
+from lenscope.display.numbers import figure
 from lenscope.display.visible_text import token as visible
 from lenscope.lenses.trajectory import MEASURES
 
@@ -185,7 +185,7 @@ def test_comparisons_are_data_and_tables(lm):
 
 
 def test_what_holds_tensors_shows_in_one_short_line(lm):
-    from lenscope.models.prompts import pad
+    from lenscope.models.batches import pad
 
     states = lm.read(["The cat\nsat", "x"])
     edit = ls.Edit(1, -1, states.tensor[0, 1, 0])

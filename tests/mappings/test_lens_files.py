@@ -15,7 +15,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 import lenscope as ls
 from lenscope.mappings import mapping as mappings
-from lenscope.mappings.lens_files import SPACE, export_tuned_lens, load_lens
+from lenscope.mappings.foreign_formats import export_tuned_lens
+from lenscope.mappings.lens_files import SPACE, load_lens
 
 D, LAYERS = 32, 4
 IDS = [5, 17, 99, 4, 200, 31]

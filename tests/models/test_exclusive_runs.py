@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope.models.residual_stream import deviation
+from lenscope.models.deviations import deviation
 
 IDS = [20, 30, 40, 50]
 

@@ -10,7 +10,7 @@ import torch
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
-from lenscope.models.hidden_states import check_layers
+from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Encoder
 
 TEXT = "The cat sat"

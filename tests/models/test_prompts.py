@@ -5,7 +5,8 @@ import tiny
 import torch
 
 from lenscope.errors import LenscopeError
-from lenscope.models.prompts import Encoder, pad
+from lenscope.models.batches import pad
+from lenscope.models.prompts import Encoder
 
 TEXT = "The cat sat on the mat."
 

@@ -9,7 +9,7 @@ import torch
 import lenscope as ls
 from lenscope.errors import LenscopeError
 from lenscope.models.prompts import Encoder
-from lenscope.tasks.questions import answer_log_likelihoods, answer_tokens
+from lenscope.tasks.answer_likelihoods import answer_log_likelihoods, answer_tokens
 
 KINDS = list(spelled.TOKENIZERS)
 

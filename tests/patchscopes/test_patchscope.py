@@ -7,8 +7,8 @@ import torch
 import lenscope as ls
 from lenscope.engine import run as rows
 from lenscope.measures import definitions as measures
+from lenscope.models.deviations import deviation
 from lenscope.models.edits import add, replace
-from lenscope.models.residual_stream import deviation
 
 SOURCE, TARGET = "The capital of France is", "one -> one, two -> two, x ->"
 

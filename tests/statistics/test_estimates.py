@@ -9,18 +9,10 @@ from sklearn.metrics import roc_auc_score
 
 from lenscope.errors import LenscopeError
 from lenscope.statistics import estimates as module
-from lenscope.statistics.estimates import (
-    Estimate,
-    auroc,
-    bootstrap,
-    difference,
-    holm,
-    mean,
-    percentiles,
-    sign_flips,
-    spearman,
-    tail,
-)
+from lenscope.statistics import intervals
+from lenscope.statistics.estimates import auroc, difference, mean, spearman
+from lenscope.statistics.intervals import Estimate, bootstrap, percentiles, tail
+from lenscope.statistics.significance import holm, sign_flips
 
 
 def random(seed=0):
@@ -223,7 +215,7 @@ def test_ratios_of_sums_are_means_over_units_resampled_whole():
     counts = random.integers(1, 9, 40)
     values = [random.normal(1.0, 1.0, (n, 2)) for n in counts]
     sums = np.stack([v.sum(0) for v in values])
-    found = module.ratios(sums, counts)
+    found = intervals.ratios(sums, counts)
     rows = np.concatenate(values)
     units = np.repeat(np.arange(40), counts)
     for column, one in enumerate(found):
@@ -231,8 +223,8 @@ def test_ratios_of_sums_are_means_over_units_resampled_whole():
         assert one.value == pytest.approx(direct.value)
         assert one.low < one.value < one.high
         assert one.high - one.low == pytest.approx(direct.high - direct.low, rel=0.2)
-    (alone,) = module.ratios([[3.0]], [2])
+    (alone,) = intervals.ratios([[3.0]], [2])
     assert (alone.value, np.isnan(alone.low), np.isnan(alone.high)) == (1.5, True, True)
     for sums, counts in (([[1.0]], [0]), ([[1.0]], [1, 2]), ([1.0], [1]), ([[1.0], [1.0]], [2, -1])):
         with pytest.raises(LenscopeError, match=r"give \(units, columns\)"):
-            module.ratios(sums, counts)
+            intervals.ratios(sums, counts)

@@ -26,7 +26,7 @@ from affine_lens import affine
 import lenscope as ls
 from lenscope.cli.detect import _prompts
 from lenscope.cli.options import texts
-from lenscope.mappings.lens_files import export_tuned_lens
+from lenscope.mappings.foreign_formats import export_tuned_lens
 from lenscope.mappings.mapping import identify
 from lenscope.tasks import builtin_questions as quizzes
 

@@ -12,7 +12,8 @@ import lenscope as ls
 from lenscope.engine import run as rows
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks import questions as module
-from lenscope.tasks.questions import BUILTIN, AnswerScores, Question, answer_log_likelihoods, correct, few_shot
+from lenscope.tasks.answer_likelihoods import AnswerScores, answer_log_likelihoods
+from lenscope.tasks.questions import BUILTIN, Question, correct, few_shot
 
 ASKED = [
     Question("a", "t", "Question: Where?\nAnswer:", ("the cat sat on it", "Paris", "a mat"), 1),

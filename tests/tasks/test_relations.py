@@ -9,7 +9,7 @@ import torch
 
 from lenscope import LenscopeError
 from lenscope.tasks import builtin_facts as facts
-from lenscope.tasks import relations
+from lenscope.tasks import known_facts, relation_files, relations
 from lenscope.tasks.relations import Chain, Fact, Relation
 from lenscope.tasks.text_match import mentions, words
 
@@ -117,7 +117,7 @@ def test_a_tsv_file_of_facts(tmp_path):
         "capital\tBolivia\tLa Paz\t\t\n"
         "river of\tEgypt\tNile\t\t\n"
     )
-    capital, river = relations.load_relations(path)
+    capital, river = relation_files.load_relations(path)
     assert capital.template == "The capital of {} is"
     assert capital.target == "The capital of x"
     assert capital.facts == (
@@ -138,7 +138,7 @@ def test_jsonl_files_of_facts_and_templates_are_read_as_one(tmp_path, name):
          "prompt_source": "of milk"},
     ])  # fmt: skip
     about = lines(tmp_path / "about.jsonl", [{"relation": "a", "prompt_templates": ["{} is in", "unused {}"]}])
-    a, b = relations.load_relations([path, about])
+    a, b = relation_files.load_relations([path, about])
     assert (a.template, a.facts) == ("{} is in", (Fact("Oslo", ("Norway", "the Kingdom of Norway")),))
     assert a.target == "The a of x"
     assert (b.template, b.target) == ("The color of {} is", "The color of x")
@@ -164,7 +164,7 @@ def test_jsonl_files_of_facts_and_templates_are_read_as_one(tmp_path, name):
 )
 def test_what_is_no_fact_is_refused(tmp_path, row, told):
     with pytest.raises(LenscopeError, match=told):
-        relations.load_relations(lines(tmp_path / "bad.jsonl", [row]))
+        relation_files.load_relations(lines(tmp_path / "bad.jsonl", [row]))
 
 
 def test_files_as_spreadsheets_and_data_frames_write_them(tmp_path):
@@ -181,11 +181,11 @@ def test_files_as_spreadsheets_and_data_frames_write_them(tmp_path):
         ),
     ):
         (tmp_path / name).write_bytes(text.encode(encoding))
-        (found,) = relations.load_relations(tmp_path / name)
+        (found,) = relation_files.load_relations(tmp_path / name)
         assert (found.name, found.facts) == ("author", facts)
     (tmp_path / "a.csv").write_text(rows.replace("\t", ";"))
     with pytest.raises(LenscopeError, match=r"a\.csv: its header has no commas between columns"):
-        relations.load_relations(tmp_path / "a.csv")
+        relation_files.load_relations(tmp_path / "a.csv")
 
 
 def test_the_patchscopes_authors_files(tmp_path):
@@ -196,7 +196,7 @@ def test_the_patchscopes_authors_files(tmp_path):
         '1\t1\tThe capital city of x\t-1\tParis\tFrance\t"in ""la"" France, which"\t5\n'
         "2\t2\tThe capital city of x\t-1\tMadrid\tSpain\tSpain is\t0\n"
     )
-    (found,) = relations.load_relations(path)
+    (found,) = relation_files.load_relations(path)
     assert (found.name, found.template, found.target) == (
         "country_capital_city", "The capital city of {} is", "The capital city of x"
     )  # fmt: skip
@@ -209,10 +209,10 @@ def test_the_patchscopes_authors_files(tmp_path):
 @pytest.mark.parametrize("name", ["none.tsv", "none.jsonl", "some.csv"])
 def test_files_that_cannot_be_read_are_refused(tmp_path, name):
     with pytest.raises(LenscopeError, match=name):
-        relations.load_relations(tmp_path / name)
+        relation_files.load_relations(tmp_path / name)
     (tmp_path / "broken.jsonl").write_text("{")
     with pytest.raises(LenscopeError, match=r"broken\.jsonl, line 1: is not JSON"):
-        relations.load_relations(tmp_path / "broken.jsonl")
+        relation_files.load_relations(tmp_path / "broken.jsonl")
 
 
 def test_chains_and_entities_of_files(tmp_path):
@@ -220,24 +220,24 @@ def test_chains_and_entities_of_files(tmp_path):
         "relation1": "landmark", "relation2": "capital", "subject": "Indus", "bridge": "India", "answer": "New Delhi",
         "hop1_prompt": "Indus is in", "hop1_phrase": "the country of Indus", "hop2_template": "The capital of {} is",
     }  # fmt: skip
-    (chain,) = relations.load_chains(lines(tmp_path / "chains.jsonl", [row]))
+    (chain,) = relation_files.load_chains(lines(tmp_path / "chains.jsonl", [row]))
     assert chain == Chain(
         "landmark → capital", "Indus", "India", "New Delhi", "{} is in", "the country of {}", "The capital of {} is"
     )
     assert chain.questions[2] == "The capital of the country of Indus is"
     with pytest.raises(LenscopeError, match="line 1: is no two-hop question"):
-        relations.load_chains(lines(tmp_path / "bad.jsonl", [{**row, "hop1_phrase": "the country"}]))
+        relation_files.load_chains(lines(tmp_path / "bad.jsonl", [{**row, "hop1_phrase": "the country"}]))
     people = [
         {"name": "Ada", "description": "a mathematician", "popularity_percentile": 99.5},
         {"name": "Bob", "description": None},
         {"name": "Cleo", "description": "a cat"},
     ]
-    assert relations.load_entities(lines(tmp_path / "entities.jsonl", people)) == [
+    assert relation_files.load_entities(lines(tmp_path / "entities.jsonl", people)) == [
         relations.Entity("Ada", "a mathematician", 99.5),
         relations.Entity("Cleo", "a cat"),
     ]
     with pytest.raises(LenscopeError, match="line 1: is no entity"):
-        relations.load_entities(lines(tmp_path / "bad.jsonl", [{"description": "nobody"}]))
+        relation_files.load_entities(lines(tmp_path / "bad.jsonl", [{"description": "nobody"}]))
 
 
 # -- prompts
@@ -265,7 +265,7 @@ def usual(shown):
 
 
 def test_few_shot_prompts_share_their_demonstrations():
-    prompts = {f.subject: relations.few_shot(CITY, f, 2) for f in CITY.facts}
+    prompts = {f.subject: known_facts.few_shot(CITY, f, 2) for f in CITY.facts}
     answers = {f.subject: f.answers[0] for f in CITY.facts}
     shown = {}
     for subject, prompt in prompts.items():
@@ -277,9 +277,9 @@ def test_few_shot_prompts_share_their_demonstrations():
     # who is not among the first two has those two before it
     (common,) = {tuple(s for s, _ in v) for subject, v in shown.items() if subject not in dict(shown[usual(shown)])}
     assert len(common) == 2
-    assert relations.few_shot(CITY, CITY.facts[0], 0) == "The capital of France is"
+    assert known_facts.few_shot(CITY, CITY.facts[0], 0) == "The capital of France is"
     with pytest.raises(LenscopeError, match="city has 3 other facts"):
-        relations.few_shot(CITY, CITY.facts[0], 4)
+        known_facts.few_shot(CITY, CITY.facts[0], 4)
 
 
 # -- what a model knows
@@ -289,14 +289,14 @@ def test_known_facts_are_what_the_model_itself_goes_on_to_say(lm64):
     plain = Relation(
         "r", "The {} of", "The x", tuple(Fact(s, ("cat",)) for s in ("mat", "test", "cat", "capital", "a"))
     )
-    said = [words(greedy(lm64, relations.few_shot(plain, fact, 3), 8)) for fact in plain.facts]
+    said = [words(greedy(lm64, known_facts.few_shot(plain, fact, 3), 8)) for fact in plain.facts]
     assert all(said)
     # every second fact gets what the model says of it as another name of its object
     names = [("cat", own[0]) if n % 2 else ("cat",) for n, own in enumerate(said)]
     relation = Relation("r", plain.template, plain.target, tuple(
         Fact(f.subject, a) for f, a in zip(plain.facts, names, strict=True)))  # fmt: skip
     done = []
-    right = relations.known(lm64, relation, 3, progress=lambda *n: done.append(n))
+    right = known_facts.known(lm64, relation, 3, progress=lambda *n: done.append(n))
     expected = [own[0] in names_of for own, names_of in zip(said, names, strict=True)]
     assert right.tolist() == expected
     assert {True, False} == set(expected)
@@ -305,7 +305,7 @@ def test_known_facts_are_what_the_model_itself_goes_on_to_say(lm64):
 
 def test_answers_are_as_many_as_prompts(lm64):
     with pytest.raises(LenscopeError, match="2 prompts, 1 answers"):
-        relations.answered(lm64, ["a", "b"], ["c"])
+        known_facts.answered(lm64, ["a", "b"], ["c"])
 
 
 def test_demonstrations_of_chains_have_other_bridges(lm64, monkeypatch):
@@ -318,7 +318,7 @@ def test_demonstrations_of_chains_have_other_bridges(lm64, monkeypatch):
     monkeypatch.setattr(relations, "answered", take)
     chains = [c for c in relations.builtin_chains() if c.name == "city → language"][:12]
     assert len({c.bridge for c in chains}) < len(chains)
-    hops = relations.known_chains(lm64, chains, 2)
+    hops = known_facts.known_chains(lm64, chains, 2)
     assert hops.shape == (12, 3)
     assert hops[:, 0].tolist() == [n % 2 == 0 for n in range(12)]
     for hop in range(3):
@@ -331,4 +331,4 @@ def test_demonstrations_of_chains_have_other_bridges(lm64, monkeypatch):
             assert not any(chain.bridge in line for line in shown)
     assert asked["answers"] == [c.bridge for c in chains] + 2 * [c.answer for c in chains]
     with pytest.raises(LenscopeError, match="fewer shots"):
-        relations.known_chains(lm64, chains[:2], 3)
+        known_facts.known_chains(lm64, chains[:2], 3)

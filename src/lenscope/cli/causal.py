@@ -35,7 +35,8 @@ from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
-    from lenscope.directions.basis import Basis, Influence
+    from lenscope.directions.basis import Basis
+    from lenscope.directions.influence import Influence
     from lenscope.models.language_model import LM
 
 # tokens that directions are found on, and as many that their influence is measured on; tokens of a row
@@ -84,10 +85,10 @@ def causal(
     if output is not None:
         make_folder(output)
     lm = load_model(model, dtype, device, revision, attention)
-    from lenscope.directions.causal_basis import causal_basis, lens_layers, promoted
+    from lenscope.directions.causal_basis import causal_basis, promoted
     from lenscope.directions.influence import influence
     from lenscope.files.writing import write_text
-    from lenscope.lenses.lens import Lens
+    from lenscope.lenses.lens import Lens, lens_layers
     from lenscope.text.corpus import Corpus
 
     f = None if lens is None else opened(lens, lm, transferred)

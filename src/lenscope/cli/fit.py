@@ -105,7 +105,7 @@ def fit(
         "splits the model among the processes of torchrun, and this is one alone",
     )
     known_model(model)
-    from lenscope.fitting.tuned_lens import RECIPES
+    from lenscope.fitting.recipes import RECIPES
 
     named("recipe", recipe, RECIPES)
     folder = Path(output)
@@ -262,7 +262,7 @@ def export(
     known_lens(lens)
     _free(Path(folder))
     lm = load_model(model, dtype, device, revision, None)
-    from lenscope.mappings.lens_files import export_tuned_lens
+    from lenscope.mappings.foreign_formats import export_tuned_lens
 
     export_tuned_lens(opened(lens, lm), folder)
     if as_json:

@@ -108,7 +108,8 @@ def lens(
     if tuned is not None:
         known_lens(tuned, transferred)
     from lenscope.files.writing import write_text
-    from lenscope.lenses.trajectory import DISTANCES, MEASURES
+    from lenscope.lenses.comparison import DISTANCES
+    from lenscope.lenses.trajectory import MEASURES
 
     if measure is not None:
         named("measure", measure, DISTANCES if compare is not None else MEASURES)

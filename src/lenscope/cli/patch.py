@@ -124,7 +124,7 @@ def patch(
     lm = load_model(model, dtype, device, None, attention)
     other = load_model(target_model, dtype, device, None, attention) if target_model else lm
     from lenscope.mappings.mapping import load_mapping
-    from lenscope.models.hidden_states import check_layers
+    from lenscope.models.layers import check_layers
     from lenscope.patchscopes.cell_scores import comparable
 
     if measure in ("surprisal", "precision") and not comparable(other, lm):

@@ -41,9 +41,9 @@ from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping, identify, is_of, load_mapping
-from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM, PromptLike
-from lenscope.tasks.questions import answer_log_likelihoods
+from lenscope.models.layers import check_layers
+from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 
 FORMAT = 1
 STEM = "detector"
@@ -175,8 +175,8 @@ def fit_detector(
     "neighbours" (local outlier factors of several settings), "mahalanobis" (mean states, at each of the layers). Which
     is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells held-out normal
     prompts from the same prompts with words shuffled or inserted (`lenscope.detection.prompt_features.disturbed`).
-    `layers` default to ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for the share of
-    `false_positives`.
+    `layers` default to ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for
+    the share of `false_positives`.
     """
     lm = lens.lm
     unknown = [m for m in methods if m not in METHODS]

@@ -5,7 +5,7 @@ Does not know: what is odd (outliers.py), where prompts come from.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
-from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
-from lenscope.measures.streamed import reduce
-from lenscope.models.batches import TOKENS_PER_RUN
-from lenscope.models.hidden_states import check_layers, spaced
+from lenscope.measures.streamed import reduce, top_one
+from lenscope.models.batches import runs
 from lenscope.models.language_model import LM, PromptLike
-from lenscope.models.prompts import Prompt
+from lenscope.models.layers import check_layers, spaced
 
 # of a position: what the lens says of it
 MEASURES = ("entropy", "kl", "top_log_prob", "agreement")
@@ -139,18 +137,6 @@ def mean_states(lm: LM, prompts: Sequence[PromptLike], layers: Sequence[int]) ->
             h = s[list(layers), slice(min(1, len(many[i]) - 1), None)]
             out[i] = h.double().mean(1).cpu().numpy()
     return out
-
-
-def runs(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-    """Indices of prompts that are read together: near in length, as many as fit in memory with all their layers."""
-    run: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        if run and len(prompts[i]) * (len(run) + 1) > TOKENS_PER_RUN // 8:
-            yield run
-            run = []
-        run.append(i)
-    if run:
-        yield run
 
 
 def disturbed(texts: Sequence[str], seed: int = 0) -> list[str]:

@@ -5,21 +5,17 @@ Does not know: models, how directions are found (causal.py), how they are ablate
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
-from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
-from lenscope.statistics.estimates import Estimate, mean, spearman
+from lenscope.mappings.mapping import is_of
+from lenscope.models.language_model import LM
 
 FORMAT = 1
 STEM = "basis"
@@ -123,111 +119,8 @@ def load_basis(folder: str | os.PathLike[str]) -> Basis:
         return basis
 
 
-@dataclass(frozen=True, eq=False)
-class Influence:
-    """What ablating each direction of a basis alone does to the lens and to the model, on some text.
-
-    `lens` and `model` (L, k) are mean KLs in nats from what is read without the ablation; `by_unit` (2, units, L, k)
-    has the sums of the two over the predictions of each document or row, of which there are `counts` (units,).
-    """
-
-    basis: Basis
-    by_unit: np.ndarray
-    counts: np.ndarray
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"Influence({self.basis!r}, {int(self.counts.sum())} tokens)"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers of the basis."""
-        return self.basis.layers
-
-    @property
-    def lens(self) -> np.ndarray:
-        """Influence on the lens, (L, k) in nats."""
-        return self.by_unit[0].sum(0) / self.counts.sum()
-
-    @property
-    def model(self) -> np.ndarray:
-        """Influence on the model, (L, k) in nats."""
-        return self.by_unit[1].sum(0) / self.counts.sum()
-
-    def fidelity(self, *, seed: int = 0) -> list[Estimate]:
-        """Causal fidelity per layer: Spearman's rank correlation, over directions, of influence on lens and on model.
-
-        Belrose et al. 2023, Figs 8 and 20; intervals resample directions.
-        """
-        return [spearman(a, b, seed=seed) for a, b in zip(self.lens, self.model, strict=True)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Influences, energies and fidelity as JSON values."""
-        return {
-            "kind": "influence",
-            "model": self.basis.model["model"],
-            "lens": self.basis.lens,
-            "basis": self.basis.kind,
-            "layers": list(self.layers),
-            "tokens": int(self.counts.sum()),
-            "energies": self.basis.energies.tolist(),
-            "influence_on_lens": self.lens.tolist(),
-            "influence_on_model": self.model.tolist(),
-            "fidelity": [[None if np.isnan(v) else v for v in one] for one in self.fidelity()],
-            "provenance": self.provenance,
-        }
-
-    def table(self, layer: int, promoted: Sequence[Sequence[str]] = (), *, limit: int | None = None) -> Table:
-        """One layer's directions for a terminal: influences in nats and, where given, the tokens each promotes."""
-        i = self.basis.at(layer)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for name in ("", "energy", "on lens", "on model"):
-            table.add_column(name, justify="right", no_wrap=True)
-        if promoted:
-            table.add_column("promotes", overflow="ellipsis", no_wrap=True)
-        columns = self.basis.energies[i].numpy(), self.lens[i], self.model[i]
-        for n in range(min(limit or self.basis.k, self.basis.k)):
-            words = [Text(" ".join(visible.token(w) for w in promoted[n]))] if promoted else []
-            table.add_row(Text(str(n + 1), style="dim"), *(f"{float(c[n]):.3g}" for c in columns), *words)
-        return table
-
-
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """How alike lenses and model respond when states are exchanged within a subspace (Belrose et al. 2023, Fig. 9).
-
-    `by_unit` (lenses, units, L) has the sums of the similarity (weighted Aitchison cosine, -1…1) over the predictions
-    of each document or row, `counts` (lenses, units, L) how many of them have one.
-    """
-
-    basis: Basis
-    lenses: tuple[str, ...]
-    by_unit: np.ndarray
-    counts: np.ndarray
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"Alignment({self.basis!r}, {', '.join(self.lenses)}, {int(self.counts[0, :, 0].sum())} tokens)"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers of the basis."""
-        return self.basis.layers
-
-    @property
-    def similarity(self) -> np.ndarray:
-        """Mean similarity of stimulus and response, (lenses, L)."""
-        return self.by_unit.sum(1) / self.counts.sum(1)
-
-    def units(self, lens: str, layer: int) -> np.ndarray:
-        """The mean similarity of each document or row that has one, NaN elsewhere: (units,)."""
-        if lens not in self.lenses:
-            raise LenscopeError(f"lens {lens!r}: these are {', '.join(self.lenses)}")
-        at = self.lenses.index(lens), slice(None), self.basis.at(layer)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self.by_unit[at] / self.counts[at])
-
-    def estimate(self, lens: str, layer: int, *, seed: int = 0) -> Estimate:
-        """A lens's similarity at a layer, every document or row counting alike, with its bootstrap interval."""
-        values = self.units(lens, layer)
-        return mean(values[~np.isnan(values)], seed=seed)
+def _check(lm: LM, basis: Basis) -> None:
+    if not is_of(basis.model, lm):
+        raise LenscopeError(
+            f"basis: extracted from {basis.model['model']}, not from {lm.name} or not these weights; extract one anew"
+        )

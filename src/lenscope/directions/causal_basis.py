@@ -5,7 +5,6 @@ Does not know: what ablating a direction does to the model (ablation.py), files 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,26 +12,22 @@ import torch
 from torch import Tensor
 
 from lenscope.directions.basis import Basis
-from lenscope.directions.energy import Energy, Factored, Site, wide_readout
+from lenscope.directions.energy import Energy, Factored, Site, energies, wide_readout
 from lenscope.errors import LenscopeError
-from lenscope.lenses.lens import Lens
+from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.mappings.mapping import identify
-from lenscope.measures.streamed import reduce
-from lenscope.models.batches import length_groups
-from lenscope.models.edits import Running
-from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM
-from lenscope.models.prompts import Prompt, pad
 from lenscope.models.provenance import provenance
-from lenscope.models.readout import Readout, wide
+from lenscope.models.readout import wide
 from lenscope.text.packing import counted, mark_ids
-from lenscope.text.predictions import Progress, Rows, counted_rows, nothing_counts
+from lenscope.text.predictions import Progress, Rows, nothing_counts
+from lenscope.text.row_states import runs
 
 # Columns of the vocabulary that directions are first sought on, and how many starts are tried for each.
 COLUMNS, STARTS = 4096, 4
 # Steps of L-BFGS on drawn columns and on the whole vocabulary; both end below this relative change of the energy.
 SOUGHT, POLISHED, STILL = 40, 40, 1e-4
-TOKENS = 1024
 
 
 def causal_basis(
@@ -98,65 +93,6 @@ def random_basis(
         return torch.linalg.qr(torch.randn(at.h.shape[1], k, generator=generator, dtype=torch.float64))[0].T
 
     return _bases(lm, rows, f, layers, k, seed, progress, "random", drawn)
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Rows of equal length that run together: `states` (L, B, T, D), the last of them the last layer's.
-
-    `counted` (B, T) are the positions that count, `units` (B, T) the numbers of the documents or rows they are of.
-    """
-
-    prompts: tuple[Prompt, ...]
-    states: Tensor
-    counted: Tensor
-    units: np.ndarray
-
-
-def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
-    """All rows of some text that have positions that count, with their states at `layers` and at the last layer."""
-    known: dict[tuple[str, int], int] = {}
-    found: list[tuple[Prompt, np.ndarray, np.ndarray]] = []
-    for _, some in counted_rows(lm, rows, 0):
-        for row in some:
-            units = [known.setdefault((row.kind, unit), len(known)) for unit in row.units.tolist()]
-            found.append((row.prompt, row.counted, np.array(units)))
-    if not found:
-        raise nothing_counts("position")
-    made = []
-    for group in length_groups([prompt for prompt, _, _ in found], lambda short, long: False):
-        most = max(1, TOKENS // len(found[group[0]][0]))
-        made += [_run(lm, [found[i] for i in group[at : at + most]], layers) for at in range(0, len(group), most)]
-    return made
-
-
-def _run(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequence[int]) -> Run:
-    prompts = [prompt for prompt, _, _ in rows]
-    wanted = (*layers, lm.n_layers)
-    kept: dict[int, Tensor] = {}
-    running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
-    lm.capture(running, set(wanted), lambda layer, h: kept.update({layer: h.to(lm.device, copy=True)}))
-    counts = torch.from_numpy(np.stack([c for _, c, _ in rows]))
-    return Run(tuple(prompts), torch.stack([kept[n] for n in wanted]), counts, np.stack([u for _, _, u in rows]))
-
-
-def lens_layers(lens: Lens, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers asked for, by default all that the lens has but the model's last; LenscopeError for one it lacks."""
-    last = lens.lm.n_layers
-    wanted = [n for n in lens.layers if n < last] if layers is None else layers
-    found = tuple(sorted(set(check_layers(wanted, last, lens.lm.name))))
-    missing = set(found) - set(lens.layers)
-    if missing:
-        have = ", ".join(map(str, lens.layers))
-        raise LenscopeError(f"layer {min(missing)}: {lens.name} has maps for the layers {have}")
-    return found
-
-
-@torch.no_grad()
-def energies(lens: Lens, readout: Readout, h: Tensor, ablated: Tensor, layer: int) -> Tensor:
-    """KL(lens(h) ‖ lens(h')) in nats of states h (P, D) and k ablated ones h' (k, P, D), over the whole vocabulary."""
-    y = torch.stack([lens.map(one, layer) for one in ablated])
-    return reduce(readout, lens.lm.vocab_size, y, lens.map(h, layer), None, 1, False).kl
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
+from lenscope.models.layers import check_layers
 from lenscope.text.predictions import Progress, Rows, predictions
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
 from lenscope.measures.sampled_kl import Objective
+from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
 from lenscope.models.readout import Readout, Traced, wide
 
@@ -203,3 +204,10 @@ def _jacobian(g: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         out = g(h)
     (found,) = torch.autograd.grad(out, h, torch.eye(size).to(out))
     return found
+
+
+@torch.no_grad()
+def energies(lens: Lens, readout: Readout, h: Tensor, ablated: Tensor, layer: int) -> Tensor:
+    """KL(lens(h) ‖ lens(h')) in nats of states h (P, D) and k ablated ones h' (k, P, D), over the whole vocabulary."""
+    y = torch.stack([lens.map(one, layer) for one in ablated])
+    return reduce(readout, lens.lm.vocab_size, y, lens.map(h, layer), None, 1, False).kl

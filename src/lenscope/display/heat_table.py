@@ -16,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope.display import visible_text as visible
+from lenscope.display.numbers import figure
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
-    from lenscope.lenses.trajectory import Comparison, Trajectory
+    from lenscope.lenses.comparison import Comparison
+    from lenscope.lenses.trajectory import Trajectory
 
 # The narrowest and widest cell, in terminal columns; a cell from FIGURE on also shows the measure as a number.
 NARROW, WIDE, FIGURE = 6, 18, 11
@@ -118,17 +120,6 @@ def comparison_table(c: "Comparison", measure: str, width: int | None) -> Table:
     unit = c.units[measure]
     table.caption = caption(measure, values, len(c.positions) - len(shown), unit, "above: first, below: second")
     return table
-
-
-def figure(value: float, measure: str) -> str:
-    """A measure's value in at most four characters."""
-    if not np.isfinite(value) or (measure == "rank" and value < 0):
-        return "–"
-    if measure == "rank":
-        return str(int(value)) if value < 10_000 else f"{value / 1000:.0f}k"
-    if measure in ("max_probability", "total_variation"):
-        return f"{100 * value:.0f}%"
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _line(token: str, value: float, measure: str, size: int) -> str:

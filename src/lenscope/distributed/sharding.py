@@ -4,17 +4,12 @@ Knows: torch.distributed as torchrun starts it, FSDP2. One process is the same p
 Does not know: what is summed, what a model is run for.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor
-from torch import distributed as dist
-
+from lenscope.distributed.processes import joined
 from lenscope.errors import LenscopeError
 from lenscope.mappings.mapping import identify
 from lenscope.models.language_model import LM
@@ -22,50 +17,6 @@ from lenscope.models.provenance import provenance
 
 # what was known of a model before its weights were split
 _whole: WeakKeyDictionary[LM, tuple[dict[str, Any], dict[str, Any]]] = WeakKeyDictionary()
-
-
-@final
-@dataclass(frozen=True)
-class Group:
-    """The processes that work on one thing: `rank` of `world`."""
-
-    rank: int = 0
-    world: int = 1
-
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over all processes into each tensor, in one message per dtype."""
-        if self.world == 1:
-            return
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            some = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in some])
-            dist.all_reduce(flat)
-            for t, part in zip(some, flat.split([t.numel() for t in some]), strict=True):
-                t.copy_(part.view_as(t))
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world > 1:
-            dist.barrier()
-
-
-@contextmanager
-def joined(device: torch.device) -> Iterator[Group]:
-    """The group of this process: all those that torchrun started together, or this one alone.
-
-    Joins the group that is there, else makes one for the time of the block: NCCL for CUDA, Gloo otherwise.
-    """
-    if dist.is_available() and dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size())
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group()
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Group(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager

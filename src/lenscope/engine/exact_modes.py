@@ -15,10 +15,10 @@ from torch import Tensor
 from lenscope.engine.patched_rows import Rows
 from lenscope.engine.prefix_cache import Prefixes, size
 from lenscope.engine.staircase import Batched, batched_arguments
+from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import replace
 from lenscope.models.language_model import LM
-from lenscope.models.readout import FAILURES
-from lenscope.models.residual_stream import deviation, probe_text
+from lenscope.models.residual_stream import probe_text
 
 # ways to run rows, fastest first
 MODES = ("cascade", "fork", "plain")
@@ -83,7 +83,7 @@ class ExactModes:
         """How far a way of running moves the logits from plain hooks over whole prompts; infinite where it fails.
 
         Measured once for each key, on patches at early and late layers, in the middle and at the end of prompts, with
-        two more tokens written after them; as `lenscope.models.residual_stream.deviation`.
+        two more tokens written after them; as `lenscope.models.deviations.deviation`.
         """
         key = () if at is None else at.key
         with lm.lock:

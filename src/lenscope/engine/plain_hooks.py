@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.batches import TOKENS_PER_RUN, Batch
 from lenscope.models.edits import Running
 from lenscope.models.language_model import LM
-from lenscope.models.prompts import Batch, Prompt
+from lenscope.models.prompts import Prompt
 
 # change(layer, h, rows): patch, in place, the states h (n, T, D) of the rows `rows` (n,), numbered as at first
 Change = Callable[[int, Tensor, np.ndarray], None]

@@ -11,36 +11,9 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.measures.streamed import PIECE, WHOLE
+from lenscope.measures.streamed import WHOLE, top_one
 from lenscope.models import generation
 from lenscope.models.language_model import LM
-from lenscope.models.readout import wide
-
-
-def top_one(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The most probable token of states h (N, D): ids, their logits and ln Σ exp(logits), (N,) each.
-
-    Of equal logits the lowest id wins.
-    """
-    readout, vocab = lm.readout, lm.vocab_size
-    parts = []
-    for some in h.split(1024 if readout.splits else max(1, WHOLE // (4 * vocab))):
-        x = readout.prepare(some)
-        size = max(256, PIECE // (4 * len(some))) if readout.splits else vocab
-        best = ids = total = torch.empty(0)
-        for start in range(0, vocab, size):
-            z = wide(readout.columns(x, start, min(start + size, vocab)))
-            top, at = z.max(-1)
-            if not start:
-                best, ids, total = top, at, z.sub_(top[:, None]).exp_().sum(-1)
-                continue
-            ids = torch.where(top > best, at + start, ids)
-            new = torch.maximum(best, top)
-            total = total * (best - new).exp() + z.sub_(new[:, None]).exp_().sum(-1)
-            best = new
-        parts.append((ids, best, best + total.log()))
-    a, b, c = zip(*parts, strict=True)
-    return torch.cat(a), torch.cat(b), torch.cat(c)
 
 
 class Writer:

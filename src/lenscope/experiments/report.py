@@ -21,7 +21,7 @@ from lenscope.display.figures import Figure
 from lenscope.errors import LenscopeError
 from lenscope.files.file_names import safe_name
 from lenscope.files.writing import whole_files
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 
 # a table: its rows, each a name → text, number or Estimate; all rows have the names of the first
 Rows = Sequence[Mapping[str, Any]]

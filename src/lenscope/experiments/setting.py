@@ -24,9 +24,9 @@ from lenscope.files import weights_folder as artifacts
 from lenscope.files.file_names import safe_name
 from lenscope.fitting.tuned_lens import fit
 from lenscope.mappings.mapping import PairMapping, mapping_hash
-from lenscope.measures.sampled_kl import fast_products
 from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
+from lenscope.models.precision import fast_products
 from lenscope.models.provenance import provenance
 from lenscope.text.corpus import Corpus, overlap
 from lenscope.text.packing import find_marks, tokenizer_identity

@@ -7,11 +7,9 @@ Does not know: what is measured.
 from collections.abc import Iterable
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from lenscope.errors import LenscopeError
-from lenscope.statistics.estimates import Estimate, percentiles
 from lenscope.text.corpus import Corpus, TokenBatch
 
 
@@ -66,19 +64,3 @@ def predicted(batches: Iterable[TokenBatch]) -> tuple[int, int | None]:
         known = known and batch.bytes is not None
         size += 0 if batch.bytes is None else int(batch.bytes[:, 1:][counted].sum())
     return tokens, size if known else None
-
-
-def draws(groups: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each group is taken (1 + resamples, groups): all of them once, then drawn with replacement."""
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(groups, np.full(groups, 1 / groups), resamples)
-    return np.concatenate([np.ones((1, groups)), drawn.astype(float)])
-
-
-def estimate(values: np.ndarray, groups: int) -> Estimate:
-    """The first of values (1 + resamples,) with the interval of the others, of so many groups."""
-    known = values[1:][~np.isnan(values[1:])]
-    if groups < 2 or not len(known):
-        return Estimate(float(values[0]), np.nan, np.nan)
-    low, high = percentiles(known, groups)
-    return Estimate(float(values[0]), float(low), float(high))

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenscope.distributed.sharding import Group
+from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.fitting.closed_form import with_constant
 from lenscope.fitting.schedule import TOGETHER
-from lenscope.fitting.tuned_lens_run import Block, Training, some_rows
+from lenscope.fitting.state_block import Block, some_rows
+from lenscope.fitting.tuned_lens_run import Training
 from lenscope.measures.sampled_kl import Objective
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
-from lenscope.statistics.estimates import Estimate, ratios
+from lenscope.statistics.intervals import Estimate, ratios
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # Tokens that count of the part that chooses, and how many rows they are spread over, as long as no more tokens have to

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.mappings.mapping import Affine, identify
-from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
+from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Encoder, Prompt
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -28,9 +28,9 @@ from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.writing import write_text
 from lenscope.fitting.optimizers import orthogonal
-from lenscope.measures.sampled_kl import low_precision, reading
 from lenscope.models.language_model import LM
 from lenscope.models.loading import load
+from lenscope.models.precision import low_precision, reading
 from lenscope.models.provenance import model_hash
 from lenscope.models.spelling import BETWEEN
 from lenscope.text.corpus import Corpus

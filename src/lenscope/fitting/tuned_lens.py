@@ -6,19 +6,19 @@ Does not know: how a run reads and steps (training.py), the loss (objective.py),
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from math import ceil
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, final
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from lenscope.distributed.sharding import Group, described, is_sharded, joined
+from lenscope.distributed.processes import Group, joined
+from lenscope.distributed.sharding import described, is_sharded
 from lenscope.errors import LenscopeError
 from lenscope.files.weights_folder import CONFIG
 from lenscope.files.writing import folder_lock
@@ -27,12 +27,13 @@ from lenscope.fitting.held_out import described as about_held_out
 from lenscope.fitting.held_out import parts as choosing_parts
 from lenscope.fitting.held_out import read as read_held_out
 from lenscope.fitting.held_out import taken as choosing_rows
-from lenscope.fitting.optimizers import MakeOptimizer, Muon, Nesterov, Units
+from lenscope.fitting.recipes import RECIPES, Recipe, _found, _make, _told
 from lenscope.fitting.schedule import Schedule
 from lenscope.fitting.tuned_lens_run import Training
 from lenscope.mappings.mapping import Affine, PairMapping, load_mapping
-from lenscope.measures.sampled_kl import Objective, fast_products, low_precision
+from lenscope.measures.sampled_kl import Objective
 from lenscope.models.language_model import LM
+from lenscope.models.precision import fast_products, low_precision
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import Data, Stream
 
@@ -41,52 +42,6 @@ ROOM = 1 << 29
 
 # progress(tokens read, tokens in all)
 Progress = Callable[[int, int], None]
-
-
-@final
-@dataclass(frozen=True)
-class Recipe:
-    """How translators are made. `start` is "ridge", least squares onto the last layer, or "identity".
-
-    `optimizer` makes what changes them then, from their weights (D + 1, D), the bias being the last row, their KL and
-    their units; None: nothing does. A step takes `tokens_per_step` tokens and `columns` of the vocabulary (None: all).
-    With `bias_only` the matrices stay as they are at the start. The `loss` is "kl", KL(model ‖ lens), or
-    "cross_entropy" of the token that comes next, over the whole vocabulary; `best` keeps, layer by layer, what has the
-    lowest KL on held-out text of identity, start and result.
-    """
-
-    start: str = "ridge"
-    optimizer: MakeOptimizer | None = Muon
-    tokens_per_step: int = 512
-    columns: int | None = 3072
-    bias_only: bool = False
-    loss: str = "kl"
-    best: bool = True
-
-    def __post_init__(self) -> None:
-        if self.start not in ("ridge", "identity"):
-            raise LenscopeError(f"start {self.start!r}: give 'ridge' or 'identity'")
-        if self.loss not in ("kl", "cross_entropy"):
-            raise LenscopeError(f"loss {self.loss!r}: give 'kl' or 'cross_entropy'")
-        if self.loss == "cross_entropy" and self.columns is not None:
-            raise LenscopeError(f"columns {self.columns}: cross-entropy takes the whole vocabulary; give columns=None")
-        if self.tokens_per_step < 1 or (self.columns is not None and self.columns < 2):
-            raise LenscopeError(
-                f"tokens_per_step {self.tokens_per_step}, columns {self.columns}: give at least 1 token and 2 columns"
-            )
-
-
-# name → recipe: the default; its closed form alone; a bias per layer (Belrose et al. 2023, Eq. 7); and their published
-# recipe: identity, SGD with Nesterov momentum, all columns, 262,144 tokens a step (250 steps are 65.5M tokens), also
-# with their other loss
-PUBLISHED = Recipe("identity", Nesterov, tokens_per_step=1 << 18, columns=None, best=False)
-RECIPES = {
-    "muon": Recipe(),
-    "ridge": Recipe(optimizer=None),
-    "bias": Recipe("identity", partial(Muon, lr=1.0, most=1.0), bias_only=True),
-    "published": PUBLISHED,
-    "published-ce": replace(PUBLISHED, loss="cross_entropy"),
-}
 
 
 def fit(
@@ -272,30 +227,3 @@ def _alone(folder: str | Path | None, group: Group) -> Iterator[None]:
     """Only this run writes to its folder within the block, which its first process sees to."""
     with nullcontext() if folder is None or group.rank else folder_lock(folder):
         yield
-
-
-def _found(recipe: str | Recipe) -> tuple[str, Recipe]:
-    """A recipe and what it is called."""
-    if isinstance(recipe, Recipe):
-        return next((name for name, known in RECIPES.items() if known == recipe), "own"), recipe
-    if recipe not in RECIPES:
-        raise LenscopeError(f"recipe {recipe!r}: there are {', '.join(RECIPES)}")
-    return recipe, RECIPES[recipe]
-
-
-def _make(
-    recipe: Recipe, low: torch.dtype | None, weights: list[Tensor], kl: Sequence[float], units: Sequence[Units]
-) -> Any:
-    # where products are made in 16 bits, Muon's may be too
-    made = partial(Muon, low=low) if recipe.optimizer is Muon else recipe.optimizer or Muon
-    return made(weights, kl, units)
-
-
-def _told(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON values."""
-    made: Any = recipe.optimizer
-    name = getattr(made, "__name__", type(made).__name__)
-    if isinstance(made, partial):
-        given = [*map(repr, made.args), *(f"{key}={value!r}" for key, value in made.keywords.items())]
-        name = f"{getattr(made.func, '__name__', made.func)}({', '.join(given)})"
-    return {**vars(recipe), "optimizer": None if made is None else name}

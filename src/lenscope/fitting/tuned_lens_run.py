@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -18,17 +17,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lenscope.distributed.sharding import Group, is_sharded
+from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.fitting.closed_form import Moments, with_constant
 from lenscope.fitting.optimizers import MakeOptimizer, Optimizer, Units
 from lenscope.fitting.schedule import TOGETHER, Schedule
-from lenscope.measures.sampled_kl import Columns, Objective, reading
-from lenscope.models.edits import Running
+from lenscope.fitting.state_block import Block, _unit, some_rows
+from lenscope.measures.sampled_kl import Columns, Objective
 from lenscope.models.language_model import LM
-from lenscope.models.prompts import pad
-from lenscope.text.corpus import Corpus, TokenBatch
+from lenscope.text.corpus import Corpus
 
 # numbers of the model's distributions that are held at once, over the tokens of a step
 PIECE = 1 << 26
@@ -283,76 +281,3 @@ def _difference(name: str, was: dict[str, Any], now: dict[str, Any]) -> str:
         inner = next(key for key in (*b, *a) if a.get(key) != b.get(key))
         name, a, b = f"{name} {inner}", a.get(inner), b.get(inner)
     return f"with {name} {a!r} where this one has {b!r}"
-
-
-class Block:
-    """States of some rows: `states` (n_layers, n, D), `last` (n, D), and which of the n tokens are `counted` (n,).
-
-    `following` (n,) are the tokens that come next, -1 at the end of a row.
-
-    The states below the last are kept in bfloat16 where a float32 model is read with 16-bit products (`low`).
-    """
-
-    def __init__(self, lm: LM, rows: int, length: int, low: torch.dtype | None) -> None:
-        self.lm, self.length, self.low = lm, length, low
-        n, size = rows * length, lm.hidden_size
-        self.slot: dict[int, int] = {}
-        self.states = torch.empty(lm.n_layers, n, size, dtype=low or lm.dtype, device=lm.device)
-        self.last = torch.empty(n, size, dtype=lm.dtype, device=lm.device)
-        self.counted = torch.zeros(n, dtype=torch.bool, device=lm.device)
-        self.following = torch.full((n,), -1, device=lm.device)
-
-    def read(self, batch: TokenBatch) -> None:
-        """Run the model on the rows of a batch and keep their states."""
-        lm = self.lm
-        rows = batch.ids.tolist()
-        if not rows and not is_sharded(lm):
-            return
-        # all processes that hold parts of a model have to run it equally often
-        prompts = [lm.prompt(row) for row in rows or [lm.anatomy.ids[0].tolist()]]
-        at = len(self.slot) * self.length
-        here = slice(at, at + batch.ids.numel())
-        self.slot.update({row: len(self.slot) + n for n, row in enumerate(batch.row.tolist())})
-        self.counted[here] = batch.counted.flatten().to(lm.device)
-        self.following[here].view(batch.ids.shape)[:, :-1] = batch.ids[:, 1:].to(lm.device)
-
-        def keep(layer: int, h: Tensor) -> None:
-            if rows:
-                (self.last[here] if layer == lm.n_layers else self.states[layer, here])[:] = h.flatten(0, 1)
-
-        running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
-        with reading(lm, self.low):
-            lm.capture(running, range(lm.n_layers + 1), keep)
-
-    def forget_uncounted(self) -> None:
-        """Keep what is known of counted tokens alone; of which rows they are is forgotten."""
-        self.states, self.last = self.states[:, self.counted], self.last[self.counted]
-        self.following, self.counted = self.following[self.counted], self.counted[self.counted]
-        self.slot = {}
-
-    @staticmethod
-    def joined(blocks: "Sequence[Block]") -> "Block":
-        """Several blocks of which the rows were forgotten as one."""
-        made = Block(blocks[0].lm, 0, blocks[0].length, blocks[0].low)
-        made.states = torch.cat([b.states for b in blocks], 1)
-        made.last, made.counted, made.following = (
-            torch.cat([getattr(b, name) for b in blocks]) for name in ("last", "counted", "following")
-        )
-        return made
-
-    def find(self, positions: Tensor) -> Tensor:
-        """Which counted tokens have these positions (n,) in the whole corpus; those of other processes are left out."""
-        slots = torch.tensor([self.slot.get(row, -1) for row in (positions // self.length).tolist()], dtype=torch.long)
-        found = (slots * self.length + positions % self.length)[slots >= 0].to(self.counted.device)
-        return found[self.counted[found]]
-
-
-def _unit(sizes: Tensor) -> Tensor:
-    """Sizes as multiples of their root mean square; what is next to nothing counts as a ten-thousandth of it."""
-    return (sizes / sizes.square().mean().sqrt().clamp_min(1e-30)).clamp_min(1e-4)
-
-
-def some_rows(batch: TokenBatch, which: Tensor) -> TokenBatch:
-    """Of a batch the rows that a mask (B,) names, as far as reading needs them."""
-    row, ids, document, counted = (t[which] for t in (batch.row, batch.ids, batch.document, batch.counted))
-    return replace(batch, row=row, ids=ids, document=document, counted=counted)

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from lenscope.contents import Brief
+from lenscope.engine.resume import _returning
 from lenscope.errors import LenscopeError
 from lenscope.interventions.block_ablation_results import MEASURES, READ, Ablations
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce
-from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.batches import TOKENS_PER_RUN, pad
+from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import EditBlock, Running
-from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
-from lenscope.models.prompts import pad
+from lenscope.models.layers import check_layers
 from lenscope.models.provenance import provenance
-from lenscope.models.readout import FAILURES, is_stubbed
-from lenscope.models.residual_stream import deviation, input_state, output_state, with_output_state
+from lenscope.models.readout import is_stubbed
+from lenscope.models.residual_stream import input_state, output_state, with_output_state
 from lenscope.text.predictions import Progress, Rows, counted_rows, nothing_counts, predictions
 
 # change(update, layer): what is added to the stream in place of what the block that makes `layer` adds, (B, T, D) both
@@ -261,25 +262,6 @@ class _Run:
                 undo.callback(put.remove)
             self.lm.capture(self.running, {*read}, lambda at, found: kept.update({at: found}))
         return kept
-
-
-@contextmanager
-def _returning(
-    blocks: Sequence[nn.Module], outputs: Sequence[Any], last: Tensor, templates: Sequence[Any]
-) -> Iterator[None]:
-    """Within the `with` block these blocks compute nothing and return `outputs`, the last of them the state `last`."""
-    kept = [vars(block).get("forward") for block in blocks]
-    made = [*outputs[:-1], with_output_state(templates[len(blocks) - 1], last)]
-    try:
-        for block, output in zip(blocks, made, strict=True):
-            block.forward = lambda *args, output=output, **kwargs: output
-        yield
-    finally:
-        for block, forward in zip(blocks, kept, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                block.forward = forward
 
 
 class _Found:

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.errors import LenscopeError
-from lenscope.statistics.estimates import Estimate, bootstrap
+from lenscope.statistics.intervals import Estimate, bootstrap
 
 # name → unit, of what is lost
 MEASURES = {

@@ -19,10 +19,10 @@ from lenscope.lenses.evaluation_results import MEASURES, Evaluation, Transfer
 from lenscope.lenses.lens import Lens
 from lenscope.mappings import mapping as mappings
 from lenscope.measures.streamed import Reduced, average, averaged_at_once, reduce
-from lenscope.models.hidden_states import check_layers
 from lenscope.models.language_model import LM
+from lenscope.models.layers import check_layers
 from lenscope.models.provenance import provenance
-from lenscope.statistics.estimates import RESAMPLES, jackknife, percentiles
+from lenscope.statistics.intervals import RESAMPLES, jackknife, percentiles
 from lenscope.text.predictions import Predictions, Progress, Rows, predictions
 
 BINS = 15

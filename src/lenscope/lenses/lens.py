@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.lenses.trajectory import Comparison, Trajectory
+from lenscope.lenses.comparison import Comparison
+from lenscope.lenses.trajectory import Trajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping
 from lenscope.measures.streamed import diverge, reduce
 from lenscope.models.batches import TOKENS_PER_RUN
-from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
 
@@ -245,3 +247,15 @@ def _last_positions(states: HiddenStates, count: int) -> HiddenStates:
 
 def _floats(values: Tensor) -> np.ndarray:
     return values.cpu().numpy().astype(np.float32)
+
+
+def lens_layers(lens: Lens, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers asked for, by default all that the lens has but the model's last; LenscopeError for one it lacks."""
+    last = lens.lm.n_layers
+    wanted = [n for n in lens.layers if n < last] if layers is None else layers
+    found = tuple(sorted(set(check_layers(wanted, last, lens.lm.name))))
+    missing = set(found) - set(lens.layers)
+    if missing:
+        have = ", ".join(map(str, lens.layers))
+        raise LenscopeError(f"layer {min(missing)}: {lens.name} has maps for the layers {have}")
+    return found

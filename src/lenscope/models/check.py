@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from lenscope.models import exactness, generation
+from lenscope.models.deviations import TOLERANCE, deviation
 from lenscope.models.edits import Edit
 from lenscope.models.language_model import LM
-from lenscope.models.residual_stream import TOLERANCE, deviation
 
 
 @dataclass(frozen=True)

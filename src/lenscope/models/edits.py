@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
+from lenscope.models.batches import Batch
 from lenscope.models.inputs import integer
-from lenscope.models.prompts import Batch, Positions, Prompt
+from lenscope.models.prompts import Positions, Prompt
 
 # (N, D) states as they are, (N, D) vectors given → (N, D) states as they shall be
 Operation = Callable[[Tensor, Tensor], Tensor]

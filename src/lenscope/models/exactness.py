@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.models.batches import pad
+from lenscope.models.deviations import deviation
 from lenscope.models.edits import Running
-from lenscope.models.prompts import pad
-from lenscope.models.residual_stream import PROBE_LENGTHS, deviation, probe_text, require_causal
+from lenscope.models.residual_stream import PROBE_LENGTHS, probe_text, require_causal
 
 if TYPE_CHECKING:
     from lenscope.models.language_model import LM
@@ -28,7 +29,7 @@ STEP = 1e-6
 def own_rounding(lm: "LM") -> float:
     """The deviation of logits by the model's own rounding, at most that of `MOST`.
 
-    It is measured as `lenscope.models.residual_stream.deviation` says.
+    It is measured as `lenscope.models.deviations.deviation` says.
     """
     ids = [*probe_text(lm.anatomy, 7, 0), *probe_text(lm.anatomy, 7, 2)]
     whole = lm.own_logits(lm.probe(ids))
@@ -66,7 +67,7 @@ def _from_layer_0(lm: "LM", ids: list[int], x: Tensor) -> Tensor:
 
 
 def right_padding_deviation(lm: "LM", short: int = PROBE_LENGTHS[0], long: int = PROBE_LENGTHS[1]) -> float:
-    """How far padding on the right moves the logits (`lenscope.models.residual_stream.deviation`).
+    """How far padding on the right moves the logits (`lenscope.models.deviations.deviation`).
 
     Measured on a pair of prompts of `short` and `long` tokens, once for all lengths between which the model's
     configuration makes no difference. Above `tolerance`, prompts are read in groups of equal length.

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lenscope.errors import LenscopeError
-from lenscope.models.batches import length_groups
+from lenscope.models.batches import Batch, length_groups, pad
+from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import Running
-from lenscope.models.prompts import Batch, Prompt, pad
-from lenscope.models.readout import FAILURES
-from lenscope.models.residual_stream import deviation, probe_text
+from lenscope.models.prompts import Prompt
+from lenscope.models.residual_stream import probe_text
 
 if TYPE_CHECKING:
     from lenscope.models.language_model import LM
@@ -30,7 +30,7 @@ PROBE_TOKENS, CROSSING_TOKENS = 4, 6
 class Checked:
     """How far generating from a cache, and with left padding, moves the logits of each new token.
 
-    As `lenscope.models.residual_stream.deviation`, against reading the grown prompt from its start; infinite where
+    As `lenscope.models.deviations.deviation`, against reading the grown prompt from its start; infinite where
     transformers fails, then `failure` says how.
     """
 

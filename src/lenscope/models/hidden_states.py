@@ -4,21 +4,16 @@ Knows: which layer, position and prompt each vector came from.
 Does not know: models, or what the vectors mean.
 """
 
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.models.inputs import elements, is_integer, shown, sliced
+from lenscope.models.inputs import is_integer, sliced
+from lenscope.models.layers import Layers, check_layers
 from lenscope.models.prompts import Positions, Prompt
-
-# layers as a person names them
-Layers = int | slice | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,30 +97,3 @@ class HiddenStates(Brief):
             read = ", ".join(map(str, have))
             raise LenscopeError(f"position {missing[0] if missing else position}: was not read; only {read}")
         return [have.index(p) for p in wanted]
-
-
-def check_layers(layers: Layers, n_layers: int, model: str) -> tuple[int, ...]:
-    """Layer numbers 0…n_layers (negative ones from the end) of an int, a slice or a list, in the order given.
-
-    Raises LenscopeError for layers out of range, none at all, and what is no integer.
-    """
-    if isinstance(layers, slice):
-        found = list(sliced(layers, n_layers + 1, "layers"))
-        if not found:
-            raise LenscopeError(f"layers {layers.start}:{layers.stop}: {model} has layers 0–{n_layers}; none of them")
-        return tuple(found)
-    valid = f"{model} has layers 0–{n_layers} (0 is the input of the first block, {n_layers} the last block's output)"
-    found = []
-    for layer in [layers] if is_integer(layers) else elements(layers, "a layer, a slice or a list of layers"):
-        number = operator.index(layer) if is_integer(layer) else None
-        if number is None or not -n_layers - 1 <= number <= n_layers:
-            raise LenscopeError(f"layer {shown(layer) if number is None else number}: {valid}")
-        found.append(number % (n_layers + 1))
-    if not found:
-        raise LenscopeError("layers: the list is empty; name at least one")
-    return tuple(found)
-
-
-def spaced(layers: Sequence[int], count: int) -> tuple[int, ...]:
-    """Up to `count` of the layers, evenly apart, the first and the last among them."""
-    return tuple(layers[round(n)] for n in np.linspace(0, len(layers) - 1, min(count, len(layers))))

@@ -16,17 +16,18 @@ from transformers import PreTrainedModel
 
 from lenscope.errors import LenscopeError
 from lenscope.models import exactness, generation
-from lenscope.models.batches import length_groups
+from lenscope.models.batches import length_groups, pad
 from lenscope.models.context_length import find_context
+from lenscope.models.deviations import TOLERANCE
 from lenscope.models.edits import Edit, EditBlock, Running, open_blocks
 from lenscope.models.exclusive_runs import Exclusive
-from lenscope.models.hidden_states import HiddenStates, Layers, check_layers
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
+from lenscope.models.layers import Layers, check_layers
 from lenscope.models.length_regimes import Regimes
-from lenscope.models.prompts import Encoder, Positions, Prompt, pad
+from lenscope.models.prompts import Encoder, Positions, Prompt
 from lenscope.models.readout import find_readout, is_stubbed, wide
 from lenscope.models.residual_stream import (
-    TOLERANCE,
     Anatomy,
     first_bad_parameter,
     forward_kwargs,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from lenscope.models.deviations import TOLERANCE, deviation
 from lenscope.models.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash, stored_hash
-from lenscope.models.residual_stream import TOLERANCE, deviation
 
 if TYPE_CHECKING:
     from lenscope.models.language_model import LM

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.models.inputs import elements, is_integer, plain, shown, sliced, sound, token_ids
@@ -269,34 +266,6 @@ class Encoder:
                 f"token {bad[0]}: {self.name} has token ids 0–{self.vocab_size - 1}; is this another model's tokenizer?"
             )
         return prompt
-
-
-@dataclass(frozen=True, repr=False)
-class Batch(Brief):
-    """Prompts padded to one length: ids (B, T), mask (B, T), and per row how many pads stand before and its length."""
-
-    ids: Tensor
-    mask: Tensor
-    before: tuple[int, ...]
-    lengths: tuple[int, ...]
-
-    @property
-    def padded(self) -> bool:
-        """Whether any row is padded at all."""
-        return len(set(self.lengths)) > 1
-
-
-def pad(prompts: Sequence[Prompt], side: str, device: torch.device) -> Batch:
-    """Stack prompts, padded on the "right" (reading: no position moves) or the "left" (generating)."""
-    length = max(len(p) for p in prompts)
-    before = tuple(length - len(p) if side == "left" else 0 for p in prompts)
-    ids = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    for row, (prompt, start) in enumerate(zip(prompts, before, strict=True)):
-        ids[row] = prompt.ids[-1]  # pads are masked; a real id keeps models with a small vocabulary in range
-        ids[row, start : start + len(prompt)] = torch.tensor(prompt.ids)
-        mask[row, start : start + len(prompt)] = 1
-    return Batch(ids.to(device), mask.to(device), before, tuple(len(p) for p in prompts))
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lenscope.errors import LenscopeError
+from lenscope.models.deviations import FAILURES, TOLERANCE, deviation
 from lenscope.models.exclusive_runs import lock_of
-from lenscope.models.residual_stream import TOLERANCE, Anatomy, deviation, embedding, forward_kwargs, with_output_state
-
-# What modules raise when they are run on their own with an input of the wrong kind.
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+from lenscope.models.residual_stream import Anatomy, embedding, forward_kwargs, with_output_state
 
 
 class Readout(Protocol):

@@ -17,33 +17,13 @@ from transformers import PreTrainedModel
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
+from lenscope.models.deviations import TOLERANCE, deviation
 
 # Batch and length of the observation run: unlikely sizes for a stream axis, so that a stream of another layout than
 # (batch, time, width), such as Gemma 3n's four parallel streams, shows which of its axes is which.
 PROBE_ROWS, PROBE_TOKENS = 3, 7
 # Lengths of the pair of prompts by which padding is measured first.
 PROBE_LENGTHS = 4, 7
-
-# The largest `deviation` that counts as equal.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 5e-2}
-
-
-def deviation(found: Tensor, expected: Tensor) -> float:
-    """The largest |difference|, in standard deviations of what is expected; infinite where the shapes differ.
-
-    16-bit floats round at 2^-8 or 2^-11 of each value, in another order whenever the shape of a batch changes, and a
-    state may hold single numbers a hundred times the others: there the root mean square of each row's difference is
-    taken, relative to that row's standard deviation, and the worst row counts.
-    """
-    if found.shape != expected.shape:
-        return float("inf")
-    coarse = expected.dtype in (torch.float16, torch.bfloat16)
-    # compared on the CPU: not every accelerator has float64
-    found, expected = found.cpu().double(), expected.cpu().double()
-    gap = (found - expected).abs()
-    if coarse:
-        return float((gap.square().mean(-1).sqrt() / expected.std(-1).clamp_min(1e-30)).max())
-    return float(gap.max() / expected.std().clamp_min(1e-30))
 
 
 @dataclass(frozen=True)

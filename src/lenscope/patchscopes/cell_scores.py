@@ -15,9 +15,8 @@ from torch import Tensor
 
 from lenscope.engine import run as rows
 from lenscope.engine.patched_rows import Rows
-from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
-from lenscope.measures.streamed import reduce
+from lenscope.measures.streamed import reduce, top_one
 from lenscope.models.edits import Edit
 from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM

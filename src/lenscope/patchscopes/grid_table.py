@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope.display import heat_table as tables
+from lenscope.display import numbers
 from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # The narrowest cell that can show a token; below it a heat map is colours alone.
 NARROW = 4
-# columns of an answer above its numbers, and how the measures of answers begin that tell how probable they are
+# columns of an answer above its numeric, and how the measures of answers begin that tell how probable they are
 ANSWERED, ANSWER = 12, "log_prob:"
 # columns of a source's or a target's name
 NAME = 24
@@ -48,7 +49,7 @@ def table(grid: "Grid", measure: str, width: int | None) -> Table:
 def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
     """Sources (the last on top) × target layers; a cell is the top token, or the first word written."""
     values, texts = grid.cells(measure), grid.cells("text")
-    numbers = ":" in measure  # of an answer, which is what is asked for, not the top token
+    numeric = ":" in measure  # of an answer, which is what is asked for, not the top token
     shade = tables.shades(values, measure)
     names = [_name(grid, n) for n in np.unique(grid.source).tolist()]
     head = max(map(len, names))
@@ -73,8 +74,8 @@ def _heat(grid: "Grid", measure: str, width: int | None) -> Table:
                 _tenth(shade[row, n])
                 if bare
                 else (
-                    tables.figure(float(values[row, n]), measure)
-                    if numbers
+                    numbers.figure(float(values[row, n]), measure)
+                    if numeric
                     else visible.token(_first(texts[row, n]), size)
                 )
             )
@@ -96,16 +97,16 @@ def _lines(grid: "Grid", measure: str, answers: list[str], width: int | None) ->
     """One line per cell: source, target layer, the measure, each answer's log-probability, what was said."""
     several = len({(s.text, s.position) for s in grid.sources}) > 1
     same = all(c.source.layer == c.layer for c in grid)
-    numbers = [measure, *(name for name in answers if name != measure)]
-    shade = {name: tables.shades(grid.column(name)[None], name)[0] for name in numbers}
-    heads = ["layer" if same else "source → target", *(_heading(grid, name) for name in numbers)]
+    numeric = [measure, *(name for name in answers if name != measure)]
+    shade = {name: tables.shades(grid.column(name)[None], name)[0] for name in numeric}
+    heads = ["layer" if same else "source → target", *(_heading(grid, name) for name in numeric)]
     heads = [*(["source"] if several else []), *(["target"] if len(grid.targets) > 1 else []), *heads]
     rows: list[list[Text]] = []
     for n, cell in enumerate(grid):
         row = [Text(visible.token(cell.source.token or cell.source.label, NAME))] if several else []
         row += [Text(visible.token(cell.target.text[-NAME:], NAME))] if len(grid.targets) > 1 else []
         row.append(Text(str(cell.layer) if same else f"{_name(grid, int(grid.source[n]))} → {cell.layer}", style="dim"))
-        row += [Text(_number(float(grid.column(m)[n]), m), style=tables.style(shade[m][n])) for m in numbers]
+        row += [Text(_number(float(grid.column(m)[n]), m), style=tables.style(shade[m][n])) for m in numeric]
         rows.append(row)
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     room = width or 10**4
@@ -118,7 +119,7 @@ def _lines(grid: "Grid", measure: str, answers: list[str], width: int | None) ->
     made.add_column("says", no_wrap=True, overflow="ellipsis", max_width=max(room, len("says")))
     for n, row in enumerate(rows):
         made.add_row(*row, Text(_said(grid, n)))
-    note = "in brackets the probability of the answer" if any(m.startswith(ANSWER) for m in numbers) else ""
+    note = "in brackets the probability of the answer" if any(m.startswith(ANSWER) for m in numeric) else ""
     if grid.kind == "generate" and measure == "max_probability":
         note = "it says nothing of the others, nor how true the text is"
     made.caption = tables.caption(measure, grid.column(measure), 0, _unit(grid, measure), note)
@@ -126,7 +127,7 @@ def _lines(grid: "Grid", measure: str, answers: list[str], width: int | None) ->
 
 
 def _heading(grid: "Grid", measure: str) -> str:
-    """What stands above a column of numbers."""
+    """What stands above a column of numeric."""
     kind, _, answer = measure.partition(":")
     if answer:
         return f"{'ln p' if kind == 'log_prob' else kind} {visible.token(answer, ANSWERED)}"
@@ -138,7 +139,7 @@ def _heading(grid: "Grid", measure: str) -> str:
 def _number(value: float, measure: str) -> str:
     """A measure's value; an answer's with its probability."""
     if not measure.startswith(ANSWER) or not np.isfinite(value):
-        return tables.figure(value, measure)
+        return numbers.figure(value, measure)
     p = float(np.exp(value))
     return f"{value:.2f} ({f'{100 * p:.0f}%' if p >= 0.01 else f'{p:.0e}'})"
 

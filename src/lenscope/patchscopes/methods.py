@@ -31,10 +31,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lenscope.errors import LenscopeError
-from lenscope.fitting.soft_prompt import FIXED_PROMPTS, SoftPrompt
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position
 from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.soft_prompt import FIXED_PROMPTS, SoftPrompt
 
 # Ghandeharioun et al. 2024, Table 2: the twelve tasks' verbalizations, under the names of their data
 RELATIONS = {
@@ -182,3 +183,17 @@ def future_lens(lm: LM, prompt: SoftPrompt | str = FIXED_PROMPTS[0], f: Mapping 
     if isinstance(prompt, str):
         return Patchscope(lm, Target(prompt), f, layers="same")
     return Patchscope(lm, prompt.target(lm), f, layers=[(prompt.layer, prompt.target_layer)])
+
+
+def back_patching(
+    lm: LM, prompt: PromptLike, at: Position = -1
+) -> tuple[Patchscope, HiddenStates, list[tuple[int, int]]]:
+    """Later states written back at earlier layers of the same position and prompt (Biran et al. 2024).
+
+    Returns a Patchscope with its sources and its (source layer, target layer) pairs, every source above its target:
+    scope.predict(states, pairs, answers=[...]) for the probability of answers, scope.generate(states, pairs) for
+    what is then said.
+    """
+    target = Target(lm.prompt(prompt), at)
+    pairs = [(above, layer) for layer in range(lm.n_layers) for above in range(layer + 1, lm.n_layers + 1)]
+    return Patchscope(lm, target), lm.read(target.prompt, positions=at), pairs

@@ -18,9 +18,10 @@ from lenscope.engine.patched_rows import Rows
 from lenscope.engine.token_choice import Writer
 from lenscope.errors import LenscopeError
 from lenscope.models.edits import Edit, Operation, replace
-from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
 from lenscope.patchscopes.cell_scores import Scores

@@ -16,9 +16,10 @@ from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.mappings import mapping as mappings
 from lenscope.models.edits import as_vectors
-from lenscope.models.hidden_states import HiddenStates, check_layers
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
+from lenscope.models.layers import check_layers
 from lenscope.patchscopes.grid import Source
 
 Layers = None | int | str | slice | Sequence[int] | Sequence[tuple[int, int]] | Sequence[int | tuple[int, int]]

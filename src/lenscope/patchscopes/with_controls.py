@@ -21,7 +21,8 @@ from lenscope.patchscopes.controls import exchange, random_vectors, told
 from lenscope.patchscopes.grid import Grid
 from lenscope.patchscopes.patchscope import Patchscope, Progress
 from lenscope.patchscopes.sources import Layers
-from lenscope.statistics.estimates import Estimate, difference, mean
+from lenscope.statistics.estimates import difference, mean
+from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select
 
 VECTOR, TEXT, NONE, RANDOM, SHUFFLED = WAYS = "vector", "text", "no patch", "random vector", "shuffled source"

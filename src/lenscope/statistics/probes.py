@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.statistics import estimates as statistics
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 
 # inverse strengths of the penalty on weights of standardised features, the first of equally good ones being taken
 STRENGTHS = (1e-3, 1e-2, 1e-1)

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.experiments.text_groups import draws, estimate
-from lenscope.statistics.estimates import RESAMPLES, Estimate
+from lenscope.statistics.intervals import RESAMPLES, Estimate, draws, estimate
 
 
 def levels(values: Any) -> np.ndarray:

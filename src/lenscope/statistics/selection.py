@@ -3,7 +3,7 @@
 Knows: folds of items, which setting is best on the other folds. Does not know: what is scored, or models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,7 +13,10 @@ from numpy.typing import ArrayLike
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.statistics import estimates as statistics
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
+
+# random halvings of the items, over which what is selected on one half and used on the other is averaged
+SPLITS = 50
 
 
 @final
@@ -87,3 +90,34 @@ def _table(scores: ArrayLike) -> np.ndarray:
     if table.ndim != 2 or not table.size or np.isnan(table).all(1).any():
         raise LenscopeError(f"scores of shape {table.shape}: give items × cells, at least one score for each item")
     return table
+
+
+def balanced(answers: Sequence[Hashable], most: int) -> list[int]:
+    """Numbers of up to `most` items, the first of each answer in turn, no more than half of them with the same answer.
+
+    So that every item can take the place of one with another answer (controls.exchange). May be empty.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for n, answer in enumerate(answers):
+        groups.setdefault(answer, []).append(n)
+    turns = [n for turn in range(len(answers)) for group in groups.values() for n in group[turn : turn + 1]][:most]
+    largest = max(groups.values(), key=len, default=[])
+    mine = [n for n in turns if n in largest]
+    left_out = mine[len(turns) - len(mine) :]
+    return sorted(n for n in turns if n not in left_out)
+
+
+def crossed(scores: np.ndarray, units: Sequence[Any], seed: int = 0, other: np.ndarray | None = None) -> np.ndarray:
+    """Scores (N, C) of the cell that is best on the other half of the units, averaged over SPLITS halvings: (N,).
+
+    What `selection.select` has of one halving: of few items and many cells that depends on which. `other` (N, C) are
+    read instead in the cells that `scores` chose.
+    """
+    read = scores if other is None else other
+    _, unit = np.unique(np.asarray(units), return_inverse=True)
+    made = np.zeros(len(scores))
+    for n in range(SPLITS):
+        half = (np.random.default_rng([seed, n]).permutation(int(unit.max()) + 1) % 2)[unit]
+        for mine in (half == 0, half == 1):
+            made[mine] += read[mine, int(scores[~mine].mean(0).argmax())]
+    return made / SPLITS

@@ -6,36 +6,19 @@ Does not know: the built-in questions' words (quizzes.py), what answers are comp
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final, overload
+from typing import final
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lenscope.contents import Brief
-from lenscope.engine import run as rows
-from lenscope.engine.prefix_cache import Prefixes
-from lenscope.engine.staircase import Staircase
-from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
-from lenscope.lenses.lens import Lens
-from lenscope.models.hidden_states import check_layers
-from lenscope.models.language_model import LM, PromptLike
-from lenscope.models.prompts import Prompt
-from lenscope.models.readout import wide
 from lenscope.tasks import builtin_questions as quizzes
 
 # how a query ends; " " and the answer follow
 ANSWER = "Answer:"
-# prompts that are read before their answers are scored together: few enough to hold, many enough for a product
-TOGETHER = 32
-
-Advance = Callable[[int, int], None]
 
 
 @final
@@ -62,21 +45,6 @@ class Question:
     def wrong(self) -> tuple[int, ...]:
         """The choices that do not read as the right one does."""
         return tuple(n for n, c in enumerate(self.choices) if c.strip() != self.choices[self.gold].strip())
-
-
-@final
-@dataclass(frozen=True, eq=False, repr=False)
-class AnswerScores(Brief):
-    """How likely a lens finds each answer: ln p summed over the answer's tokens, in nats, float64.
-
-    `log_probs` is (N, L, C) over N prompts, `layers` and choices; `own` (N, C) the model's own, without a lens;
-    `lengths` (N, C) counts tokens. Prompts with fewer choices than others have NaN, and length 0, in the rest.
-    """
-
-    layers: tuple[int, ...]
-    log_probs: np.ndarray
-    own: np.ndarray
-    lengths: np.ndarray
 
 
 def load_questions(path: str | os.PathLike[str]) -> list[Question]:
@@ -158,171 +126,3 @@ def correct(log_probs: np.ndarray, gold: Sequence[int]) -> np.ndarray:
     """Whether the right choice is the likeliest: log_probs (N, …, C) → (N, …) of bool. Choices that are NaN lose."""
     best = np.where(np.isnan(log_probs), -np.inf, log_probs).argmax(-1)
     return np.asarray(best == np.asarray(gold).reshape(-1, *[1] * (best.ndim - 1)))
-
-
-@overload
-def answer_log_likelihoods(
-    lens: Lens, prompts: Sequence[PromptLike], choices: Sequence[Sequence[str]], layers: Sequence[int] | None = ...,
-    *, progress: Advance | None = ...,
-) -> AnswerScores: ...  # fmt: skip
-@overload
-def answer_log_likelihoods(
-    lens: Sequence[Lens], prompts: Sequence[PromptLike], choices: Sequence[Sequence[str]],
-    layers: Sequence[int] | None = ..., *, progress: Advance | None = ...,
-) -> list[AnswerScores]: ...  # fmt: skip
-def answer_log_likelihoods(
-    lens: Lens | Sequence[Lens],
-    prompts: Sequence[PromptLike],
-    choices: Sequence[Sequence[str]],
-    layers: Sequence[int] | None = None,
-    *,
-    progress: Advance | None = None,
-) -> AnswerScores | list[AnswerScores]:
-    """ln p(" " + choice | prompt) of each prompt's choices as every layer would have it; a list of lenses: one each.
-
-    `choices` are texts per prompt; `layers` default to all that every lens has. The answer's tokens are predicted
-    one by one from the true tokens before them, and their ln p summed (not divided by their number). The model reads
-    each prompt once for all answers and lenses, where its cache was measured to give the same numbers. Raises
-    LenscopeError for empty choices, prompts beyond the context, and lenses of several models.
-    """
-    lenses = [lens] if isinstance(lens, Lens) else list(lens)
-    if not lenses or any(one.lm is not lenses[0].lm for one in lenses):
-        raise LenscopeError("lenses: give at least one, all of the same model")
-    lm = lenses[0].lm
-    if len(prompts) != len(choices) or not prompts or isinstance(prompts, str):
-        raise LenscopeError(f"{len(choices)} lists of choices for {len(prompts)} prompts: give one each, at least one")
-    shared = sorted(set.intersection(*({*one.layers} for one in lenses))) if layers is None else layers
-    numbers = tuple(sorted({*check_layers(shared, lm.n_layers, lm.name)}))
-    read = list(dict.fromkeys((*numbers, lm.n_layers)))
-    many = [lm.prompt(p) for p in prompts]
-    answers = [answer_tokens(lm, p, some) for p, some in zip(many, choices, strict=True)]
-    _fitting(lm, many, answers)
-    shape = len(many), len(numbers) + 1, max(map(len, answers))
-    found = np.full((len(lenses), *shape), np.nan)
-    lengths = np.zeros((shape[0], shape[2]), dtype=np.int64)
-    done = 0
-    # prompts near in length run together
-    order = sorted(range(len(many)), key=lambda i: len(many[i]))
-    for at in range(0, len(order), TOGETHER):
-        some = order[at : at + TOGETHER]
-        places = _Places([answers[i] for i in some])
-        states = _states(lm, [many[i] for i in some], places, read)
-        for n, one in enumerate(lenses):
-            mapped = [one.map(states[read.index(layer)], layer) for layer in numbers]
-            scores = places.log_probs(lm, torch.stack([*mapped, states[read.index(lm.n_layers)]]))
-            for i, score in zip(some, scores, strict=True):
-                found[n, i, :, : score.shape[-1]] = score
-        for i in some:
-            lengths[i, : len(answers[i])] = [len(a) for a in answers[i]]
-        done += len(some)
-        if progress is not None:
-            progress(done, len(many))
-    made = [AnswerScores(numbers, f[:, :-1], f[:, -1], lengths) for f in found]
-    return made[0] if isinstance(lens, Lens) else made
-
-
-def answer_tokens(lm: LM, prompt: Prompt, choices: Sequence[str]) -> list[tuple[int, ...]]:
-    """The tokens that " " + each choice adds to a prompt."""
-    empty = next((choice for choice in choices if not choice.strip()), None)
-    if empty is not None:
-        raise LenscopeError(f"choice {empty!r}: is empty")
-    return lm.encoder.answer_ids(prompt, [f" {choice}" for choice in choices])
-
-
-def _fitting(lm: LM, prompts: Sequence[Prompt], answers: Sequence[Sequence[tuple[int, ...]]]) -> None:
-    for prompt, some in zip(prompts, answers, strict=True):
-        if not some:
-            raise LenscopeError(f"prompt {prompt.text[-40:]!r}: has no choices")
-        longest = len(prompt) + max(map(len, some)) - 1
-        if lm.context is not None and longest > lm.context:
-            raise LenscopeError(f"{longest} tokens of prompt and answer: {lm.name} reads at most {lm.context}")
-
-
-class _Places:
-    """Where the answers' tokens are predicted: states in a row, each prompt's last one, then those of its answers.
-
-    `inner[i]` are the answers of prompt i that have several tokens; `row` and `token` say from which state, in that
-    order, each token of each answer is predicted.
-    """
-
-    def __init__(self, answers: Sequence[Sequence[tuple[int, ...]]]) -> None:
-        self.answers = answers
-        self.inner = [sorted({a[:-1] for a in some if len(a) > 1}) for some in answers]
-        self.row: list[int] = []
-        self.token: list[int] = []
-        self.count = 0
-        for some, inner in zip(answers, self.inner, strict=True):
-            starts = dict(zip(inner, np.cumsum([0, *map(len, inner)]).tolist(), strict=False))
-            for answer in some:
-                first = self.count + 1 + starts.get(answer[:-1], 0)
-                self.row += [self.count, *range(first, first + len(answer) - 1)]
-                self.token += answer
-            self.count += 1 + sum(map(len, inner))
-
-    @torch.no_grad()
-    def log_probs(self, lm: LM, h: Tensor) -> list[np.ndarray]:
-        """ln p of every answer from states h (L, count, D): per prompt (L, C)."""
-        found = np.empty((len(h), len(self.token)))
-        row, token = (torch.tensor(v, device=h.device) for v in (self.row, self.token))
-        for layer, states in enumerate(h):
-            _, _, total = top_one(lm, states)
-            z = wide(lm.readout.tokens(lm.readout.prepare(states[row]), token)) - total[row]
-            found[layer] = z.double().cpu().numpy()
-        ends = np.cumsum([len(a) for some in self.answers for a in some])
-        summed = np.add.reduceat(found, [0, *ends[:-1]], axis=1)
-        return np.split(summed, np.cumsum([len(some) for some in self.answers])[:-1], axis=1)
-
-
-def _states(lm: LM, prompts: Sequence[Prompt], places: _Places, layers: list[int]) -> Tensor:
-    """The states (L, count, D) that `places` names, at `layers`."""
-    out = torch.empty(len(layers), places.count, lm.hidden_size, dtype=lm.dtype, device=lm.device)
-    starts = np.cumsum([0, *(1 + sum(map(len, inner)) for inner in places.inner)]).tolist()
-    plain = [i for i, inner in enumerate(places.inner) if not inner]
-    if plain:
-        at_end = lm.read([prompts[i] for i in plain], layers, -1)
-        out[:, [starts[i] for i in plain]] = at_end[layers, -1].transpose(0, 1)
-    several = [i for i, inner in enumerate(places.inner) if inner]
-    for i in several:
-        longest = len(prompts[i]) + max(map(len, places.inner[i]))
-        forks = not lm.editing and rows.exact(lm, "fork", len(prompts[i]), longest)
-        read = _forked if forks else _whole
-        parts = list(read(lm, prompts[i], places.inner[i], layers))
-        out[:, starts[i] : starts[i + 1]] = torch.cat(parts, 1)
-    return out
-
-
-def _whole(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: list[int]) -> Iterator[Tensor]:
-    """The states (L, n, D) after the prompt, then within each answer: the prompt is read again for every one."""
-    longer = [[*prompt.ids, *tokens] for tokens in inner]
-    for n, states in enumerate(lm.read(longer, layers, slice(len(prompt) - 1, None)).split()):
-        h = states[layers, :]
-        if not n:
-            yield h[:, :1]
-        yield h[:, 1:]
-
-
-@torch.no_grad()
-def _forked(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: list[int]) -> Iterator[Tensor]:
-    """As `_whole`, from a cache of the prompt."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: int, h: Tensor) -> None:
-        kept[layer] = h[0, -1:].to(lm.device, copy=True)
-
-    with lm.exclusive.alone(), ExitStack() as undo:
-        for n in layers:
-            undo.callback(lm.hook(n, lambda h, n=n: keep(n, h)).remove)
-        cache = Prefixes(lm).own([prompt.ids])
-    yield torch.stack([kept[n] for n in layers])
-    within: dict[int, Tensor] = {}
-
-    def take(layer: int, h: Tensor, _: Any) -> None:
-        within[layer] = h.to(lm.device, copy=True)
-
-    longest = max(map(len, inner))
-    # pads come after all that is read, and no state sees what comes after it
-    ids = [[*tokens, *[tokens[-1]] * (longest - len(tokens))] for tokens in inner]
-    own = np.zeros(len(inner), dtype=np.int64)
-    Staircase(lm, cache, own, own, {}, take).run(torch.tensor(ids, device=lm.anatomy.ids.device))
-    for n, tokens in enumerate(inner):
-        yield torch.stack([within[layer][n, : len(tokens)] for layer in layers])

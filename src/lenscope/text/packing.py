@@ -15,7 +15,7 @@ import numpy as np
 from lenscope.errors import LenscopeError
 from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
-from lenscope.models.prompts import Encoder
+from lenscope.models.prompts import Encoder, Prompt
 from lenscope.models.spelling import BETWEEN
 from lenscope.text.document_files import Document
 
@@ -225,3 +225,13 @@ def _parts(text: str) -> list[str]:
         found.append(text[:cut])
         text = text[cut:]
     return [*found, text]
+
+
+def begun(lm: LM, texts: Sequence[str]) -> list[Prompt]:
+    """Texts as prompts behind what begins a document in the model's training.
+
+    The first position of all is an attention sink in many models, whatever its token: a name of one token that stood
+    there would not be read as a name.
+    """
+    mark = find_marks(lm).document
+    return [lm.prompt([*mark, *lm.encoder.ids(text)]) for text in texts]

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.statistics.estimates import holm, mean, sign_flips
+from lenscope.statistics.estimates import mean
 from lenscope.statistics.selection import Selection, select
+from lenscope.statistics.significance import holm, sign_flips
 from lenscope.tasks.relations import Fact
 from lenscope.tasks.text_match import mentions
 

@@ -31,13 +31,17 @@ from lenscope.experiments.patchscopes_paper.attribute_scores import (
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
-from lenscope.models.hidden_states import HiddenStates, spaced
+from lenscope.models.hidden_states import HiddenStates
+from lenscope.models.layers import spaced
 from lenscope.patchscopes.controls import random_vectors, told
 from lenscope.patchscopes.methods import feature_extraction
-from lenscope.statistics.estimates import Estimate, mean
+from lenscope.statistics.estimates import mean
+from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.probes import probe
 from lenscope.tasks.builtin_facts import ABOUT_THINGS
-from lenscope.tasks.relations import Fact, Relation, builtin_relations, known, load_relations, up_to
+from lenscope.tasks.known_facts import known
+from lenscope.tasks.relation_files import load_relations
+from lenscope.tasks.relations import Fact, Relation, builtin_relations, up_to
 from lenscope.tasks.text_match import mentions
 
 DATA = "TSV or JSONL with relation, subject, object and, if known, template, target, text"

@@ -38,13 +38,16 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
 from lenscope.experiments.report import Report, Rows, shown
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import mapping as mappings
-from lenscope.models.hidden_states import HiddenStates, spaced
+from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM
+from lenscope.models.layers import spaced
 from lenscope.models.loading import BUILT_IN, load
 from lenscope.models.provenance import model_hash, provenance
 from lenscope.patchscopes.methods import token_identity
-from lenscope.statistics.estimates import Estimate, difference, holm, mean, sign_flips
+from lenscope.statistics.estimates import difference, mean
+from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select
+from lenscope.statistics.significance import holm, sign_flips
 
 DATA = "text"
 # no lens is read through

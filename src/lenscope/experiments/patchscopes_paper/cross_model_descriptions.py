@@ -22,7 +22,7 @@ from lenscope.patchscopes.controls import told
 from lenscope.patchscopes.methods import entity_description
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.with_controls import said_after, table
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select
 from lenscope.tasks.relations import Entity, builtin_entities
 from lenscope.tasks.text_match import rouge

@@ -17,7 +17,7 @@ from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import apart, begun, curve, interval, kept_json
+from lenscope.experiments.wording import curve, interval, kept_json
 from lenscope.patchscopes.controls import told
 from lenscope.patchscopes.methods import entity_description, named
 from lenscope.patchscopes.patchscope import Patchscope
@@ -35,9 +35,12 @@ from lenscope.patchscopes.with_controls import (
     sayings,
     table,
 )
-from lenscope.statistics.estimates import Estimate, difference, mean, spearman
-from lenscope.tasks.relations import Entity, builtin_entities, load_entities
+from lenscope.statistics.estimates import difference, mean, spearman
+from lenscope.statistics.intervals import Estimate, apart
+from lenscope.tasks.relation_files import load_entities
+from lenscope.tasks.relations import Entity, builtin_entities
 from lenscope.tasks.text_match import embedder, rouge, words
+from lenscope.text.packing import begun
 
 DATA = "JSONL with name, description, popularity_percentile"
 # no lens is read through

@@ -27,10 +27,13 @@ from lenscope.experiments.patchscopes_paper.multihop_patches import (
 )
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import SPLITS, compared, crossed, curve, interval
+from lenscope.experiments.wording import curve, interval
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.estimates import mean
-from lenscope.tasks.relations import Chain, builtin_chains, load_chains
+from lenscope.statistics.selection import SPLITS, crossed
+from lenscope.statistics.significance import compared
+from lenscope.tasks.relation_files import load_chains
+from lenscope.tasks.relations import Chain, builtin_chains
 from lenscope.tasks.text_match import mentions
 
 DATA = "JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template"

@@ -13,14 +13,17 @@ import torch
 
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import balanced, begun, kept_json
-from lenscope.interventions.prompt_cells import back_patching
+from lenscope.experiments.wording import kept_json
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.controls import exchange, random_vectors
+from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, Target
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR, said_after, sayings, table
-from lenscope.tasks.relations import Chain, answered
+from lenscope.statistics.selection import balanced
+from lenscope.tasks.known_facts import answered
+from lenscope.tasks.relations import Chain
 from lenscope.tasks.text_match import mentions
+from lenscope.text.packing import begun
 
 # demonstrations, questions of a kind at least, tokens of a chain of thought
 SHOTS, LEAST, THOUGHT = 3, 4, 48

@@ -34,8 +34,10 @@ from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.methods import drawn, token_identity
 from lenscope.patchscopes.patchscope import Patchscope
-from lenscope.statistics.estimates import Estimate, bootstrap, difference, holm, mean, sign_flips
+from lenscope.statistics.estimates import difference, mean
+from lenscope.statistics.intervals import Estimate, bootstrap
 from lenscope.statistics.selection import select
+from lenscope.statistics.significance import holm, sign_flips
 
 DATA = "text"
 CLAIM = (

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from lenscope.engine import run as rows
 from lenscope.engine.patched_rows import Rows
-from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.experiments.text_groups import rows_of
 from lenscope.fitting.model_to_model import aligned, fit_mapping
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import Affine, identify
+from lenscope.measures.streamed import top_one
 from lenscope.models.edits import replace as instead
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt

@@ -15,7 +15,7 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments.patchscopes_paper.entities import described, pick
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import balanced, begun, compared, curve, interval, kept_json
+from lenscope.experiments.wording import curve, interval, kept_json
 from lenscope.patchscopes.methods import entity_description, feature_extraction, token_identity
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.sources import Layers
@@ -32,8 +32,13 @@ from lenscope.patchscopes.with_controls import (
     said_after,
     sayings,
 )
-from lenscope.tasks.relations import Relation, builtin_entities, builtin_relations, known, load_relations
+from lenscope.statistics.selection import balanced
+from lenscope.statistics.significance import compared
+from lenscope.tasks.known_facts import known
+from lenscope.tasks.relation_files import load_relations
+from lenscope.tasks.relations import Relation, builtin_entities, builtin_relations
 from lenscope.tasks.text_match import mentions, rouge
+from lenscope.text.packing import begun
 
 DATA = "TSV or JSONL with relation, subject, object (and template, target)"
 # no lens is read through

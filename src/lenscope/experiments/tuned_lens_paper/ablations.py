@@ -25,7 +25,7 @@ from lenscope.interventions.block_ablation import (
     mean_update,
 )
 from lenscope.interventions.block_ablation_results import MEASURES, READ, Ablations
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
 
 DATA = "text"

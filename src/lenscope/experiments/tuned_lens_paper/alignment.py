@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenscope.directions.basis import Alignment, Basis
+from lenscope.directions.alignment import Alignment, alignment
+from lenscope.directions.basis import Basis
 from lenscope.directions.causal_basis import causal_basis, random_basis
-from lenscope.directions.influence import alignment
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import identify
-from lenscope.models.hidden_states import spaced
+from lenscope.models.layers import spaced
 from lenscope.models.provenance import provenance
-from lenscope.statistics.estimates import Estimate, difference, spearman
+from lenscope.statistics.estimates import difference, spearman
+from lenscope.statistics.intervals import Estimate
 
 DATA = "text"
 CLAIM = (

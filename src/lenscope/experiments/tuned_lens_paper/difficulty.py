@@ -30,7 +30,8 @@ from lenscope.measures.definitions import prediction_depth
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import model_hash, provenance
-from lenscope.statistics.estimates import Estimate, mean
+from lenscope.statistics.estimates import mean
+from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.rank_correlations import correlations, shuffled
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import find_documents

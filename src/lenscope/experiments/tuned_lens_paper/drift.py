@@ -17,10 +17,11 @@ from lenscope.directions.covariances import covariances, pooled, rogue, similari
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.text_groups import by_document, draws, estimate, predicted, rows_of, thinned
+from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
 from lenscope.experiments.tuned_lens_paper.drift_fine_tuned import transplant
 from lenscope.lenses.evaluate import transfer
-from lenscope.statistics.estimates import Estimate, rank_correlation
+from lenscope.statistics.estimates import rank_correlation
+from lenscope.statistics.intervals import Estimate, draws, estimate
 from lenscope.text.corpus import TokenBatch
 
 DATA = "text"

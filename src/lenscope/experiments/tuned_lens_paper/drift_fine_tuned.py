@@ -17,13 +17,13 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
-from lenscope.experiments.text_groups import by_document, draws, estimate, predicted, rows_of, thinned
+from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
 from lenscope.fitting.fine_tuning import fine_tune, weights_of, with_weights
 from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate, draws, estimate
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # steps of a row each, and their rate; text that measures, which of its positions count; layers measured: quick, full

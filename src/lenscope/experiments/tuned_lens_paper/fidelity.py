@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenscope.directions.basis import Basis, Influence
+from lenscope.directions.basis import Basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
-from lenscope.directions.influence import influence
+from lenscope.directions.influence import Influence, influence
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.report import Report, Rows
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import identify
-from lenscope.models.hidden_states import spaced
+from lenscope.models.layers import spaced
 from lenscope.models.provenance import provenance
-from lenscope.statistics.estimates import RESAMPLES, Estimate, bootstrap, percentiles, rank_correlation, spearman
+from lenscope.statistics.estimates import rank_correlation, spearman
+from lenscope.statistics.intervals import RESAMPLES, Estimate, bootstrap, percentiles
 
 DATA = "text"
 CLAIM = (

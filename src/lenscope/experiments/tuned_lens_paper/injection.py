@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from lenscope.detection.detector import fingerprint
-from lenscope.detection.prompt_features import (
-    answer_features,
-    describe,
-    disturbed,
-    runs,
-    sorted_answer_features,
-    spread,
-)
+from lenscope.detection.prompt_features import answer_features, describe, disturbed, sorted_answer_features, spread
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.engine.token_choice import top_one
 from lenscope.errors import LenscopeError
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
@@ -30,10 +22,14 @@ from lenscope.experiments.tuned_lens_paper.injection_data import DATA as TAKES
 from lenscope.experiments.tuned_lens_paper.injection_data import SHOTS, LeftOut, data
 from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS, Items, Split, split_auroc, tried
 from lenscope.lenses.lens import Lens
+from lenscope.measures.streamed import top_one
+from lenscope.models.batches import runs
 from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
-from lenscope.statistics.estimates import Estimate, difference, mean
-from lenscope.tasks.questions import ANSWER, Question, answer_log_likelihoods, correct, few_shot
+from lenscope.statistics.estimates import difference, mean
+from lenscope.statistics.intervals import Estimate
+from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
+from lenscope.tasks.questions import ANSWER, Question, correct, few_shot
 
 DATA = TAKES
 CLAIM = (

@@ -14,7 +14,7 @@ from lenscope.detection.detector import fingerprint
 from lenscope.detection.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
-from lenscope.statistics.estimates import RESAMPLES, Estimate, percentiles
+from lenscope.statistics.intervals import RESAMPLES, Estimate, percentiles
 
 # of the normal items; one is held out
 PARTS = 4

@@ -18,17 +18,11 @@ from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
 from lenscope.lenses.lens import Lens
-from lenscope.statistics.estimates import difference, holm, mean, sign_flips
+from lenscope.statistics.estimates import difference, mean
+from lenscope.statistics.significance import holm, sign_flips
+from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 from lenscope.tasks.builtin_questions import KINDS
-from lenscope.tasks.questions import (
-    ANSWER,
-    BUILTIN,
-    Question,
-    answer_log_likelihoods,
-    correct,
-    few_shot,
-    load_questions,
-)
+from lenscope.tasks.questions import ANSWER, BUILTIN, Question, correct, few_shot, load_questions
 
 DATA = "JSONL with query, choices, gold, task"
 CLAIM = (

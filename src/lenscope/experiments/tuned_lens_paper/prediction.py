@@ -20,7 +20,7 @@ from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.lenses.evaluation_results import Evaluation
 from lenscope.mappings.mapping import Scale, identify
-from lenscope.statistics.estimates import Estimate
+from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
 from lenscope.text.predictions import predictions
 

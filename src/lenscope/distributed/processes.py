@@ -1,0 +1,55 @@
+"""distributed.processes"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """The processes that work on one thing: `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Put the sum over all processes into each tensor, in one message per dtype."""
+        if self.world == 1:
+            return
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            some = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in some])
+            dist.all_reduce(flat)
+            for t, part in zip(some, flat.split([t.numel() for t in some]), strict=True):
+                t.copy_(part.view_as(t))
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Group]:
+    """The group of this process: all those that torchrun started together, or this one alone.
+
+    Joins the group that is there, else makes one for the time of the block: NCCL for CUDA, Gloo otherwise.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Group(dist.get_rank(), dist.get_world_size())
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Group()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,99 @@
+"""interventions.activation_patching"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lenscope.errors import LenscopeError
+from lenscope.interventions.effects import Effects, Run, baselines, measured
+from lenscope.interventions.prompt_cells import (
+    Answers,
+    Prompts,
+    _answer,
+    _each,
+    _effects,
+    _layers,
+    _log_probs,
+    _plain,
+    _rows,
+    _text,
+    _windows,
+)
+from lenscope.models.language_model import LM
+from lenscope.models.prompts import Position, Positions, Prompt
+
+# below so many nats between the clean and the corrupted run, what was recovered is rounding
+LEAST = 0.01
+
+
+@torch.no_grad()
+def activation_patching(
+    lm: LM,
+    clean: Prompts,
+    corrupted: Prompts,
+    answers: Answers = None,
+    alternatives: Answers = None,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Positions | Sequence[tuple[Position, Position]] | None = None,
+    window: int = 1,
+) -> Effects:
+    """What a state of the clean prompt's run does to an answer in the corrupted prompt's run (denoising).
+
+    Each cell writes the clean run's state at one layer and position over the corrupted run's (at `window` layers
+    around it, cut off at the ends). Swap the prompts for noising. The tokens of the two must align one to one; else
+    give `positions` as pairs (clean, corrupted), a substring naming its last token.
+
+    `answers` are by default the clean run's own next token. `recovered` is the part of the way from the corrupted
+    to the clean run, of ln p(answer), or of ln p(answer) - ln p(alternative) (between single tokens: their logits'
+    difference) where `alternatives` are given; NaN where the two runs are less than 0.01 nats apart.
+    Raises LenscopeError where prompts of unequal length are given without pairs.
+    """
+    batched, many = lm.prompts(clean)
+    _, others = lm.prompts(corrupted)
+    if len(many) != len(others):
+        raise LenscopeError(f"{len(many)} clean and {len(others)} corrupted prompts: give one of each to a pair")
+    numbers = _layers(lm, layers, 0)
+    low, high = _windows(numbers, window, 0, lm.n_layers)
+    found = []
+    for prompt, other, answer, second in zip(
+        many, others, _each(answers, many, batched), _each(alternatives, many, batched), strict=True
+    ):
+        pairs = _aligned(prompt, other, positions)
+        asked = [_answer(lm, prompt, a) for a in ([answer] if alternatives is None else [answer, second])]
+        states = lm.read(prompt).tensor[0]
+        parts = []
+        for n, (a, b) in enumerate((low[i], high[i]) for i in range(len(numbers)) for _ in pairs):
+            source, target = pairs[n % len(pairs)]
+            parts += [(n, at, target, at * len(prompt) + source) for at in range(a, b + 1)]
+        made = _rows(other, len(numbers) * len(pairs), states.flatten(0, 1), *np.array(parts).T)
+        lp = _log_probs(lm, made, asked).reshape(len(numbers), len(pairs), -1)
+        whole, base = _plain(lm, prompt, asked), _plain(lm, other, asked)
+        measures = measured(lp[..., :1], base[:1])
+        totals = baselines(whole[0], base[:1])
+        now, full, none = lp[..., 0], whole[0], base[0]
+        if alternatives is not None:
+            now, full, none = lp[..., 0] - lp[..., 1], whole[0] - whole[1], base[0] - base[1]
+            measures["difference"] = now
+            totals |= {"clean_difference": full, "corrupted_difference": none}
+        apart = full - none
+        measures["recovered"] = (now - none) / apart if abs(apart) >= LEAST else np.full_like(now, np.nan)
+        answered, rival = [*(_text(lm, ids) for ids in asked), ""][:2]
+        about = Run(other.text, other.tokens, tuple((b,) for _, b in pairs), answered, rival, other=prompt.text)
+        found.append((about, measures, totals))
+    return _effects(lm, "activation patching", numbers, found, {"window": window})
+
+
+def _aligned(clean: Prompt, corrupted: Prompt, positions: Any) -> list[tuple[int, int]]:
+    """Pairs of positions, of the clean and of the corrupted prompt."""
+    some = positions if isinstance(positions, list | tuple) else []
+    if some and all(isinstance(p, tuple) and len(p) == 2 for p in some):
+        return [(clean.position(a), corrupted.position(b)) for a, b in some]
+    if len(clean) != len(corrupted):
+        raise LenscopeError(
+            f"the clean prompt has {len(clean)} tokens, the corrupted one {len(corrupted)}: give positions as pairs "
+            "(clean, corrupted), or prompts of equal length"
+        )
+    return [(p, p) for p in corrupted.positions(positions)]

@@ -1,0 +1,89 @@
+"""interventions.attention_knockout"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lenscope.errors import LenscopeError
+from lenscope.interventions.effects import Effects, Run, measured
+from lenscope.interventions.prompt_cells import (
+    Answers,
+    Places,
+    Prompts,
+    _answer,
+    _each,
+    _effects,
+    _layers,
+    _log_probs,
+    _plain,
+    _rows,
+    _text,
+    _windows,
+    span,
+)
+from lenscope.models.language_model import LM
+
+
+@torch.no_grad()
+def attention_knockout(
+    lm: LM,
+    prompts: Prompts,
+    keys: Places = None,
+    answers: Answers = None,
+    *,
+    queries: Places = -1,
+    layers: Sequence[int] | None = None,
+    window: int | None = None,
+) -> Effects:
+    """What an answer loses when some positions may not attend to others in a window of blocks (Geva et al. 2023).
+
+    `keys` are hidden from `queries` (by default the last position, and the tokens of a longer answer after it) all
+    at once, a substring meaning all its tokens; None: every position by itself. Layer l stands for the block between
+    layers l - 1 and l, the centre of a window of `window` blocks, cut off at the ends: by default a fifth of all
+    blocks, an odd number (9 of 48). `effect` is the change of the probability against the clean run;
+    the paper's change in per cent is 100 · (exp(log_effect) - 1).
+
+    Raises LenscopeError where a query would see nothing, or where the model's attention cannot be told what to hide.
+    """
+    batched, many = lm.prompts(prompts)
+    n = lm.n_layers
+    wide_by = max(1, n // 5 - (n // 5 + 1) % 2) if window is None else window
+    numbers = _layers(lm, layers, 1)
+    low, high = _windows(numbers, wide_by, 1, n)
+    found = []
+    for prompt, hidden, answer, looking in zip(
+        many, _each(keys, many, batched), _each(answers, many, batched), _each(queries, many, batched), strict=True
+    ):
+        marked = span(prompt, looking)
+        places = [(p,) for p in range(max(marked) + 1)] if hidden is None else [span(prompt, hidden)]
+        edges = [_edges(place, marked, len(prompt)) for place in places]
+        parts = [
+            (i * len(places) + j, low[i] - 1, high[i], *edge)
+            for i in range(len(numbers))
+            for j in range(len(places))
+            for edge in edges[j]
+        ]
+        ids = _answer(lm, prompt, answer)
+        none = np.zeros(0, dtype=np.int64)
+        made = _rows(prompt, len(numbers) * len(places), torch.zeros(1, lm.hidden_size), none, none, none, none)
+        lp = _log_probs(lm, replace(made, bars=np.array(parts)), [ids]).reshape(len(numbers), len(places), 1)
+        base = _plain(lm, prompt, [ids])
+        about = Run(prompt.text, prompt.tokens, tuple(places), _text(lm, ids), marked=marked)
+        found.append((about, measured(lp, base), {"clean": np.exp(base[0]), "clean_log_prob": base[0]}))
+    return _effects(lm, "attention knockout", numbers, found, {"window": wide_by})
+
+
+def _edges(keys: Sequence[int], queries: Sequence[int], length: int) -> list[tuple[int, int, int]]:
+    """(first query, query after the last, key) of what is barred; -1: the last position and all that follow it."""
+    found = []
+    for q in queries:
+        barred = [k for k in keys if k <= q]
+        # the token before is in every window of local attention; without both, a query might see nothing
+        if q in barred and (q == 0 or q - 1 in barred):
+            raise LenscopeError(f"keys {q}: query {q}, hidden from itself, must still see the token before it")
+        found += [(q, -1 if q == length - 1 else q + 1, k) for k in barred]
+    if not found:
+        raise LenscopeError(f"keys {list(keys)}: come after the queries {list(queries)}, which never see them")
+    return found

@@ -1,0 +1,83 @@
+"""patchscopes.soft_prompt"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lenscope.errors import LenscopeError
+from lenscope.files import weights_folder as artifacts
+from lenscope.files.untrusted import reading
+from lenscope.mappings.mapping import is_of
+from lenscope.models.edits import Edit
+from lenscope.models.language_model import LM
+from lenscope.patchscopes.patchscope import Target
+
+# Pal et al. 2023: the fixed prompts of the authors' code
+FIXED_PROMPTS = (
+    'Hello! Could you please tell me more about "',
+    'The multi-tokens present here are "',
+    "The concepts in this hidden state listed are: (",
+    "<|endoftext|> This state is describing about the following concept:",
+)
+
+
+FORMAT = 1
+
+
+STEM = "softprompt"
+
+
+@dataclass(frozen=True, eq=False)
+class SoftPrompt:
+    """K vectors (K, D) for layer 0 of K tokens; the last token's state at `target_layer` is the source's of `layer`.
+
+    `ids` (K,) are the tokens it was started from, whose states the vectors replace. `model` is what
+    `mappings.identify` says of its model, `report` how far patched runs are from the source's own.
+    """
+
+    vectors: Tensor
+    ids: tuple[int, ...]
+    layer: int
+    target_layer: int
+    model: dict[str, Any]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"SoftPrompt({len(self.ids)} vectors, layer {self.layer} → {self.target_layer}, {self.model['model']})"
+
+    def target(self, lm: LM) -> Target:
+        """The target prompt to patch at the last token; LenscopeError for another model than it was learned for."""
+        if not is_of(self.model, lm):
+            raise LenscopeError(
+                f"soft prompt: learned for {self.model['model']}, not for {lm.name} or not these weights; learn "
+                "one for this model"
+            )
+        return Target(self.ids, edits=(Edit(0, slice(None), self.vectors),))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and softprompt-….safetensors into a folder, whole or not at all."""
+        config = {
+            "format": FORMAT,
+            "ids": self.ids,
+            "layer": self.layer,
+            "target_layer": self.target_layer,
+            "model": self.model,
+            "report": self.report,
+        }
+        artifacts.write(folder, STEM, config, {"vectors": self.vectors.cpu().contiguous()})
+
+
+def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
+    """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
+    with reading(folder, "is no soft prompt that lenscope saved"):
+        config, tensors = artifacts.read(folder, STEM)
+        if config["format"] != FORMAT:
+            raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
+        vectors, ids = tensors["vectors"], tuple(int(i) for i in config["ids"])
+        if vectors.shape != (len(ids), config["model"]["hidden_size"]) or not torch.isfinite(vectors).all():
+            raise LenscopeError(f"{folder}: its vectors are not finite, or not one for each of {len(ids)} tokens")
+        layers = int(config["layer"]), int(config["target_layer"])
+        return SoftPrompt(vectors, ids, *layers, dict(config["model"]), dict(config["report"]))

@@ -1,0 +1,48 @@
+"""statistics.significance"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lenscope.errors import LenscopeError
+from lenscope.statistics.estimates import difference
+
+
+def sign_flips(differences: ArrayLike, *, seed: int = 0, resamples: int = 10_000) -> float:
+    """The two-sided p-value of paired differences (n,) having mean 0, by flipping their signs at random."""
+    values = np.asarray(differences, dtype=float)
+    if not len(values):
+        raise LenscopeError("differences: none given")
+    random = np.random.default_rng(seed)
+    observed = abs(values.mean()) * (1 - 1e-12)
+    flips = random.integers(0, 2, (resamples, len(values))) * 2.0 - 1
+    return float((1 + (np.abs(flips @ values / len(values)) >= observed).sum()) / (1 + resamples))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of several tests, corrected for their number (Holm 1979), in the order given."""
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values)
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    made = np.empty(len(values))
+    made[order] = np.minimum(stepped, 1)
+    return [float(v) for v in made]
+
+
+def compared(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence[Any] | None]], seed: int = 0
+) -> list[dict[str, Any]]:
+    """A row for each named pair of scores (n,) of the same items: the paired difference, its p, and p after Holm.
+
+    Each comes with the units of its items, or None: signs are flipped by unit, of whose differences sums are taken.
+    """
+    made: list[dict[str, Any]] = []
+    for name, (a, b, units) in pairs.items():
+        apart_by = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+        _, unit = np.unique(np.arange(len(apart_by)) if units is None else np.asarray(units), return_inverse=True)
+        p = sign_flips(np.bincount(unit, apart_by), seed=seed)
+        made.append({"comparison": name, "difference": difference(a, b, units=units, seed=seed), "p": p})
+    corrected = holm([row["p"] for row in made]) if made else []
+    return [{**row, "p (Holm)": p} for row, p in zip(made, corrected, strict=True)]

@@ -1,0 +1,70 @@
+"""tasks.known_facts"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lenscope.engine.continuations import Progress, continued
+from lenscope.errors import LenscopeError
+from lenscope.models.language_model import LM
+from lenscope.tasks.relations import Chain, Fact, Relation
+from lenscope.tasks.text_match import starts
+
+# tokens that it may write beyond an answer's own, such as an article
+MORE = 2
+
+
+def few_shot(relation: Relation, fact: Fact, shots: int = 5, seed: int = 0) -> str:
+    """Lines of `shots` other facts of a relation with their first answers, then its template with this subject.
+
+    All facts have the same demonstrations in the same order, so that they are read once, except that a fact's own
+    place in them is taken by the next one. Raises LenscopeError where there are too few others.
+    """
+    order = np.random.default_rng(seed).permutation(len(relation.facts)).tolist()
+    others = [relation.facts[n] for n in order if relation.facts[n].subject != fact.subject][:shots]
+    if shots < 0 or len(others) < shots:
+        raise LenscopeError(f"shots {shots}: {relation.name} has {len(others)} other facts; give 0–{len(others)}")
+    lines = [f"{relation.template.replace('{}', other.subject)} {other.answers[0]}.\n" for other in others]
+    return "".join(lines) + relation.template.replace("{}", fact.subject)
+
+
+def answered(
+    lm: LM, prompts: Sequence[str], answers: Sequence[str | Sequence[str]], progress: Progress | None = None
+) -> np.ndarray:
+    """Whether the greedy continuation of each prompt begins with one of its answers: (N,) of bool."""
+    if len(prompts) != len(answers):
+        raise LenscopeError(f"{len(prompts)} prompts, {len(answers)} answers: give answers for each prompt")
+    names = [[a] if isinstance(a, str) else [*a] for a in answers]
+    if not names:
+        return np.zeros(0, dtype=bool)
+    new = MORE + max(len(lm.encoder.ids_behind(" " + name)) for some in names for name in some)
+    said = continued(lm, prompts, new, progress)
+    return np.array([starts(one.text, some) for one, some in zip(said, names, strict=True)])
+
+
+def known(lm: LM, relation: Relation, shots: int = 5, seed: int = 0, progress: Progress | None = None) -> np.ndarray:
+    """Which facts a model goes on to say after `shots` others: (N,) of bool, greedy, one of the answers first."""
+    prompts = [few_shot(relation, fact, shots, seed) for fact in relation.facts]
+    return answered(lm, prompts, [fact.answers for fact in relation.facts], progress)
+
+
+def known_chains(
+    lm: LM, chains: Sequence[Chain], shots: int = 3, seed: int = 0, progress: Progress | None = None
+) -> np.ndarray:
+    """Which hops a model answers, (N, 3) of bool: the first, the second, and both in one question.
+
+    Each after `shots` questions of chains of the same name, none with the same bridge; greedy.
+    """
+    prompts: list[str] = []
+    answers: list[str] = []
+    order = np.random.default_rng(seed).permutation(len(chains)).tolist()
+    for hop in range(3):
+        for chain in chains:
+            peers = (chains[n] for n in order if chains[n].name == chain.name and chains[n].bridge != chain.bridge)
+            shown = {peer.questions[hop]: peer.bridge if hop == 0 else peer.answer for peer in peers}
+            if len(shown) < shots:
+                raise LenscopeError(f"shots {shots}: {chain.name} has {len(shown)} others to show; give fewer shots")
+            lines = [f"{question} {answer}.\n" for question, answer in list(shown.items())[:shots]]
+            prompts.append("".join(lines) + chain.questions[hop])
+            answers.append(chain.bridge if hop == 0 else chain.answer)
+    return answered(lm, prompts, answers, progress).reshape(3, len(chains)).T
