@@ -16,10 +16,10 @@ import torch
 
 import lenscope as ls
 from lenscope.directions.causal_basis import causal_basis
-from lenscope.directions.energy import Plain, Site, energies, wide_readout
+from lenscope.directions.energy import GeneralEnergy, Site, energies, wide_readout
 from lenscope.lenses.lens import Lens
-from lenscope.measures.sampled_kl import Objective
-from lenscope.text.row_states import runs
+from lenscope.measures.sampled_kl import SampledKL
+from lenscope.text.row_states import row_states
 
 
 def baseline(site: Site, energy, k: int) -> tuple[torch.Tensor, int]:
@@ -77,10 +77,10 @@ def main() -> None:
         began = time.perf_counter()
         ours = causal_basis(lm, rows, f, [layer], k=args.k)
         seconds = time.perf_counter() - began
-        h = torch.cat([run.states[0][run.counted] for run in runs(lm, rows, [layer])]).float()
+        h = torch.cat([run.states[0][run.counted] for run in row_states(lm, rows, [layer])]).float()
         began = time.perf_counter()
         site = Site(Lens(lm, f), readout, layer, h, args.k, 0)
-        plain = Plain(site, Objective(lm, torch.ones(lm.vocab_size), None, 0))
+        plain = GeneralEnergy(site, SampledKL(lm, torch.ones(lm.vocab_size), None, 0))
         found, calls = baseline(site, site.energy(None) if args.same_energies else plain, args.k)
         theirs = time.perf_counter() - began
         once = time.perf_counter()

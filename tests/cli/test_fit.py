@@ -215,7 +215,7 @@ def test_eval_is_the_library_s_evaluation(run, model, text, lens, tmp_path):
     assert made.lenses == ("logit lens", "mine")
     assert (made.values["kl"] == direct.values["kl"]).all()
     assert made.provenance["corpus"] == held.provenance()
-    assert (ls.load_evaluation(saved).values["kl"] == direct.values["kl"]).all()
+    assert (ls.lenses.load_evaluation(saved).values["kl"] == direct.values["kl"]).all()
     status, out, _ = run(*arguments, "--lens", f"mine={lens}")
     rows = [line.split() for line in out.splitlines()]
     assert ["layer", "KL", "KL"] in rows
@@ -261,7 +261,7 @@ def test_an_interrupted_evaluation_is_shown_and_saved(run, model, text, tmp_path
     assert status == 130
     assert "logit lens" in out
     assert "tokens measured; what they say is kept" in err.splitlines()[-1]
-    assert ls.load_evaluation(tmp_path / "e.json").tokens
+    assert ls.lenses.load_evaluation(tmp_path / "e.json").tokens
 
 
 def test_export_is_read_again(run, model, lens, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 import lenscope as ls
 from lenscope.fitting import tuned_lens as tuning
-from lenscope.mappings import mapping as mappings
+from lenscope.models import likeness
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +124,10 @@ def test_a_mistake_is_one_line_and_status_2(run, model, arguments, message):
 
 def test_the_demo_writes_its_page(run, tmp_path, smollm2, monkeypatch):
     """All but the fit, which takes two minutes; test_cli_fit.py has the demo whole, on a tiny model."""
-    me = mappings.identify(smollm2)
+    me = likeness.model_identity(smollm2)
     layers = [{"layer": n, "kl": 1.0, "kl_logit_lens": 2.0} for n in range(30)]
     report = {"lens": "tuned lens", "layers": layers, "seconds": 1.0, "tokens": 9, "held_out": {"tokens": [9, 9]}}
-    fitted = ls.Scale({None: (torch.tensor(1.0),)}, me, me, report)
+    fitted = ls.mappings.Scale({None: (torch.tensor(1.0),)}, me, me, report)
     monkeypatch.setattr(tuning, "fit", lambda *given, **how: fitted)
     status, out, _ = run("demo", "-o", str(tmp_path / "demo"))
     assert status == 0

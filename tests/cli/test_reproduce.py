@@ -168,7 +168,7 @@ def test_a_lens_is_fitted_on_the_text_once_and_kept(lm, tmp_path, monkeypatch):
     assert setting.translators is made
     assert made.report["tokens"] == 512
     assert setting.settings()["lens"] == "fitted on 512 tokens of the text"
-    monkeypatch.setattr("lenscope.fitting.state_block.Block.read", None)
+    monkeypatch.setattr("lenscope.fitting.state_block.StateBlock.read", None)
     again = Setting(lm, text=(str(text),), quick=True, folder=tmp_path).translators
     assert all(torch.equal(again.weights[pair][0], weights[0]) for pair, weights in made.weights.items())
     fitted = {row for batch in setting.corpus.split(0.1)[0].batches(None) for row in map(tuple, batch.ids.tolist())}

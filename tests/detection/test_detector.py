@@ -22,19 +22,20 @@ from lenscope.detection.detector import Detector, fingerprint, fit_detector, loa
 from lenscope.detection.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
 from lenscope.detection.prompt_features import (
     answer_features,
-    describe,
     disturbed,
     mean_states,
+    measure_prompts,
     sorted_answer_features,
-    spread,
+    spaced_layers,
     trajectory_columns,
 )
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import injection
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.experiments.tuned_lens_paper import injection_trials as trials
-from lenscope.experiments.tuned_lens_paper.injection_trials import Items, Split, apart, split_auroc, tried
-from lenscope.mappings.mapping import Affine, identify
+from lenscope.experiments.tuned_lens_paper.injection_trials import Items, Split, check_disjoint, run_splits, split_auroc
+from lenscope.mappings.mapping import Affine
+from lenscope.models.likeness import model_identity
 from lenscope.statistics.intervals import Estimate
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks.questions import BUILTIN
@@ -65,7 +66,7 @@ def tuned(lm):
         (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
         for n in range(lm.n_layers)
     }
-    return ls.Lens(lm, Affine(weights, identify(lm), identify(lm)), name="tuned")
+    return ls.Lens(lm, Affine(weights, model_identity(lm), model_identity(lm)), name="tuned")
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def by_hand(lm, text):
 
 def test_trajectories_equal_their_definitions(lm, tuned):
     texts = [REQUESTS[0], "The cat", REQUESTS[3], "The"]
-    found = describe(tuned, texts, [1, 3, -1])
+    found = measure_prompts(tuned, texts, [1, 3, -1])
     assert found.layers == (1, 3, 4)
     assert found.columns == trajectory_columns((1, 3, 4), 4)
     assert found.trajectory.shape == (4, 3 * (4 + 4 + 2))
@@ -117,7 +118,9 @@ def test_trajectories_equal_their_definitions(lm, tuned):
     np.testing.assert_allclose(mean_states(lm, texts, [3, 4]), found.states[:, 1:], atol=1e-9)
     assert not any(c.startswith(("4 kl", "4 agreement")) for c in found.columns)
     # a prompt's features are its own, whatever company it is in
-    np.testing.assert_allclose(describe(tuned, texts[2:3], [1, 3, 4]).trajectory, found.trajectory[2:3], atol=1e-9)
+    np.testing.assert_allclose(
+        measure_prompts(tuned, texts[2:3], [1, 3, 4]).trajectory, found.trajectory[2:3], atol=1e-9
+    )
 
 
 def test_answers_become_features():
@@ -134,8 +137,8 @@ def test_answers_become_features():
 
 
 def test_layers_are_spread(lm):
-    assert spread(ls.Lens(lm)) == (0, 1, 2, 3, 4)
-    assert spread(ls.Lens(lm), 3) == (0, 2, 4)
+    assert spaced_layers(ls.Lens(lm)) == (0, 1, 2, 3, 4)
+    assert spaced_layers(ls.Lens(lm), 3) == (0, 2, 4)
 
 
 def test_disturbed_texts_are_made_of_normal_ones():
@@ -226,7 +229,7 @@ def test_a_detector_scores_as_what_it_is_made_of(tuned, detector):
     assert len(detector.prompts) == len(REQUESTS) == len({*detector.prompts})
     odd = ["!!! 7 7 7 7 7 7", REQUESTS[0]]
     found = detector.score(odd)
-    features = describe(tuned, [*REQUESTS, *odd], detector.layers).trajectory
+    features = measure_prompts(tuned, [*REQUESTS, *odd], detector.layers).trajectory
     np.testing.assert_allclose(detector.reference, features[:60], atol=1e-9)
     np.testing.assert_allclose(found, detector.method(features[:60])(features[60:]), rtol=1e-6)
     assert detector.score(odd[0]) == pytest.approx(found[0])
@@ -370,7 +373,7 @@ def test_nothing_that_is_tried_was_fitted_on(lm, monkeypatch):
     for kind in (Forest, Neighbours):
         plain = kind.__call__
         monkeypatch.setattr(kind, "__call__", lambda self, x, plain=plain: seen.append(x) or plain(self, x))
-    splits, taken = tried(lm, made, paired=True, repeats=2, seed=0)
+    splits, taken = run_splits(lm, made, paired=True, repeats=2, seed=0)
     normal = {tuple(r) for x in made["normal"].features.values() for r in x}
     assert seen
     assert all(tuple(r) in normal for x in seen for r in x)
@@ -385,9 +388,9 @@ def test_nothing_that_is_tried_was_fitted_on(lm, monkeypatch):
     # injected texts that are normal ones too are told off
     made["injected"].texts[:] = [made["normal"].texts[20]] * count
     with pytest.raises(ls.LenscopeError, match="among the normal"):
-        tried(lm, made, paired=True, repeats=1, seed=0)
+        run_splits(lm, made, paired=True, repeats=1, seed=0)
     with pytest.raises(ls.LenscopeError, match="among the normal"):
-        apart(lm, made["normal"], [made["normal"].part([2])])
+        check_disjoint(lm, made["normal"], [made["normal"].part([2])])
 
 
 # -- the experiment

@@ -13,17 +13,17 @@ import lenscope as ls
 from lenscope.cli.causal import causal as command
 from lenscope.cli.commands import app
 from lenscope.directions import energy
-from lenscope.directions.alignment import Alignment, aitchison_cosine, alignment, deranged
+from lenscope.directions.alignment import Alignment, aitchison_cosine, alignment, derange
 from lenscope.directions.basis import Basis, load_basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, promoted, random_basis
-from lenscope.directions.energy import Factored, Plain, Site, wide_readout
+from lenscope.directions.energy import FactoredEnergy, GeneralEnergy, Site, wide_readout
 from lenscope.directions.influence import Influence, influence
 from lenscope.engine import resume
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import fidelity
 from lenscope.lenses.lens import Lens
-from lenscope.mappings.mapping import identify
-from lenscope.measures.sampled_kl import Objective
+from lenscope.measures.sampled_kl import SampledKL
+from lenscope.models.likeness import model_identity
 from lenscope.statistics.estimates import rank_correlation
 from lenscope.text import row_states
 
@@ -97,8 +97,11 @@ def test_energy_and_gradient_are_those_of_the_definition(kind, factored, tuned):
     (gradient,) = torch.autograd.grad(expected, v)
     # most norms are computed in float32 whatever the model's dtype; LayerNorm is not
     close = {"rtol": 1e-9, "atol": 1e-10} if kind == "gpt2" else {"rtol": 2e-5, "atol": 2e-6}
-    objective = Objective(lm, site._mean_distribution(), None, 0)
-    for made in [Plain(site, objective), *([Factored(site, objective, *site.factors)] if factored else [])]:
+    objective = SampledKL(lm, site._mean_distribution(), None, 0)
+    for made in [
+        GeneralEnergy(site, objective),
+        *([FactoredEnergy(site, objective, *site.factors)] if factored else []),
+    ]:
         found, pull = made(v.detach())
         torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected.detach(), **close)
         torch.testing.assert_close(pull, gradient, **close)
@@ -108,7 +111,7 @@ def test_drawn_columns_give_the_energy_of_the_weighted_vocabulary():
     lm = lm_of("gpt2")
     h = states(lm, rows_of(lm), 2)
     site = Site(Lens(lm), wide_readout(lm), 2, h, 4, 0)
-    columns = Objective(lm, site._mean_distribution(), 64, 0).draw(0)
+    columns = SampledKL(lm, site._mean_distribution(), 64, 0).draw(0)
     assert len(columns.ids) == 64
     assert columns.added.max() > 1
     v = unit(lm.hidden_size)
@@ -297,7 +300,7 @@ def test_blocks_below_are_left_out_only_where_that_gives_the_same():
     ids = [list(range(20, 29)), list(range(40, 49))]
     for kind, layer, short in (("llama", 2, True), ("gemma3n_text", 3, False)):
         lm = lm_of(kind)
-        (run,) = row_states.runs(lm, ids, [layer])
+        (run,) = row_states.row_states(lm, ids, [layer])
         above = resume._Above(lm, run, layer, 0)
         assert above.short == short
         torch.testing.assert_close(above(run.states[:1])[0], run.states[-1], rtol=1e-9, atol=1e-9)
@@ -306,7 +309,7 @@ def test_blocks_below_are_left_out_only_where_that_gives_the_same():
 
 def test_the_lower_blocks_do_not_run(monkeypatch):
     lm = lm_of("llama")
-    (run,) = row_states.runs(lm, rows_of(lm, 2), [3])
+    (run,) = row_states.row_states(lm, rows_of(lm, 2), [3])
     above = resume._Above(lm, run, 3, 0)
     ran = []
     hooks = [
@@ -339,7 +342,7 @@ def test_alignment_is_that_of_plain_hooks():
     basis = causal_basis(lm, rows, f, [layer], k=3)
     found = alignment(lm, rows, basis, {"tuned": f, "logit": None}, seed=5)
     h = states(lm, rows, layer)
-    source = deranged(np.repeat(np.arange(4), 8), 5)
+    source = derange(np.repeat(np.arange(4), 8), 5)
     v = basis[layer].double()
     treated = h + (h[source] - h) @ v.T @ v
     tail = TAILS["llama"]
@@ -385,10 +388,10 @@ def test_the_aitchison_cosine_with_even_weights_is_the_correlation():
 def test_every_place_gets_a_state_of_another_row(sizes):
     row = np.repeat(np.arange(len(sizes)) * 7, sizes)
     for seed in range(20):
-        found = deranged(row, seed)
+        found = derange(row, seed)
         assert sorted(found) == list(range(len(row)))
         assert (row[found] != row).all()
-    assert len({tuple(deranged(row, seed)) for seed in range(20)}) > 2
+    assert len({tuple(derange(row, seed)) for seed in range(20)}) > 2
 
 
 def test_tokens_promoted_are_those_of_the_lens():
@@ -577,7 +580,9 @@ def test_fidelities_are_compared_over_all_layers(lm64):
     """Directions whose influences agree at every layer, beside some that disagree, and some of both."""
     k, draw = 40, np.random.default_rng(0)
     nothing = torch.zeros(2, k, lm64.hidden_size)
-    basis = Basis(nothing, nothing[..., 0], nothing[:, 0], nothing[..., 0], (1, 2), "random", "l", identify(lm64), {})
+    basis = Basis(
+        nothing, nothing[..., 0], nothing[:, 0], nothing[..., 0], (1, 2), "random", "l", model_identity(lm64), {}
+    )
 
     def made(sign):
         lens = draw.random((2, k))

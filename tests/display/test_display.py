@@ -11,13 +11,13 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import lenscope as ls
+from lenscope import visible_text as visible
 from lenscope.cli import demo
 from lenscope.cli import detect as detecting
 from lenscope.cli import fit as lensing
 from lenscope.cli.screen import Screen, bar
 from lenscope.display import heat_table as tables
 from lenscope.display import numbers
-from lenscope.display import visible_text as visible
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.display.page import page
 from lenscope.experiments.report import Report

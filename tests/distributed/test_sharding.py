@@ -92,15 +92,15 @@ def work(folder: Path) -> None:
 
 def stop(tokens):
     """Progress is told to the first process alone: all of them stop where they have read the same row."""
-    own = state_block.Block.read
+    own = state_block.StateBlock.read
 
     def read(self, batch):
         own(self, batch)
         if batch.next_row * 32 >= tokens:
-            state_block.Block.read = own
+            state_block.StateBlock.read = own
             raise KeyboardInterrupt
 
-    state_block.Block.read = read
+    state_block.StateBlock.read = read
 
 
 def started(folder, world, command):
@@ -178,7 +178,7 @@ def test_any_number_of_processes_reads_every_row_of_every_block(lm, monkeypatch,
     assert plan.block == 8
     seen = [set() for _ in range(plan.blocks)]
     for rank in range(world):
-        run = training.Training(lm, text, plan, Group(rank, world), seed=0, low=None, progress=None)
+        run = training.TunedLensRun(lm, text, plan, Group(rank, world), seed=0, low=None, progress=None)
         for number, block in enumerate(run.blocks()):
             assert len(block.slot) * 32 == len(block.last)
             assert all(row % world == rank for row in block.slot)

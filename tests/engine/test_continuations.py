@@ -5,7 +5,7 @@ import torch
 
 from lenscope import LenscopeError
 from lenscope.engine import continuations as continuing
-from lenscope.engine.continuations import continued
+from lenscope.engine.continuations import continue_prompts
 
 DEMONSTRATIONS = "The capital of France is Paris.\nThe cat sat on the mat.\n"
 PROMPTS = [
@@ -26,7 +26,7 @@ def anew(lm, prompt, count):
 
 def test_continuations_are_those_of_each_prompt_alone(lm64):
     done = []
-    made = continued(lm64, PROMPTS, 5, lambda *n: done.append(n))
+    made = continue_prompts(lm64, PROMPTS, 5, lambda *n: done.append(n))
     assert [one.ids for one in made] == [anew(lm64, p, 5) for p in PROMPTS]
     assert [one.prompt.text for one in made] == PROMPTS
     assert all(one.text == lm64.encoder.decode(one.ids) for one in made)
@@ -41,14 +41,14 @@ def test_rows_that_end_leave_the_others_alone(lm64, monkeypatch):
     monkeypatch.setattr(lm64.model.generation_config, "eos_token_id", end)
     expected = [ids[: ids.index(end) + 1] if end in ids else ids for ids in plain]
     assert len({len(ids) for ids in expected}) > 1
-    assert [one.ids for one in continued(lm64, PROMPTS, 6)] == expected
+    assert [one.ids for one in continue_prompts(lm64, PROMPTS, 6)] == expected
 
 
 def test_a_model_whose_cache_is_not_exact_reads_every_prompt(lm64, monkeypatch):
-    expected = [one.ids for one in continued(lm64, PROMPTS, 3)]
+    expected = [one.ids for one in continue_prompts(lm64, PROMPTS, 3)]
     monkeypatch.setattr(continuing.rows, "fastest", lambda *_: "plain")
     monkeypatch.setattr(continuing, "_together", lambda *_: pytest.fail("shared a prefix"))
-    assert [one.ids for one in continued(lm64, PROMPTS, 3)] == expected
+    assert [one.ids for one in continue_prompts(lm64, PROMPTS, 3)] == expected
 
 
 def test_what_generate_refuses_is_refused(lm64):
@@ -57,9 +57,9 @@ def test_what_generate_refuses_is_refused(lm64):
         with pytest.raises(LenscopeError) as theirs:
             lm64.generate(prompts, new)
         with pytest.raises(LenscopeError) as ours:
-            continued(lm64, prompts, new)
+            continue_prompts(lm64, prompts, new)
         assert str(ours.value) == str(theirs.value)
-    assert continued(lm64, [], 3) == []
+    assert continue_prompts(lm64, [], 3) == []
 
 
 def test_prompts_are_grouped_by_all_but_their_last_line(lm64):

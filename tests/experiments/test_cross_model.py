@@ -29,7 +29,7 @@ from lenscope.experiments.patchscopes_paper.cross_model import (
     WHERE,
     Way,
 )
-from lenscope.experiments.patchscopes_paper.cross_model_descriptions import Described
+from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities
 from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, fitted, held_out, places
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.significance import sign_flips
@@ -210,7 +210,7 @@ def planted(precision, descriptions, places=300, seed=0):
     for what in (told_module.MAPPED, told_module.SHUFFLED, told_module.RANDOM, told_module.NOTHING):
         said = [[f"number {n} of all" if what == descriptions else "nothing"] for n in range(16)]
         texts[what] = np.array(said, dtype=object)
-    told = Described(entities, texts, dict.fromkeys(texts, ("0 → 0",)))
+    told = DescribedEntities(entities, texts, dict.fromkeys(texts, ("0 → 0",)))
     return Way("a → b", (0, 5, 10), (0, 4), np.zeros((3, 2)), 0.9, scores, told)
 
 

@@ -359,7 +359,7 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
     assert "eplicate" in report.reading
 
     # finished trainings are not repeated, and checkpoints of one's own give the same
-    monkeypatch.setattr(pretraining._Run, "advance", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(pretraining.PretrainingRun, "advance", lambda *_: pytest.fail("trained again"))
     assert difficulty.run(setting).tables == report.tables
     (fitted,) = tmp_path.glob("lens-*")
     own = Setting(lm, text=(str(path),), lens=ls.load_lens(fitted, lm), quick=True)

@@ -11,7 +11,14 @@ from affine_lens import affine
 from scipy import stats
 
 import lenscope as ls
-from lenscope.directions.covariances import Covariances, covariances, pooled, rogue, similarity, trimmed
+from lenscope.directions.covariances import (
+    Covariances,
+    covariance_similarity,
+    covariances,
+    largest_components,
+    pooled,
+    trimmed,
+)
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.text_groups import by_document, rows_of
@@ -153,15 +160,17 @@ def test_similarity_is_the_frobenius_cosine_of_what_eigh_leaves(top):
     left = trimmed(given, top)
     expected = np.stack([zeroed(m, top) for m in matrices])
     assert left.numpy() == pytest.approx(expected, abs=1e-8)
-    assert similarity(left) == pytest.approx(cosines(expected), abs=1e-10)
-    values, vectors = rogue(given, top)
+    assert covariance_similarity(left) == pytest.approx(cosines(expected), abs=1e-10)
+    values, vectors = largest_components(given, top)
     assert values.numpy() == pytest.approx(np.stack([np.linalg.eigvalsh(m)[::-1][:top] for m in matrices]), rel=1e-10)
     assert vectors.shape == (4, 12, top)
 
 
 def test_ties_between_cells_stay_ties():
     """Ranks of cells would turn on rounding: a plain product of matrices is not symmetric to the last digit."""
-    found = similarity(torch.randn(31, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    found = covariance_similarity(
+        torch.randn(31, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
     assert (found == found.T).all()
     assert (np.diagonal(found) == 1).all()
 
@@ -170,8 +179,8 @@ def test_one_shared_rogue_dimension_hides_all_differences():
     """Two layers that vary in nothing else alike: cosine 1 with the component, 0 without."""
     a, b = np.diag([1e4, 1.0, 1, 0, 0]), np.diag([1e4, 0, 0, 1.0, 1])
     given = torch.tensor(np.stack([a, b]))
-    assert similarity(given)[0, 1] > 0.999
-    assert abs(similarity(trimmed(given, 1))[0, 1]) < 1e-12
+    assert covariance_similarity(given)[0, 1] > 0.999
+    assert abs(covariance_similarity(trimmed(given, 1))[0, 1]) < 1e-12
 
 
 def test_more_components_than_there_are_are_refused():

@@ -13,14 +13,14 @@ import lenscope as ls
 from lenscope.experiments.patchscopes_paper import entities as module
 from lenscope.experiments.patchscopes_paper.entities import copied, described, pick
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import kept_json
+from lenscope.experiments.wording import cached_json
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
-from lenscope.statistics.intervals import apart
+from lenscope.statistics.intervals import group_difference
 from lenscope.statistics.selection import balanced, crossed
 from lenscope.statistics.significance import compared
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
-from lenscope.text.packing import begun, find_marks
+from lenscope.text.packing import after_document_mark, find_marks
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_most_and_the_least_popular_are_picked():
 
 def test_names_do_not_stand_at_the_first_position(lm64):
     mark = find_marks(lm64).document
-    (prompt,) = begun(lm64, ["The cat"])
+    (prompt,) = after_document_mark(lm64, ["The cat"])
     assert len(mark) == 1
     assert prompt.ids == (*mark, *tiny.tokenizer()("The cat", add_special_tokens=False).input_ids)
 
@@ -88,15 +88,15 @@ def test_texts_are_kept(lm64, tmp_path):
         return {"é": [["ü", 1, None]]}
 
     setting = Setting(lm64, folder=tmp_path)
-    assert kept_json(setting, "x", make, size=1) == kept_json(setting, "x", make, size=1) == {"é": [["ü", 1, None]]}
+    assert cached_json(setting, "x", make, size=1) == cached_json(setting, "x", make, size=1) == {"é": [["ü", 1, None]]}
     assert len(calls) == 1
-    kept_json(setting, "x", make, size=2)
+    cached_json(setting, "x", make, size=2)
     assert len(calls) == 2
 
 
 def test_two_groups_and_many_pairs_by_hand():
     values, first = np.array([3.0, 5.0, 1.0, 2.0]), [True, True, False, False]
-    assert apart(values, first).value == 2.5
+    assert group_difference(values, first).value == 2.5
     a, b = np.ones(40), np.zeros(40)
     noise = np.resize([1.0, 0.0], 40)
     units = [n // 20 for n in range(40)]

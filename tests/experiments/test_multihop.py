@@ -14,7 +14,7 @@ from lenscope.experiments.patchscopes_paper import multihop
 from lenscope.experiments.patchscopes_paper import multihop_patches as hopping
 from lenscope.experiments.patchscopes_paper.multihop_patches import LEAST, PLAIN, SHOTS, Kind, exchanged, kinds_of
 from lenscope.experiments.setting import Setting
-from lenscope.patchscopes.controls import exchange
+from lenscope.patchscopes.controls import derange
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.tasks.relations import Chain, builtin_chains
 from lenscope.tasks.text_match import mentions, words
@@ -79,7 +79,7 @@ def test_back_patching_equals_hooks(lm64):
     setting = Setting(lm64, seed=4)
     pairs = [(3, 1), (4, 0)]
     found = hopping._back_patched(setting, kind, "zero-shot", pairs, 3, lambda a, b: None)
-    others = exchange([c.answer for c in chains], 4)
+    others = derange([c.answer for c in chains], 4)
     states, places, prompts = [], [], []
     for c in chains:
         whole, first = (lm64.tokenizer(t).input_ids for t in (c.questions[2], f"The test of {c.described}"))

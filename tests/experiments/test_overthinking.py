@@ -13,7 +13,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import overthinking as module
 from lenscope.experiments.tuned_lens_paper.overthinking import calibrated, incorrect, unrelated
 from lenscope.statistics.intervals import Estimate
-from lenscope.tasks.questions import BUILTIN, Question, few_shot
+from lenscope.tasks.questions import BUILTIN, Question, few_shot_prompts
 
 WORDS = ["cat", "mat", "sat", "Paris", "France", "test", "capital", "tokenizer"]
 
@@ -57,14 +57,16 @@ def test_of_three_labels_the_upper_third_counts():
 
 def test_incorrect_demonstrations_show_a_permuted_label_and_unrelated_ones_no_label():
     questions = asked(12)
-    for correct_one, wrong_one in zip(few_shot(questions, 3), few_shot(questions, 3, answer=incorrect), strict=True):
+    for correct_one, wrong_one in zip(
+        few_shot_prompts(questions, 3), few_shot_prompts(questions, 3, answer=incorrect), strict=True
+    ):
         swapped = wrong_one.replace("Answer: yes", "Answer: *").replace("Answer: no", "Answer: yes")
         assert swapped.replace("Answer: *", "Answer: no") == correct_one
     three = asked(6, ("a", "b", "c"))
     assert [incorrect(q) for q in three] == [1, 2, 0, 1, 2, 0]
     # a choice that reads as the right one is no wrong answer
     assert incorrect(Question("x", "x", "q", ("a", "a", "b"), 0)) == 2
-    for prompt in few_shot(questions, 3, pool=unrelated(questions)):
+    for prompt in few_shot_prompts(questions, 3, pool=unrelated(questions)):
         assert "Answer: yes" not in prompt
         assert "Answer: no" not in prompt
         assert prompt.count("Answer: ") == 3
@@ -153,7 +155,9 @@ def test_the_experiment_end_to_end(lm64, tmp_path, monkeypatch):
     questions = module._tasks(setting)["odd"][1]
     assert len(questions) == 14
     expected = []
-    for question, prompt in zip(questions, few_shot(questions, 1, pool=module._tasks(setting)["odd"][0]), strict=True):
+    for question, prompt in zip(
+        questions, few_shot_prompts(questions, 1, pool=module._tasks(setting)["odd"][0]), strict=True
+    ):
         scores = []
         for choice in question.choices:
             before, ids = (tiny.tokenizer()(t, return_tensors="pt").input_ids for t in (prompt, f"{prompt} {choice}"))

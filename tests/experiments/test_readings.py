@@ -24,7 +24,8 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     training,
 )
 from lenscope.experiments.setting import Setting
-from lenscope.mappings.mapping import Affine, identify
+from lenscope.mappings.mapping import Affine
+from lenscope.models.likeness import model_identity
 
 WORDS = ["the cat", "sat on", "a mat", "capital of", "France is", "Paris", "this is", "a test", "of the", "tokenizer"]
 
@@ -231,7 +232,7 @@ def test_maps_are_fitted_before_the_final_norm_and_kept(lm64, folder, tmp_path, 
 def test_random_vectors_are_as_long_as_what_the_map_makes(lm64, other):
     draw = torch.Generator().manual_seed(0)
     weights = {(n, t): (torch.randn(48, 32, generator=draw),) for n in (1, 2) for t in (0, 3)}
-    f = Affine(weights, identify(lm64), identify(other))
+    f = Affine(weights, model_identity(lm64), model_identity(other))
     h = torch.randn(40, 32, dtype=torch.float64, generator=draw)
     made = {pair: random_instead(f, 5)(h, *pair) for pair in weights}
     for pair, vectors in made.items():

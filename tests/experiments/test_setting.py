@@ -172,8 +172,8 @@ def test_names_from_files_stay_in_the_folder(lm, tmp_path, name):
     inside.mkdir(parents=True)
     (tmp_path / "x").write_text("mine")
     setting = Setting(lm, folder=inside)
-    assert wording.kept_json(setting, name, lambda: [1, name], of=name) == [1, name]
-    assert wording.kept_json(setting, name, lambda: None, of=name) == [1, name]
+    assert wording.cached_json(setting, name, lambda: [1, name], of=name) == [1, name]
+    assert wording.cached_json(setting, name, lambda: None, of=name) == [1, name]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "x"]
     assert [p.name for p in inside.iterdir()] == ["kept"]
     (place,) = (inside / "kept").iterdir()

@@ -34,7 +34,9 @@ def made():
         "comparison": ls.Lens(lm).compare("The cat", "The mat", lens=lens, layers=[0, 4]),
         "predicted": scope.predict(states, [4, 0], top_k=3, answers=["a"]),
         "generated": scope.generate(torch.stack([torch.full((32,), k) for k in (1.0, 2.0)]), [1, 3], stop=["e", "t"]),
-        "effects": ls.causal_tracing(lm, ["The cat sat", "The mat is"], ["cat", "mat"], samples=2, layers=[2, 0]),
+        "effects": ls.interventions.causal_tracing(
+            lm, ["The cat sat", "The mat is"], ["cat", "mat"], samples=2, layers=[2, 0]
+        ),
         "evaluation": ls.evaluate(lm, TEXTS, {"logit lens": None, "tuned": f}, layers=[0, 2]),
         "transfer": ls.transfer(lm, TEXTS, f, layers=[0, 3]),
     }
@@ -55,8 +57,11 @@ def test_loaded_equals_saved(made, tmp_path, kind, ending):
     assert loaded == result
     with pytest.raises(TypeError, match="unhashable"):
         hash(loaded)
-    own = {"predicted": ls.load_grid, "generated": ls.load_grid, "effects": ls.load_effects}
-    assert own.get(kind, ls.load_evaluation if kind in ("evaluation", "transfer") else ls.load_results)(path) == result
+    own = {"predicted": ls.load_grid, "generated": ls.load_grid, "effects": ls.interventions.load_effects}
+    assert (
+        own.get(kind, ls.lenses.load_evaluation if kind in ("evaluation", "transfer") else ls.load_results)(path)
+        == result
+    )
     assert type(result).from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
@@ -294,7 +299,11 @@ def test_a_long_text_that_every_row_repeats_takes_its_place_once(made, tmp_path)
 
 
 def test_loaders_know_each_others_files(made, tmp_path):
-    loaders = {"load_grid": ls.load_grid, "load_effects": ls.load_effects, "load_evaluation": ls.load_evaluation}
+    loaders = {
+        "load_grid": ls.load_grid,
+        "load_effects": ls.interventions.load_effects,
+        "load_evaluation": ls.lenses.load_evaluation,
+    }
     right = {"predicted": "load_grid", "generated": "load_grid", "effects": "load_effects",
              "evaluation": "load_evaluation", "transfer": "load_evaluation"}  # fmt: skip
     for kind in KINDS:

@@ -15,7 +15,7 @@ CONFIG = {"name": "é", "numbers": [1, 2.5, None], "more": {"a": True}}
 
 
 def write(folder, value=0.0, config=CONFIG):
-    artifacts.write(folder, "mapping", config, {"w": torch.full((3, 2), value)})
+    artifacts.write_folder(folder, "mapping", config, {"w": torch.full((3, 2), value)})
     return folder
 
 
@@ -24,7 +24,7 @@ def names(folder):
 
 
 def test_what_is_written_is_read_and_equal_artifacts_are_equal_files(tmp_path):
-    config, tensors = artifacts.read(write(tmp_path / "a"), "mapping")
+    config, tensors = artifacts.read_folder(write(tmp_path / "a"), "mapping")
     assert {name: config[name] for name in CONFIG} == CONFIG
     assert tensors["w"].equal(torch.zeros(3, 2))
     write(tmp_path / "b")
@@ -35,13 +35,13 @@ def test_what_is_written_is_read_and_equal_artifacts_are_equal_files(tmp_path):
 
 def test_every_flipped_bit_of_config_and_weights_is_seen(tmp_path):
     write(tmp_path)
-    before = artifacts.read(tmp_path, "mapping")[0]
+    before = artifacts.read_folder(tmp_path, "mapping")[0]
     for path in list(tmp_path.iterdir()):
         content = path.read_bytes()
         for n in range(len(content)):
             path.write_bytes(content[:n] + bytes([content[n] ^ (1 << n % 8)]) + content[n + 1 :])
             try:
-                config = artifacts.read(tmp_path, "mapping")[0]
+                config = artifacts.read_folder(tmp_path, "mapping")[0]
             except LenscopeError:
                 pass
             else:
@@ -56,7 +56,7 @@ def test_a_changed_config_is_seen(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "numbers": [1, 2.5, 3]}))
     with pytest.raises(LenscopeError, match=r"config\.json is damaged or was changed"):
-        artifacts.read(tmp_path, "mapping")
+        artifacts.read_folder(tmp_path, "mapping")
 
 
 def test_weights_of_another_folder_are_not_read(tmp_path):
@@ -69,7 +69,7 @@ def test_weights_of_another_folder_are_not_read(tmp_path):
         about = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**about, "sha256": digest}))
         with pytest.raises(LenscopeError, match="names no weights"):
-            artifacts.read(folder, "mapping")
+            artifacts.read_folder(folder, "mapping")
         # nor removed when the folder is written again
         write(folder)
         assert weights.exists()
@@ -89,7 +89,7 @@ def test_equal_weights_stay_where_the_config_cannot_be_written(tmp_path, monkeyp
     with pytest.raises(LenscopeError, match="No space left"):
         write(tmp_path, 1.0)
     assert names(tmp_path) == before
-    artifacts.read(tmp_path, "mapping")
+    artifacts.read_folder(tmp_path, "mapping")
 
 
 def test_what_killed_writers_left_goes_with_the_next_writing(tmp_path):
@@ -118,7 +118,7 @@ def test_threads_that_write_one_folder_leave_one_whole_artifact(tmp_path):
     for t in threads:
         t.join()
     assert errors == []
-    config, tensors = artifacts.read(tmp_path, "mapping")
+    config, tensors = artifacts.read_folder(tmp_path, "mapping")
     assert float(tensors["w"][0, 0]) == config["value"]
     assert len(names(tmp_path)) == 2
 
@@ -144,8 +144,8 @@ def test_a_folder_that_a_run_writes_to_is_refused(tmp_path, monkeypatch):
 
 def test_other_folders_are_named(tmp_path):
     for stem, loader in (("basis", "load_basis"), ("detector", "load_detector"), ("softprompt", "load_soft_prompt")):
-        artifacts.write(tmp_path / stem, stem, {}, {"w": torch.zeros(1)})
+        artifacts.write_folder(tmp_path / stem, stem, {}, {"w": torch.zeros(1)})
         with pytest.raises(LenscopeError, match=f"is no mapping but a .*; {loader}.* reads it"):
-            artifacts.read(tmp_path / stem, "mapping")
+            artifacts.read_folder(tmp_path / stem, "mapping")
     with pytest.raises(LenscopeError, match="is no basis that lenscope saved"):
-        artifacts.read(tmp_path / "nowhere", "basis")
+        artifacts.read_folder(tmp_path / "nowhere", "basis")

@@ -118,7 +118,7 @@ def test_gradients_in_pieces_are_the_same(gpt, monkeypatch):
 
 
 def test_a_relation_is_the_mean_of_its_prompts(gpt):
-    prompts = extraction.few_shot("So {} has", EXAMPLES)
+    prompts = extraction.relation_prompts("So {} has", EXAMPLES)
     assert prompts[1] == "So France has Paris.\nSo this test has is.\nSo the cat has"
     f = extraction.fit_relation(gpt, prompts, [s for s, _ in EXAMPLES], 2, beta=1.5)
     found = []
@@ -136,7 +136,7 @@ def test_a_relation_is_the_mean_of_its_prompts(gpt):
 
 
 def test_the_attribute_lens_unembeds_the_relation(gpt):
-    f = extraction.fit_relation(gpt, extraction.few_shot("So {} has", EXAMPLES), [s for s, _ in EXAMPLES], 2)
+    f = extraction.fit_relation(gpt, extraction.relation_prompts("So {} has", EXAMPLES), [s for s, _ in EXAMPLES], 2)
     states = gpt.read("So Paris has", positions="Paris")
     grid = methods.lens(gpt, "So Paris has", f, at="Paris").predict(states, [(2, 4)], top_k=tiny.VOCAB)
     with torch.no_grad():
@@ -151,8 +151,8 @@ def test_mistakes_are_one_clear_line(gpt):
     with pytest.raises(ls.LenscopeError, match="layer 7: tiny-gpt2 has layers 0–4"):
         jacobian.jacobian(gpt, SOURCE, 1, 7)
     with pytest.raises(ls.LenscopeError, match=r"write \{\} once"):
-        extraction.few_shot("no subject", EXAMPLES)
+        extraction.relation_prompts("no subject", EXAMPLES)
     with pytest.raises(ls.LenscopeError, match="give at least 2, each of another subject"):
-        extraction.few_shot("{} is", EXAMPLES[:1])
+        extraction.relation_prompts("{} is", EXAMPLES[:1])
     with gpt.edit(ls.Edit(1, 0, torch.zeros(32))), pytest.raises(ls.LenscopeError, match="is being edited"):
         jacobian.jacobian(gpt, SOURCE, 1, 2)

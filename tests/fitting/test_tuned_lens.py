@@ -27,13 +27,13 @@ from lenscope.fitting import held_out as choosing
 from lenscope.fitting import state_block
 from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
-from lenscope.fitting.closed_form import Moments, with_constant
+from lenscope.fitting.closed_form import SecondMoments, with_constant
 from lenscope.fitting.optimizers import Muon, Nesterov, orthogonal
 from lenscope.fitting.recipes import RECIPES, Recipe
 from lenscope.fitting.schedule import Schedule
 from lenscope.fitting.tuned_lens import fit
 from lenscope.mappings.mapping import load_mapping
-from lenscope.measures.sampled_kl import Objective
+from lenscope.measures.sampled_kl import SampledKL
 from lenscope.models import precision
 from lenscope.models.readout import Replayed
 from lenscope.text import corpus
@@ -140,7 +140,7 @@ def by_hand(head, y, h, ids, added):
 @pytest.mark.parametrize("columns", [None, 48])
 def test_the_gradient_is_that_of_the_kl(case, columns):
     lm, head, y, h, mean = case
-    objective = Objective(lm, mean, columns, 0)
+    objective = SampledKL(lm, mean, columns, 0)
     drawn = objective.draw(5)
     p = objective.target(y, drawn)
     loss, gradient = objective.gradient(h, p, drawn)
@@ -160,7 +160,7 @@ def test_the_cross_entropy_is_that_of_the_next_token(lm64):
     draw = torch.Generator().manual_seed(0)
     h = torch.randn(7, lm64.hidden_size, dtype=torch.float64, generator=draw)
     ids = torch.randint(lm64.vocab_size, (7,), generator=draw)
-    objective = Objective(lm64, torch.ones(lm64.vocab_size), None, 0, next_token=True)
+    objective = SampledKL(lm64, torch.ones(lm64.vocab_size), None, 0, next_token=True)
     loss, gradient = objective.gradient(h, objective.following(ids), objective.draw(0))
     leaf = h.clone().requires_grad_()
     wanted = torch.nn.functional.cross_entropy(lm64.model.lm_head(lm64.model.model.norm(leaf)), ids, reduction="sum")
@@ -171,14 +171,14 @@ def test_the_cross_entropy_is_that_of_the_next_token(lm64):
 
 def test_states_know_what_comes_next(lm):
     (batch,) = Corpus.open(lm, documents(), length=LENGTH).batches(2 * LENGTH, 2)
-    block = state_block.Block(lm, 2, LENGTH, None)
+    block = state_block.StateBlock(lm, 2, LENGTH, None)
     block.read(batch)
     assert block.following.tolist() == [*batch.ids[0, 1:].tolist(), -1, *batch.ids[1, 1:].tolist(), -1]
 
 
 def test_the_models_own_states_lose_nothing(case):
     lm, _, y, _, mean = case
-    objective = Objective(lm, mean, None, 0)
+    objective = SampledKL(lm, mean, None, 0)
     drawn = objective.draw(0)
     loss, gradient = objective.gradient(y, objective.target(y, drawn), drawn)
     assert abs(loss.item()) < 1e-10
@@ -188,7 +188,7 @@ def test_the_models_own_states_lose_nothing(case):
 def test_sampled_sums_are_without_bias_and_keep_the_most_probable(lm64):
     mean = torch.rand(lm64.vocab_size, generator=torch.Generator().manual_seed(0))
     z = torch.randn(lm64.vocab_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    objective = Objective(lm64, mean, 32, 0)
+    objective = SampledKL(lm64, mean, 32, 0)
     top = set(mean.topk(16).indices.tolist())
     sums = []
     for step in range(3000):
@@ -201,7 +201,7 @@ def test_sampled_sums_are_without_bias_and_keep_the_most_probable(lm64):
     error = sums.std() / math.sqrt(len(sums))
     assert error < 0.01 * z.exp().sum()
     assert abs(sums.mean() - z.exp().sum()) < 4 * error
-    again = Objective(lm64, mean, 32, 0)
+    again = SampledKL(lm64, mean, 32, 0)
     assert torch.equal(again.draw(7).ids, objective.draw(7).ids)
     assert not torch.equal(objective.draw(7).ids, objective.draw(8).ids)
     assert objective.draw(0).weight.shape == (32, lm64.hidden_size)
@@ -217,7 +217,7 @@ def test_the_gradient_survives_float16():
     mean = torch.ones(exact.vocab_size)
     found = []
     for lm in (exact, half):
-        objective = Objective(lm, mean, None, 0)
+        objective = SampledKL(lm, mean, None, 0)
         drawn = objective.draw(0)
         found.append(objective.gradient(h, objective.target(y, drawn), drawn)[1].double())
     assert found[0].abs().max() < 1e-3
@@ -235,7 +235,7 @@ def test_ridges_are_least_squares_whatever_the_size_of_the_states():
     def solved(scale):
         constant = float(h.square().mean().sqrt()) * scale
         x = with_constant(h * scale, constant)
-        moments = Moments(12, torch.device("cpu"))
+        moments = SecondMoments(12, torch.device("cpu"))
         for part in range(0, 200, 64):
             moments.add(x[part : part + 64], y[part : part + 64])
         return x, moments.ridges((1e-3, 1e-1))
@@ -307,7 +307,7 @@ def test_muon_is_the_same_whatever_the_units():
 def test_units_are_the_sizes_of_the_states(lm):
     text = Corpus.open(lm, documents(), length=LENGTH)
     plan = Schedule.of(lm, 500, LENGTH, room=ROOM, per_step=64, ridge=True, low=None)
-    run = training.Training(lm, text, plan, Group(), seed=0, low=None, progress=None)
+    run = training.TunedLensRun(lm, text, plan, Group(), seed=0, low=None, progress=None)
     block = next(run.blocks())
     run.find_sizes(block)
     y = block.last[block.counted].square().mean(0).sqrt()
@@ -486,13 +486,13 @@ def test_layers_have_intervals_over_documents(lm):
 
 def test_what_measures_decides_nothing(lm, monkeypatch):
     """Held-out text that chooses is made to prefer a lens that is bad: the measuring text says so, and it is kept."""
-    own = training.Training.held_out_kl
+    own = training.TunedLensRun.held_out_kl
 
     def misled(self, block, candidates, objective):
         found = own(self, block, candidates, objective)
         return found if len(candidates) == 1 else torch.arange(len(candidates), 0, -1)[:, None].expand_as(found) * 1.0
 
-    monkeypatch.setattr(training.Training, "held_out_kl", misled)
+    monkeypatch.setattr(training.TunedLensRun, "held_out_kl", misled)
     wild = Recipe("identity", partial(Muon, lr=9.0, most=9.0), columns=64, tokens_per_step=256)
     lens = fitted(lm, documents(400), held_out=0.3, recipe=wild)
     rows = told(lens)
@@ -734,7 +734,7 @@ def test_a_finished_lens_is_read_again_and_another_run_does_not_overwrite_it(lm,
     def run(*_):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(state_block.Block, "read", run)
+    monkeypatch.setattr(state_block.StateBlock, "read", run)
     assert same(fitted(lm, tokens=600, folder=tmp_path), made)
     other = make()
     with torch.no_grad():
@@ -786,7 +786,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_model_runs(lm,
     def run(*_):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(state_block.Block, "read", run)
+    monkeypatch.setattr(state_block.StateBlock, "read", run)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ls.LenscopeError, match="cannot be written to"):
         fitted(lm, tokens=600, folder=tmp_path / "file" / "lens")
@@ -877,7 +877,7 @@ def test_bad_input_is_refused_before_the_model_runs(changed, told, monkeypatch):
     def run(*_):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(state_block.Block, "read", run)
+    monkeypatch.setattr(state_block.StateBlock, "read", run)
     with pytest.raises(ls.LenscopeError, match=told) as error:
         fitted(lm, **changed)
     assert len(str(error.value).splitlines()) == 1
@@ -892,7 +892,7 @@ def test_bad_recipes_are_refused(lm):
         fit(lm, [])
     text = Corpus.open(lm, documents(), length=LENGTH)
     plan = Schedule.of(lm, 500, LENGTH, room=ROOM, per_step=64, ridge=True, low=None)
-    run = training.Training(lm, text, plan, Group(), seed=0, low=None, progress=None)
+    run = training.TunedLensRun(lm, text, plan, Group(), seed=0, low=None, progress=None)
     block = next(run.blocks())
     block.counted[:] = False
     with pytest.raises(ls.LenscopeError, match="no position counts"):
@@ -900,13 +900,13 @@ def test_bad_recipes_are_refused(lm):
 
 
 def test_states_that_are_not_finite_are_refused_with_their_layer(lm, monkeypatch):
-    own = state_block.Block.read
+    own = state_block.StateBlock.read
 
     def read(self, batch):
         own(self, batch)
         self.states[2, 5] = torch.inf
 
-    monkeypatch.setattr(state_block.Block, "read", read)
+    monkeypatch.setattr(state_block.StateBlock, "read", read)
     with pytest.raises(ls.LenscopeError, match="layer 2: tiny-llama has states that are NaN or infinite"):
         fitted(lm)
 

@@ -181,12 +181,12 @@ def test_where_resuming_is_off_hooks_are_taken(lm64, monkeypatch):
 
 def test_resuming_is_measured(lm64, monkeypatch):
     """A way of resuming that gives other numbers is not taken."""
-    whole = ablating._Run.states
+    whole = ablating.BlockRun.states
     monkeypatch.setattr(ablating, "_resuming", {})
     assert ablating._resumes(lm64)
     monkeypatch.setattr(ablating, "_resuming", {})
     monkeypatch.setattr(
-        ablating._Run, "states", lambda run, layer, h, read: whole(run, layer, h * (1 + run.resumes / 100), read)
+        ablating.BlockRun, "states", lambda run, layer, h, read: whole(run, layer, h * (1 + run.resumes / 100), read)
     )
     assert not ablating._resumes(lm64)
 

@@ -1,5 +1,6 @@
 """Interventions on a tiny float64 Llama against hooks and masks on the transformers model itself."""
 
+import importlib
 import io
 import itertools
 
@@ -65,7 +66,9 @@ def answered(log_p, ids):
 @pytest.fixture
 def raw(monkeypatch):
     """What is found in float64, before it becomes float32 columns: (run, measures, totals) per prompt."""
-    monkeypatch.setattr(iv, "_effects", lambda lm, method, numbers, found, how: found)
+    for method in ("causal_tracing", "activation_patching", "attention_knockout"):
+        module = importlib.import_module(f"lenscope.interventions.{method}")
+        monkeypatch.setattr(module, "_effects", lambda lm, method, numbers, found, how: found)
 
 
 def tokens(lm, text, answer):

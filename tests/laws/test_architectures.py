@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import lenscope as ls
 from lenscope.engine import run as rows
-from lenscope.engine.patched_rows import Rows
-from lenscope.engine.token_choice import Writer
+from lenscope.engine.patched_rows import PatchedRows
+from lenscope.engine.token_choice import TokenChooser
 from lenscope.measures import definitions as measures
 from lenscope.models import edits
 from lenscope.models.deviations import deviation
@@ -190,7 +190,7 @@ PLAIN = {
 def test_a_sweep_gives_what_plain_hooks_give(lm):
     """Laws 3 and 4: several targets, ragged, several placeholders, mixed operations, written tokens; every cell."""
     name = lm.name
-    assert rows.fastest(lm) == ("fork" if name in FORKED else "plain" if name in PLAIN else "cascade")
+    assert rows.fastest_exact_mode(lm) == ("fork" if name in FORKED else "plain" if name in PLAIN else "cascade")
     lengths = (7, 5, 7)
     made = mixed_rows(lm, [lm.prompt(p) for p in prompts(lm, *lengths)])
     found = {}
@@ -202,9 +202,9 @@ def test_a_sweep_gives_what_plain_hooks_give(lm):
     assert deviation(found[None], found["plain"]) <= EXACT
     text = {}
     for mode in (None, "plain"):
-        writer = Writer(lm, len(made), 4, (), 0.0, 1.0, 0)
+        writer = TokenChooser(lm, len(made), 4, (), 0.0, 1.0, 0)
         text[mode] = {}
-        for some, wrote in rows.write(lm, made, writer.choose, 4, mode=mode):
+        for some, wrote in rows.generate(lm, made, writer.choose, 4, mode=mode):
             text[mode].update(zip(some.tolist(), wrote, strict=True))
     for n in range(len(made)):
         assert text[None][n].ids == text["plain"][n].ids
@@ -217,7 +217,7 @@ def test_a_sweep_gives_what_plain_hooks_give(lm):
 )
 def test_in_float64_a_sweep_is_what_plain_hooks_give_to_the_last_digits(architecture):
     lm = ls.LM(tiny.model(architecture, torch.float64), None, architecture)
-    assert rows.fastest(lm) != "plain"
+    assert rows.fastest_exact_mode(lm) != "plain"
     made = mixed_rows(lm, [lm.prompt(p) for p in prompts(lm, 7, 5, 7)])
     found = {}
     for mode in (None, "plain"):
@@ -250,4 +250,4 @@ def mixed_rows(lm, targets):
         target.append(t)
     row, layer, position, vector, op = np.array(patches).T
     ops = (edits.replace, edits.add, edits.replace_norm_matched)
-    return Rows(tuple(targets), np.array(target), vectors, row, layer, position, vector, op, ops)
+    return PatchedRows(tuple(targets), np.array(target), vectors, row, layer, position, vector, op, ops)

@@ -32,12 +32,12 @@ def test_the_numbers_are_those_of_the_file():
     assert grid.ids.tolist() == table["ids"].to_pylist()
     assert grid.texts == tuple(table["text"].to_pylist())
     assert [s.layer for s in grid.sources] == [-1, -1]
-    effects = ls.load_effects(HERE / "effects.json")
+    effects = ls.interventions.load_effects(HERE / "effects.json")
     assert effects.measures["effect"].tolist() == pytest.approx(
         json.loads((HERE / "effects.json").read_text())["cells"]["effect"]
     )
     assert isinstance(ls.load_results(HERE / "comparison.json"), ls.Comparison)
-    assert isinstance(ls.load_evaluation(HERE / "transfer.json"), ls.Transfer)
+    assert isinstance(ls.lenses.load_evaluation(HERE / "transfer.json"), ls.lenses.Transfer)
 
 
 @pytest.mark.parametrize("name", ["lens", "low_rank", "scale"])
@@ -57,11 +57,11 @@ def test_lenses_of_the_same_model(lm):
 
 
 def test_bases_soft_prompts_and_detectors(lm):
-    basis = ls.load_basis(HERE / "basis")
+    basis = ls.directions.load_basis(HERE / "basis")
     assert (basis.k, basis.layers, basis.kind) == (2, (0, 2), "random")
-    assert ls.load_soft_prompt(HERE / "soft_prompt").ids == (5, 6)
+    assert ls.patchscopes.load_soft_prompt(HERE / "soft_prompt").ids == (5, 6)
     for name, view in (("detector", "trajectory"), ("detector_states", "states")):
-        detector = ls.load_detector(HERE / name, lm)
+        detector = ls.detection.load_detector(HERE / name, lm)
         assert detector.view == view
         assert np.isfinite(detector.score("Please write the number 7 in words."))
         assert torch.equal(

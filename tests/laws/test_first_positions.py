@@ -13,7 +13,7 @@ from lenscope.directions.covariances import covariances
 from lenscope.fitting import model_to_model as regression
 from lenscope.fitting import soft_prompt as softprompt
 from lenscope.interventions.block_ablation import ablate_blocks, mean_update
-from lenscope.text.row_states import runs
+from lenscope.text.row_states import row_states
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_texts_give_what_a_corpus_of_them_gives(spelling, both):
     assert np.array_equal(one.own["bits_per_byte"], other.own["bits_per_byte"])
     one, other = (ls.transfer(spelling, rows, affine(spelling)) for rows in (texts, [batch]))
     assert np.array_equal(one.kl, other.kl)
-    (one,), (other,) = (runs(spelling, rows, [2]) for rows in (texts, [batch]))
+    (one,), (other,) = (row_states(spelling, rows, [2]) for rows in (texts, [batch]))
     assert torch.equal(one.counted, other.counted)
     assert not one.counted[:, 0].any()
     assert torch.equal(one.states, other.states)
@@ -58,7 +58,7 @@ def test_texts_give_what_a_corpus_of_them_gives(spelling, both):
     one, other = (causal_basis(spelling, rows, None, [2], k=2) for rows in (texts, [batch]))
     assert torch.equal(one.directions, other.directions)
     assert torch.equal(one.energies, other.energies)
-    one, other = (ls.influence(spelling, rows, one) for rows in (texts, [batch]))
+    one, other = (ls.directions.influence(spelling, rows, one) for rows in (texts, [batch]))
     assert np.array_equal(one.by_unit, other.by_unit)
     one, other = (ablate_blocks(spelling, rows) for rows in (texts, [batch]))
     assert one.counts.tolist() == other.counts.tolist() == [10] * 6

@@ -19,7 +19,7 @@ from lenscope.measures import streamed as reduction
 from lenscope.models import batches
 from lenscope.models.batches import pad
 from lenscope.models.edits import Running, add, add_norm_matched, replace, replace_norm_matched
-from lenscope.models.generation import Checked
+from lenscope.models.generation import GenerationCheck
 from lenscope.models.readout import Traced, find_readout, verify
 from lenscope.models.residual_stream import observe
 
@@ -39,7 +39,7 @@ def test_a_one_token_prompt_is_edited_at_its_own_pass_alone(lm64, layer, cached,
     """A pass over one new token is as long as the prompt, and is not the prompt: `length >= 1` would edit it too."""
     v = torch.randn(32, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     if not cached:
-        monkeypatch.setitem(lm64.measured, ("generation",), Checked(1.0, 1.0))
+        monkeypatch.setitem(lm64.measured, ("generation",), GenerationCheck(1.0, 1.0))
     with lm64.edit(ls.Edit(layer, 0, v, add)):
         written = lm64.generate([20], 6).ids
         twice = [c.ids for c in lm64.generate([[20], [20], [21]], 6)]
@@ -302,7 +302,7 @@ def test_nothing_is_left_of_what_could_not_be_written(lm, tmp_path, monkeypatch)
         lambda: lens.trajectory(PROMPT).save(tmp_path / "t.parquet"),
         lambda: lens.trajectory(PROMPT).to_html(tmp_path / "t.html"),
         lambda: grid.save(tmp_path / "g.parquet"),
-        lambda: artifacts.write(tmp_path / "m", "x", {}, {"w": torch.zeros(3)}),
+        lambda: artifacts.write_folder(tmp_path / "m", "x", {}, {"w": torch.zeros(3)}),
     ]
     for write in writers:
         with monkeypatch.context() as patch:
@@ -480,7 +480,7 @@ def test_a_window_shorter_than_the_prompt_is_heeded_for_one_token(architecture):
     )
     plain = torch.cat([h for _, h in rows.predict(lm, made, mode="plain")])
     for mode in ("cascade", "fork"):
-        if rows.gap(lm, mode) > lm.tolerance():
+        if rows.mode_deviation(lm, mode) > lm.tolerance():
             continue
         order, found = zip(*rows.predict(lm, made, mode=mode), strict=True)
         assert torch.allclose(torch.cat(found)[np.argsort(np.concatenate(order))], plain, atol=1e-9), mode

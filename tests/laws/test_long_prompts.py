@@ -14,7 +14,7 @@ from test_architectures import ARCHITECTURES, REFUSED, mixed_rows, prompts
 
 import lenscope as ls
 from lenscope.engine import run as rows
-from lenscope.engine.token_choice import Writer
+from lenscope.engine.token_choice import TokenChooser
 from lenscope.models.deviations import deviation
 from lenscope.models.length_regimes import Regimes
 
@@ -51,9 +51,9 @@ def assert_rows_are_what_plain_hooks_give(lm, lengths, new):
         for some, states in rows.predict(lm, made, last=2, mode=mode):
             h[some] = states
         found[mode] = lm.unembed(h)
-        writer = Writer(lm, len(made), new, (), 0.0, 1.0, 0)
+        writer = TokenChooser(lm, len(made), new, (), 0.0, 1.0, 0)
         text[mode] = {}
-        for some, wrote in rows.write(lm, made, writer.choose, new, mode=mode):
+        for some, wrote in rows.generate(lm, made, writer.choose, new, mode=mode):
             text[mode].update(zip(some.tolist(), wrote, strict=True))
     assert deviation(found[None], found["plain"]) <= EXACT[lm.dtype]
     for n in range(len(made)):

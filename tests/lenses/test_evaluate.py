@@ -16,8 +16,9 @@ import lenscope as ls
 from lenscope.lenses import evaluate as module
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
 from lenscope.lenses.evaluation_results import MEASURES, Evaluation, Transfer, load_evaluation
-from lenscope.mappings.mapping import Affine, identify
+from lenscope.mappings.mapping import Affine
 from lenscope.measures import streamed as reduction
+from lenscope.models.likeness import model_identity
 from lenscope.statistics import intervals
 from lenscope.text import predictions
 from lenscope.text.corpus import TokenBatch
@@ -34,7 +35,7 @@ def affine(lm, layers=None, seed=0):
         (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
         for n in layers or range(lm.n_layers)
     }
-    return Affine(weights, identify(lm), identify(lm))
+    return Affine(weights, model_identity(lm), model_identity(lm))
 
 
 def plain(lm, rows, positions=None):

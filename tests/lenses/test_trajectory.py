@@ -10,8 +10,8 @@ from rich.console import Console
 
 import lenscope as ls
 from lenscope.display.numbers import figure
-from lenscope.display.visible_text import token as visible
 from lenscope.lenses.trajectory import MEASURES
+from lenscope.visible_text import token as visible
 
 PROMPT = "The capital of France is"
 

@@ -14,9 +14,9 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 import lenscope as ls
-from lenscope.mappings import mapping as mappings
 from lenscope.mappings.foreign_formats import export_tuned_lens
 from lenscope.mappings.lens_files import SPACE, load_lens
+from lenscope.models import likeness
 
 D, LAYERS = 32, 4
 IDS = [5, 17, 99, 4, 200, 31]
@@ -242,7 +242,7 @@ def test_damaged_files_are_told(lm64, tmp_path):
 
 
 def test_a_folder_of_lenscope_is_checked_against_the_model(lm64, lm, tmp_path):
-    model = mappings.identify(lm64)
+    model = likeness.model_identity(lm64)
     weights = {(n, LAYERS): (torch.eye(D) * n,) for n in range(LAYERS)}
     ls.Affine(weights, model, model).save(tmp_path)
     assert load_lens(tmp_path, lm64).weights[2, LAYERS][0].equal(torch.eye(D) * 2)
@@ -327,7 +327,7 @@ def test_a_jacobian_lens_is_known_by_its_file_s_name(lm64, tmp_path):
 
 
 def test_what_is_exported_is_read_again(lm64, tmp_path):
-    model = mappings.identify(lm64)
+    model = likeness.model_identity(lm64)
     draw = torch.Generator().manual_seed(1)
     pairs = [(n, LAYERS) for n in range(LAYERS)]
 
@@ -337,8 +337,8 @@ def test_what_is_exported_is_read_again(lm64, tmp_path):
     for n, lens in enumerate(
         [
             ls.Affine({p: (torch.eye(D) + some(D, D) / 10, some(D)) for p in pairs}, model, model),
-            ls.LowRank({p: (some(D, 2), some(D, 2) / 10, some(D)) for p in pairs}, model, model),
-            ls.Scale({None: (0.5, some(D))}, model, model),
+            ls.mappings.LowRank({p: (some(D, 2), some(D, 2) / 10, some(D)) for p in pairs}, model, model),
+            ls.mappings.Scale({None: (0.5, some(D))}, model, model),
         ]
     ):
         folder = tmp_path / str(n)
@@ -358,7 +358,7 @@ def test_what_is_exported_is_read_again(lm64, tmp_path):
 
 
 def test_what_tuned_lens_cannot_hold_is_not_exported(lm64, tmp_path):
-    model = mappings.identify(lm64)
+    model = likeness.model_identity(lm64)
     with pytest.raises(ls.LenscopeError, match="none from layer 1; tuned-lens has translators from every layer 0–3"):
         export_tuned_lens(ls.Affine({(0, 4): (torch.eye(D),), (1, 3): (torch.eye(D),)}, model, model), tmp_path)
     pairs = {(n, LAYERS): (torch.eye(D),) for n in range(LAYERS)}
@@ -370,7 +370,7 @@ def test_what_tuned_lens_cannot_hold_is_not_exported(lm64, tmp_path):
 
 
 def test_an_export_that_ends_midway_leaves_the_old_one(lm64, tmp_path, monkeypatch):
-    model = mappings.identify(lm64)
+    model = likeness.model_identity(lm64)
     old, new = (ls.Affine({(n, LAYERS): (torch.eye(D) * k,) for n in range(LAYERS)}, model, model) for k in (2.0, 3.0))
     export_tuned_lens(old, tmp_path)
 
@@ -414,7 +414,7 @@ def test_lenses_are_found_on_the_hub(hub, lm64):
     root, asked = hub
     state = old_state()
     # lenscope's own
-    model = mappings.identify(lm64)
+    model = likeness.model_identity(lm64)
     ls.Affine({(n, LAYERS): (torch.eye(D) * n,) for n in range(LAYERS)}, model, model).save(root / "model/me/lens")
     assert load_lens("me/lens", lm64).weights[3, LAYERS][0].equal(torch.eye(D) * 3)
     assert [a[:2] for a in asked] == [("model", "me/lens")] * 2

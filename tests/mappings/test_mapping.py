@@ -18,7 +18,7 @@ import lenscope as ls
 from lenscope.fitting import model_to_model as regression
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
-from lenscope.models import provenance
+from lenscope.models import likeness, provenance
 from lenscope.models.prompts import Prompt
 
 WORDS = ["the", "cat", "sat", "on", "a mat", "capital", "of France", "is", "Paris", "this", "test", "river", "stone"]
@@ -64,20 +64,20 @@ def fitted(lm64, other, texts):
 
 def test_a_mapping_is_called_with_as_many_arguments_as_it_takes():
     h = torch.ones(2, 3)
-    assert mappings.apply(lambda h: h + 1, h, 3, 9).equal(h + 1)
-    assert mappings.apply(lambda h, layer: h * layer, h, 3, 9).equal(h * 3)
-    assert mappings.apply(lambda h, s, t: h * t - s, h, 3, 9).equal(h * 6)
-    assert mappings.apply(lambda *args: args[0] * args[2], h, 3, 9).equal(h * 9)
-    assert mappings.apply(lambda h, gain=5.0: h * gain, h, 3, 9).equal(h * 5)
-    assert mappings.apply(nn.Linear(3, 4), h, 3, 9).shape == (2, 4)
-    assert mappings.apply(torch.tanh, h, 3, 9).equal(h.tanh())
-    assert mappings.apply(mappings.identity, h, 3, 9) is h
+    assert mappings.call_mapping(lambda h: h + 1, h, 3, 9).equal(h + 1)
+    assert mappings.call_mapping(lambda h, layer: h * layer, h, 3, 9).equal(h * 3)
+    assert mappings.call_mapping(lambda h, s, t: h * t - s, h, 3, 9).equal(h * 6)
+    assert mappings.call_mapping(lambda *args: args[0] * args[2], h, 3, 9).equal(h * 9)
+    assert mappings.call_mapping(lambda h, gain=5.0: h * gain, h, 3, 9).equal(h * 5)
+    assert mappings.call_mapping(nn.Linear(3, 4), h, 3, 9).shape == (2, 4)
+    assert mappings.call_mapping(torch.tanh, h, 3, 9).equal(h.tanh())
+    assert mappings.call_mapping(mappings.identity, h, 3, 9) is h
 
 
 @pytest.mark.parametrize("f", [lambda: 0, lambda a, b, c, d: a, lambda h, *, gain: h, "no function"])
 def test_other_arities_are_refused(f):
     with pytest.raises(ls.LenscopeError, match=r"give f\(h\), f\(h, layer\) or f\(h, layer, target_layer\)"):
-        mappings.takes(f)
+        mappings.argument_count(f)
 
 
 MODEL = {"model": "m", "model_hash": None, "hidden_size": 3, "n_layers": 4}
@@ -89,7 +89,7 @@ def test_each_kind_computes_its_formula_in_the_dtype_it_says():
     h, u, v = (torch.randn(2, n, generator=draw) for n in (3, 3, 3))
     a, b = torch.randn(5, 3, generator=draw), torch.randn(3, generator=draw)
     affine = Affine({(1, 2): (a,)}, MODEL, WIDE)
-    torch.testing.assert_close(mappings.apply(affine, h, 1, 2), torch.stack([a @ x for x in h]))
+    torch.testing.assert_close(mappings.call_mapping(affine, h, 1, 2), torch.stack([a @ x for x in h]))
     torch.testing.assert_close(Scale({None: (2.0, b)}, MODEL, MODEL)(h, 0, 3), 2 * h + b)
     low = LowRank({(1, 2): (u.T, v.T, b)}, MODEL, MODEL)(h, 1, 2)
     torch.testing.assert_close(low, torch.stack([x + u.T @ (v @ x) + b for x in h]))
@@ -149,7 +149,7 @@ def test_a_mapping_of_one_model_leaves_a_layer_where_it_is():
 
 
 def test_vectors_without_address_go_through_a_mapping_that_is_the_same_everywhere(lm64):
-    model = mappings.identify(lm64)
+    model = likeness.model_identity(lm64)
     vectors = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     b = torch.randn(32, generator=torch.Generator().manual_seed(1))
     same = Scale({None: (0.5, b)}, model, model)
@@ -194,7 +194,7 @@ def named(dtype, change=None, seed=0):
 
 
 def lens_for(lm):
-    model = mappings.identify(lm)
+    model = likeness.model_identity(lm)
     return Affine({(n, lm.n_layers): (torch.eye(32),) for n in range(lm.n_layers)}, model, model)
 
 
@@ -567,7 +567,7 @@ def test_a_linear_relation_is_recovered_and_the_shuffled_control_is_not(lm64, te
 
 
 def test_wrong_pairs_are_of_other_texts(lm64):
-    job = regression._Job(lm64, lm64, ((0,), (0,)), torch.Generator().manual_seed(0), None)
+    job = regression.PairReader(lm64, lm64, ((0,), (0,)), torch.Generator().manual_seed(0), None)
     for counts in ([5, 9, 7, 3], [4, 4], [1, 2, 3, 4, 5, 6]):
         text = torch.tensor([n for n, count in enumerate(counts) for _ in range(count)])
         order = job.elsewhere(counts)

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
-from lenscope.mappings.mapping import Affine, identify, is_of, load_mapping
+from lenscope.mappings.mapping import Affine, load_mapping
 from lenscope.models import identity, likeness
 from lenscope.models.identity import model_hash
+from lenscope.models.likeness import is_of, model_identity
 
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 16}
 LONGROPE = {**ROPE, "rope_type": "longrope", "factor": 8.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
@@ -30,7 +31,7 @@ def llama(**changes):
 
 
 def lens_for(lm):
-    n, me = lm.n_layers, identify(lm)
+    n, me = lm.n_layers, model_identity(lm)
     return Affine({(layer, n): (torch.eye(lm.hidden_size),) for layer in range(n)}, me, me)
 
 
@@ -380,7 +381,7 @@ def test_a_lens_of_version_0_1_0_is_known_again_by_the_parameters_alone(tmp_path
             lens.check(other, other)
     # what says that it is of today is not compared in yesterday's way
     assert not is_of({**old, "identity": 2}, lm)
-    assert not is_of({**identify(lm), "identity": 1}, lm)
+    assert not is_of({**model_identity(lm), "identity": 1}, lm)
 
 
 def test_a_hash_of_parameters_is_what_version_0_1_0_wrote():

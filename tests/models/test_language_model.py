@@ -248,16 +248,16 @@ def test_the_first_generation_may_happen_inside_an_edit():
     fresh = ls.LM(tiny.model("llama", dtype=torch.float64), tiny.tokenizer(), "fresh")
     with fresh.edit(ls.Edit(2, "France", torch.ones(32, dtype=torch.float64))):
         inside = fresh.generate([PROMPT, "To France we go"], 4)
-    assert generation.check(fresh).cached < 1e-9
+    assert generation.check_generation(fresh).cached < 1e-9
     with fresh.edit(ls.Edit(2, "France", torch.ones(32, dtype=torch.float64))):
         assert [c.ids for c in fresh.generate([PROMPT, "To France we go"], 4)] == [c.ids for c in inside]
 
 
 def test_where_the_cache_is_wrong_generation_recomputes(lm64, monkeypatch):
-    from lenscope.models.generation import Checked
+    from lenscope.models.generation import GenerationCheck
 
     expected = [c.ids for c in lm64.generate([PROMPT, "x"], 5)]
-    monkeypatch.setitem(lm64.measured, ("generation",), Checked(1.0, 1.0))
+    monkeypatch.setitem(lm64.measured, ("generation",), GenerationCheck(1.0, 1.0))
     assert [c.ids for c in lm64.generate([PROMPT, "x"], 5)] == expected
 
 
@@ -275,6 +275,6 @@ def test_in_16_bits_rounding_is_not_taken_for_a_wrong_cache_or_padding(dtype):
     for architecture, right in (("llama", True), ("gpt2", True), ("roberta", False)):
         lm = ls.LM(tiny.model(architecture, dtype=dtype), None, architecture)
         lm.generate([[20, 30, 40], [50, 60]], 2)
-        assert (generation.check(lm).cached <= lm.tolerance()) == right
-        assert (generation.check(lm).padded <= lm.tolerance()) == right
+        assert (generation.check_generation(lm).cached <= lm.tolerance()) == right
+        assert (generation.check_generation(lm).padded <= lm.tolerance()) == right
         assert exactness.right_padding_deviation(lm) <= lm.tolerance()

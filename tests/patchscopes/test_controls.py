@@ -6,7 +6,7 @@ import torch
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
-from lenscope.patchscopes.controls import exchange, random_vectors, shuffled_sources, told
+from lenscope.patchscopes.controls import derange, prompts_with_text, random_vectors, shuffled_sources
 from lenscope.patchscopes.patchscope import Patchscope, Target
 
 TEXTS = ["one two three", "four five", "six seven eight nine", "ten"]
@@ -62,22 +62,22 @@ def test_exchanges_never_stay_in_the_group() -> None:
         groups = random.integers(0, random.integers(2, 6), size=random.integers(2, 12)).tolist()
         if 2 * Counter(groups).most_common(1)[0][1] > len(groups):
             with pytest.raises(LenscopeError, match="at most half"):
-                exchange(groups, seed)
+                derange(groups, seed)
             continue
-        taken = exchange(groups, seed)
+        taken = derange(groups, seed)
         assert sorted(taken) == list(range(len(groups)))
         assert all(groups[a] != groups[b] for a, b in enumerate(taken))
 
 
 def test_text_in_the_place_of_the_vector(lm64):
     scope = Patchscope(lm64, Target("one x two", at="x"))
-    assert told(scope, ["three four", " five "]) == ["one three four two", "one five two"]
+    assert prompts_with_text(scope, ["three four", " five "]) == ["one three four two", "one five two"]
     several = Patchscope(lm64, Target("x x one x", at="x", every=True))
-    assert told(several, ["two"]) == ["two one two"]
+    assert prompts_with_text(several, ["two"]) == ["two one two"]
     with pytest.raises(LenscopeError, match="is empty"):
-        told(scope, [" "])
+        prompts_with_text(scope, [" "])
     with pytest.raises(LenscopeError, match="2 targets"):
-        told(Patchscope(lm64, [Target("one x", at="x"), Target("two x", at="x")]), ["a"])
+        prompts_with_text(Patchscope(lm64, [Target("one x", at="x"), Target("two x", at="x")]), ["a"])
 
 
 def test_controls_of_ones_own_vectors_are_vectors(lm64):

@@ -204,7 +204,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(lm64, states, monkeypatch):
         return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm64.model.modules()]
 
     before = hooks()
-    with pytest.raises(ls.Interrupted) as stop:
+    with pytest.raises(ls.patchscopes.SweepInterrupted) as stop:
         scope.predict(states, progress=progress)
     assert len(stop.value.grid) == 30
     assert np.array_equal(stop.value.grid.ids, whole.ids[:30])

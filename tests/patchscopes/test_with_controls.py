@@ -17,11 +17,11 @@ from lenscope.patchscopes.with_controls import (
     SHUFFLED,
     TEXT,
     VECTOR,
-    Sayings,
-    Worth,
-    sayings,
+    ControlledScores,
+    ControlledTexts,
+    generate_with_controls,
+    score_with_controls,
     table,
-    worth,
 )
 
 NAMES = ["The cat", "France", "a test of the mat", "Paris is"]
@@ -61,7 +61,7 @@ def scope(lm64):
 @pytest.fixture(scope="module")
 def said(lm64, scope):
     pairs = [(0, 0), (0, 3), (2, 1), (4, 3)]
-    return sayings(scope, lm64.read(NAMES, positions=-1), NAMES, pairs, max_new_tokens=NEW)
+    return generate_with_controls(scope, lm64.read(NAMES, positions=-1), NAMES, pairs, max_new_tokens=NEW)
 
 
 def shown(lm, ids):
@@ -91,7 +91,7 @@ def test_every_way_of_telling_equals_hooks(lm64, said):
 def test_shuffled_sources_are_what_other_states_say(lm64, scope):
     states = lm64.read(NAMES, positions=-1)
     answers = ["a", "b", "a", "b"]
-    found = sayings(scope, states, NAMES, [1, 3], answers=answers, max_new_tokens=NEW, seed=3)
+    found = generate_with_controls(scope, states, NAMES, [1, 3], answers=answers, max_new_tokens=NEW, seed=3)
     grid = scope.generate(shuffled_sources(states, answers, 3), [1, 3], max_new_tokens=NEW)
     cells, expected = table(grid)
     assert cells == found.cells == tuple((a, b) for a in range(5) for b in (1, 3))
@@ -101,9 +101,9 @@ def test_shuffled_sources_are_what_other_states_say(lm64, scope):
 
 def test_text_is_cut_as_vectors_are(lm64, scope):
     states = lm64.read(NAMES, positions=-1)
-    long = sayings(scope, states, NAMES, [0], max_new_tokens=8)
+    long = generate_with_controls(scope, states, NAMES, [0], max_new_tokens=8)
     letter = next(c for c in long.said[TEXT][0, 0][1:] if c.isalpha())
-    cut = sayings(scope, states, NAMES, [0], max_new_tokens=8, stop=letter)
+    cut = generate_with_controls(scope, states, NAMES, [0], max_new_tokens=8, stop=letter)
     for way in (VECTOR, TEXT, NONE, RANDOM, SHUFFLED):
         assert cut.said[way].tolist() == [[t.split(letter)[0] for t in row] for row in long.said[way].tolist()]
 
@@ -112,7 +112,7 @@ def test_scores_take_the_item_and_keep_the_cell(said):
     made = said.scored(lambda text, n: len(text) + 100 * n)
     for way, texts in said.said.items():
         assert made.scores[way].tolist() == [[len(t) + 100 * n for t in row] for n, row in enumerate(texts.tolist())]
-    again = Sayings.from_json(json.loads(json.dumps(said.to_json())))
+    again = ControlledTexts.from_json(json.loads(json.dumps(said.to_json())))
     assert again.cells == said.cells
     assert all((again.said[way] == texts).all() for way, texts in said.said.items())
 
@@ -125,7 +125,7 @@ def planted(n=40):
     text = (np.arange(n)[:, None] % 2 == 0).astype(float)
     zero = np.zeros((n, 4))
     cells = ((0, 0), (0, 3), (2, 1), (4, 3))
-    return Worth(cells, {VECTOR: vector, TEXT: text, NONE: zero[:, :1], RANDOM: zero, SHUFFLED: zero})
+    return ControlledScores(cells, {VECTOR: vector, TEXT: text, NONE: zero[:, :1], RANDOM: zero, SHUFFLED: zero})
 
 
 def test_what_the_vector_adds_by_hand():
@@ -151,21 +151,24 @@ def test_what_the_vector_adds_by_hand():
 
 def test_units_are_resampled_whole():
     made = planted()
-    alone, together = made.row()[VECTOR], Worth(made.cells, made.scores, [n // 20 for n in range(40)]).row()[VECTOR]
+    alone, together = (
+        made.row()[VECTOR],
+        ControlledScores(made.cells, made.scores, [n // 20 for n in range(40)]).row()[VECTOR],
+    )
     assert together.value == alone.value
     # both units have the same mean, so that nothing varies
     assert together.low == together.high == 0.75
     assert alone.low < 0.7
     # items of a unit are in one fold
     units = [n % 5 for n in range(40)]
-    fold = Worth(made.cells, made.scores, units).selection().fold
+    fold = ControlledScores(made.cells, made.scores, units).selection().fold
     assert all(len({int(f) for f, u in zip(fold, units, strict=True) if u == unit}) == 1 for unit in range(5))
 
 
 def test_worth_is_what_is_said_scored(lm64, scope, said):
     states = lm64.read(NAMES, positions=-1)
     done = []
-    made = worth(
+    made = score_with_controls(
         scope,
         states,
         NAMES,
@@ -184,14 +187,14 @@ def test_worth_is_what_is_said_scored(lm64, scope, said):
 def test_what_cannot_be_told_is_refused(lm64, scope):
     states = lm64.read(NAMES, positions=-1)
     with pytest.raises(LenscopeError, match="3 texts, 4 prompts: give one text for each"):
-        sayings(scope, states, NAMES[:3])
+        generate_with_controls(scope, states, NAMES[:3])
     with pytest.raises(LenscopeError, match="states of one position"):
-        sayings(scope, lm64.read(["a b", "c d"]), ["a b", "c d"])
+        generate_with_controls(scope, lm64.read(["a b", "c d"]), ["a b", "c d"])
     two = Patchscope(lm64, [Target(PROMPT, at="x"), Target("one x", at="x")])
     with pytest.raises(LenscopeError, match="one target"):
-        sayings(two, states, NAMES)
+        generate_with_controls(two, states, NAMES)
 
 
 def test_continuations_end_with_the_text(lm64):
-    found = verbalizing.said_after(lm64, [NAMES[0], lm64.prompt(NAMES[1])], 4)
+    found = verbalizing.continue_texts(lm64, [NAMES[0], lm64.prompt(NAMES[1])], 4)
     assert found == [shown(lm64, c.ids) for c in lm64.generate([NAMES[0], NAMES[1]], 4)]

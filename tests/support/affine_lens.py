@@ -2,7 +2,8 @@
 
 import torch
 
-from lenscope.mappings.mapping import Affine, identify
+from lenscope.mappings.mapping import Affine
+from lenscope.models.likeness import model_identity
 
 
 def affine(lm, seed=0):
@@ -12,4 +13,4 @@ def affine(lm, seed=0):
         (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
         for n in range(lm.n_layers)
     }
-    return Affine(weights, identify(lm), identify(lm))
+    return Affine(weights, model_identity(lm), model_identity(lm))

@@ -26,9 +26,13 @@ from affine_lens import affine
 import lenscope as ls
 from lenscope.cli.detect import _prompts
 from lenscope.cli.options import texts
+from lenscope.detection import load_detector
+from lenscope.directions import load_basis
 from lenscope.mappings.foreign_formats import export_tuned_lens
-from lenscope.mappings.mapping import identify
+from lenscope.models.likeness import model_identity
+from lenscope.patchscopes import load_soft_prompt
 from lenscope.tasks import builtin_questions as quizzes
+from lenscope.tasks import load_chains, load_entities, load_questions, load_relations
 
 PROMPT = "The capital of France is"
 TEXTS = [
@@ -69,14 +73,14 @@ class Stage:
         self.comparison = tuned.compare(PROMPT, "The cat sat", layers=[0, 3], top_k=2)
         self.predicted = scope.predict(states, [0, 2], answers=["a"], top_k=2)
         self.generated = scope.generate(states, [1, 3], max_new_tokens=4)
-        self.effects = ls.causal_tracing(self.lm, PROMPT, "France", " a", samples=2, window=1)
+        self.effects = ls.interventions.causal_tracing(self.lm, PROMPT, "France", " a", samples=2, window=1)
         rows = list(corpus.batches(64, 4))
         self.evaluation = ls.evaluate(self.lm, rows, {"logit lens": None, "tuned": self.lens}, layers=[0, 3])
         self.transfer = ls.transfer(self.lm, rows, self.lens, layers=[0, 2])
-        self.detector = ls.fit_detector(
+        self.detector = ls.detection.fit_detector(
             tuned, sorted(quizzes.REQUESTS.splitlines(), key=len)[:24], methods=["mahalanobis"], layers=[1, 3]
         )
-        self.basis = ls.random_basis(self.lm, rows, k=2, layers=[1, 2])
+        self.basis = ls.directions.random_basis(self.lm, rows, k=2, layers=[1, 2])
 
 
 # -- what was loaded, as a text
@@ -222,7 +226,7 @@ def evaluation_doubt(e: Any) -> str:
         ("layers", whole(e.layers, 0, e.n_layers) and sorted({*e.layers}) == [*e.layers] and e.layers),
         ("provenance", known(e.provenance)),
     )
-    if isinstance(e, ls.Transfer):
+    if isinstance(e, ls.lenses.Transfer):
         shape = (len(e.layers),) * 2
         return common + doubts(
             ("lens", of_texts([e.lens])),
@@ -266,8 +270,8 @@ def result_doubt(value: Any) -> str:
         (ls.Trajectory, trajectory_doubt),
         (ls.Comparison, comparison_doubt),
         (ls.Grid, grid_doubt),
-        (ls.Effects, effects_doubt),
-        (ls.Evaluation | ls.Transfer, evaluation_doubt),
+        (ls.interventions.Effects, effects_doubt),
+        (ls.Evaluation | ls.lenses.Transfer, evaluation_doubt),
     ):
         if isinstance(value, kind):
             return doubt(value)
@@ -516,8 +520,10 @@ def kinds(stage: Stage) -> list[Kind]:
     lm = stage.lm
     facts = table("relation\tsubject\tobject", FACTS)
     spoken = [{"relation": r, "subject": s, "object": [a, a + "!"], "text": f"In {s} now"} for r, s, a in FACTS]
-    soft = ls.SoftPrompt(torch.ones(2, 32), (5, 6), 1, 2, identify(lm), {"steps": 1})
-    low = ls.LowRank({(1, 4): (torch.ones(32, 2), torch.ones(32, 2), torch.ones(32))}, identify(lm), identify(lm))
+    soft = ls.patchscopes.SoftPrompt(torch.ones(2, 32), (5, 6), 1, 2, model_identity(lm), {"steps": 1})
+    low = ls.mappings.LowRank(
+        {(1, 4): (torch.ones(32, 2), torch.ones(32, 2), torch.ones(32))}, model_identity(lm), model_identity(lm)
+    )
     many = "\n\n".join(TEXTS)
 
     def results(name: str, value: Any, load: Any, doubt: Any) -> list[Kind]:
@@ -552,30 +558,30 @@ def kinds(stage: Stage) -> list[Kind]:
         *results("comparison", stage.comparison, ls.load_results, result_doubt)[:1],
         *results("predicted grid", stage.predicted, ls.load_grid, result_doubt),
         *results("written grid", stage.generated, ls.load_grid, result_doubt),
-        *results("effects", stage.effects, ls.load_effects, result_doubt),
-        *results("evaluation", stage.evaluation, ls.load_evaluation, result_doubt),
-        *results("transfer", stage.transfer, ls.load_evaluation, result_doubt),
-        Kind("basis", lambda f: stage.basis.save(f / "b"), lambda f: ls.load_basis(f / "b"), of_fields, basis_doubt,
+        *results("effects", stage.effects, ls.interventions.load_effects, result_doubt),
+        *results("evaluation", stage.evaluation, ls.lenses.load_evaluation, result_doubt),
+        *results("transfer", stage.transfer, ls.lenses.load_evaluation, result_doubt),
+        Kind("basis", lambda f: stage.basis.save(f / "b"), lambda f: load_basis(f / "b"), of_fields, basis_doubt,
              True),
-        Kind("detector", lambda f: stage.detector.save(f / "d"), lambda f: ls.load_detector(f / "d", lm), of_fields,
+        Kind("detector", lambda f: stage.detector.save(f / "d"), lambda f: load_detector(f / "d", lm), of_fields,
              detector_doubt, True),
-        Kind("soft prompt", lambda f: soft.save(f / "s"), lambda f: ls.load_soft_prompt(f / "s"), of_fields,
+        Kind("soft prompt", lambda f: soft.save(f / "s"), lambda f: load_soft_prompt(f / "s"), of_fields,
              soft_doubt, True),
-        Kind("relations.tsv", lambda f: packed(f / "r.tsv", facts), lambda f: ls.load_relations(f / "r.tsv"), repr,
+        Kind("relations.tsv", lambda f: packed(f / "r.tsv", facts), lambda f: load_relations(f / "r.tsv"), repr,
              facts_doubt, False),
         Kind("relations.tsv.gz", lambda f: packed(f / "r.tsv.gz", facts),
-             lambda f: ls.load_relations(f / "r.tsv.gz"), repr, facts_doubt, False),
-        Kind("relations.jsonl", lambda f: lines(f / "r.jsonl", spoken), lambda f: ls.load_relations(f / "r.jsonl"),
+             lambda f: load_relations(f / "r.tsv.gz"), repr, facts_doubt, False),
+        Kind("relations.jsonl", lambda f: lines(f / "r.jsonl", spoken), lambda f: load_relations(f / "r.jsonl"),
              repr, facts_doubt, False),
-        Kind("chains.jsonl", lambda f: lines(f / "c.jsonl", [CHAIN] * 3), lambda f: ls.load_chains(f / "c.jsonl"),
+        Kind("chains.jsonl", lambda f: lines(f / "c.jsonl", [CHAIN] * 3), lambda f: load_chains(f / "c.jsonl"),
              repr, chains_doubt, False),
         Kind("entities.tsv",
              lambda f: packed(f / "e.tsv", table("name\tdescription\tpopularity_percentile", ENTITIES)),
-             lambda f: ls.load_entities(f / "e.tsv"), repr, entities_doubt, False),
-        Kind("questions.jsonl", lambda f: lines(f / "q.jsonl", QUESTIONS), lambda f: ls.load_questions(f / "q.jsonl"),
+             lambda f: load_entities(f / "e.tsv"), repr, entities_doubt, False),
+        Kind("questions.jsonl", lambda f: lines(f / "q.jsonl", QUESTIONS), lambda f: load_questions(f / "q.jsonl"),
              repr, questions_doubt, False),
         Kind("questions.jsonl.gz", lambda f: lines(f / "q.jsonl.gz", QUESTIONS),
-             lambda f: ls.load_questions(f / "q.jsonl.gz"), repr, questions_doubt, False),
+             lambda f: load_questions(f / "q.jsonl.gz"), repr, questions_doubt, False),
         Kind("corpus.txt", lambda f: packed(f / "c.txt", many), lambda f: rows_of(stage, f / "c.txt"), plain,
              rows_doubt, False),
         Kind("corpus.txt.gz", lambda f: packed(f / "c.txt.gz", many), lambda f: rows_of(stage, f / "c.txt.gz"), plain,

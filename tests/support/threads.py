@@ -59,8 +59,10 @@ def calls(lm: ls.LM) -> dict[str, Callable[[], str]]:
         "predict": lambda: predicted(lm, PROMPTS[0]),
         "predict another": lambda: predicted(lm, PROMPTS[1]),
         "write": lambda: written(lm),
-        "tracing": lambda: of_json(ls.causal_tracing(lm, PROMPTS[0], "France", " a", samples=2, layers=[0, 2])),
-        "knockout": lambda: of_json(ls.attention_knockout(lm, PROMPTS[0], "France", " a", layers=[1, 2])),
+        "tracing": lambda: of_json(
+            ls.interventions.causal_tracing(lm, PROMPTS[0], "France", " a", samples=2, layers=[0, 2])
+        ),
+        "knockout": lambda: of_json(ls.interventions.attention_knockout(lm, PROMPTS[0], "France", " a", layers=[1, 2])),
         "fit": lambda: of_mapping(fitted(lm)),
     }
     return made

@@ -13,7 +13,7 @@ from lenscope.engine import run as rows
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks import questions as module
 from lenscope.tasks.answer_likelihoods import AnswerScores, answer_log_likelihoods
-from lenscope.tasks.questions import BUILTIN, Question, correct, few_shot
+from lenscope.tasks.questions import BUILTIN, Question, correct, few_shot_prompts
 
 ASKED = [
     Question("a", "t", "Question: Where?\nAnswer:", ("the cat sat on it", "Paris", "a mat"), 1),
@@ -60,7 +60,7 @@ def test_log_likelihoods_equal_plain_passes(lm, monkeypatch, forks):
         monkeypatch.setattr(module, name, lambda *a, plain=plain, name=name: read.append(name) or plain(*a))
     if not forks:
         monkeypatch.setattr(rows, "exact", lambda *_: False)
-    prompts = few_shot(ASKED, 2)
+    prompts = few_shot_prompts(ASKED, 2)
     lenses = [ls.Lens(lm), ls.Lens(lm, shifted)]
     found = answer_log_likelihoods(lenses, prompts, [q.choices for q in ASKED], [0, 2, -1])
     assert {*read} == {"_forked" if forks else "_whole"}
@@ -80,7 +80,7 @@ def test_log_likelihoods_equal_plain_passes(lm, monkeypatch, forks):
 
 
 def test_shape_is_the_api(lm):
-    prompts, choices = few_shot(ASKED, 1), [q.choices for q in ASKED]
+    prompts, choices = few_shot_prompts(ASKED, 1), [q.choices for q in ASKED]
     alone = answer_log_likelihoods(ls.Lens(lm), prompts[:1], choices[:1])
     assert isinstance(alone, AnswerScores)
     assert alone.layers == (0, 1, 2, 3, 4)
@@ -124,8 +124,8 @@ def test_mistakes_are_one_line(lm):
         (lambda: answer_log_likelihoods(lens, ["a"], [["b", " "]]), "is empty"),
         (lambda: answer_log_likelihoods(lens, ["a" * 4095], [["b" * 10]]), "reads at most 4096"),
         (lambda: answer_log_likelihoods(lens, ["a"], [["b"]], [7]), "layer 7"),
-        (lambda: few_shot(ASKED, 3), "shots 3: there are 2"),
-        (lambda: few_shot(ASKED, -1), "0 or more"),
+        (lambda: few_shot_prompts(ASKED, 3), "shots 3: there are 2"),
+        (lambda: few_shot_prompts(ASKED, -1), "0 or more"),
         (lambda: Question("a", "t", "q", ("b",), 0), "two choices"),
         (lambda: Question("a", "t", "q", ("b", "c"), 2), "0–1"),
         (lambda: Question("a", "t", "q", ("b", "c"), True), "gold True"),
@@ -136,8 +136,8 @@ def test_mistakes_are_one_line(lm):
 
 def test_few_shot_prompts_never_show_the_question_they_ask():
     questions = BUILTIN["opposites"][:40]
-    prompts = few_shot(questions, 3, seed=5)
-    assert prompts == few_shot(questions, 3, seed=5) != few_shot(questions, 3, seed=6)
+    prompts = few_shot_prompts(questions, 3, seed=5)
+    assert prompts == few_shot_prompts(questions, 3, seed=5) != few_shot_prompts(questions, 3, seed=6)
     answered = {f"{q.query} {q.choices[q.gold]}": q for q in questions}
     for question, prompt in zip(questions, prompts, strict=True):
         parts = prompt.split("\n\n")
@@ -147,12 +147,12 @@ def test_few_shot_prompts_never_show_the_question_they_ask():
         assert question not in shown
         assert len({q.id for q in shown}) == 3
     # the same question in the same company gets the same prompt, and fewer shots are the last of more
-    assert few_shot(questions[3:9], 3, 5, pool=questions) == prompts[3:9]
-    assert all(more.endswith(less) for more, less in zip(prompts, few_shot(questions, 2, 5), strict=True))
+    assert few_shot_prompts(questions[3:9], 3, 5, pool=questions) == prompts[3:9]
+    assert all(more.endswith(less) for more, less in zip(prompts, few_shot_prompts(questions, 2, 5), strict=True))
     # twins: another id, the same words
     twin = Question("twin", "t", ASKED[0].query, ("x", "y"), 0)
-    assert few_shot([ASKED[0]], 1, pool=[twin, ASKED[1]])[0].startswith(ASKED[1].query)
-    wrong = few_shot(ASKED, 2, answer=lambda q: q.wrong[0])
+    assert few_shot_prompts([ASKED[0]], 1, pool=[twin, ASKED[1]])[0].startswith(ASKED[1].query)
+    wrong = few_shot_prompts(ASKED, 2, answer=lambda q: q.wrong[0])
     assert "then?\nAnswer: no\n\n" in wrong[0]
 
 

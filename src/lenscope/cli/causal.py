@@ -31,8 +31,8 @@ from lenscope.cli.options import (
 )
 from lenscope.cli.screen import Screen, counted, show
 from lenscope.cli.streams import flush, print_json, tell
-from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
+from lenscope.visible_text import plain
 
 if TYPE_CHECKING:
     from lenscope.directions.basis import Basis

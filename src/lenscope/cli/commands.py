@@ -21,7 +21,7 @@ from lenscope.cli.patch import patch
 from lenscope.cli.reproduce import reproduce
 from lenscope.cli.screen import Screen
 from lenscope.cli.streams import print_json, say
-from lenscope.display.visible_text import plain
+from lenscope.visible_text import plain
 
 app = typer.Typer(
     name="lenscope",

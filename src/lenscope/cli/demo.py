@@ -14,8 +14,8 @@ from lenscope.cli.fit import finished_lens, fitted_table
 from lenscope.cli.given import known_model, make_folder
 from lenscope.cli.options import DEFAULT_MODEL, Model, headline, load_model, rising
 from lenscope.cli.screen import Screen, counted, show
-from lenscope.display.visible_text import plain as visible
-from lenscope.display.visible_text import token
+from lenscope.visible_text import plain as visible
+from lenscope.visible_text import token
 
 if TYPE_CHECKING:
     from lenscope.lenses.trajectory import Trajectory

@@ -30,9 +30,9 @@ from lenscope.cli.options import (
 )
 from lenscope.cli.screen import Screen, counted, show
 from lenscope.cli.streams import failure, flush, print_json, tell
-from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines, parse
+from lenscope.visible_text import plain
 
 # ways that were tried, as many as are shown
 SHOWN = 6

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from lenscope.display.visible_text import plain
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
+from lenscope.visible_text import plain
 
 if TYPE_CHECKING:
     from lenscope.lenses.trajectory import Trajectory

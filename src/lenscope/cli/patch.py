@@ -96,7 +96,7 @@ def patch(
         known_mapping(mapping)
     from lenscope.patchscopes.grid import ANSWERS, MEASURES
     from lenscope.patchscopes.methods import TARGETS
-    from lenscope.patchscopes.patchscope import BELOW, Interrupted, Patchscope, Target
+    from lenscope.patchscopes.patchscope import BELOW, Patchscope, SweepInterrupted, Target
 
     if below not in BELOW:
         raise LenscopeError(f"--below {below}: give one of {', '.join(BELOW)}{nearest(below, BELOW)}")
@@ -149,7 +149,7 @@ def patch(
             else:
                 how: Any = {"max_new_tokens": WRITTEN if tokens is None else tokens, "stop": tuple(stop or ())}
                 result = scope.generate(states, wanted, progress=advance, **how)
-    except Interrupted as partial:
+    except SweepInterrupted as partial:
         if partial.grid is None:
             raise
         result = partial.grid

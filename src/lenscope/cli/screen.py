@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from lenscope.cli.streams import writing
-from lenscope.display.visible_text import plain
+from lenscope.visible_text import plain
 
 
 class Screen(Console):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from lenscope.display.visible_text import plain
+from lenscope.visible_text import plain
 
 # what stands for a mark of ours where the console's encoding lacks it: as wide, so that tables keep their columns
 _INSTEAD = {

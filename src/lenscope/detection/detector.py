@@ -30,19 +30,21 @@ from lenscope.detection.outliers import (
 )
 from lenscope.detection.prompt_features import (
     answer_features,
-    describe,
     disturbed,
     mean_states,
-    spread,
+    measure_prompts,
+    spaced_layers,
     trajectory_columns,
 )
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
 from lenscope.lenses.lens import Lens
-from lenscope.mappings.mapping import PairMapping, identify, is_of, load_mapping
+from lenscope.mappings.mapping import PairMapping, load_mapping
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
+from lenscope.models.likeness import is_of, model_identity
+from lenscope.models.progress import Progress
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 
 FORMAT = 1
@@ -53,7 +55,6 @@ FEWEST = 20
 KEPT = 32
 
 View = Literal["trajectory", "answers", "states"]
-Advance = Callable[[int, int], None]
 
 
 @final
@@ -128,13 +129,13 @@ class Detector:
                 raise LenscopeError(f"lens {self.lens.name}: is a function; a detector is kept with a fitted lens")
             kept = {p: w for p, w in self.lens.f.weights.items() if p is None or p[0] in self.layers}
             replace(self.lens.f, weights=kept).save(folder / "lens")
-            lens = artifacts.read(folder / "lens", "mapping")[0]["sha256"]
+            lens = artifacts.read_folder(folder / "lens", "mapping")[0]["sha256"]
         config = {
             "kind": "detector",
             "format": FORMAT,
             "lenscope": __version__,
             "scikit-learn": sklearn.__version__,
-            **identify(self.lens.lm),
+            **model_identity(self.lens.lm),
             "lens": lens,
             "lens_name": self.lens.name,
             "view": self.view,
@@ -149,7 +150,7 @@ class Detector:
         own = self._outliers(self.reference[:KEPT])
         arrays = {"reference": self.reference, "own": own}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for name, a in arrays.items()}
-        artifacts.write(folder, STEM, config, tensors)
+        artifacts.write_folder(folder, STEM, config, tensors)
 
 
 def fingerprint(lm: LM, prompt: PromptLike) -> str:
@@ -166,7 +167,7 @@ def fit_detector(
     methods: Sequence[str] = tuple(METHODS),
     false_positives: float = 0.05,
     seed: int = 0,
-    progress: Advance | None = None,
+    progress: Progress | None = None,
 ) -> Detector:
     """A detector of prompts unlike these normal ones (Belrose et al. 2023, §5.2). It never sees an odd one.
 
@@ -190,14 +191,14 @@ def fit_detector(
     n = len(texts)
     tried: list[tuple[Method, View, tuple[int, ...], np.ndarray]] = []
     told = [m for m in methods if m != "mahalanobis"]
-    at = spread(lens) if choices and layers is None else numbers
+    at = spaced_layers(lens) if choices and layers is None else numbers
     if choices:
         if told:
             found = _features(lens, both, "answers", numbers, tuple(choices), progress)
             tried += [(m, "answers", numbers, found) for m in _candidates(told, seed)]
         states = mean_states(lm, both, at) if "mahalanobis" in methods else np.zeros((2 * n, 0, 1))
     else:
-        described = describe(lens, both, numbers, progress=progress)
+        described = measure_prompts(lens, both, numbers, progress=progress)
         states = described.states
         tried += [(m, "trajectory", numbers, described.trajectory) for m in _candidates(told, seed)]
     if "mahalanobis" in methods:
@@ -228,7 +229,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
     Raises LenscopeError for what is missing, damaged, of another model, or whose scores come out differently here.
     """
     with reading(folder, "is no detector that lenscope saved"):
-        config, tensors = artifacts.read(folder, STEM)
+        config, tensors = artifacts.read_folder(folder, STEM)
         if config.get("kind") != "detector" or config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")
         # of one dtype, which version 0.1.0 did not say
@@ -240,7 +241,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
         f = None
         if config["lens"] is not None:
             f = load_mapping(Path(folder) / "lens")
-            if artifacts.read(Path(folder) / "lens", "mapping")[0]["sha256"] != config["lens"]:
+            if artifacts.read_folder(Path(folder) / "lens", "mapping")[0]["sha256"] != config["lens"]:
                 raise LenscopeError(f"{folder}: its lens is not the one it was fitted with; save it again")
         lens = Lens(lm, f, name=str(config["lens_name"]))
         named = dict(config["method"])
@@ -270,7 +271,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
 
 def _chosen_layers(lens: Lens, layers: Sequence[int] | None, answers: bool) -> tuple[int, ...]:
     if layers is None:
-        return tuple(lens.layers) if answers else spread(lens)
+        return tuple(lens.layers) if answers else spaced_layers(lens)
     return tuple(sorted({*check_layers(layers, lens.lm.n_layers, lens.lm.name)}))
 
 
@@ -292,11 +293,11 @@ def _features(
     view: View,
     layers: tuple[int, ...],
     choices: tuple[str, ...],
-    progress: Advance | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     if view == "states":
         return mean_states(lens.lm, prompts, layers).reshape(len(prompts), -1)
     if view == "trajectory":
-        return describe(lens, prompts, layers, progress=progress).trajectory
+        return measure_prompts(lens, prompts, layers, progress=progress).trajectory
     scores = answer_log_likelihoods(lens, prompts, [choices] * len(prompts), layers, progress=progress)
     return answer_features(scores.log_probs)

@@ -5,7 +5,7 @@ Does not know: what is odd (outliers.py), where prompts come from.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -16,10 +16,11 @@ from torch import Tensor
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
-from lenscope.measures.streamed import reduce, top_one
-from lenscope.models.batches import runs
+from lenscope.measures.streamed import reduce, top_token
+from lenscope.models.batches import by_length
 from lenscope.models.language_model import LM, PromptLike
-from lenscope.models.layers import check_layers, spaced
+from lenscope.models.layers import check_layers, evenly_spaced
+from lenscope.models.progress import Progress
 
 # of a position: what the lens says of it
 MEASURES = ("entropy", "kl", "top_log_prob", "agreement")
@@ -30,12 +31,10 @@ LAYERS = 10
 # words of another prompt that are put into one
 INSERTED = (4, 24)
 
-Advance = Callable[[int, int], None]
-
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Described(Brief):
+class PromptFeatures(Brief):
     """N prompts in numbers: `trajectory` (N, F) with its `columns`, `states` (N, L, D) the mean states of `layers`."""
 
     layers: tuple[int, ...]
@@ -66,9 +65,9 @@ def sorted_answer_features(log_probs: np.ndarray) -> np.ndarray:
     return -np.sort(-log_probs, -1).reshape(len(log_probs), -1)
 
 
-def spread(lens: Lens, count: int = LAYERS) -> tuple[int, ...]:
+def spaced_layers(lens: Lens, count: int = LAYERS) -> tuple[int, ...]:
     """Up to `count` of the layers that a lens has, evenly spaced, the last one among them."""
-    return spaced(sorted({*lens.layers, lens.lm.n_layers}), count)
+    return evenly_spaced(sorted({*lens.layers, lens.lm.n_layers}), count)
 
 
 def trajectory_columns(layers: Sequence[int], n_layers: int) -> tuple[str, ...]:
@@ -81,9 +80,9 @@ def trajectory_columns(layers: Sequence[int], n_layers: int) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def describe(
-    lens: Lens, prompts: Sequence[PromptLike], layers: Sequence[int] | None = None, *, progress: Advance | None = None
-) -> Described:
+def measure_prompts(
+    lens: Lens, prompts: Sequence[PromptLike], layers: Sequence[int] | None = None, *, progress: Progress | None = None
+) -> PromptFeatures:
     """Features of free-form prompts, of any length and without answers, and their mean states, in one pass.
 
     At every layer (by default ten, evenly spaced) and position: entropy, KL from the final distribution, ln p of the
@@ -91,13 +90,13 @@ def describe(
     the maximum. The first position, which has seen nothing, counts only where it is the only one.
     """
     lm = lens.lm
-    numbers = tuple(sorted({*check_layers(spread(lens) if layers is None else layers, lm.n_layers, lm.name)}))
+    numbers = tuple(sorted({*check_layers(spaced_layers(lens) if layers is None else layers, lm.n_layers, lm.name)}))
     many = [lm.prompt(p) for p in prompts]
     columns = trajectory_columns(numbers, lm.n_layers)
     trajectory = np.empty((len(many), len(columns)))
     means = np.empty((len(many), len(numbers), lm.hidden_size))
     done = 0
-    for some in runs(many):
+    for some in by_length(many):
         states = lm.read([many[i] for i in some], tuple(dict.fromkeys((*numbers, lm.n_layers)))).split()
         parts = [s[list(numbers), slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
         finals = [s[lm.n_layers, slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
@@ -109,14 +108,14 @@ def describe(
         done += len(some)
         if progress is not None:
             progress(done, len(many))
-    return Described(numbers, columns, trajectory, means)
+    return PromptFeatures(numbers, columns, trajectory, means)
 
 
 def _measured(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> np.ndarray:
     """The measures of states h (L, P, D) whose last ones are `final` (P, D), in the order of the columns: (M, P)."""
     lm = lens.lm
     mapped = torch.stack([lens.map(x, n) for x, n in zip(h, layers, strict=True)])
-    top, _, _ = top_one(lm, final)
+    top, _, _ = top_token(lm, final)
     r = reduce(lm.readout, lm.vocab_size, mapped, final, top, 1, False)
     values = {
         "entropy": r.entropy,
@@ -132,7 +131,7 @@ def mean_states(lm: LM, prompts: Sequence[PromptLike], layers: Sequence[int]) ->
     """(N, L, D) the mean states of prompts over their positions, but the first: what `describe` gives too, alone."""
     many = [lm.prompt(p) for p in prompts]
     out = np.empty((len(many), len(layers), lm.hidden_size))
-    for some in runs(many):
+    for some in by_length(many):
         for i, s in zip(some, lm.read([many[i] for i in some], layers).split(), strict=True):
             h = s[list(layers), slice(min(1, len(many[i]) - 1), None)]
             out[i] = h.double().mean(1).cpu().numpy()

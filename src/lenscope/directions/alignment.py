@@ -15,12 +15,13 @@ from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import WHOLE
 from lenscope.models.language_model import LM
+from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import Readout, wide
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
-from lenscope.text.predictions import Progress, Rows
-from lenscope.text.row_states import _counts, _numbers, runs
+from lenscope.text.predictions import TextRows
+from lenscope.text.row_states import _counts, _numbers, row_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class Alignment:
 @torch.no_grad()
 def alignment(
     lm: LM,
-    rows: Rows,
+    rows: TextRows,
     basis: Basis,
     lenses: Mapping[str, Callable[..., Any] | None] | None = None,
     *,
@@ -90,11 +91,11 @@ def alignment(
     readout = wide_readout(lm)
     for lens in made:
         lens_layers(lens, basis.layers)
-    some = runs(lm, rows, basis.layers)
+    some = row_states(lm, rows, basis.layers)
     counts = _counts(some)
     sums = np.zeros((2, len(made), len(counts), len(basis.layers)))
     row = np.concatenate([np.nonzero(run.counted.numpy())[0] + 10**6 * n for n, run in enumerate(some)])
-    source = torch.from_numpy(deranged(row, seed))
+    source = torch.from_numpy(derange(row, seed))
     for i, layer in enumerate(basis.layers):
         h = torch.cat([run.states[i][run.counted] for run in some])
         h = h.to(wide(h[:0]).dtype)
@@ -129,7 +130,7 @@ def aitchison_cosine(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return torch.where(size > 0, inner / size, torch.nan).clamp(-1, 1)
 
 
-def deranged(row: np.ndarray, seed: int) -> np.ndarray:
+def derange(row: np.ndarray, seed: int) -> np.ndarray:
     """A permutation of places (N,) that moves each to one of another row: random, drawn with `seed`.
 
     Raises LenscopeError where one row has more than half of the places.

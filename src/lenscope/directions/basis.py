@@ -14,8 +14,8 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
-from lenscope.mappings.mapping import is_of
 from lenscope.models.language_model import LM
+from lenscope.models.likeness import is_of
 
 FORMAT = 1
 STEM = "basis"
@@ -28,7 +28,8 @@ class Basis:
     `directions` (L, k, D) are float32; `energies` (L, k) the mean KL(lens(h) ‖ lens(r(h, v))) in nats of ablating each
     alone (σ of Belrose et al. 2023, Eq. 10), falling; r(h, v) = h + v vᵀ (mean - h) with `mean` (L, D) that of the
     states. `spread` (L, k) is the states' standard deviation along each direction, whose sign is that of the longer
-    tail. `kind` is "causal", "principal" or "random", `lens` the lens's name, `model` what `mappings.identify` says.
+    tail. `kind` is "causal", "principal" or "random", `lens` the lens's name, `model` what
+    `lenscope.models.likeness.model_identity` says.
     """
 
     directions: Tensor
@@ -101,13 +102,13 @@ class Basis:
             "provenance": self.provenance,
         }
         names = "directions", "energies", "mean", "spread"
-        artifacts.write(folder, STEM, config, {n: getattr(self, n).detach().cpu().clone() for n in names})
+        artifacts.write_folder(folder, STEM, config, {n: getattr(self, n).detach().cpu().clone() for n in names})
 
 
 def load_basis(folder: str | os.PathLike[str]) -> Basis:
     """Read what `Basis.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
     with reading(folder, "is no basis that lenscope saved"):
-        config, found = artifacts.read(folder, STEM)
+        config, found = artifacts.read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         layers = tuple(int(n) for n in config["layers"])

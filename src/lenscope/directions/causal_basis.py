@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from lenscope.directions.basis import Basis
-from lenscope.directions.energy import Energy, Factored, Site, energies, wide_readout
+from lenscope.directions.energy import Energy, FactoredEnergy, Site, energies, wide_readout
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens, lens_layers
-from lenscope.mappings.mapping import identify
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM
+from lenscope.models.likeness import model_identity
+from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import wide
 from lenscope.text.packing import counted, mark_ids
-from lenscope.text.predictions import Progress, Rows, nothing_counts
-from lenscope.text.row_states import runs
+from lenscope.text.predictions import TextRows, nothing_counts
+from lenscope.text.row_states import row_states
 
 # Columns of the vocabulary that directions are first sought on, and how many starts are tried for each.
 COLUMNS, STARTS = 4096, 4
@@ -32,7 +33,7 @@ SOUGHT, POLISHED, STILL = 40, 40, 1e-4
 
 def causal_basis(
     lm: LM,
-    rows: Rows | HiddenStates,
+    rows: TextRows | HiddenStates,
     f: Callable[..., Any] | None = None,
     layers: Sequence[int] | None = None,
     *,
@@ -60,7 +61,7 @@ def causal_basis(
 
 def principal_basis(
     lm: LM,
-    rows: Rows | HiddenStates,
+    rows: TextRows | HiddenStates,
     f: Callable[..., Any] | None = None,
     layers: Sequence[int] | None = None,
     *,
@@ -78,7 +79,7 @@ def principal_basis(
 
 def random_basis(
     lm: LM,
-    rows: Rows | HiddenStates,
+    rows: TextRows | HiddenStates,
     f: Callable[..., Any] | None = None,
     layers: Sequence[int] | None = None,
     *,
@@ -118,7 +119,7 @@ def _extracted(at: Site) -> Tensor:
     k, size = at.k, at.h.shape[1]
     coarse = at.energy(COLUMNS)
     starts = [_components(at.x, min(2 * k, size))]
-    if isinstance(coarse, Factored):
+    if isinstance(coarse, FactoredEnergy):
         starts.append(coarse.sensitive(min(2 * k, size)))
     starts += [torch.stack([coarse(v)[1] for v in some]) for some in starts]
     found = _sought(coarse, torch.cat(starts), k)
@@ -207,7 +208,7 @@ def _states(lm: LM) -> Tensor:
 
 def _bases(
     lm: LM,
-    rows: Rows | HiddenStates,
+    rows: TextRows | HiddenStates,
     f: Callable[..., Any] | None,
     layers: Sequence[int] | None,
     k: int,
@@ -231,7 +232,7 @@ def _bases(
         v = choose(at).cpu().double()
         made = Basis(
             v[None].float(), torch.zeros(1, k), at.mean[None], torch.zeros(1, k), (layer,), kind, lens.name,
-            identify(lm),
+            model_identity(lm),
         )  # fmt: skip
         energy = energies(lens, readout, at.h, made.ablated(at.h, layer), layer).cpu().double().mean(-1)
         along = at.x.cpu().double() @ v.T
@@ -244,10 +245,10 @@ def _bases(
             progress(n + 1, len(numbers))
     about = {**provenance(lm), "lens": repr(f), "k": k, "seed": seed, "tokens": h.shape[1]}
     v, energy, mean, spread = (torch.stack(p) for p in zip(*parts, strict=True))
-    return Basis(v, energy, mean, spread, numbers, kind, lens.name, identify(lm), about)
+    return Basis(v, energy, mean, spread, numbers, kind, lens.name, model_identity(lm), about)
 
 
-def _gathered(lm: LM, rows: Rows | HiddenStates, layers: tuple[int, ...]) -> Tensor:
+def _gathered(lm: LM, rows: TextRows | HiddenStates, layers: tuple[int, ...]) -> Tensor:
     """The states that count, (L, N, D), in float32 or wider."""
     if isinstance(rows, HiddenStates):
         marks = mark_ids(lm)
@@ -258,5 +259,5 @@ def _gathered(lm: LM, rows: Rows | HiddenStates, layers: tuple[int, ...]) -> Ten
         if not any(h.shape[1] for h in found):
             raise nothing_counts("position")
     else:
-        found = [run.states[:-1][:, run.counted] for run in runs(lm, rows, layers)]
+        found = [run.states[:-1][:, run.counted] for run in row_states(lm, rows, layers)]
     return torch.cat(found, 1).to(_states(lm))

@@ -15,7 +15,8 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
-from lenscope.text.predictions import Progress, Rows, predictions
+from lenscope.models.progress import Progress
+from lenscope.text.predictions import TextRows, predictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Covariances:
 
 
 def covariances(
-    lm: LM, rows: Rows, layers: Sequence[int] | None = None, *, progress: Progress | None = None
+    lm: LM, rows: TextRows, layers: Sequence[int] | None = None, *, progress: Progress | None = None
 ) -> Covariances:
     """The covariances of hidden states over text, read once: no states are stored.
 
@@ -88,7 +89,7 @@ def pooled(parts: Sequence[Covariances], weights: Sequence[float] | None = None)
     return Covariances(parts[0].layers, count, means, matrices)
 
 
-def rogue(matrices: Tensor, top: int = 2) -> tuple[Tensor, Tensor]:
+def largest_components(matrices: Tensor, top: int = 2) -> tuple[Tensor, Tensor]:
     """The `top` largest eigenvalues (L, top), largest first, and their eigenvectors (L, D, top), of (L, D, D)."""
     size = matrices.shape[-1]
     if not 0 <= top <= size:
@@ -107,11 +108,11 @@ def trimmed(matrices: Tensor, top: int = 2) -> Tensor:
     Few directions, the rogue dimensions, can outweigh all others in variance (Timkey & van Schijndel 2021); Belrose et
     al. 2023, §3 and Fig. 6, zero the first two. Raises LenscopeError for more components than there are.
     """
-    values, vectors = rogue(matrices, top)
+    values, vectors = largest_components(matrices, top)
     return matrices - (vectors * values[:, None, :]) @ vectors.transpose(1, 2)
 
 
-def similarity(matrices: Tensor) -> np.ndarray:
+def covariance_similarity(matrices: Tensor) -> np.ndarray:
     """How alike covariances (L, D, D) are, (L, L): their Frobenius cosine tr(A B) / (‖A‖ ‖B‖), 0–1.
 
     Belrose et al. 2023, Fig. 6. NaN where one is zero.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
-from lenscope.measures.sampled_kl import Objective
+from lenscope.measures.sampled_kl import SampledKL
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
 from lenscope.models.readout import Readout, Traced, wide
@@ -48,8 +48,10 @@ class Site:
     def energy(self, columns: int | None) -> Energy:
         """σ over so many drawn columns of the vocabulary; None: over all of it."""
         lm = self.lens.lm
-        objective = Objective(lm, self._mean_distribution(), columns, self.seed)
-        return Plain(self, objective) if self.factors is None else Factored(self, objective, *self.factors)
+        objective = SampledKL(lm, self._mean_distribution(), columns, self.seed)
+        return (
+            GeneralEnergy(self, objective) if self.factors is None else FactoredEnergy(self, objective, *self.factors)
+        )
 
     def read(self, h: Tensor) -> Tensor:
         """The head's input (N, D') of states (N, D)."""
@@ -92,10 +94,10 @@ class Site:
         return total / len(self.h)
 
 
-class Plain:
+class GeneralEnergy:
     """The energy of a lens of any kind: all logits are made again for every direction."""
 
-    def __init__(self, at: Site, objective: Objective) -> None:
+    def __init__(self, at: Site, objective: SampledKL) -> None:
         if at.h.dtype != at.lens.lm.dtype:
             raise LenscopeError(
                 f"{at.lens.name}: this lens is read in {at.lens.lm.dtype} only; load the model in float32"
@@ -118,14 +120,14 @@ class Plain:
         return float(total) / len(y), gradient / len(y)
 
 
-class Factored:
+class FactoredEnergy:
     """The energy where the head's input is c + s(h) M (h, 1).
 
     Ablated logits are s' (Z - (v·x) W M v) + c', Z = W M (h, 1): of all that is as large as (states × columns), only
     the scale and one row added are new for each direction. Σ p z' needs no pass at all, ln Σ exp z' one.
     """
 
-    def __init__(self, at: Site, objective: Objective, matrix: Tensor, base: Tensor, scale: float) -> None:
+    def __init__(self, at: Site, objective: SampledKL, matrix: Tensor, base: Tensor, scale: float) -> None:
         self.at, self.offset = at, base
         columns = objective.draw(0)
         assert columns.weight is not None

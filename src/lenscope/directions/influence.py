@@ -13,19 +13,20 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from lenscope import visible_text as visible
 from lenscope.directions.basis import Basis, _check
 from lenscope.directions.energy import energies, wide_readout
-from lenscope.display import visible_text as visible
 from lenscope.engine.resume import _Above
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
+from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import wide
 from lenscope.statistics.estimates import spearman
 from lenscope.statistics.intervals import Estimate
-from lenscope.text.predictions import Progress, Rows
-from lenscope.text.row_states import _counts, _numbers, runs
+from lenscope.text.predictions import TextRows
+from lenscope.text.row_states import _counts, _numbers, row_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Influence:
 
 @torch.no_grad()
 def influence(
-    lm: LM, rows: Rows, basis: Basis, f: Callable[..., Any] | None = None, *, progress: Progress | None = None
+    lm: LM, rows: TextRows, basis: Basis, f: Callable[..., Any] | None = None, *, progress: Progress | None = None
 ) -> Influence:
     """What ablating each direction of a basis does to the lens f and to the model (Belrose et al. 2023, §4.1, Fig. 8).
 
@@ -114,7 +115,7 @@ def influence(
     _check(lm, basis)
     lens, readout = Lens(lm, f), wide_readout(lm)
     lens_layers(lens, basis.layers)
-    some = runs(lm, rows, basis.layers)
+    some = row_states(lm, rows, basis.layers)
     counts = _counts(some)
     sums = np.zeros((2, len(counts), len(basis.layers), basis.k))
     for n, run in enumerate(some):

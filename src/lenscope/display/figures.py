@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lenscope.display import visible_text as visible
+from lenscope import visible_text as visible
 from lenscope.files.file_names import safe_name
 from lenscope.files.writing import whole_file
 

@@ -15,7 +15,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.display import visible_text as visible
+from lenscope import visible_text as visible
 from lenscope.display.numbers import figure
 from lenscope.errors import LenscopeError
 

@@ -1,1 +1,5 @@
-"""distributed"""
+"""Several processes that do the work of one."""
+
+from lenscope.distributed.sharding import sharded
+
+__all__ = ["sharded"]

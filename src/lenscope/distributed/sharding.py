@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 from lenscope.distributed.processes import joined
 from lenscope.errors import LenscopeError
-from lenscope.mappings.mapping import identify
 from lenscope.models.language_model import LM
+from lenscope.models.likeness import model_identity
 from lenscope.models.provenance import provenance
 
 # what was known of a model before its weights were split
@@ -33,7 +33,7 @@ def sharded(lm: LM) -> Iterator[None]:
                 raise LenscopeError(
                     f"{lm.name}: its readout is {lm.readout.description}; only a plain head can be sharded"
                 )
-            _whole[lm] = identify(lm), provenance(lm)
+            _whole[lm] = model_identity(lm), provenance(lm)
             _shard(lm, group.world)
         yield
 
@@ -45,7 +45,7 @@ def is_sharded(lm: LM) -> bool:
 
 def described(lm: LM) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `identify` and `provenance` say of a model, of a sharded one as they said when it was whole."""
-    return _whole.get(lm) or (identify(lm), provenance(lm))
+    return _whole.get(lm) or (model_identity(lm), provenance(lm))
 
 
 def _shard(lm: LM, world: int) -> None:

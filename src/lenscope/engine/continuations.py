@@ -4,7 +4,7 @@ Knows: which prompts go on from one prefix, and when that gives what reading eac
 Does not know: how prefixes are kept (prefixes.py), how a token is chosen (decoding.py), what is asked.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from lenscope.engine import run as rows
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
-from lenscope.engine.token_choice import Writer
+from lenscope.engine.token_choice import TokenChooser
 from lenscope.models.language_model import LM, Continuation
+from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
 
 # prompts that go on from one prefix together; with fewer of them it is not worth its own run
@@ -22,12 +23,9 @@ MOST, FEW = 128, 4
 # tokens of a prefix that are worth sharing
 WORTH = 8
 
-# progress(prompts done, prompts in all)
-Progress = Callable[[int, int], None]
-
 
 @torch.no_grad()
-def continued(
+def continue_prompts(
     lm: LM, prompts: Sequence[str | Prompt], max_new_tokens: int = 20, progress: Progress | None = None
 ) -> list[Continuation]:
     """As `lm.generate` of a list: the same tokens, sooner where prompts are equal up to their last line.
@@ -74,7 +72,7 @@ def _shares(lm: LM, prompts: Sequence[Prompt], group: Sequence[int], new: int) -
     common = _common(prompts, group)
     if len(group) < FEW or common < WORTH:
         return False
-    return rows.fastest(lm, common, len(prompts[group[0]]), new) == "cascade"
+    return rows.fastest_exact_mode(lm, common, len(prompts[group[0]]), new) == "cascade"
 
 
 def _common(prompts: Sequence[Prompt], group: Sequence[int]) -> int:
@@ -91,7 +89,7 @@ def _together(lm: LM, prompts: Sequence[Prompt], new: int, prefixes: Prefixes) -
     cache = prefixes.shared(prompts[0].ids, start, count, length - start + new)
     alone = np.zeros(count, dtype=np.int64)
     runner = Staircase(lm, cache, alone, alone, {}, _nothing)
-    writer = Writer(lm, count, new, (), 0.0, 1.0, 0)
+    writer = TokenChooser(lm, count, new, (), 0.0, 1.0, 0)
     ids = torch.tensor([p.ids[start:] for p in prompts], device=lm.anatomy.ids.device)
     written: list[list[int]] = [[] for _ in prompts]
     alive = np.arange(count)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine.patched_rows import Rows
+from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.prefix_cache import Prefixes, size
 from lenscope.engine.staircase import Batched, batched_arguments
 from lenscope.models.deviations import FAILURES, deviation
@@ -133,7 +133,7 @@ class ExactModes:
                     positions.append(position)
                 targets.append(target)
         vectors = lm.anatomy.states[n // 2][1, :4].flip(-1)
-        made = Rows(
+        made = PatchedRows(
             tuple(map(lm.prompt, ids)),
             np.array(targets),
             vectors,

@@ -17,7 +17,7 @@ from lenscope.models.prompts import Prompt
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rows(Brief):
+class PatchedRows(Brief):
     """N runs of target prompts with patches: which prompt each row reads, and what is written into its states.
 
     `target` (N,) numbers the `prompts`. Patch m writes, for row `row[m]`, at `layer[m]` and `position[m]`,
@@ -40,7 +40,7 @@ class Rows(Brief):
     def __len__(self) -> int:
         return len(self.target)
 
-    def only(self, kept: np.ndarray) -> "Rows":
+    def only(self, kept: np.ndarray) -> "PatchedRows":
         """The rows of the numbers `kept`, in that order, with what is written into them."""
         if len(kept) == len(self) and (kept == np.arange(len(kept))).all():
             return self
@@ -69,7 +69,7 @@ class Rows(Brief):
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class GeneratedRow:
     """What one row wrote: token ids and their log-probabilities."""
 
     ids: tuple[int, ...]
@@ -79,7 +79,7 @@ class Written:
 class Patches:
     """The patches of a chunk's rows, by layer; rows are numbered within the chunk, positions from its start."""
 
-    def __init__(self, rows: Rows, chunk: np.ndarray, start: int, lm: LM) -> None:
+    def __init__(self, rows: PatchedRows, chunk: np.ndarray, start: int, lm: LM) -> None:
         number = np.full(len(rows), -1)
         number[chunk] = np.arange(len(chunk))
         mine = np.flatnonzero(number[rows.row] >= 0)
@@ -107,10 +107,10 @@ class Patches:
             h[i, j] = self.ops[op](h[i, j], v).to(h)
 
 
-class Bars:
+class HiddenKeys:
     """The keys that a chunk's rows may not see, by block."""
 
-    def __init__(self, rows: Rows, chunk: np.ndarray) -> None:
+    def __init__(self, rows: PatchedRows, chunk: np.ndarray) -> None:
         number = np.full(len(rows), -1)
         number[chunk] = np.arange(len(chunk))
         mine = rows.bars[number[rows.bars[:, 0]] >= 0].copy()

@@ -20,7 +20,7 @@ from lenscope.models.prompts import Prompt
 Change = Callable[[int, Tensor, np.ndarray], None]
 
 
-class Plain:
+class HookRunner:
     """Runs N rows of equal length from their first token, again for every new token."""
 
     def __init__(self, lm: LM, layers: list[int], change: Change) -> None:

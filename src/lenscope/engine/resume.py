@@ -15,7 +15,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import stubbed
 from lenscope.models.residual_stream import with_output_state
-from lenscope.text.row_states import Run
+from lenscope.text.row_states import RowStates
 
 
 class _Above:
@@ -25,7 +25,7 @@ class _Above:
     pass on more than the stream, such as keys for others to use): else the whole model runs, with the states put in.
     """
 
-    def __init__(self, lm: LM, run: Run, layer: int, index: int) -> None:
+    def __init__(self, lm: LM, run: RowStates, layer: int, index: int) -> None:
         self.lm, self.layer = lm, layer
         self.ids = torch.tensor([p.ids for p in run.prompts], device=lm.anatomy.ids.device)
         self.together = max(1, TOKENS_PER_RUN // self.ids.numel())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lenscope.engine.exact_modes import ExactModes
-from lenscope.engine.patched_rows import Bars, Patches, Rows, Written
-from lenscope.engine.plain_hooks import Plain
+from lenscope.engine.patched_rows import GeneratedRow, HiddenKeys, PatchedRows, Patches
+from lenscope.engine.plain_hooks import HookRunner
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
@@ -44,7 +44,7 @@ class Chunk:
 
 @torch.no_grad()
 def predict(
-    lm: LM, rows: Rows, last: int = 1, budget: int = BUDGET, mode: str | None = None
+    lm: LM, rows: PatchedRows, last: int = 1, budget: int = BUDGET, mode: str | None = None
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """The last layer's states of every row at the last `last` positions, by chunks: row numbers (n,), (n, last, D).
 
@@ -58,9 +58,9 @@ def predict(
 
 
 @torch.no_grad()
-def write(
-    lm: LM, rows: Rows, choose: Choose, max_new_tokens: int, budget: int = BUDGET, mode: str | None = None
-) -> Iterator[tuple[np.ndarray, list[Written]]]:
+def generate(
+    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, budget: int = BUDGET, mode: str | None = None
+) -> Iterator[tuple[np.ndarray, list[GeneratedRow]]]:
     """What every row writes, token by token as `choose` says, chunk by chunk: row numbers (n,), what they wrote.
 
     Rows that end leave the batch. Otherwise as `predict`.
@@ -83,10 +83,10 @@ def write(
             alive = alive[kept]
             runner.grow(kept, tokens[kept])
             ids = torch.from_numpy(tokens[kept])[:, None].to(h.device)
-        yield chunk.rows, [Written(tuple(i), tuple(p)) for i, p in zip(written, log_probs, strict=True)]
+        yield chunk.rows, [GeneratedRow(tuple(i), tuple(p)) for i, p in zip(written, log_probs, strict=True)]
 
 
-def _chunks(lm: LM, rows: Rows, last: int, new: int, budget: int, mode: str | None) -> Iterator[Chunk]:
+def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode: str | None) -> Iterator[Chunk]:
     """Every row in exactly one chunk, those of one target and start together, as far as possible in the order given."""
     if lm.editing:
         raise LenscopeError("inside edit(): Patchscopes run unedited models; give the edits as patches of their rows")
@@ -106,7 +106,7 @@ def _chunks(lm: LM, rows: Rows, last: int, new: int, budget: int, mode: str | No
     packs: dict[tuple[int, int, int, str], list[int]] = {}
     for (target, start), members in groups.items():
         length = int(lengths[target])
-        way = mode or fastest(lm, start, length, new)
+        way = mode or fastest_exact_mode(lm, start, length, new)
         if len(rows.bars) and way != "cascade":
             raise LenscopeError(
                 f"{lm.name}: its attention cannot be told which keys to leave out, so attention knockout and masked "
@@ -132,14 +132,16 @@ def _chunks(lm: LM, rows: Rows, last: int, new: int, budget: int, mode: str | No
                 yield Chunk(some, start, way)
 
 
-def _prepare(lm: LM, rows: Rows, chunk: Chunk, new: int, prefixes: Prefixes) -> tuple[Staircase | Plain, Tensor]:
+def _prepare(
+    lm: LM, rows: PatchedRows, chunk: Chunk, new: int, prefixes: Prefixes
+) -> tuple[Staircase | HookRunner, Tensor]:
     """What runs a chunk, and the first ids it is fed."""
     start = 0 if chunk.mode == "plain" else chunk.start
     prompts = [rows.prompts[t].ids for t in rows.target[chunk.rows].tolist()]
     ids = torch.tensor([p[start:] for p in prompts], device=lm.anatomy.ids.device)
     patches = Patches(rows, chunk.rows, start, lm)
     if chunk.mode == "plain":
-        return Plain(lm, patches.layers, patches.apply), ids
+        return HookRunner(lm, patches.layers, patches.apply), ids
     targets, origin = np.unique(rows.target[chunk.rows], return_inverse=True)
     if chunk.mode == "cascade":
         room = ids.shape[1] + max(0, new - 1)
@@ -147,18 +149,18 @@ def _prepare(lm: LM, rows: Rows, chunk: Chunk, new: int, prefixes: Prefixes) -> 
     else:
         cache = prefixes.own([rows.prompts[t].ids[:start] for t in targets.tolist()])
     parted = rows.parted(lm.n_layers)[chunk.rows]
-    bars = Bars(rows, chunk.rows) if len(rows.bars) else None
+    bars = HiddenKeys(rows, chunk.rows) if len(rows.bars) else None
     return Staircase(lm, cache, origin, parted, modes(lm).batched, patches.apply, bars), ids
 
 
 def modes(lm: LM) -> ExactModes:
     """Which ways of running rows are exact for a model."""
     with lm.lock:
-        known: ExactModes = lm.measured.setdefault(("modes of rows",), ExactModes(write))
+        known: ExactModes = lm.measured.setdefault(("modes of rows",), ExactModes(generate))
     return known
 
 
-def fastest(lm: LM, start: int = 0, length: int = 0, new: int = 0) -> str:
+def fastest_exact_mode(lm: LM, start: int = 0, length: int = 0, new: int = 0) -> str:
     """The fastest mode that gives this model's own numbers (`ExactModes.fastest`)."""
     return modes(lm).fastest(lm, start, length, new)
 
@@ -168,6 +170,6 @@ def exact(lm: LM, mode: str, start: int = 0, length: int = 0, new: int = 0) -> b
     return modes(lm).exact(lm, mode, start, length, new)
 
 
-def gap(lm: LM, mode: str) -> float:
+def mode_deviation(lm: LM, mode: str) -> float:
     """How far a mode moves the logits of short prompts from plain hooks (`ExactModes.gap`)."""
     return modes(lm).gap(lm, mode)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.measures.streamed import WHOLE, top_one
+from lenscope.measures.streamed import WHOLE, top_token
 from lenscope.models import generation
 from lenscope.models.language_model import LM
 
 
-class Writer:
+class TokenChooser:
     """Chooses tokens for rows that write, and knows what each has written: what `rows.write` calls for every token.
 
     Temperature 0 is greedy; above it tokens are drawn from softmax(logits / temperature), cut to the smallest set of
@@ -48,7 +48,7 @@ class Writer:
         if self.temperature:
             ids, log_probs = self._draw(h, self.draws[rows, step])
         else:
-            tokens, top, total = top_one(self.lm, h)
+            tokens, top, total = top_token(self.lm, h)
             ids, log_probs = tokens.cpu().numpy(), (top - total).cpu().numpy()
         ended = np.isin(ids, self.ends)
         for row in rows[ended].tolist():

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
+from lenscope import visible_text as visible
 from lenscope.display import heat_table as tables
-from lenscope.display import visible_text as visible
 from lenscope.display.figures import Figure
 from lenscope.errors import LenscopeError
 from lenscope.files.file_names import safe_name
@@ -24,7 +24,7 @@ from lenscope.files.writing import whole_files
 from lenscope.statistics.intervals import Estimate
 
 # a table: its rows, each a name → text, number or Estimate; all rows have the names of the first
-Rows = Sequence[Mapping[str, Any]]
+ReportTable = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Report:
     model: str
     claim: str
     reading: str
-    tables: dict[str, Rows]
+    tables: dict[str, ReportTable]
     figures: tuple[Figure, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Report:
             raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables)}")
         return tables.fitted(lambda room: self._table(self.tables[name], room), width)
 
-    def _table(self, rows: Rows, width: int | None) -> Table:
+    def _table(self, rows: ReportTable, width: int | None) -> Table:
         cells = [[shown(v) for v in row.values()] for row in rows]
         brief = [[shown(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
         names = list(rows[0]) if rows else []
@@ -148,7 +148,7 @@ def _figure(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.3f}"
 
 
-def _pipes(rows: Rows) -> str:
+def _pipes(rows: ReportTable) -> str:
     if not rows:
         return "(no rows)"
     names = list(rows[0])
@@ -161,7 +161,7 @@ def _pipes(rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _arrow(rows: Rows) -> pa.Table:
+def _arrow(rows: ReportTable) -> pa.Table:
     columns: dict[str, list[Any]] = {}
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]

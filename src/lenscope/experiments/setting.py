@@ -27,6 +27,7 @@ from lenscope.mappings.mapping import PairMapping, mapping_hash
 from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
 from lenscope.models.precision import fast_products
+from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.text.corpus import Corpus, overlap
 from lenscope.text.packing import find_marks, tokenizer_identity
@@ -39,12 +40,10 @@ SHORT = 128
 # packages whose numbers are kept, beside those that a model's provenance names
 VERSIONS = ("numpy", "scikit-learn", "scipy", "tokenizers")
 
-# advance(done, in all or 0)
-Advance = Callable[[int, int], None]
 _Size = TypeVar("_Size")
 
 
-def _silent(unit: str) -> AbstractContextManager[Advance]:
+def _silent(unit: str) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done, total: None)
 
 
@@ -67,7 +66,7 @@ class Setting:
     quick: bool = False
     seed: int = 0
     folder: Path | None = None
-    progress: Callable[[str], AbstractContextManager[Advance]] = field(default=_silent)
+    progress: Callable[[str], AbstractContextManager[Progress]] = field(default=_silent)
     target_lm: LM | None = None
 
     @property
@@ -127,13 +126,13 @@ class Setting:
             return make()
         place = self.folder / "kept" / safe_name(name)
         try:
-            config, tensors = artifacts.read(place, "kept")
+            config, tensors = artifacts.read_folder(place, "kept")
             if config.get("identity") == key:
                 return tensors
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError, LenscopeError):
             pass
         made = {name: value.contiguous() for name, value in make().items()}
-        artifacts.write(place, "kept", {"identity": key, "settings": settings}, made)
+        artifacts.write_folder(place, "kept", {"identity": key, "settings": settings}, made)
         return made
 
     def _key(self, name: str, settings: dict[str, Any]) -> str | None:

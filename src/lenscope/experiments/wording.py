@@ -16,7 +16,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.statistics.intervals import Estimate
 
 
-def kept_json(setting: Setting, name: str, make: Callable[[], Any], **settings: Any) -> Any:
+def cached_json(setting: Setting, name: str, make: Callable[[], Any], **settings: Any) -> Any:
     """JSON values that `make` makes, or an earlier run of the same settings made: as `Setting.kept`."""
 
     def tensors() -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ _ABOUT_WEIGHTS = ("weights", "sha256")
 _WAIT = 10.0
 
 
-def write(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def write_folder(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write config.json and `stem`-….safetensors into a folder, which is made where it does not exist.
 
     The weights' name holds their SHA-256, and the config, which names them, comes last and whole: whenever writing
@@ -66,7 +66,7 @@ def write(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], ten
         raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
 
 
-def read(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_folder(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors that `write` wrote.
 
     Raises LenscopeError for a folder that holds none, or something else of lenscope's; for weights that are not those

@@ -12,7 +12,7 @@ from torch import Tensor
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
-class Moments:
+class SecondMoments:
     """Σ x xᵀ and Σ x yᵀ over tokens, with x = [h, c], h (n, D) the states of a layer and y (n, D) the last layer's.
 
     c, the constant, is the root mean square of the first states' elements, so that the bias is a number of the same

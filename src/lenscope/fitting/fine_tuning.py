@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
+from lenscope.models.progress import Progress
 from lenscope.models.residual_stream import forward_kwargs
 from lenscope.text.corpus import TokenBatch
-from lenscope.text.predictions import Progress
 
 # the share of the steps in which the rate rises; the norm to which gradients are cut
 WARM, CLIP = 0.1, 1.0

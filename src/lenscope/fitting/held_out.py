@@ -16,9 +16,9 @@ from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.fitting.closed_form import with_constant
 from lenscope.fitting.schedule import TOGETHER
-from lenscope.fitting.state_block import Block, some_rows
-from lenscope.fitting.tuned_lens_run import Training
-from lenscope.measures.sampled_kl import Objective
+from lenscope.fitting.state_block import StateBlock, some_rows
+from lenscope.fitting.tuned_lens_run import TunedLensRun
+from lenscope.measures.sampled_kl import SampledKL
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
 from lenscope.statistics.intervals import Estimate, ratios
@@ -43,7 +43,7 @@ class HeldOut:
     `tokens` counts the positions of all processes.
     """
 
-    block: Block
+    block: StateBlock
     document: Tensor
     documents: int
     tokens: int
@@ -85,11 +85,11 @@ def taken(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
 
 def read(lm: LM, rows: Sequence[TokenBatch], group: Group, low: torch.dtype | None) -> HeldOut:
     """Run the model on the rows of a part, this process on its share of them, and keep the states that count."""
-    blocks: list[Block] = []
+    blocks: list[StateBlock] = []
     mine: list[Tensor] = []
     for batch in rows:
         own = some_rows(batch, batch.row % group.world == group.rank)
-        block = Block(lm, len(own.row), own.ids.shape[1], low)
+        block = StateBlock(lm, len(own.row), own.ids.shape[1], low)
         block.read(own)
         block.forget_uncounted()
         blocks.append(block)
@@ -98,7 +98,7 @@ def read(lm: LM, rows: Sequence[TokenBatch], group: Group, low: torch.dtype | No
     everyone = torch.cat([batch.document[batch.counted] for batch in rows])
     numbers = everyone.unique()
     at = torch.searchsorted(numbers, torch.cat(mine)).to(lm.device)
-    return HeldOut(Block.joined(blocks), at, len(numbers), len(everyone))
+    return HeldOut(StateBlock.joined(blocks), at, len(numbers), len(everyone))
 
 
 def _short(why: str) -> LenscopeError:
@@ -109,7 +109,7 @@ def _short(why: str) -> LenscopeError:
 
 
 def choose(
-    run: Training, candidates: Mapping[str, Sequence[Tensor]], select: HeldOut | None, measure: HeldOut
+    run: TunedLensRun, candidates: Mapping[str, Sequence[Tensor]], select: HeldOut | None, measure: HeldOut
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """What each layer keeps, and how good that is beside the first of the candidates, the logit lens.
 
@@ -121,7 +121,7 @@ def choose(
     best = [names[-1]] * lm.n_layers
     if select is not None:
         with run.timed("choosing"):
-            compare = Objective(lm, run.mean, COMPARED, run.seed, run.low)
+            compare = SampledKL(lm, run.mean, COMPARED, run.seed, run.low)
             kl = run.held_out_kl(select.block, list(candidates.values()), compare)
             best = [names[int(n)] for n in kl.nan_to_num(torch.inf, torch.inf).argmin(0)]
     kept = [candidates[name][layer] for layer, name in enumerate(best)]
@@ -158,7 +158,7 @@ def described(held: Corpus, select: HeldOut, measure: HeldOut, layers: Sequence[
     return about
 
 
-def _measured(run: Training, held: HeldOut, lenses: Sequence[Sequence[Tensor]]) -> tuple[list[Estimate], ...]:
+def _measured(run: TunedLensRun, held: HeldOut, lenses: Sequence[Sequence[Tensor]]) -> tuple[list[Estimate], ...]:
     """Mean KL(model ‖ lens) by layer of two lenses, and the second's less the first's, with intervals over documents.
 
     Over the whole vocabulary, in the model's own precision.
@@ -180,7 +180,7 @@ def _measured(run: Training, held: HeldOut, lenses: Sequence[Sequence[Tensor]]) 
     return tuple(ratios(some.numpy(), counts.cpu().numpy(), seed=run.seed) for some in (fitted, own, own - fitted))
 
 
-def _mapped(run: Training, block: Block, layer: int, weights: Tensor) -> Tensor:
+def _mapped(run: TunedLensRun, block: StateBlock, layer: int, weights: Tensor) -> Tensor:
     return (with_constant(block.states[layer], run.constants[layer]) @ weights).to(run.lm.dtype)
 
 

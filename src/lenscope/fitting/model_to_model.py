@@ -5,7 +5,7 @@ Does not know: how models run, what mappings are used for.
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.mappings.mapping import Affine, identify
+from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
+from lenscope.models.likeness import model_identity
+from lenscope.models.progress import Progress
 from lenscope.models.prompts import Encoder, Prompt
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -27,9 +29,6 @@ TEXTS = 8
 CHARACTERS = 8
 # held-out positions whose next token is predicted, and how many of them at once: logits of large vocabularies are large
 PREDICTED, AT_ONCE = 512, 64
-
-# progress(batches of texts done, batches in all)
-Progress = Callable[[int, int], None]
 
 
 def fit_mapping(
@@ -68,7 +67,7 @@ def fit_mapping(
     if not ridges or not all(isfinite(r) and r > 0 for r in ridges):
         raise LenscopeError(f"ridges {tuple(ridges)}: give positive numbers, such as {RIDGES}")
     train, select, test = _split(_read_together(source_lm, target_lm, texts, length, ahead), held_out, seed)
-    job = _Job(source_lm, target_lm, numbers, torch.Generator().manual_seed(seed), progress)
+    job = PairReader(source_lm, target_lm, numbers, torch.Generator().manual_seed(seed), progress)
     job.total = sum(len(_batches(part)) for part in (train, select, test))
     tokens = [sum(len(t.positions) for t in part) for part in (train, select, test)]
     if tokens[0] <= source_lm.hidden_size:
@@ -82,7 +81,7 @@ def fit_mapping(
         for s, regression in enumerate(regressions):
             errors[s] += regression.errors(x[:, s], y, ridges)
     best = errors.argmin(2).tolist()
-    models = identify(source_lm), identify(target_lm)
+    models = model_identity(source_lm), model_identity(target_lm)
     fitted, shuffled = (
         Affine(
             {
@@ -193,7 +192,7 @@ def _batches(texts: list[Text]) -> list[list[Text]]:
     return [texts[n::count] for n in range(count)]
 
 
-class _Job:
+class PairReader:
     """The two models, the layers, and how far the work is."""
 
     def __init__(
@@ -323,7 +322,7 @@ class _Regression:
         return 1 / (self.eigenvalues.clamp_min(0) + ridge)
 
 
-def _regressions(job: _Job, train: list[Text]) -> list[_Regression]:
+def _regressions(job: PairReader, train: list[Text]) -> list[_Regression]:
     sums = None
     for x, y, counts in job.states(train):
         sums = sums or _Sums(x, y)
@@ -333,7 +332,7 @@ def _regressions(job: _Job, train: list[Text]) -> list[_Regression]:
 
 
 def _measured(
-    job: _Job, test: list[Text], fitted: Affine, shuffled: Affine, regressions: list[_Regression]
+    job: PairReader, test: list[Text], fitted: Affine, shuffled: Affine, regressions: list[_Regression]
 ) -> list[list[dict[str, float | None]]]:
     """Per pair R² and, for the target's last layer, precision@1, of the mapping and its two controls."""
     controls = ("", "_shuffled", "_copy")

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ from lenscope.files.writing import write_text
 from lenscope.fitting.optimizers import orthogonal
 from lenscope.models.language_model import LM
 from lenscope.models.loading import load
-from lenscope.models.precision import low_precision, reading
+from lenscope.models.precision import half_precision, low_precision
+from lenscope.models.progress import Progress
 from lenscope.models.provenance import model_hash
 from lenscope.models.spelling import BETWEEN
 from lenscope.text.corpus import Corpus
@@ -42,9 +43,6 @@ FIRST, SECOND, ADAM = 0.9, 0.95, 0.25
 IDENTITY, STATE = "pretraining.json", "state"
 # folders as written here, as transformers' Trainer writes them, and as the Pythia models' revisions are called
 NAMED = re.compile(r"(?:step|checkpoint)-?(\d+)")
-
-# progress(tokens read, tokens in all)
-Progress = Callable[[int, int], None]
 
 
 @final
@@ -168,7 +166,7 @@ def pretrain(
     LenscopeError for a folder of another training, or text that ends too soon.
     """
     folder = Path(folder)
-    run = _Run(corpus, plan, folder)
+    run = PretrainingRun(corpus, plan, folder)
     run.identify()
     made = Checkpoints.found(folder)
     if set(plan.checkpoints) <= set(made.steps):
@@ -191,7 +189,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-class _Run:
+class PretrainingRun:
     """One training: the model, what the optimizers keep of it, and how far it is."""
 
     def __init__(self, corpus: Corpus, plan: Plan, folder: Path) -> None:
@@ -240,7 +238,7 @@ class _Run:
         """Go back to where the last saved state was, if there is one."""
         if not (self.folder / STATE / artifacts.CONFIG).exists():
             return
-        config, tensors = artifacts.read(self.folder / STATE, STATE)
+        config, tensors = artifacts.read_folder(self.folder / STATE, STATE)
         self.step = config["step"]
         with torch.no_grad():
             for name, kept in self._state().items():
@@ -262,11 +260,11 @@ class _Run:
             if self.step in leave:
                 self._leave()
                 if self.step % plan.every == 0:
-                    artifacts.write(self.folder / STATE, STATE, {"step": self.step}, self._state())
+                    artifacts.write_folder(self.folder / STATE, STATE, {"step": self.step}, self._state())
             progress(self.step * plan.rows * corpus.length, tokens)
 
     def _loss(self, ids: Tensor) -> Tensor:
-        with reading(self.corpus.lm, self.low):
+        with half_precision(self.corpus.lm, self.low):
             logits = self.model(input_ids=ids, use_cache=False).logits
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return functional.cross_entropy(wide[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

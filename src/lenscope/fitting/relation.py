@@ -10,13 +10,14 @@ import torch
 
 from lenscope.errors import LenscopeError
 from lenscope.fitting.jacobian import jacobian
-from lenscope.mappings.mapping import Affine, identify
+from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
+from lenscope.models.likeness import model_identity
 from lenscope.models.prompts import Position
 
 
-def few_shot(template: str, examples: Sequence[tuple[str, str]]) -> list[str]:
+def relation_prompts(template: str, examples: Sequence[tuple[str, str]]) -> list[str]:
     """A prompt for each example (subject, object) of a relation, after all the others with their objects.
 
     `template` has {} in the subject's place, such as "The capital of {} is"; as in Hernandez et al. 2023, §3.
@@ -52,4 +53,4 @@ def fit_relation(
     w = torch.stack([j for j, _, _ in found]).mean(0)
     b = torch.stack([o - j @ s for j, s, o in found]).mean(0)
     report = {"method": "LRE", "prompts": len(prompts), "beta": beta}
-    return Affine({(number, lm.n_layers): (beta * w, b)}, identify(lm), identify(lm), report)
+    return Affine({(number, lm.n_layers): (beta * w, b)}, model_identity(lm), model_identity(lm), report)

@@ -5,7 +5,7 @@ Does not know: how patches are run without gradients (rows.py), which methods us
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.mappings.mapping import identify
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
+from lenscope.models.likeness import model_identity
+from lenscope.models.progress import Progress
 from lenscope.models.prompts import Encoder
 from lenscope.models.readout import wide
 from lenscope.models.residual_stream import forward_kwargs
@@ -27,9 +28,6 @@ from lenscope.patchscopes.soft_prompt import FIXED_PROMPTS, SoftPrompt
 TEXTS, AT_ONCE = 16, 32
 # characters of text per token that are tokenized at most
 CHARACTERS = 8
-
-# progress(steps done, steps in all)
-Progress = Callable[[int, int], None]
 
 
 def fit_soft_prompt(
@@ -121,7 +119,7 @@ def fit_soft_prompt(
     counts = dict(zip(("fitted", "selecting", "measured"), map(len, (train.h, select.h, measure.h)), strict=True))
     report = {"sources": counts, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     report |= {"length": length, "start": prompt.text, "ahead": measured, "losses": losses}
-    return SoftPrompt(best.float(), prompt.ids, layer, to, identify(lm), report)
+    return SoftPrompt(best.float(), prompt.ids, layer, to, model_identity(lm), report)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,11 +10,11 @@ from lenscope.distributed.sharding import is_sharded
 from lenscope.models.batches import pad
 from lenscope.models.edits import Running
 from lenscope.models.language_model import LM
-from lenscope.models.precision import reading
+from lenscope.models.precision import half_precision
 from lenscope.text.corpus import TokenBatch
 
 
-class Block:
+class StateBlock:
     """States of some rows: `states` (n_layers, n, D), `last` (n, D), and which of the n tokens are `counted` (n,).
 
     `following` (n,) are the tokens that come next, -1 at the end of a row.
@@ -50,7 +50,7 @@ class Block:
                 (self.last[here] if layer == lm.n_layers else self.states[layer, here])[:] = h.flatten(0, 1)
 
         running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
-        with reading(lm, self.low):
+        with half_precision(lm, self.low):
             lm.capture(running, range(lm.n_layers + 1), keep)
 
     def forget_uncounted(self) -> None:
@@ -60,9 +60,9 @@ class Block:
         self.slot = {}
 
     @staticmethod
-    def joined(blocks: "Sequence[Block]") -> "Block":
+    def joined(blocks: "Sequence[StateBlock]") -> "StateBlock":
         """Several blocks of which the rows were forgotten as one."""
-        made = Block(blocks[0].lm, 0, blocks[0].length, blocks[0].low)
+        made = StateBlock(blocks[0].lm, 0, blocks[0].length, blocks[0].low)
         made.states = torch.cat([b.states for b in blocks], 1)
         made.last, made.counted, made.following = (
             torch.cat([getattr(b, name) for b in blocks]) for name in ("last", "counted", "following")

@@ -6,7 +6,7 @@ Does not know: how a run reads and steps (training.py), the loss (objective.py),
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -29,19 +29,17 @@ from lenscope.fitting.held_out import read as read_held_out
 from lenscope.fitting.held_out import taken as choosing_rows
 from lenscope.fitting.recipes import RECIPES, Recipe, _found, _make, _told
 from lenscope.fitting.schedule import Schedule
-from lenscope.fitting.tuned_lens_run import Training
+from lenscope.fitting.tuned_lens_run import TunedLensRun
 from lenscope.mappings.mapping import Affine, PairMapping, load_mapping
-from lenscope.measures.sampled_kl import Objective
+from lenscope.measures.sampled_kl import SampledKL
 from lenscope.models.language_model import LM
 from lenscope.models.precision import fast_products, low_precision
+from lenscope.models.progress import Progress
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import Data, Stream
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 29
-
-# progress(tokens read, tokens in all)
-Progress = Callable[[int, int], None]
 
 
 def fit(
@@ -107,7 +105,7 @@ def fit(
                     f"{folder}: holds a lens of another run ({other}); give another folder, or remove it"
                 )
             return finished
-        run = Training(lm, text, plan, group, seed=seed, low=low, progress=progress)
+        run = TunedLensRun(lm, text, plan, group, seed=seed, low=low, progress=progress)
         with run.timed("held-out text"):
             select = read_held_out(lm, choosing, group, low)
         make = partial(_make, recipe, fast_products(lm))
@@ -115,7 +113,7 @@ def fit(
         # a run that was killed while it wrote its first one leaves a folder without
         begun = checkpoint is not None and (checkpoint / CONFIG).exists()
         optimizer = run.load(checkpoint, settings, make) if checkpoint is not None and begun else None
-        aim = partial(Objective, lm, columns=recipe.columns, seed=seed, low=low, next_token=recipe.loss != "kl")
+        aim = partial(SampledKL, lm, columns=recipe.columns, seed=seed, low=low, next_token=recipe.loss != "kl")
         objective = None if optimizer is None else aim(mean=run.mean)
         for block in run.blocks():
             if not run.constants:

@@ -20,11 +20,11 @@ from torch import Tensor
 from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
-from lenscope.fitting.closed_form import Moments, with_constant
+from lenscope.fitting.closed_form import SecondMoments, with_constant
 from lenscope.fitting.optimizers import MakeOptimizer, Optimizer, Units
 from lenscope.fitting.schedule import TOGETHER, Schedule
-from lenscope.fitting.state_block import Block, _unit, some_rows
-from lenscope.measures.sampled_kl import Columns, Objective
+from lenscope.fitting.state_block import StateBlock, _unit, some_rows
+from lenscope.measures.sampled_kl import Columns, SampledKL
 from lenscope.models.language_model import LM
 from lenscope.text.corpus import Corpus
 
@@ -34,7 +34,7 @@ PIECE = 1 << 26
 MEAN = 512
 
 
-class Training:
+class TunedLensRun:
     """Translators of all layers below the last, as weights (D + 1, D) on x = [h, c], and how they come about."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Training:
         self.number = self.step = self.seen = 0
         self.loss: list[float | None] = []
         self.mean = torch.empty(0)
-        self.moments: list[Moments] = []
+        self.moments: list[SecondMoments] = []
         # of the step that is being made: Σ of the loss' gradients, and Σ of the loss and the count of tokens
         self.gradients: list[Tensor] = []
         self.sums = torch.zeros(2, device=lm.device)
@@ -71,7 +71,7 @@ class Training:
 
     # -- reading
 
-    def blocks(self) -> Iterator["Block"]:
+    def blocks(self) -> Iterator["StateBlock"]:
         """The blocks from where the run stands, each with this process's rows; a block is freed before the next."""
         plan, rank, world = self.schedule, self.group.rank, self.group.world
         number, at, block = self.number, self.number * plan.block, None
@@ -83,7 +83,7 @@ class Training:
                 stop = min(end, batch.next_row)
                 if block is None:
                     mine = sum(row % world == rank for row in range(first, end))
-                    block = Block(self.lm, mine, plan.length, self.low)
+                    block = StateBlock(self.lm, mine, plan.length, self.low)
                 with self.timed("reading"):
                     block.read(some_rows(batch, (batch.row >= at) & (batch.row < stop)))
                 at = stop
@@ -95,7 +95,7 @@ class Training:
 
     # -- the closed form
 
-    def find_sizes(self, block: "Block") -> None:
+    def find_sizes(self, block: "StateBlock") -> None:
         """Each layer's constant, the root mean square of its states' numbers, and its units, over a block."""
         layers = range(self.lm.n_layers)
         squares = torch.zeros(len(layers) + 2, self.lm.hidden_size, dtype=torch.float64)
@@ -120,16 +120,16 @@ class Training:
         inputs = (torch.cat([r, r.new_tensor([c])]) for r, c in zip(roots, self.constants, strict=False))
         self.units = [(_unit(r), outputs) for r in inputs]
 
-    def gather(self, block: "Block") -> None:
+    def gather(self, block: "StateBlock") -> None:
         """Take a block into the moments."""
         if not self.moments:
-            self.moments = [Moments(self.lm.hidden_size, self.lm.device) for _ in self.constants]
+            self.moments = [SecondMoments(self.lm.hidden_size, self.lm.device) for _ in self.constants]
         for some in block.counted.nonzero()[:, 0].split(8192):
             y = block.last[some].float()
             for layer, moments in enumerate(self.moments):
                 moments.add(with_constant(block.states[layer][some], self.constants[layer]), y)
 
-    def close(self, select: "Block") -> None:
+    def close(self, select: "StateBlock") -> None:
         """Ridge regressions of each layer onto the last; of the penalties the one that does best on `select`."""
         y = select.last[select.counted].float()
         for layer, constant in enumerate(self.constants):
@@ -149,7 +149,7 @@ class Training:
         self.start = [torch.eye(size + 1, size, device=self.lm.device) for _ in self.constants]
         self.weights = [t.clone() for t in self.start]
 
-    def find_mean(self, block: "Block") -> None:
+    def find_mean(self, block: "StateBlock") -> None:
         """The model's mean distribution over some of a block's tokens, (V,)."""
         lm = self.lm
         total = torch.zeros(lm.vocab_size, dtype=torch.float64)
@@ -160,7 +160,7 @@ class Training:
         self.group.sum([mean])
         self.mean = mean / mean.sum().clamp_min(1e-30)
 
-    def held_out_kl(self, block: "Block", candidates: Sequence[Sequence[Tensor]], objective: Objective) -> Tensor:
+    def held_out_kl(self, block: "StateBlock", candidates: Sequence[Sequence[Tensor]], objective: SampledKL) -> Tensor:
         """Mean KL(model ‖ lens) of some weights for each layer, on a block: (candidates, n_layers).
 
         Over the columns that the objective draws first.
@@ -185,7 +185,7 @@ class Training:
 
     # -- steps
 
-    def take_steps(self, block: "Block", objective: Objective, optimizer: Optimizer, bias_only: bool) -> None:
+    def take_steps(self, block: "StateBlock", objective: SampledKL, optimizer: Optimizer, bias_only: bool) -> None:
         """The steps of a block, over its tokens in an order that seed and block fix."""
         plan = self.schedule
         parts = plan.parts_of(self.number)
@@ -203,7 +203,7 @@ class Training:
             if not self.seen % plan.together or self.seen == plan.all_parts:
                 self._step(optimizer, bias_only)
 
-    def _add(self, block: "Block", some: Tensor, objective: Objective, columns: Columns) -> None:
+    def _add(self, block: "StateBlock", some: Tensor, objective: SampledKL, columns: Columns) -> None:
         if objective.next_token:
             target = objective.following(block.following[some])
         else:
@@ -239,7 +239,7 @@ class Training:
             named = {"weights": self.weights, "start": self.start, "state": optimizer.state, "mean": [self.mean]}
             tensors = {f"{name}.{n}": t.contiguous() for name, many in named.items() for n, t in enumerate(many)}
             position = {"number": self.number, "step": self.step, "seen": self.seen, "loss": self.loss}
-            artifacts.write(
+            artifacts.write_folder(
                 folder, "checkpoint", {"settings": settings, "constants": self.constants, **position}, tensors
             )
         self.group.barrier()
@@ -247,7 +247,7 @@ class Training:
     def load(self, folder: Path, settings: dict[str, Any], make: MakeOptimizer) -> Optimizer:
         """Go on where `save` was called. Raises LenscopeError for a checkpoint of other settings, or a damaged one."""
         try:
-            config, tensors = artifacts.read(folder, "checkpoint")
+            config, tensors = artifacts.read_folder(folder, "checkpoint")
             was = config["settings"]
             # as JSON reads them
             now = json.loads(json.dumps(settings))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lenscope.errors import LenscopeError
-from lenscope.interventions.effects import Effects, Run, baselines, measured
+from lenscope.interventions.effects import Effects, TracedPrompt, baselines, measured
 from lenscope.interventions.prompt_cells import (
     Answers,
     Prompts,
@@ -81,7 +81,9 @@ def activation_patching(
         apart = full - none
         measures["recovered"] = (now - none) / apart if abs(apart) >= LEAST else np.full_like(now, np.nan)
         answered, rival = [*(_text(lm, ids) for ids in asked), ""][:2]
-        about = Run(other.text, other.tokens, tuple((b,) for _, b in pairs), answered, rival, other=prompt.text)
+        about = TracedPrompt(
+            other.text, other.tokens, tuple((b,) for _, b in pairs), answered, rival, other=prompt.text
+        )
         found.append((about, measures, totals))
     return _effects(lm, "activation patching", numbers, found, {"window": window})
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lenscope.errors import LenscopeError
-from lenscope.interventions.effects import Effects, Run, measured
+from lenscope.interventions.effects import Effects, TracedPrompt, measured
 from lenscope.interventions.prompt_cells import (
     Answers,
     Places,
@@ -70,7 +70,7 @@ def attention_knockout(
         made = _rows(prompt, len(numbers) * len(places), torch.zeros(1, lm.hidden_size), none, none, none, none)
         lp = _log_probs(lm, replace(made, bars=np.array(parts)), [ids]).reshape(len(numbers), len(places), 1)
         base = _plain(lm, prompt, [ids])
-        about = Run(prompt.text, prompt.tokens, tuple(places), _text(lm, ids), marked=marked)
+        about = TracedPrompt(prompt.text, prompt.tokens, tuple(places), _text(lm, ids), marked=marked)
         found.append((about, measured(lp, base), {"clean": np.exp(base[0]), "clean_log_prob": base[0]}))
     return _effects(lm, "attention knockout", numbers, found, {"window": wide_by})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lenscope.contents import Brief
 from lenscope.engine.resume import _returning
 from lenscope.errors import LenscopeError
-from lenscope.interventions.block_ablation_results import MEASURES, READ, Ablations
+from lenscope.interventions.block_ablation_results import MEASURES, READ, BlockAblations
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN, pad
@@ -27,10 +27,11 @@ from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import EditBlock, Running
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
+from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import is_stubbed
 from lenscope.models.residual_stream import input_state, output_state, with_output_state
-from lenscope.text.predictions import Progress, Rows, counted_rows, nothing_counts, predictions
+from lenscope.text.predictions import TextRows, counted_rows, nothing_counts, predictions
 
 # change(update, layer): what is added to the stream in place of what the block that makes `layer` adds, (B, T, D) both
 Change = Callable[[Tensor, int], Tensor]
@@ -90,7 +91,7 @@ def _generator(seed: int, layer: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 10_007 + layer)
 
 
-def mean_update(lm: LM, rows: Rows) -> MeanUpdate:
+def mean_update(lm: LM, rows: TextRows) -> MeanUpdate:
     """What every block adds on average over the predictions of text; `rows` as `ablate_blocks` takes them."""
     total, count = torch.zeros(lm.n_layers, lm.hidden_size, dtype=torch.float64), 0
     for some in predictions(lm, rows, tuple(range(lm.n_layers + 1)), None):
@@ -142,14 +143,14 @@ def _changed(change: Change, update: Tensor, layer: int) -> Tensor | None:
 @torch.no_grad()
 def ablate_blocks(
     lm: LM,
-    rows: Rows,
+    rows: TextRows,
     changes: Mapping[str, Change] | Change = deletion,
     layers: Sequence[int] | int | None = None,
     *,
     lenses: Mapping[str, Callable[..., Any] | None] | None = None,
     read: Sequence[int] = (),
     progress: Progress | None = None,
-) -> Ablations:
+) -> BlockAblations:
     """What each block is worth to the model: one block at a time changed, for every block and change.
 
     `rows` are texts, rows of token ids, or batches of a corpus (`corpus.batches(tokens=…)`), of which the predictions
@@ -177,10 +178,10 @@ def ablate_blocks(
     batches = list(_batches(lm, rows))
     if not batches:
         raise nothing_counts("prediction")
-    found = _Found(lm, named, numbers, decoders, shown, 1 + max(int(b.units.max()) for b in batches))
+    found = BlockAblationSums(lm, named, numbers, decoders, shown, 1 + max(int(b.units.max()) for b in batches))
     resumes = _resumes(lm)
     for n, batch in enumerate(batches):
-        found.take(batch, _Run(lm, batch.ids, resumes))
+        found.take(batch, BlockRun(lm, batch.ids, resumes))
         if progress is not None:
             progress(n + 1, len(batches))
     return found.result({**provenance(lm), "run": "resumed" if resumes else "hooks"})
@@ -196,7 +197,7 @@ class _Batch:
     units: np.ndarray
 
 
-def _batches(lm: LM, rows: Rows) -> Iterator[_Batch]:
+def _batches(lm: LM, rows: TextRows) -> Iterator[_Batch]:
     """All rows, as many of equal length together as fit; never one alone that could run with others."""
     by_length: dict[int, list[tuple[tuple[int, ...], np.ndarray, np.ndarray]]] = {}
     units: dict[tuple[str, int], int] = {}
@@ -219,7 +220,7 @@ def _batches(lm: LM, rows: Rows) -> Iterator[_Batch]:
             )
 
 
-class _Run:
+class BlockRun:
     """One batch's run as it is, and runs that go on from a changed block."""
 
     def __init__(self, lm: LM, ids: Tensor, resumes: bool) -> None:
@@ -264,7 +265,7 @@ class _Run:
         return kept
 
 
-class _Found:
+class BlockAblationSums:
     """The sums so far."""
 
     def __init__(
@@ -285,7 +286,8 @@ class _Found:
             self.clean[name][i, m] = 0
             self.read_sums[name][i, :, [b for b, layer in enumerate(layers) if layer <= read[m]], m] = 0
 
-    def take(self, batch: _Batch, run: _Run) -> None:
+    def take(self, batch: _Batch, run: BlockRun) -> None:
+        """Add what a batch shows: its run as it is, and with each block changed."""
         last, at = self.lm.n_layers, (batch.row, batch.position)
         final, targets = run.state(last)[at], batch.ids[batch.row, batch.position + 1]
         clean = {m: run.state(m)[at] for m in self.read}
@@ -314,10 +316,13 @@ class _Found:
                     np.add.at(self.read_sums["kl"][i, c, b, m], batch.units, kl[k])
                     np.add.at(self.read_sums["agreement"][i, c, b, m], batch.units, top[k] == best)
 
-    def result(self, about: dict[str, Any]) -> Ablations:
+    def result(self, about: dict[str, Any]) -> BlockAblations:
+        """The sums as a result, with its provenance."""
         names, found = tuple(lens.name for lens in self.lenses), (self.sums, self.read_sums, self.clean)
         lm, changes, layers = self.lm, tuple(self.changes), tuple(self.layers)
-        return Ablations(lm.name, lm.n_layers, changes, layers, names, self.read, self.counts, self.own, *found, about)
+        return BlockAblations(
+            lm.name, lm.n_layers, changes, layers, names, self.read, self.counts, self.own, *found, about
+        )
 
     def _mapped(self, states: Mapping[int, Tensor], least: int) -> list[Tensor]:
         """What is decoded of the states (P, D) of layers from `least` on."""
@@ -345,7 +350,7 @@ def _resumes(lm: LM) -> bool:
         found: list[list[Tensor]] = []
         try:
             for resumes in (False, True):
-                run = _Run(lm, lm.anatomy.ids, resumes)
+                run = BlockRun(lm, lm.anatomy.ids, resumes)
                 places = sorted({1, max(1, n // 2), n})
                 made = [run.states(layer, run.changed(layer, deletion)[0], {n})[n] for layer in places]
                 found.append([lm.own_logits(h.flatten(0, 1)) for h in made])

@@ -30,7 +30,7 @@ READ = {
 
 @final
 @dataclass(frozen=True, eq=False)
-class Ablations:
+class BlockAblations:
     """What is lost on text where single blocks are changed: sums per unit that is resampled, a document or a row.
 
     `sums` by measure are (C, L, U) over `changes`, `layers` (blocks, by the layer each makes) and units; `counts` (U,)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine.patched_rows import Rows
+from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
-from lenscope.interventions.effects import Effects, Run, baselines, measured
+from lenscope.interventions.effects import Effects, TracedPrompt, baselines, measured
 from lenscope.interventions.prompt_cells import (
     Answers,
     Places,
@@ -98,7 +98,7 @@ def causal_tracing(
         own = log_prob(lm, clean[-1:, -len(ids) :], ids).cpu().numpy()
         error = (np.exp(lp) - np.exp(base)).std(-1, ddof=1) / samples**0.5 if samples > 1 else lp[..., 0] * np.nan
         measures = measured(lp, base) | {"standard_error": error}
-        about = Run(prompt.text, prompt.tokens, tuple((p,) for p in places), _text(lm, ids), marked=marked)
+        about = TracedPrompt(prompt.text, prompt.tokens, tuple((p,) for p in places), _text(lm, ids), marked=marked)
         found.append((about, measures, baselines(own[0], base) | {"noise": sigma}))
     how = {"window": window, "samples": samples, "seed": seed, "restore": "clean" if restore is None else "given"}
     return _effects(lm, "causal tracing", numbers, found, how)
@@ -115,7 +115,7 @@ def embedding_std(lm: LM, prompts: Prompts, subjects: Places) -> float:
 def _restoring(
     prompt: Prompt, corrupted: Tensor, back: Tensor, first: int, layers: Sequence[int], places: Sequence[int],
     window: int,
-) -> Rows:  # fmt: skip
+) -> PatchedRows:  # fmt: skip
     """Rows (layers, places, samples) that take up the corrupted run where they restore a state.
 
     A row writes the corrupted run's states (S, L, T, D) at all positions from `first` on, at the first layer where it

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope import contents
+from lenscope import visible_text as visible
 from lenscope.contents import exactly, listed
 from lenscope.display import heat_table as tables
-from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
 from lenscope.files import records as resultfiles
 from lenscope.files.untrusted import reading
@@ -56,7 +56,7 @@ NARROW, WIDE = 6, 14
 
 
 @dataclass(frozen=True)
-class Run:
+class TracedPrompt:
     """One prompt's run: its tokens, the places that were intervened on, and the answer whose probability is measured.
 
     A place is one position, or several at once. `marked` are the positions of the subject that was corrupted, or the
@@ -88,7 +88,7 @@ class Effects(contents.Compared):
     method: str
     model: str
     n_layers: int
-    runs: tuple[Run, ...]
+    runs: tuple[TracedPrompt, ...]
     run: np.ndarray
     layer: np.ndarray
     place: np.ndarray
@@ -186,7 +186,7 @@ class Effects(contents.Compared):
                 model=contents.text(data["model"], "model"),
                 n_layers=contents.whole(data["n_layers"], "n_layers"),
                 runs=tuple(
-                    Run(
+                    TracedPrompt(
                         r["text"],
                         contents.texts(r["tokens"], "tokens"),
                         tuple(contents.numbers(p, "places", 0, len(r["tokens"]) - 1) for p in r["places"]),

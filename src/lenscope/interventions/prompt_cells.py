@@ -15,10 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from lenscope.engine import run as rows
-from lenscope.engine.patched_rows import Rows
+from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
 from lenscope.interventions.effects import Effects, assembled
-from lenscope.measures.streamed import top_one
+from lenscope.measures.streamed import top_token
 from lenscope.models import edits
 from lenscope.models.inputs import is_integer
 from lenscope.models.language_model import LM, PromptLike
@@ -45,7 +45,7 @@ def span(prompt: Prompt, at: Any) -> tuple[int, ...]:
     return tuple(sorted(found)) or prompt.positions(())
 
 
-def _log_probs(lm: LM, made: Rows, answers: Sequence[Sequence[int]]) -> np.ndarray:
+def _log_probs(lm: LM, made: PatchedRows, answers: Sequence[Sequence[int]]) -> np.ndarray:
     """(N, K) ln p of K answers after each row; answers that differ in their last token alone share a pass."""
     out = np.full((len(made), len(answers)), np.nan)
     for prefix in dict.fromkeys(tuple(ids[:-1]) for ids in answers):
@@ -55,7 +55,7 @@ def _log_probs(lm: LM, made: Rows, answers: Sequence[Sequence[int]]) -> np.ndarr
     return out
 
 
-def _after(lm: LM, made: Rows, answers: Sequence[Sequence[int]]) -> np.ndarray:
+def _after(lm: LM, made: PatchedRows, answers: Sequence[Sequence[int]]) -> np.ndarray:
     """(N, K) ln p of K answers, all but whose last tokens the rows' prompts end with."""
     out = np.full((len(made), len(answers)), np.nan)
     for some, h in rows.predict(lm, made, len(answers[0])):
@@ -80,10 +80,10 @@ def _longer(lm: LM, prompt: Prompt, ids: Sequence[int]) -> Prompt:
 def _rows(
     prompt: Prompt, n: int, vectors: Tensor, row: np.ndarray, layer: np.ndarray, position: np.ndarray,
     vector: np.ndarray,
-) -> Rows:  # fmt: skip
+) -> PatchedRows:  # fmt: skip
     zeros = np.zeros(len(row), dtype=np.int64)
     target = np.zeros(n, dtype=np.int64)
-    return Rows((prompt,), target, vectors, row, layer, position, vector, zeros, (edits.replace,))
+    return PatchedRows((prompt,), target, vectors, row, layer, position, vector, zeros, (edits.replace,))
 
 
 def _windows(centres: Sequence[int], window: int, least: int, most: int) -> tuple[list[int], list[int]]:
@@ -113,7 +113,7 @@ def _each(value: Any, prompts: Sequence[Prompt], batched: bool) -> list[Any]:
 
 def _answer(lm: LM, prompt: Prompt, answer: str | int | None) -> list[int]:
     if answer is None:
-        return top_one(lm, lm.read(prompt, lm.n_layers, -1).tensor[0, 0])[0].tolist()
+        return top_token(lm, lm.read(prompt, lm.n_layers, -1).tensor[0, 0])[0].tolist()
     return [*answer_ids(lm, prompt, answer)]
 
 
@@ -122,5 +122,5 @@ def _text(lm: LM, ids: Sequence[int]) -> str:
 
 
 def _effects(lm: LM, method: str, layers: Sequence[int], found: Sequence[Any], how: dict[str, Any]) -> Effects:
-    about = {**provenance(lm), **how, "run": rows.fastest(lm)}
+    about = {**provenance(lm), **how, "run": rows.fastest_exact_mode(lm)}
     return assembled(method, lm.name, lm.n_layers, layers, found, about)

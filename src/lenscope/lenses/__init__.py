@@ -1,1 +1,20 @@
-"""lenses"""
+"""Hidden states become trajectories of predictions; lenses are measured on text."""
+
+from lenscope.lenses.comparison import Comparison
+from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
+from lenscope.lenses.evaluation_results import Evaluation, Transfer, load_evaluation
+from lenscope.lenses.lens import Lens
+from lenscope.lenses.trajectory import Trajectory, save
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "EvaluationInterrupted",
+    "Lens",
+    "Trajectory",
+    "Transfer",
+    "evaluate",
+    "load_evaluation",
+    "save",
+    "transfer",
+]

@@ -21,9 +21,10 @@ from lenscope.mappings import mapping as mappings
 from lenscope.measures.streamed import Reduced, average, averaged_at_once, reduce
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
+from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.statistics.intervals import RESAMPLES, jackknife, percentiles
-from lenscope.text.predictions import Predictions, Progress, Rows, predictions
+from lenscope.text.predictions import Predictions, TextRows, predictions
 
 BINS = 15
 # groups of units whose summed distributions are kept apart, for the intervals of the bias
@@ -45,7 +46,7 @@ class EvaluationInterrupted(KeyboardInterrupt):
 
 def evaluate(
     lm: LM,
-    rows: Rows,
+    rows: TextRows,
     lenses: Mapping[str, Callable[..., Any] | None] | None = None,
     layers: Sequence[int] | None = None,
     *,
@@ -101,7 +102,7 @@ def evaluate(
 
 def transfer(
     lm: LM,
-    rows: Rows,
+    rows: TextRows,
     f: Callable[..., Any],
     layers: Sequence[int] | None = None,
     *,
@@ -115,7 +116,7 @@ def transfer(
     for an f that does not depend on the layer.
     """
     lens = Lens(lm, f)
-    if mappings.needs(f) < 2:
+    if mappings.arguments_used(f) < 2:
         raise LenscopeError(f"f {lens.name}: is the same for all layers; transfer compares translators of layers")
     own = lens.layers
     numbers = tuple(n for n in range(lm.n_layers) if n in own) if layers is None else _layers(lm, layers)

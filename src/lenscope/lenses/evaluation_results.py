@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope import contents
+from lenscope import visible_text as visible
 from lenscope.contents import exactly, listed
 from lenscope.display import heat_table as tables
-from lenscope.display import visible_text as visible
 from lenscope.files import records as resultfiles
 from lenscope.files.untrusted import reading
 from lenscope.lenses.trajectory import FORMAT, check_measure

@@ -27,7 +27,7 @@ from lenscope.models.provenance import provenance
 
 # f(h), f(h, layer) or f(h, layer, n_layers): hidden states (..., D) of a layer → states (..., D) as the last layer
 # would have them
-Mapping = Callable[..., Tensor]
+StateMap = Callable[..., Tensor]
 
 
 class Lens:
@@ -39,7 +39,7 @@ class Lens:
     is. `name` labels the results. Raises LenscopeError for a mapping of other models, or with none to the last layer.
     """
 
-    def __init__(self, lm: LM, f: Mapping | None = None, *, name: str | None = None) -> None:
+    def __init__(self, lm: LM, f: StateMap | None = None, *, name: str | None = None) -> None:
         self.lm = lm
         self.f = f
         given = "logit lens" if f is None else getattr(f, "__name__", type(f).__name__)
@@ -51,7 +51,7 @@ class Lens:
                 raise LenscopeError(f"lens {f!r}: maps no layer to layer {lm.n_layers}, the last of {lm.name}")
             given = f.report.get("lens", given)
         elif f is not None:
-            mappings.takes(f)
+            mappings.argument_count(f)
         self.name = str(name or given)
 
     @property
@@ -67,7 +67,7 @@ class Lens:
         """
         if self.f is None:
             return h
-        mapped = mappings.apply(self.f, h, layer, self.lm.n_layers)
+        mapped = mappings.call_mapping(self.f, h, layer, self.lm.n_layers)
         if mapped.shape != h.shape:
             raise LenscopeError(
                 f"lens {self.name}: f gives states of size {mapped.shape[-1]}; {self.lm.name} unembeds size "

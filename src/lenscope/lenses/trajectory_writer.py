@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lenscope.display import page as web
+from lenscope.display.page import frame, script_json
 from lenscope.errors import LenscopeError
 from lenscope.files.writing import whole_file
 from lenscope.lenses.trajectory import Trajectory, as_document, as_rows, metadata
@@ -96,9 +96,9 @@ class Page(Json):
 
     def _add(self, trajectory: Trajectory) -> None:
         if not self.count:
-            before, self._after = web.frame(trajectory.text)
+            before, self._after = frame(trajectory.text)
             self._file.write(before)
-        self._file.write(("," if self.count else "") + web.script_json(trajectory.to_json()))
+        self._file.write(("," if self.count else "") + script_json(trajectory.to_json()))
 
     def _end(self) -> None:
         self._file.write(self._after)

@@ -1,1 +1,7 @@
-"""mappings"""
+"""Frozen maps between hidden states, a fitted lens among them, and their files."""
+
+from lenscope.mappings.foreign_formats import export_tuned_lens
+from lenscope.mappings.lens_files import load_lens
+from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping, mapping_hash
+
+__all__ = ["Affine", "LowRank", "Scale", "export_tuned_lens", "load_lens", "load_mapping", "mapping_hash"]

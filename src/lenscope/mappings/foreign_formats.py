@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.files.writing import whole_file
-from lenscope.mappings.mapping import Affine, LowRank, Pair, PairMapping, Scale, identify
+from lenscope.mappings.mapping import Affine, LowRank, Pair, PairMapping, Scale
 from lenscope.models.language_model import LM
+from lenscope.models.likeness import model_identity
 from lenscope.models.loading import BUILT_IN
 
 CONFIG, PARAMS = "config.json", ("params.pt", "params.safetensors")
@@ -203,7 +204,7 @@ def _file_model(where: str) -> str | None:
 
 
 def _made(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: LM, where: str) -> Affine:
-    model = identify(lm)
+    model = model_identity(lm)
     try:
         return Affine(weights, model, model, report)
     except LenscopeError as error:

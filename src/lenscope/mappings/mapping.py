@@ -27,9 +27,7 @@ from lenscope.files import hub
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
 from lenscope.models.identity import model_hash
-from lenscope.models.likeness import IDENTITY as IDENTITY
-from lenscope.models.likeness import identify as identify
-from lenscope.models.likeness import is_of as is_of
+from lenscope.models.likeness import is_of, model_identity
 
 if TYPE_CHECKING:
     from lenscope.models.language_model import LM
@@ -41,7 +39,7 @@ STEM = "mapping"
 Pair = tuple[int, int] | None
 
 
-def takes(f: Callable[..., Any]) -> int:
+def argument_count(f: Callable[..., Any]) -> int:
     """How many of (h, layer, target_layer) f is called with: its positional parameters without defaults; 3 for *args.
 
     Raises LenscopeError unless that is 1, 2 or 3. What has no signature (some built-in functions) is called as f(h).
@@ -64,14 +62,14 @@ def takes(f: Callable[..., Any]) -> int:
     return count
 
 
-def apply(f: Callable[..., Any], h: Tensor, layer: int, target_layer: int) -> Tensor:
+def call_mapping(f: Callable[..., Any], h: Tensor, layer: int, target_layer: int) -> Tensor:
     """f of states h (..., D) of `layer`, for `target_layer`, called with as many arguments as it takes: (..., D*)."""
-    return f(*(h, layer, target_layer)[: takes(f)])
+    return f(*(h, layer, target_layer)[: argument_count(f)])
 
 
-def needs(f: Callable[..., Any]) -> int:
+def arguments_used(f: Callable[..., Any]) -> int:
     """How many of (h, layer, target_layer) matter to f: as `takes`, but 1 for a mapping with one map for all pairs."""
-    return 1 if isinstance(f, PairMapping) and set(f.weights) == {None} else takes(f)
+    return 1 if isinstance(f, PairMapping) and set(f.weights) == {None} else argument_count(f)
 
 
 def identity(h: Tensor) -> Tensor:
@@ -193,7 +191,7 @@ class PairMapping:
                 f"mapping: from {_named(self.source)} to {_named(self.target)}; only one from a model to itself can be "
                 "transferred"
             )
-        here = identify(lm)
+        here = model_identity(lm)
         if any(here[size] != self.source[size] for size in ("hidden_size", "n_layers")):
             raise LenscopeError(
                 f"mapping: fitted for {_told(self.source)}; {_told(here)} is of another size, so fit one for it"
@@ -214,7 +212,7 @@ class PairMapping:
             "target": self.target,
             "report": self.report,
         }
-        artifacts.write(folder, STEM, config, self._tensors())
+        artifacts.write_folder(folder, STEM, config, self._tensors())
 
     def push(self, repo_id: str) -> str:
         """Save to a model repository on the Hugging Face hub, in one commit; returns its address.
@@ -326,7 +324,7 @@ KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRan
 def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
     """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
     with reading(folder, "is no mapping that lenscope saved"):
-        config, tensors = artifacts.read(folder, STEM)
+        config, tensors = artifacts.read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         made = KINDS[config["kind"]]

@@ -37,19 +37,19 @@ class Columns(Brief):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Target(Brief):
+class Expected(Brief):
     """The model's own distributions `p` (n, k) over drawn columns, and `information` (n,), Σ p ln p of each."""
 
     p: Tensor
     information: Tensor
 
-    def split(self, size: int) -> "list[Target]":
+    def split(self, size: int) -> "list[Expected]":
         """In pieces of so many states."""
         pieces = zip(self.p.split(size), self.information.split(size), strict=True)
-        return [Target(p, information) for p, information in pieces]
+        return [Expected(p, information) for p, information in pieces]
 
 
-class Objective:
+class SampledKL:
     """The loss of a lens on states (n, D) translated to the last layer, and its gradient there.
 
     `columns` tokens are drawn for each step: one half always the most probable under the model's mean distribution
@@ -99,22 +99,22 @@ class Objective:
             raw = self._product(self.readout.prepare(y.to(self.lm.dtype)), columns)
             return self.readout.finish(raw).add_(columns.added).log_softmax(-1)
 
-    def target(self, y: Tensor, columns: Columns) -> Target:
+    def target(self, y: Tensor, columns: Columns) -> Expected:
         """The model's own distributions over the drawn columns, from its last layer's states y (n, D)."""
         p = columns.added.new_empty(len(y), len(columns.ids))
         size = self._at_once(columns)
         for some, out in zip(y.split(size), p.split(size), strict=True):
             if len(some):
                 out.copy_(self.log_q(some, columns).exp_())
-        return Target(p, torch.xlogy(p, p).sum(-1))
+        return Expected(p, torch.xlogy(p, p).sum(-1))
 
-    def following(self, ids: Tensor) -> Target:
+    def following(self, ids: Tensor) -> Expected:
         """The target where token ids (n,) are what came next, over the whole vocabulary."""
         one = torch.ones(len(ids), 1, dtype=self.dtype, device=ids.device)
         p = one.new_zeros(len(ids), self.lm.vocab_size).scatter_(1, ids[:, None], one)
-        return Target(p, one.new_zeros(len(ids)))
+        return Expected(p, one.new_zeros(len(ids)))
 
-    def loss(self, y: Tensor, target: Target, columns: Columns) -> Tensor:
+    def loss(self, y: Tensor, target: Expected, columns: Columns) -> Tensor:
         """Σ KL(model ‖ lens) over translated states y (n, D), with what `target` found."""
         total = columns.added.new_zeros(())
         group = self._at_once(columns)
@@ -123,7 +123,7 @@ class Objective:
                 total += _divergence(wanted, self.log_q(some, columns))
         return total
 
-    def gradient(self, y: Tensor, target: Target, columns: Columns) -> tuple[Tensor, Tensor]:
+    def gradient(self, y: Tensor, target: Expected, columns: Columns) -> tuple[Tensor, Tensor]:
         """For translated states y (n, D): Σ KL(model ‖ lens), and its gradient (n, D), both in float32 or wider."""
         total = columns.added.new_zeros(())
         out = torch.empty(y.shape, dtype=total.dtype, device=y.device)
@@ -133,7 +133,7 @@ class Objective:
                 total += self._pull(some, wanted, columns, pulled)
         return total, out
 
-    def _pull(self, y: Tensor, target: Target, columns: Columns, out: Tensor) -> Tensor:
+    def _pull(self, y: Tensor, target: Expected, columns: Columns, out: Tensor) -> Tensor:
         """The loss of a few states, and in `out` its gradient."""
         h = y.detach().to(self.lm.dtype).requires_grad_()
         with torch.enable_grad():
@@ -177,6 +177,6 @@ class Objective:
         return max(64, room // (4 * width))
 
 
-def _divergence(target: Target, log_q: Tensor) -> Tensor:
+def _divergence(target: Expected, log_q: Tensor) -> Tensor:
     """Σ KL(p ‖ q)."""
     return target.information.sum() - torch.linalg.vecdot(target.p, log_q).sum()

@@ -368,7 +368,7 @@ def _log_sum_exp(z: Tensor) -> Tensor:
     return z.sub_(m[:, None]).exp_().sum(-1).log_().add_(m)
 
 
-def top_one(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The most probable token of states h (N, D): ids, their logits and ln Σ exp(logits), (N,) each.
 
     Of equal logits the lowest id wins.

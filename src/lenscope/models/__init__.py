@@ -1,1 +1,11 @@
-"""models"""
+"""One language model: how it is loaded, read, edited and run, and which shortcuts are exact for it."""
+
+from lenscope.models import edits
+from lenscope.models.check import check
+from lenscope.models.edits import Edit
+from lenscope.models.hidden_states import HiddenStates
+from lenscope.models.language_model import LM, Continuation
+from lenscope.models.loading import load
+from lenscope.models.prompts import Prompt
+
+__all__ = ["LM", "Continuation", "Edit", "HiddenStates", "Prompt", "check", "edits", "load"]

@@ -64,7 +64,7 @@ def pad(prompts: Sequence[Prompt], side: str, device: torch.device) -> Batch:
     return Batch(ids.to(device), mask.to(device), before, tuple(len(p) for p in prompts))
 
 
-def runs(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+def by_length(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     """Indices of prompts that are read together: near in length, as many as fit in memory with all their layers."""
     run: list[int] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):

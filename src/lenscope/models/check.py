@@ -24,7 +24,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class ModelCheck:
     """What `check` found; `holds` if nothing failed that later numbers depend on."""
 
     model: str
@@ -41,7 +41,7 @@ class Report:
         return {"kind": "check", "version": 1, "model": self.model, "holds": self.holds, "findings": found}
 
 
-def check(lm: LM) -> Report:
+def check(lm: LM) -> ModelCheck:
     """Try the laws on `lm`: readout, self-patch, locality, padding, cached generation. Takes a few short runs.
 
     Deviations are the largest |difference| in standard deviations of what is compared. Padding that is not exact is
@@ -73,7 +73,7 @@ def check(lm: LM) -> Report:
         noop, earlier = _patched(lm, layer)
         found.append(_law(f"self-patch at layer {layer} changes nothing", noop, tolerance))
         found.append(_law(f"a patch at layer {layer} leaves earlier positions", earlier, tolerance))
-    right, made, same_run = exactness.right_padding_deviation(lm), generation.check(lm), lm.tolerance()
+    right, made, same_run = exactness.right_padding_deviation(lm), generation.check_generation(lm), lm.tolerance()
     found.append(_expedient("right padding (reading)", right, same_run, "prompts of unequal length are read in groups"))
     found.append(
         _expedient("cache (generating)", made.cached, same_run, "generates without a cache, one prompt a time")
@@ -90,7 +90,7 @@ def check(lm: LM) -> Report:
         same, value = None, f"{value}; in 16 bits rounding decides near-ties"
     found.append(Finding("8 greedy tokens, generated and recomputed", value, same))
     found.append(Finding("tokenizer", _tokenizer(lm)))
-    return Report(lm.name, tuple(found))
+    return ModelCheck(lm.name, tuple(found))
 
 
 def _unused(lm: LM) -> list[Finding]:

@@ -27,7 +27,7 @@ PROBE_TOKENS, CROSSING_TOKENS = 4, 6
 
 
 @dataclass(frozen=True)
-class Checked:
+class GenerationCheck:
     """How far generating from a cache, and with left padding, moves the logits of each new token.
 
     As `lenscope.models.deviations.deviation`, against reading the grown prompt from its start; infinite where
@@ -39,7 +39,7 @@ class Checked:
     failure: str = ""
 
 
-def write(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
+def generate_greedily(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """The greedy continuation of each prompt, up to an end-of-text token or `max_new_tokens`."""
     ends = end_ids(lm)
     out: list[list[int]] = [[] for _ in prompts]
@@ -62,17 +62,17 @@ def write(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tupl
     return [tuple(ids) for ids in out]
 
 
-def check(lm: "LM") -> Checked:
+def check_generation(lm: "LM") -> GenerationCheck:
     """Measure, once per model, on a pair of short prompts of unequal length."""
     if ("generation",) not in lm.measured:
         prompts = [lm.prompt(probe_text(lm.anatomy, n, row)) for n, row in ((7, 0), (4, 2))]
         try:
             alone = [_gap(lm, [p]) for p in prompts]
-            found = Checked(max(alone), _gap(lm, prompts))
+            found = GenerationCheck(max(alone), _gap(lm, prompts))
         except LenscopeError as error:
-            found = Checked(float("inf"), float("inf"), str(error))
+            found = GenerationCheck(float("inf"), float("inf"), str(error))
         lm.measured["generation",] = found
-    checked: Checked = lm.measured["generation",]
+    checked: GenerationCheck = lm.measured["generation",]
     return checked
 
 
@@ -83,7 +83,7 @@ def _pads(lm: "LM", short: int, long: int, new: int) -> bool:
     """
     lengths = lm.regimes.key(short, long, long - short, short + new - 1, long + new - 1)
     if not any(lengths):
-        return check(lm).padded <= lm.tolerance()
+        return check_generation(lm).padded <= lm.tolerance()
     if lengths[0] != lengths[3] or lengths[1] != lengths[4]:
         return False
     return _measured(lm, ("left padding", *lengths), [long, short], min(new, PROBE_TOKENS)) <= lm.tolerance()
@@ -95,7 +95,7 @@ def _tokens_from_cache(lm: "LM", start: int, new: int) -> int:
     # the last token that is written is not read any more
     end = start + new - 1
     if not any(regimes.key(start, end)):
-        return new if check(lm).cached <= tolerance else 0
+        return new if check_generation(lm).cached <= tolerance else 0
     inside = _measured(lm, ("cache", regimes.of(start)), [start], PROBE_TOKENS)
     if not inside <= tolerance:
         return 0

@@ -302,7 +302,7 @@ class LM:
             raise LenscopeError(
                 f"{longest} tokens of prompt and {max_new_tokens} new ones: {self.name} reads at most {self.context}"
             )
-        written = generation.write(self, many, max_new_tokens)
+        written = generation.generate_greedily(self, many, max_new_tokens)
         done = [
             Continuation(p, ids, tuple(self.encoder.tokens(ids)), self.encoder.decode(ids))
             for p, ids in zip(many, written, strict=True)

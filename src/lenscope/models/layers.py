@@ -34,6 +34,6 @@ def check_layers(layers: Layers, n_layers: int, model: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def spaced(layers: Sequence[int], count: int) -> tuple[int, ...]:
+def evenly_spaced(layers: Sequence[int], count: int) -> tuple[int, ...]:
     """Up to `count` of the layers, evenly apart, the first and the last among them."""
     return tuple(layers[round(n)] for n in np.linspace(0, len(layers) - 1, min(count, len(layers))))

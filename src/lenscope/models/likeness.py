@@ -24,7 +24,7 @@ PROBED = 24
 ACROSS = 0.2
 
 
-def identify(lm: "LM") -> dict[str, Any]:
+def model_identity(lm: "LM") -> dict[str, Any]:
     """What is kept of a model to know it again, also in another dtype, as JSON values: see `is_of`."""
     coarser = [d for d in ROUNDED if d != "float32" or _dtype(lm) in ("float32", "float64")]
     return {

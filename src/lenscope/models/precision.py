@@ -39,6 +39,6 @@ def fast_products(lm: LM) -> torch.dtype | None:
     return torch.bfloat16 if lm.device.type == "cpu" and known() else None
 
 
-def reading(lm: LM, low: torch.dtype | None) -> AbstractContextManager[object]:
+def half_precision(lm: LM, low: torch.dtype | None) -> AbstractContextManager[object]:
     """Within the block the model runs with products in `low`, if any."""
     return nullcontext() if low is None else torch.autocast(lm.device.type, low)

@@ -202,7 +202,7 @@ def is_stubbed(block: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedReadout:
     """A readout and how exactly it gave the model's own logits.
 
     `deviation` is the largest |difference| over all tokens and probe positions, divided by the standard deviation of
@@ -216,7 +216,9 @@ class Verified:
     elsewhere: float | None
 
 
-def find_readout(anatomy: Anatomy, attempts: Sequence[Callable[[Anatomy], Readout | None]] | None = None) -> Verified:
+def find_readout(
+    anatomy: Anatomy, attempts: Sequence[Callable[[Anatomy], Readout | None]] | None = None
+) -> VerifiedReadout:
     """The first of `attempts` (traced, then replayed) that gives the model's own logits.
 
     Raises LenscopeError, with the deviations, where none does: a wrong number is worse than no number.
@@ -239,7 +241,7 @@ def find_readout(anatomy: Anatomy, attempts: Sequence[Callable[[Anatomy], Readou
 
 
 @torch.no_grad()
-def verify(readout: Readout, anatomy: Anatomy) -> Verified:
+def verify(readout: Readout, anatomy: Anatomy) -> VerifiedReadout:
     """Compare `readout` with the model's own logits, and with the replayed forward on foreign states."""
     vocab = anatomy.logits.shape[-1]
 
@@ -258,7 +260,7 @@ def verify(readout: Readout, anatomy: Anatomy) -> Verified:
             elsewhere = deviation(read(readout, h), read(replay, h))
     except FAILURES as error:
         raise LenscopeError(f"{type(anatomy.model).__name__}: its readout does not run alone ({error})") from error
-    return Verified(readout, gap, elsewhere)
+    return VerifiedReadout(readout, gap, elsewhere)
 
 
 def _foreign_states(anatomy: Anatomy) -> Tensor:

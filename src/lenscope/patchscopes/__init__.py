@@ -1,1 +1,33 @@
-"""patchscopes"""
+"""Hidden states are patched into prompts, whose continuations say what the states mean."""
+
+from lenscope.patchscopes import methods
+from lenscope.patchscopes.controls import prompts_with_text, random_vectors, shuffled_sources
+from lenscope.patchscopes.grid import Grid, load_grid
+from lenscope.patchscopes.methods import back_patching
+from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted, Target
+from lenscope.patchscopes.soft_prompt import SoftPrompt, load_soft_prompt
+from lenscope.patchscopes.with_controls import (
+    ControlledScores,
+    ControlledTexts,
+    generate_with_controls,
+    score_with_controls,
+)
+
+__all__ = [
+    "ControlledScores",
+    "ControlledTexts",
+    "Grid",
+    "Patchscope",
+    "SoftPrompt",
+    "SweepInterrupted",
+    "Target",
+    "back_patching",
+    "generate_with_controls",
+    "load_grid",
+    "load_soft_prompt",
+    "methods",
+    "prompts_with_text",
+    "random_vectors",
+    "score_with_controls",
+    "shuffled_sources",
+]

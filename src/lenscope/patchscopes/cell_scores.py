@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lenscope.engine import run as rows
-from lenscope.engine.patched_rows import Rows
+from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
-from lenscope.measures.streamed import reduce, top_one
+from lenscope.measures.streamed import reduce, top_token
 from lenscope.models.edits import Edit
 from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
@@ -29,7 +29,7 @@ class Scores:
     """The columns of a grid of predictions, filled chunk by chunk."""
 
     def __init__(
-        self, lm: LM, source_lm: LM, made: Rows, sources: Sources, source: np.ndarray, top_k: int,
+        self, lm: LM, source_lm: LM, made: PatchedRows, sources: Sources, source: np.ndarray, top_k: int,
         answers: str | int | Sequence[str | int], budget: int, edits: Sequence[Edit] = (),
     ) -> None:  # fmt: skip
         n = len(made)
@@ -47,7 +47,7 @@ class Scores:
         if comparable(lm, source_lm) and (self.finals >= 0).any():
             known = np.unique(self.finals[self.finals >= 0])
             self.states = sources.last[torch.from_numpy(known)]
-            top, _, total = top_one(source_lm, self.states.to(source_lm.device, source_lm.dtype))
+            top, _, total = top_token(source_lm, self.states.to(source_lm.device, source_lm.dtype))
             self.own_top, self.own_total = top.cpu().numpy(), total
             self.finals = np.where(self.finals >= 0, np.searchsorted(known, self.finals), -1)
             self.measures["surprisal"] = np.full(n, np.nan, dtype=np.float32)
@@ -71,7 +71,7 @@ class Scores:
             self._compare(some)
         single = {n: [i[0] if len(i) == 1 else -1 for i in ids] for n, ids in self.answers.items()}
         if any(max(ids) >= 0 for ids in single.values()):
-            _, _, totals = top_one(self.lm, self.base)
+            _, _, totals = top_token(self.lm, self.base)
             x, z = self.lm.readout.prepare(h), self.lm.readout.prepare(self.base)
             top = wide(self.lm.readout.tokens(x, r.top_ids.reshape(len(some), -1)[:, 0]))
             total = top - r.top_log_probs.reshape(len(some), -1)[:, 0]
@@ -145,7 +145,7 @@ class Scores:
 def log_prob(lm: LM, h: Tensor, ids: Sequence[int]) -> Tensor:
     """(N,) ln p of the tokens `ids`, summed in float64, read one by one from last-layer states h (N, len(ids), D)."""
     flat = h.flatten(0, 1)
-    _, _, total = top_one(lm, flat)
+    _, _, total = top_token(lm, flat)
     wanted = torch.tensor(ids, device=flat.device).repeat(len(h))
     z = wide(lm.readout.tokens(lm.readout.prepare(flat), wanted))
     return (z - total).double().view(h.shape[:2]).sum(1)
@@ -158,7 +158,7 @@ def answer_ids(lm: LM, prompt: Prompt, answer: Any) -> tuple[int, ...]:
     return lm.encoder.answer_ids(prompt, [answer])[0]
 
 
-def _named(lm: LM, made: Rows, answers: str | int | Sequence[str | int]) -> dict[str, list[tuple[int, ...]]]:
+def _named(lm: LM, made: PatchedRows, answers: str | int | Sequence[str | int]) -> dict[str, list[tuple[int, ...]]]:
     """The ids of each answer after every target, by the answer's text, or its id as text."""
     several = [answers] if isinstance(answers, str) or is_integer(answers) else elements(answers, "a list of answers")
     found: dict[str, list[tuple[int, ...]]] = {}

@@ -66,14 +66,14 @@ def shuffled_sources(
     if len(groups) != count:
         raise LenscopeError(f"answers: {len(groups)} for {count} prompts; give one for each")
     if isinstance(states, Tensor):
-        return states[torch.tensor(exchange(groups, seed), device=states.device)]
+        return states[torch.tensor(derange(groups, seed), device=states.device)]
     lengths = sorted({len(p) for p in states.positions})
     if len(lengths) > 1:
         raise LenscopeError(f"positions: prompts have {lengths[0]}–{lengths[-1]} of them; read as many of each")
-    return _instead(states, states.tensor[torch.tensor(exchange(groups, seed))])
+    return _instead(states, states.tensor[torch.tensor(derange(groups, seed))])
 
 
-def exchange(groups: Sequence[Hashable], seed: int = 0) -> list[int]:
+def derange(groups: Sequence[Hashable], seed: int = 0) -> list[int]:
     """For each of N items the index of another one whose group differs, no item taken twice.
 
     Items in a random order of groups, largest group first, each take the one that is as far on as that group is large.
@@ -95,7 +95,7 @@ def exchange(groups: Sequence[Hashable], seed: int = 0) -> list[int]:
     return taken
 
 
-def told(scope: Patchscope, texts: Sequence[str]) -> list[str]:
+def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
     """The target prompt of a Patchscope with each text in the place of its placeholders: text instead of a vector.
 
     What `scope.lm` says after it is what the words alone tell, which a hidden state has to better. Raises

@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from lenscope import visible_text as visible
 from lenscope.display import heat_table as tables
 from lenscope.display import numbers
-from lenscope.display import visible_text as visible
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:

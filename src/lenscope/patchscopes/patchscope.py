@@ -14,26 +14,25 @@ import torch
 from torch import Tensor
 
 from lenscope.engine import run as rows
-from lenscope.engine.patched_rows import Rows
-from lenscope.engine.token_choice import Writer
+from lenscope.engine.patched_rows import PatchedRows
+from lenscope.engine.token_choice import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.models.edits import Edit, Operation, replace
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
+from lenscope.models.progress import Progress
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
 from lenscope.patchscopes.cell_scores import Scores
 from lenscope.patchscopes.grid import Grid, Spot
 from lenscope.patchscopes.sources import Layers, Sources, Vectors, cells, gather
 
-# progress(cells done, cells in all)
-Progress = Callable[[int, int], None]
 BELOW = ("target", "none", "source")
 
 
-class Interrupted(KeyboardInterrupt):
+class SweepInterrupted(KeyboardInterrupt):
     """A sweep was interrupted; `grid` holds the cells that were done, if any."""
 
     def __init__(self, grid: Grid | None) -> None:
@@ -174,7 +173,7 @@ class Patchscope:
                 advance(len(some))
             read.finish(advance)
         except KeyboardInterrupt as stop:
-            raise Interrupted(self._grid(plan, done, read.columns) if done else None) from stop
+            raise SweepInterrupted(self._grid(plan, done, read.columns) if done else None) from stop
         return self._grid(plan, done, read.columns)
 
     @torch.no_grad()
@@ -204,7 +203,7 @@ class Patchscope:
                 f"{self.lm.context}"
             )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        writer = Writer(self.lm, len(plan.rows), max_new_tokens, stops, temperature, top_p, seed)
+        writer = TokenChooser(self.lm, len(plan.rows), max_new_tokens, stops, temperature, top_p, seed)
         ids = np.full((len(plan.rows), max_new_tokens), -1)
         log_probs = np.full((len(plan.rows), max_new_tokens), np.nan, dtype=np.float32)
         done: list[np.ndarray] = []
@@ -223,14 +222,14 @@ class Patchscope:
             }
 
         try:
-            for some, wrote in rows.write(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
+            for some, wrote in rows.generate(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
                 for n, one in zip(some.tolist(), wrote, strict=True):
                     ids[n, : len(one.ids)], log_probs[n, : len(one.ids)] = one.ids, one.log_probs
                 done.append(some)
                 if progress is not None:
                     progress(sum(map(len, done)), len(plan.rows))
         except KeyboardInterrupt as stop_now:
-            raise Interrupted(self._grid(plan, done, written) if done else None) from stop_now
+            raise SweepInterrupted(self._grid(plan, done, written) if done else None) from stop_now
         return self._grid(plan, done, written)
 
     def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "_Plan":
@@ -270,10 +269,10 @@ class Patchscope:
         vectors, vector = table.table(name)
         op = np.zeros(len(row), dtype=np.int64)
         prompts = tuple(p for p, _ in self.resolved)
-        made = Rows(prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(bars))
+        made = PatchedRows(prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(bars))
         return _Plan(found, self._with_fixed(made), source, layer)
 
-    def _with_fixed(self, made: Rows) -> Rows:
+    def _with_fixed(self, made: PatchedRows) -> PatchedRows:
         """The rows with their targets' own edits, which are made before the sources come in."""
         columns: list[np.ndarray] = []
         vectors, ops = [made.vectors], list(made.ops)
@@ -310,7 +309,7 @@ class Patchscope:
             "target_edits": [
                 [{"layer": e.layer, "positions": e.position, "op": _name(e.op)} for e in edits] for edits in self.fixed
             ],
-            "run": rows.fastest(self.lm),
+            "run": rows.fastest_exact_mode(self.lm),
         }
         return Grid(
             model=self.lm.name,
@@ -331,7 +330,7 @@ class _Plan:
     """What a call runs: its sources, its rows, and which cell each row is."""
 
     sources: Sources
-    rows: Rows
+    rows: PatchedRows
     source: np.ndarray
     layer: np.ndarray
 

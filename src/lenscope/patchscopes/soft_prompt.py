@@ -10,9 +10,9 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
-from lenscope.mappings.mapping import is_of
 from lenscope.models.edits import Edit
 from lenscope.models.language_model import LM
+from lenscope.models.likeness import is_of
 from lenscope.patchscopes.patchscope import Target
 
 # Pal et al. 2023: the fixed prompts of the authors' code
@@ -35,7 +35,8 @@ class SoftPrompt:
     """K vectors (K, D) for layer 0 of K tokens; the last token's state at `target_layer` is the source's of `layer`.
 
     `ids` (K,) are the tokens it was started from, whose states the vectors replace. `model` is what
-    `mappings.identify` says of its model, `report` how far patched runs are from the source's own.
+    `lenscope.models.likeness.model_identity` says of its model, `report` how far patched runs are from the source's
+    own.
     """
 
     vectors: Tensor
@@ -67,13 +68,13 @@ class SoftPrompt:
             "model": self.model,
             "report": self.report,
         }
-        artifacts.write(folder, STEM, config, {"vectors": self.vectors.cpu().contiguous()})
+        artifacts.write_folder(folder, STEM, config, {"vectors": self.vectors.cpu().contiguous()})
 
 
 def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
     """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
     with reading(folder, "is no soft prompt that lenscope saved"):
-        config, tensors = artifacts.read(folder, STEM)
+        config, tensors = artifacts.read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         vectors, ids = tensors["vectors"], tuple(int(i) for i in config["ids"])

@@ -127,7 +127,7 @@ class Vectors:
         self.layers = lm.n_layers + 1
         self.slots = sources.vectors.shape[1]
         self.own = np.array([a.layer for a in sources.addresses])
-        self.takes = 1 if f is None else mappings.needs(f)
+        self.takes = 1 if f is None else mappings.arguments_used(f)
         if self.takes > 1:
             _addressed(self.own, "a mapping f(h, layer)")
 
@@ -147,7 +147,7 @@ class Vectors:
         for pair in np.unique(pairs, axis=1).T:
             some = torch.from_numpy(np.flatnonzero((pairs == pair[:, None]).all(0)))
             with torch.no_grad():
-                mapped = mappings.apply(self.f, h[some], int(pair[0]), int(pair[1]))
+                mapped = mappings.call_mapping(self.f, h[some], int(pair[0]), int(pair[1]))
             if mapped.ndim != 2 or len(mapped) != len(some):
                 raise LenscopeError(
                     f"f: makes {tuple(mapped.shape)} of states {tuple(h[some].shape)}; it must return a vector for each"

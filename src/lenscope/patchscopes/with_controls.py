@@ -11,21 +11,22 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.engine.continuations import continued
-from lenscope.engine.token_choice import Writer
+from lenscope.engine.continuations import continue_prompts
+from lenscope.engine.token_choice import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
-from lenscope.patchscopes.controls import exchange, random_vectors, told
+from lenscope.patchscopes.controls import derange, prompts_with_text, random_vectors
 from lenscope.patchscopes.grid import Grid
-from lenscope.patchscopes.patchscope import Patchscope, Progress
+from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.sources import Layers
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select
 
-VECTOR, TEXT, NONE, RANDOM, SHUFFLED = WAYS = "vector", "text", "no patch", "random vector", "shuffled source"
+VECTOR, TEXT, NONE, RANDOM, SHUFFLED = CONDITIONS = "vector", "text", "no patch", "random vector", "shuffled source"
 KINDS = "oracle", "selected", "mean"
 
 # score(what was said, number of the item) -> a number, higher is better
@@ -34,7 +35,7 @@ Score = Callable[[str, int], float]
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Worth(Brief):
+class ControlledScores(Brief):
     """Scores of N items in C cells, by way of telling: "vector", "random vector", "shuffled source" (N, C), and "text",
     "no patch" (N, 1), which have no layers.
 
@@ -86,18 +87,18 @@ class Worth(Brief):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Sayings(Brief):
+class ControlledTexts(Brief):
     """What was said of N items by each way of telling: texts, in arrays as those of `Worth`."""
 
     cells: tuple[tuple[int, int], ...]
     said: Mapping[str, np.ndarray]
 
-    def scored(self, score: Score, units: Sequence[Any] | None = None, seed: int = 0) -> Worth:
+    def scored(self, score: Score, units: Sequence[Any] | None = None, seed: int = 0) -> ControlledScores:
         """The worth of all that was said, by one score."""
         scores = {}
         for way, table in self.said.items():
             scores[way] = np.array([[float(score(text, n)) for text in row] for n, row in enumerate(table)])
-        return Worth(self.cells, scores, units, seed)
+        return ControlledScores(self.cells, scores, units, seed)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -105,13 +106,13 @@ class Sayings(Brief):
         return {"cells": [list(cell) for cell in self.cells], "said": said}
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> "Sayings":
+    def from_json(data: dict[str, Any]) -> "ControlledTexts":
         """The inverse of `to_json`."""
         said = {way: np.array(table, dtype=object) for way, table in data["said"].items()}
-        return Sayings(tuple((source, target) for source, target in data["cells"]), said)
+        return ControlledTexts(tuple((source, target) for source, target in data["cells"]), said)
 
 
-def worth(
+def score_with_controls(
     scope: Patchscope,
     states: HiddenStates,
     texts: Sequence[str],
@@ -124,17 +125,17 @@ def worth(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
-) -> Worth:
+) -> ControlledScores:
     """What N states are worth to a Patchscope: `score` of what it says of them, and of what it says without them.
 
     `states` are those of N prompts at one position each, `texts` (N,) what stands in the place of the placeholder when
     the verbaliser is told the text instead of the vector. Arguments are those of `sayings`, which see.
     """
     how: Any = {"answers": answers, "max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "progress": progress}
-    return sayings(scope, states, texts, layers, **how).scored(score, units, seed)
+    return generate_with_controls(scope, states, texts, layers, **how).scored(score, units, seed)
 
 
-def sayings(
+def generate_with_controls(
     scope: Patchscope,
     states: HiddenStates,
     texts: Sequence[str],
@@ -145,7 +146,7 @@ def sayings(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
-) -> Sayings:
+) -> ControlledTexts:
     """What a Patchscope says, greedily, of each of N prompts' states at `layers`, and by way of every control.
 
     "text": the text in the place of the placeholder; "no patch": the target prompt as it is; "random vector": a random
@@ -161,7 +162,7 @@ def sayings(
     if len(scope.fixed) > 1 or scope.fixed[0]:
         raise LenscopeError("scope: give a Patchscope with one target, without edits of its own")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    others = exchange(range(count) if answers is None else answers, seed)
+    others = derange(range(count) if answers is None else answers, seed)
     written = []
     for turn, some in enumerate((states, random_vectors(states, seed))):
 
@@ -172,8 +173,8 @@ def sayings(
         how: Any = {"max_new_tokens": max_new_tokens, "stop": stops, "progress": advance}
         written.append(table(scope.generate(some, layers, **how)))
     (cells, own), (_, random) = written
-    plain = said_after(scope.lm, [*told(scope, texts), scope.resolved[0][0]], max_new_tokens, stops)
-    return Sayings(
+    plain = continue_texts(scope.lm, [*prompts_with_text(scope, texts), scope.resolved[0][0]], max_new_tokens, stops)
+    return ControlledTexts(
         cells,
         {
             VECTOR: own,
@@ -200,9 +201,11 @@ def table(grid: Grid) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
     return cells, made
 
 
-def said_after(lm: LM, prompts: Sequence[PromptLike], max_new_tokens: int, stop: str | Sequence[str] = ()) -> list[str]:
+def continue_texts(
+    lm: LM, prompts: Sequence[PromptLike], max_new_tokens: int, stop: str | Sequence[str] = ()
+) -> list[str]:
     """What follows each prompt, greedily, cut off as `Patchscope.generate` cuts: the same for text as for vectors."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    writer = Writer(lm, 0, max_new_tokens, stops, 0.0, 1.0, 0)
+    writer = TokenChooser(lm, 0, max_new_tokens, stops, 0.0, 1.0, 0)
     many: list[str | Prompt] = [lm.prompt(p) for p in prompts]
-    return [writer.text(one.ids) for one in continued(lm, many, max_new_tokens)]
+    return [writer.text(one.ids) for one in continue_prompts(lm, many, max_new_tokens)]

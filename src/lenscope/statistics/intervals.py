@@ -131,7 +131,7 @@ def estimate(values: np.ndarray, groups: int) -> Estimate:
     return Estimate(float(values[0]), float(low), float(high))
 
 
-def apart(values: Sequence[float] | np.ndarray, first: Sequence[bool] | np.ndarray) -> Estimate:
+def group_difference(values: Sequence[float] | np.ndarray, first: Sequence[bool] | np.ndarray) -> Estimate:
     """The mean of the values (n,) of the items in `first` (n,) less the mean of the others, both resampled."""
 
     def gap(v: np.ndarray, group: np.ndarray) -> float:

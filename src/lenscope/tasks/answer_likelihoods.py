@@ -1,6 +1,6 @@
 """tasks.answer_likelihoods"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final, overload
@@ -15,17 +15,15 @@ from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
-from lenscope.measures.streamed import top_one
+from lenscope.measures.streamed import top_token
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
+from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
 
 # prompts that are read before their answers are scored together: few enough to hold, many enough for a product
 TOGETHER = 32
-
-
-Advance = Callable[[int, int], None]
 
 
 @final
@@ -70,7 +68,7 @@ class _Places:
         found = np.empty((len(h), len(self.token)))
         row, token = (torch.tensor(v, device=h.device) for v in (self.row, self.token))
         for layer, states in enumerate(h):
-            _, _, total = top_one(lm, states)
+            _, _, total = top_token(lm, states)
             z = wide(lm.readout.tokens(lm.readout.prepare(states[row]), token)) - total[row]
             found[layer] = z.double().cpu().numpy()
         ends = np.cumsum([len(a) for some in self.answers for a in some])
@@ -81,14 +79,14 @@ class _Places:
 @overload
 def answer_log_likelihoods(
     lens: Lens, prompts: Sequence[PromptLike], choices: Sequence[Sequence[str]], layers: Sequence[int] | None = ...,
-    *, progress: Advance | None = ...,
+    *, progress: Progress | None = ...,
 ) -> AnswerScores: ...  # fmt: skip
 
 
 @overload
 def answer_log_likelihoods(
     lens: Sequence[Lens], prompts: Sequence[PromptLike], choices: Sequence[Sequence[str]],
-    layers: Sequence[int] | None = ..., *, progress: Advance | None = ...,
+    layers: Sequence[int] | None = ..., *, progress: Progress | None = ...,
 ) -> list[AnswerScores]: ...  # fmt: skip
 
 
@@ -98,7 +96,7 @@ def answer_log_likelihoods(
     choices: Sequence[Sequence[str]],
     layers: Sequence[int] | None = None,
     *,
-    progress: Advance | None = None,
+    progress: Progress | None = None,
 ) -> AnswerScores | list[AnswerScores]:
     """ln p(" " + choice | prompt) of each prompt's choices as every layer would have it; a list of lenses: one each.
 

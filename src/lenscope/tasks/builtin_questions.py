@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 # a question in words, the choices, the index of the right one
-Plain = tuple[str, tuple[str, ...], int]
+Words = tuple[str, tuple[str, ...], int]
 
 OPPOSITES = """hot cold, big small, up down, day night, happy sad, fast slow, open closed, light dark, old young,
 early late, hard soft, high low, full empty, left right, wet dry, rich poor, strong weak, long short, good bad,
@@ -172,7 +172,7 @@ def _among(right: str, others: Iterable[str], count: int, random: np.random.Gene
     return tuple(picked[i] for i in order), order.index(0)
 
 
-def opposites(random: np.random.Generator) -> list[Plain]:
+def opposites(random: np.random.Generator) -> list[Words]:
     """What is the opposite of hot? Both ways round; among four words that are right for other questions."""
     pairs = _pairs(OPPOSITES)
     made = []
@@ -183,7 +183,7 @@ def opposites(random: np.random.Generator) -> list[Plain]:
     return [q for q in made if " light?" not in q[0]]
 
 
-def capitals(random: np.random.Generator) -> list[Plain]:
+def capitals(random: np.random.Generator) -> list[Words]:
     """What is the capital of France? Among four capitals."""
     pairs = _pairs(CAPITALS)
     cities = [city for _, city in pairs]
@@ -195,36 +195,36 @@ def _kinds() -> list[tuple[str, str]]:
     return [(word, kind) for kind, words in lines for word in words.split()]
 
 
-def kinds(random: np.random.Generator) -> list[Plain]:
+def kinds(random: np.random.Generator) -> list[Words]:
     """What kind of thing is a trout? Among four kinds."""
     known = _kinds()
     names = [kind for _, kind in known]
     return [(f"What kind of thing is {word}?", *_among(kind, names, 4, random)) for word, kind in known]
 
 
-def praise(random: np.random.Generator) -> list[Plain]:
+def praise(random: np.random.Generator) -> list[Words]:
     """What is said of a thing is good or bad. Two choices, in one order."""
     things = THINGS.split()
     words = [(w, 0) for w in PRAISED.split()] + [(w, 1) for w in BLAMED.split()]
-    made: list[Plain] = []
+    made: list[Words] = []
     for word, gold in words:
         for thing in random.choice(things, 2, replace=False).tolist():
             made.append((f"The {thing} was {word}.", ("good", "bad"), gold))
     return made
 
 
-def membership(random: np.random.Generator) -> list[Plain]:
+def membership(random: np.random.Generator) -> list[Words]:
     """Is trout a kind of fish? Yes or no, in one order, as often the one as the other."""
     known = _kinds()
     names = sorted({kind for _, kind in known})
-    made: list[Plain] = []
+    made: list[Words] = []
     for n, (word, kind) in enumerate(known):
         other = str(random.choice([k for k in names if k != kind]))
         made.append((f"Is {word} a kind of {other if n % 2 else kind}?", ("yes", "no"), n % 2))
     return made
 
 
-def numbers(random: np.random.Generator) -> list[Plain]:
+def numbers(random: np.random.Generator) -> list[Words]:
     """What is two plus three? Small sums, and what comes before or after; among four numbers."""
     made = []
     for a, first in enumerate(_COUNTED[:6], 1):
@@ -237,7 +237,7 @@ def numbers(random: np.random.Generator) -> list[Plain]:
 
 
 # name → how its questions are made
-SETS: dict[str, Callable[[np.random.Generator], list[Plain]]] = {
+SETS: dict[str, Callable[[np.random.Generator], list[Words]]] = {
     "numbers": numbers,
     "opposites": opposites,
     "capitals": capitals,
@@ -247,7 +247,7 @@ SETS: dict[str, Callable[[np.random.Generator], list[Plain]]] = {
 }
 
 
-def made(name: str) -> Sequence[Plain]:
+def made(name: str) -> Sequence[Words]:
     """The questions of a set, always the same, in an order without meaning."""
     random = np.random.default_rng([11, len(name), *map(ord, name)])
     found = SETS[name](random)

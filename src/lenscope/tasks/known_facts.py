@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lenscope.engine.continuations import Progress, continued
+from lenscope.engine.continuations import continue_prompts
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
+from lenscope.models.progress import Progress
 from lenscope.tasks.relations import Chain, Fact, Relation
 from lenscope.tasks.text_match import starts
 
@@ -14,7 +15,7 @@ from lenscope.tasks.text_match import starts
 MORE = 2
 
 
-def few_shot(relation: Relation, fact: Fact, shots: int = 5, seed: int = 0) -> str:
+def fact_prompt(relation: Relation, fact: Fact, shots: int = 5, seed: int = 0) -> str:
     """Lines of `shots` other facts of a relation with their first answers, then its template with this subject.
 
     All facts have the same demonstrations in the same order, so that they are read once, except that a fact's own
@@ -28,7 +29,7 @@ def few_shot(relation: Relation, fact: Fact, shots: int = 5, seed: int = 0) -> s
     return "".join(lines) + relation.template.replace("{}", fact.subject)
 
 
-def answered(
+def answers_correctly(
     lm: LM, prompts: Sequence[str], answers: Sequence[str | Sequence[str]], progress: Progress | None = None
 ) -> np.ndarray:
     """Whether the greedy continuation of each prompt begins with one of its answers: (N,) of bool."""
@@ -38,14 +39,16 @@ def answered(
     if not names:
         return np.zeros(0, dtype=bool)
     new = MORE + max(len(lm.encoder.ids_behind(" " + name)) for some in names for name in some)
-    said = continued(lm, prompts, new, progress)
+    said = continue_prompts(lm, prompts, new, progress)
     return np.array([starts(one.text, some) for one, some in zip(said, names, strict=True)])
 
 
-def known(lm: LM, relation: Relation, shots: int = 5, seed: int = 0, progress: Progress | None = None) -> np.ndarray:
+def known_facts(
+    lm: LM, relation: Relation, shots: int = 5, seed: int = 0, progress: Progress | None = None
+) -> np.ndarray:
     """Which facts a model goes on to say after `shots` others: (N,) of bool, greedy, one of the answers first."""
-    prompts = [few_shot(relation, fact, shots, seed) for fact in relation.facts]
-    return answered(lm, prompts, [fact.answers for fact in relation.facts], progress)
+    prompts = [fact_prompt(relation, fact, shots, seed) for fact in relation.facts]
+    return answers_correctly(lm, prompts, [fact.answers for fact in relation.facts], progress)
 
 
 def known_chains(
@@ -67,4 +70,4 @@ def known_chains(
             lines = [f"{question} {answer}.\n" for question, answer in list(shown.items())[:shots]]
             prompts.append("".join(lines) + chain.questions[hop])
             answers.append(chain.bridge if hop == 0 else chain.answer)
-    return answered(lm, prompts, answers, progress).reshape(3, len(chains)).T
+    return answers_correctly(lm, prompts, answers, progress).reshape(3, len(chains)).T

@@ -85,7 +85,7 @@ def _made(name: str) -> tuple[Question, ...]:
 BUILTIN: dict[str, tuple[Question, ...]] = {name: _made(name) for name in quizzes.SETS}
 
 
-def few_shot(
+def few_shot_prompts(
     questions: Sequence[Question],
     shots: int,
     seed: int = 0,

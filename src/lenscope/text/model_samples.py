@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lenscope.engine import run as rows
-from lenscope.engine.patched_rows import Rows
+from lenscope.engine.patched_rows import PatchedRows
 from lenscope.measures.streamed import WHOLE
 from lenscope.models import generation
 from lenscope.models.language_model import LM
@@ -52,7 +52,7 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
         return ids, np.zeros(len(ids)), np.zeros(len(ids), dtype=bool)
 
     nothing = np.zeros(0, dtype=np.int64)
-    plan = Rows(
+    plan = PatchedRows(
         prompts=tuple(lm.prompt(s) for s in targets),
         target=np.array([place[s] for s in starts]),
         vectors=torch.zeros(0, lm.hidden_size, dtype=lm.dtype),
@@ -63,7 +63,7 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
         op=nothing,
         ops=(),
     )
-    for _ in rows.write(lm, plan, choose, length - shown):
+    for _ in rows.generate(lm, plan, choose, length - shown):
         pass
     return out
 

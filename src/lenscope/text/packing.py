@@ -227,7 +227,7 @@ def _parts(text: str) -> list[str]:
     return [*found, text]
 
 
-def begun(lm: LM, texts: Sequence[str]) -> list[Prompt]:
+def after_document_mark(lm: LM, texts: Sequence[str]) -> list[Prompt]:
     """Texts as prompts behind what begins a document in the model's training.
 
     The first position of all is an attention sink in many models, whatever its token: a name of one token that stood

@@ -4,7 +4,7 @@ Knows: which positions of texts, rows of ids and batches of a corpus count, and 
 Does not know: what is measured of a prediction.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import length_hint
 from typing import Any
@@ -18,14 +18,13 @@ from lenscope.errors import LenscopeError
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.inputs import elements, is_integer, shown
 from lenscope.models.language_model import LM
+from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
 from lenscope.text.corpus import TokenBatch
 from lenscope.text.packing import counted, mark_ids, text_bytes
 
 # A text, the ids of one row, or many rows of a corpus.
-Rows = Iterable[str | Sequence[int] | TokenBatch]
-# progress(items of the text done, items in all or 0 where not known)
-Progress = Callable[[int, int], None]
+TextRows = Iterable[str | Sequence[int] | TokenBatch]
 
 # What is resampled is kept apart up to this number, then grouped, so that memory does not grow with the text.
 UNITS = 1000
@@ -63,7 +62,7 @@ class Predictions(Brief):
         return copy
 
 
-def predictions(lm: LM, rows: Rows, layers: tuple[int, ...], progress: Progress | None) -> Iterator[Predictions]:
+def predictions(lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progress | None) -> Iterator[Predictions]:
     """The predictions of the text in batches whose states fit in memory together; LenscopeError where there is none.
 
     Of a corpus, rows without any are left out; one's own texts and rows of ids without any are refused.
@@ -109,7 +108,7 @@ def each_row(rows: Any) -> Any:
     return found
 
 
-def counted_rows(lm: LM, rows: Rows, ahead: int) -> Iterator[tuple[int, list[Row]]]:
+def counted_rows(lm: LM, rows: TextRows, ahead: int) -> Iterator[tuple[int, list[Row]]]:
     """The rows of each item of the text that have positions that count, after the item's number.
 
     Of a text or row of ids those count that a corpus counts by default: not position 0, an attention sink whatever its

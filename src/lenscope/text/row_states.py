@@ -11,13 +11,13 @@ from lenscope.models.batches import length_groups, pad
 from lenscope.models.edits import Running
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
-from lenscope.text.predictions import Rows, counted_rows, nothing_counts
+from lenscope.text.predictions import TextRows, counted_rows, nothing_counts
 
 TOKENS = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RowStates:
     """Rows of equal length that run together: `states` (L, B, T, D), the last of them the last layer's.
 
     `counted` (B, T) are the positions that count, `units` (B, T) the numbers of the documents or rows they are of.
@@ -29,7 +29,7 @@ class Run:
     units: np.ndarray
 
 
-def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
+def row_states(lm: LM, rows: TextRows, layers: Sequence[int]) -> list[RowStates]:
     """All rows of some text that have positions that count, with their states at `layers` and at the last layer."""
     known: dict[tuple[str, int], int] = {}
     found: list[tuple[Prompt, np.ndarray, np.ndarray]] = []
@@ -46,17 +46,17 @@ def runs(lm: LM, rows: Rows, layers: Sequence[int]) -> list[Run]:
     return made
 
 
-def _run(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequence[int]) -> Run:
+def _run(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequence[int]) -> RowStates:
     prompts = [prompt for prompt, _, _ in rows]
     wanted = (*layers, lm.n_layers)
     kept: dict[int, Tensor] = {}
     running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
     lm.capture(running, set(wanted), lambda layer, h: kept.update({layer: h.to(lm.device, copy=True)}))
     counts = torch.from_numpy(np.stack([c for _, c, _ in rows]))
-    return Run(tuple(prompts), torch.stack([kept[n] for n in wanted]), counts, np.stack([u for _, _, u in rows]))
+    return RowStates(tuple(prompts), torch.stack([kept[n] for n in wanted]), counts, np.stack([u for _, _, u in rows]))
 
 
-def _counts(some: list[Run]) -> np.ndarray:
+def _counts(some: list[RowStates]) -> np.ndarray:
     units = np.concatenate([run.units[run.counted.numpy()] for run in some])
     return np.bincount(units, minlength=int(max(run.units.max() for run in some)) + 1)
 

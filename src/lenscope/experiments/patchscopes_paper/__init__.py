@@ -1,1 +1,1 @@
-"""experiments/patchscopes_paper"""
+"""The experiments of the Patchscopes paper (Ghandeharioun et al. 2024), a module each."""

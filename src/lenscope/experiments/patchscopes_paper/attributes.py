@@ -32,14 +32,14 @@ from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import interval
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.models.layers import spaced
-from lenscope.patchscopes.controls import random_vectors, told
+from lenscope.models.layers import evenly_spaced
+from lenscope.patchscopes.controls import prompts_with_text, random_vectors
 from lenscope.patchscopes.methods import feature_extraction
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.probes import probe
 from lenscope.tasks.builtin_facts import ABOUT_THINGS
-from lenscope.tasks.known_facts import known
+from lenscope.tasks.known_facts import known_facts
 from lenscope.tasks.relation_files import load_relations
 from lenscope.tasks.relations import Fact, Relation, builtin_relations, up_to
 from lenscope.tasks.text_match import mentions
@@ -97,7 +97,7 @@ class _Studied:
 
 def run(setting: Setting) -> Report:
     """Ask for attributes of known facts at all pairs of source and target layers, and train probes at source layers."""
-    layers = spaced(list(range(setting.lm.n_layers + 1)), setting.sized(*LAYERS))
+    layers = evenly_spaced(list(range(setting.lm.n_layers + 1)), setting.sized(*LAYERS))
     chosen, left_out = _chosen(setting)
     studied = [_study(setting, one, layers) for one in chosen]
     scored = {one.relation.name: one.sources for one in studied}
@@ -184,7 +184,7 @@ def _with_texts(fact: Fact, most: int) -> Fact:
 
 def _known(setting: Setting, relation: Relation) -> dict[str, Tensor]:
     with setting.progress(f"facts asked: {relation.name}") as advance:
-        return {"known": torch.from_numpy(known(setting.lm, relation, SHOTS, setting.seed, advance))}
+        return {"known": torch.from_numpy(known_facts(setting.lm, relation, SHOTS, setting.seed, advance))}
 
 
 def _identity(relation: Relation) -> list[Any]:
@@ -212,7 +212,7 @@ def _study(setting: Setting, one: _Chosen, layers: Sequence[int]) -> _Studied:
     others, whose = exchanged(found[STATE], owner, facts)
     new = setting.sized(*TOKENS)
     alone = lm.generate(relation.target, new).text
-    asked = [c.text for c in lm.generate(told(feature_extraction(lm, relation.target), subjects), new)]
+    asked = [c.text for c in lm.generate(prompts_with_text(feature_extraction(lm, relation.target), subjects), new)]
 
     def scored(scores: np.ndarray, of: Sequence[int]) -> Scored:
         # without target layers, or without any

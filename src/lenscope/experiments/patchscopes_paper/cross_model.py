@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Heatmap
 from lenscope.errors import LenscopeError
-from lenscope.experiments.patchscopes_paper.cross_model_descriptions import Described, descriptions
+from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities, descriptions
 from lenscope.experiments.patchscopes_paper.next_token_readings import (
     FEWEST,
     PRECISION,
@@ -35,12 +35,12 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     tops,
     training,
 )
-from lenscope.experiments.report import Report, Rows, shown
+from lenscope.experiments.report import Report, ReportTable, shown
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import mapping as mappings
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM
-from lenscope.models.layers import spaced
+from lenscope.models.layers import evenly_spaced
 from lenscope.models.loading import BUILT_IN, load
 from lenscope.models.provenance import model_hash, provenance
 from lenscope.patchscopes.methods import token_identity
@@ -87,7 +87,7 @@ class Way:
     r2: np.ndarray
     shared: float
     scores: Mapping[tuple[str, str], Scored]
-    told: Described
+    told: DescribedEntities
     seed: int = 0
 
     def cell(self, n: int) -> str:
@@ -120,7 +120,7 @@ def run(setting: Setting) -> Report:
     ways = [_way(setting, *models, texts, train) for models in pairs]
     tests = {m: _tested(ways, m, setting.seed) for m in (PRECISION, SURPRISAL)}
     described_by = _tested_descriptions(ways, setting.seed)
-    tables: dict[str, Rows] = {m: _summary(ways, m) for m in (PRECISION, SURPRISAL)}
+    tables: dict[str, ReportTable] = {m: _summary(ways, m) for m in (PRECISION, SURPRISAL)}
     tables |= {f"mapped state beside controls, {m}": rows for m, rows in tests.items()}
     tables |= {
         "entity descriptions, RougeL": [{"direction": w.name, **row} for w in ways for row in w.told.rows()],
@@ -175,9 +175,9 @@ def _tokens(setting: Setting) -> int:
 def _way(setting: Setting, source: LM, target: LM, texts: Sequence[str], train: Callable[[int], list[str]]) -> Way:
     name = f"{source.name} → {target.name}"
     counts = setting.sized(*LAYERS)
-    layers = spaced(list(range(source.n_layers + 1)), counts[0])
+    layers = evenly_spaced(list(range(source.n_layers + 1)), counts[0])
     # the last layer is the head alone, and slow to fit for large vocabularies
-    targets = spaced(list(range(target.n_layers + setting.sized(0, 1))), counts[1])
+    targets = evenly_spaced(list(range(target.n_layers + setting.sized(0, 1))), counts[1])
     key = "there" if source is setting.lm else "back"
     f, r2 = fitted(setting, key, (source, target), (layers, targets), _tokens(setting), train)
     prompts, contexts = places(source, target, texts, setting.seed)
@@ -239,7 +239,7 @@ def _some(states: HiddenStates, rows: np.ndarray) -> HiddenStates:
 
 def _mapped(f: Callable[..., Any], states: HiddenStates, layers: Sequence[int], targets: Sequence[int]) -> Tensor:
     """f of every place (N, S, T, D*)."""
-    made = [torch.stack([mappings.apply(f, states[s, -1], s, t) for t in targets], 1) for s in layers]
+    made = [torch.stack([mappings.call_mapping(f, states[s, -1], s, t) for t in targets], 1) for s in layers]
     return torch.stack(made, 1)
 
 
@@ -325,7 +325,7 @@ def _figure(way: Way, number: int) -> Figure:
 # -- the reading
 
 
-def _reading(way: Way, tests: Mapping[str, Rows], descriptions: Sequence[Mapping[str, Any]]) -> str:
+def _reading(way: Way, tests: Mapping[str, ReportTable], descriptions: Sequence[Mapping[str, Any]]) -> str:
     sure = {
         (row["target prompt"], row["over"]): row
         for row in tests[PRECISION]

@@ -14,14 +14,14 @@ import numpy as np
 from lenscope.experiments.patchscopes_paper.entities import described, pick
 from lenscope.experiments.patchscopes_paper.next_token_readings import others, random_instead
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import kept_json
+from lenscope.experiments.wording import cached_json
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import model_hash
-from lenscope.patchscopes.controls import told
+from lenscope.patchscopes.controls import prompts_with_text
 from lenscope.patchscopes.methods import entity_description
 from lenscope.patchscopes.patchscope import Patchscope
-from lenscope.patchscopes.with_controls import said_after, table
+from lenscope.patchscopes.with_controls import continue_texts, table
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select
 from lenscope.tasks.relations import Entity, builtin_entities
@@ -39,7 +39,7 @@ SHOWN = 6
 
 @final
 @dataclass(frozen=True, eq=False)
-class Described:
+class DescribedEntities:
     """What was said of E entities: texts (E, C) by what was patched, in C cells; C is 1 where no vector is patched."""
 
     entities: Sequence[Entity]
@@ -101,7 +101,7 @@ def descriptions(
     layers: tuple[Sequence[int], Sequence[int]],
     f: Affine,
     count: int,
-) -> Described:
+) -> DescribedEntities:
     """Descriptions of `count` built-in entities by the second model, from the early ones of the first one's layers."""
     source, target = models
     entities = pick(builtin_entities(), count)
@@ -126,7 +126,7 @@ def descriptions(
                 options: Any = {"max_new_tokens": WRITTEN, "stop": "\n", "progress": advance}
                 made[what] = table(scope.generate(states, cells, **options))[1].tolist()
         names = [e.name for e in entities]
-        plain = said_after(target, [*told(across, names), across.resolved[0][0]], WRITTEN, "\n")
+        plain = continue_texts(target, [*prompts_with_text(across, names), across.resolved[0][0]], WRITTEN, "\n")
         elsewhere = others([e.description for e in entities], setting.seed)
         return {
             **made,
@@ -135,7 +135,7 @@ def descriptions(
             NAME: [[text] for text in plain[:-1]],
         }
 
-    said = kept_json(
+    said = cached_json(
         setting,
         f"descriptions-{key}",
         make,
@@ -146,4 +146,4 @@ def descriptions(
     cells = {what: [f"{s} → {t}" for s, t in pairs] for what in (MAPPED, SHUFFLED, RANDOM)}
     cells |= {NOTHING: ["–"], NAME: ["–"], ITSELF: [f"{n} → {n}" for n in early[0]]}
     texts = {what: np.array([[described(t) for t in row] for row in said[what]], dtype=object) for what in cells}
-    return Described(entities, texts, cells, setting.seed)
+    return DescribedEntities(entities, texts, cells, setting.seed)

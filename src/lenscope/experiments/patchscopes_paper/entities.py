@@ -17,30 +17,30 @@ from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import curve, interval, kept_json
-from lenscope.patchscopes.controls import told
+from lenscope.experiments.wording import cached_json, curve, interval
+from lenscope.patchscopes.controls import prompts_with_text
 from lenscope.patchscopes.methods import entity_description, named
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.with_controls import (
+    CONDITIONS,
     NONE,
     RANDOM,
     SHUFFLED,
     TEXT,
     VECTOR,
-    WAYS,
-    Sayings,
+    ControlledScores,
+    ControlledTexts,
     Score,
-    Worth,
-    said_after,
-    sayings,
+    continue_texts,
+    generate_with_controls,
     table,
 )
 from lenscope.statistics.estimates import difference, mean, spearman
-from lenscope.statistics.intervals import Estimate, apart
+from lenscope.statistics.intervals import Estimate, group_difference
 from lenscope.tasks.relation_files import load_entities
 from lenscope.tasks.relations import Entity, builtin_entities
 from lenscope.tasks.text_match import embedder, rouge, words
-from lenscope.text.packing import begun
+from lenscope.text.packing import after_document_mark
 
 DATA = "JSONL with name, description, popularity_percentile"
 # no lens is read through
@@ -70,7 +70,7 @@ def run(setting: Setting) -> Report:
     new = setting.sized(*TOKENS)
     how: dict[str, Any] = {"layers": list(layers), "tokens": new}
     said = _said(setting, names, how)
-    cuts = Sayings(said.cells, {way: _described(texts) for way, texts in said.said.items()})
+    cuts = ControlledTexts(said.cells, {way: _described(texts) for way, texts in said.said.items()})
     scored = {name: cuts.scored(score, seed=setting.seed) for name, score in _scores(setting, chosen).items()}
     below = _below(setting, names, said, how)
     popular = _popular(chosen)
@@ -159,35 +159,35 @@ def _scope(setting: Setting, below: str = "target") -> Patchscope:
     return Patchscope(setting.lm, replace(named("entity"), below=below), layers="same")
 
 
-def _said(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> Sayings:
+def _said(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> ControlledTexts:
     def make() -> dict[str, Any]:
         lm = setting.lm
-        states = lm.read(begun(lm, names), how["layers"], -1)
+        states = lm.read(after_document_mark(lm, names), how["layers"], -1)
         with setting.progress("descriptions") as advance:
             scope = entity_description(lm)
             options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "seed": setting.seed, "progress": advance}
-            return sayings(scope, states, names, **options).to_json()
+            return generate_with_controls(scope, states, names, **options).to_json()
 
-    return Sayings.from_json(kept_json(setting, "entities", make, names=list(names), **how))
+    return ControlledTexts.from_json(cached_json(setting, "entities", make, names=list(names), **how))
 
 
-def _below(setting: Setting, names: Sequence[str], own: Sayings, how: dict[str, Any]) -> dict[str, np.ndarray]:
+def _below(setting: Setting, names: Sequence[str], own: ControlledTexts, how: dict[str, Any]) -> dict[str, np.ndarray]:
     """What is said of the vectors (N, L) by what later tokens see of the placeholder below the patched layer."""
     found = {"target": own.said[VECTOR]}
     for below in BELOW[1:]:
         # hidden keys need attention that can be told what to hide
-        if below == "none" and rows.fastest(setting.lm) != "cascade":
+        if below == "none" and rows.fastest_exact_mode(setting.lm) != "cascade":
             continue
 
         def make(below: str = below) -> Any:
             # what stands below the patched layer has to have been read
-            states = setting.lm.read(begun(setting.lm, names), positions=-1)
+            states = setting.lm.read(after_document_mark(setting.lm, names), positions=-1)
             pairs = [(n, n) for n in how["layers"]]
             with setting.progress(f"descriptions, below: {below}") as advance:
                 options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "progress": advance}
                 return table(_scope(setting, below).generate(states, pairs, **options))[1].tolist()
 
-        texts = kept_json(setting, f"entities-{below}", make, names=list(names), **how)
+        texts = cached_json(setting, f"entities-{below}", make, names=list(names), **how)
         found[below] = np.array(texts, dtype=object)
     return found
 
@@ -223,7 +223,7 @@ def _groups(popular: np.ndarray | None) -> list[tuple[str, np.ndarray | None]]:
     return [("all", None)] if popular is None else [("all", None), ("popular", popular), ("rare", ~popular)]
 
 
-def _selected(name: str, group: str, scored: Worth, mine: np.ndarray | None) -> dict[str, Any]:
+def _selected(name: str, group: str, scored: ControlledScores, mine: np.ndarray | None) -> dict[str, Any]:
     """One score of one group: its own layer selected, beside the best in hindsight and the mean of all."""
     some = scored if mine is None else replace(scored, scores={w: s[mine] for w, s in scored.scores.items()})
     layers = " or ".join(str(source) for source in dict.fromkeys(s for s, _ in some.chosen()))
@@ -234,19 +234,21 @@ def _selected(name: str, group: str, scored: Worth, mine: np.ndarray | None) -> 
     return row
 
 
-def _known(name: str, scored: Worth, popular: np.ndarray) -> dict[str, Any]:
+def _known(name: str, scored: ControlledScores, popular: np.ndarray) -> dict[str, Any]:
     """Popular less rare entities, each way in the layer selected on the other half of all of them."""
     return {"score": name} | {
-        f"popular - rare, {way}": apart(scored.selection(way).items_selected, popular)
+        f"popular - rare, {way}": group_difference(scored.selection(way).items_selected, popular)
         for way in (VECTOR, SHUFFLED, RANDOM, TEXT)
     }
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: row[k] for k in ("layer", *WAYS, f"vector - {SHUFFLED}", f"vector - {TEXT}")}
+    return {k: row[k] for k in ("layer", *CONDITIONS, f"vector - {SHUFFLED}", f"vector - {TEXT}")}
 
 
-def _contaminated(entities: Sequence[Entity], own: Sayings, below: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _contaminated(
+    entities: Sequence[Entity], own: ControlledTexts, below: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Per layer: what is said as if nothing had been patched, and as if the demonstrations had been, by `below`."""
     shown = re.sub(r"\s*x$", "", _prompt())
     references = [e.description for e in entities]
@@ -279,10 +281,15 @@ def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
         lm, scope = setting.lm, _scope(setting)
         options: Any = {"max_new_tokens": how["tokens"], "stop": "\n"}
         with setting.progress("examples") as advance:
-            grid = scope.generate(lm.read(begun(lm, names), how["layers"], -1), progress=advance, **options)
-        return {"vector": table(grid)[1].tolist(), "text": said_after(lm, told(scope, names), **options)}
+            grid = scope.generate(
+                lm.read(after_document_mark(lm, names), how["layers"], -1), progress=advance, **options
+            )
+        return {
+            "vector": table(grid)[1].tolist(),
+            "text": continue_texts(lm, prompts_with_text(scope, names), **options),
+        }
 
-    found = kept_json(setting, "entities-examples", make, names=names, **how)
+    found = cached_json(setting, "entities-examples", make, names=names, **how)
     lines = [*zip(map(str, how["layers"]), zip(*found["vector"], strict=True), strict=True), (TEXT, found["text"])]
     return [
         {"layer": layer, **{name: said.strip() for name, said in zip(names, line, strict=True)}}
@@ -290,7 +297,9 @@ def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _reading(scored: dict[str, Worth], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]) -> str:
+def _reading(
+    scored: dict[str, ControlledScores], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]
+) -> str:
     said = []
     for name in SCORES:
         worth = scored[name]
@@ -316,8 +325,8 @@ def _reading(scored: dict[str, Worth], popular: np.ndarray | None, contaminated:
     if popular is not None:
         told = []
         for name in SCORES:
-            gap = apart(scored[name].selection().items_selected, popular)
-            other = apart(scored[name].selection(SHUFFLED).items_selected, popular)
+            gap = group_difference(scored[name].selection().items_selected, popular)
+            other = group_difference(scored[name].selection(SHUFFLED).items_selected, popular)
             told.append(f"{name} {interval(gap)} ({interval(other)} with another entity's state)")
             if name == "RougeL":
                 verdict = "replicates" if gap.low > 0 else "does not replicate"
@@ -345,12 +354,14 @@ def _reading(scored: dict[str, Worth], popular: np.ndarray | None, contaminated:
     return " ".join(said)
 
 
-def _figure(scored: dict[str, Worth], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]) -> Figure:
+def _figure(
+    scored: dict[str, ControlledScores], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]
+) -> Figure:
     panels = []
     for name in (SCORES[0], SCORES[2]):
         found = scored[name].by_layer()
         x = [row["layer"] for row in found]
-        panels.append(Panel(name, "layer", name, [curve(w, x, [r[w] for r in found], w != VECTOR) for w in WAYS]))
+        panels.append(Panel(name, "layer", name, [curve(w, x, [r[w] for r in found], w != VECTOR) for w in CONDITIONS]))
     worth = scored["RougeL"]
     x = [source for source, _ in worth.cells]
     if popular is not None:

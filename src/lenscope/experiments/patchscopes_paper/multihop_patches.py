@@ -13,17 +13,17 @@ import torch
 
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import kept_json
+from lenscope.experiments.wording import cached_json
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.patchscopes.controls import exchange, random_vectors
+from lenscope.patchscopes.controls import derange, random_vectors
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, Target
-from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR, said_after, sayings, table
+from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR, continue_texts, generate_with_controls, table
 from lenscope.statistics.selection import balanced
-from lenscope.tasks.known_facts import answered
+from lenscope.tasks.known_facts import answers_correctly
 from lenscope.tasks.relations import Chain
 from lenscope.tasks.text_match import mentions
-from lenscope.text.packing import begun
+from lenscope.text.packing import after_document_mark
 
 # demonstrations, questions of a kind at least, tokens of a chain of thought
 SHOTS, LEAST, THOUGHT = 3, 4, 48
@@ -96,10 +96,10 @@ def known_kinds(setting: Setting, kinds: Sequence[Kind]) -> tuple[list[Kind], li
             prompts = [k.before(hop) + c.questions[hop] for k, c in every]
             with setting.progress(f"questions, {('first', 'second')[hop]} hop") as advance:
                 answers = [c.answer if hop else c.bridge for _, c in every]
-                found.append(answered(setting.lm, prompts, answers, advance).tolist())
+                found.append(answers_correctly(setting.lm, prompts, answers, advance).tolist())
         return found
 
-    right = np.array(kept_json(setting, "multihop-hops", make, questions=[c.questions[2] for _, c in every])).T
+    right = np.array(cached_json(setting, "multihop-hops", make, questions=[c.questions[2] for _, c in every])).T
     ends = np.cumsum([len(k.chains) for k in kinds])
     hops = np.split(right, ends[:-1])
     both = [h[:, 0] & h[:, 1] for h in hops]
@@ -128,16 +128,16 @@ def plain_answers(setting: Setting, kinds: Sequence[Kind], how: dict[str, Any]) 
     def make() -> dict[str, list[str]]:
         few = [k.before(2) + c.questions[2] for k in kinds for c in k.chains]
         with setting.progress("questions asked") as advance:
-            made = {PLAIN[0]: said_after(lm, few, how["tokens"], "\n")}
-            made[PLAIN[1]] = said_after(lm, questions, how["tokens"], "\n")
-            made[PLAIN[2]] = said_after(lm, [STEPS + q for q in questions], THOUGHT)
+            made = {PLAIN[0]: continue_texts(lm, few, how["tokens"], "\n")}
+            made[PLAIN[1]] = continue_texts(lm, questions, how["tokens"], "\n")
+            made[PLAIN[2]] = continue_texts(lm, [STEPS + q for q in questions], THOUGHT)
             if getattr(lm.tokenizer, "chat_template", None):
                 turns = [lm.chat(f"Complete the sentence: {q} ... {STEPS.strip()}") for q in questions]
-                made[PLAIN[3]] = said_after(lm, turns, THOUGHT)
+                made[PLAIN[3]] = continue_texts(lm, turns, THOUGHT)
             advance(len(questions), len(questions))
         return made
 
-    found: dict[str, list[str]] = kept_json(setting, "multihop-asked", make, thought=THOUGHT, **how)
+    found: dict[str, list[str]] = cached_json(setting, "multihop-asked", make, thought=THOUGHT, **how)
     return found
 
 
@@ -153,9 +153,9 @@ def cot_sayings(setting: Setting, kinds: Sequence[Kind], layers: list[int], how:
             def make(kind: Kind = kind, style: str = style) -> dict[str, Any]:
                 described = [c.described for c in kind.chains]
                 with setting.progress(f"cells, {kind.name}, {style}") as advance:
-                    return sayings(
+                    return generate_with_controls(
                         Patchscope(lm, kind.target(style)),
-                        lm.read(begun(lm, described), layers, -1),
+                        lm.read(after_document_mark(lm, described), layers, -1),
                         described,
                         pairs,
                         answers=[c.answer for c in kind.chains],
@@ -166,7 +166,7 @@ def cot_sayings(setting: Setting, kinds: Sequence[Kind], layers: list[int], how:
                     ).to_json()
 
             name = f"multihop-cot-{number}-{style}"
-            found.append(kept_json(setting, name, make, layers=layers, kind=kind.name, **how)["said"])
+            found.append(cached_json(setting, name, make, layers=layers, kind=kind.name, **how)["said"])
         for way in found[0]:
             parts.setdefault(way, []).append(np.concatenate([np.array(f[way], dtype=object) for f in found], 1))
     return {"cells": pairs, "said": {way: np.concatenate(some) for way, some in parts.items()}}
@@ -185,7 +185,7 @@ def back_sayings(setting: Setting, kinds: Sequence[Kind], layers: list[int], how
                     return _back_patched(setting, kind, style, pairs, how["tokens"], advance)
 
             name = f"multihop-back-{number}-{style}"
-            found.append(kept_json(setting, name, make, layers=layers, kind=kind.name, **how))
+            found.append(cached_json(setting, name, make, layers=layers, kind=kind.name, **how))
         for way in found[0]:
             parts.setdefault(way, []).append(np.concatenate([np.array(f[way], dtype=object) for f in found], 1))
     return {"cells": sorted(pairs), "said": {way: np.concatenate(some) for way, some in parts.items()}}
@@ -205,7 +205,7 @@ def _back_patched(
         start, after = chain.second.split("{}")
         text = f"{before}{start}{chain.described}"
         made.append(back_patching(setting.lm, text + after, text))
-    others = exchange([c.answer for c in kind.chains], setting.seed)
+    others = derange([c.answer for c in kind.chains], setting.seed)
     said: dict[str, list[Any]] = {VECTOR: [], RANDOM: [], SHUFFLED: []}
     for n, (scope, own, _) in enumerate(made):
         # a seed of its own, else all questions have the same directions
@@ -234,5 +234,5 @@ def exchanged(kinds: Sequence[Kind], seed: int) -> np.ndarray:
     made: list[int] = []
     for kind in kinds:
         start = len(made)
-        made += [start + n for n in exchange([c.answer for c in kind.chains], seed)]
+        made += [start + n for n in derange([c.answer for c in kind.chains], seed)]
     return np.array(made)

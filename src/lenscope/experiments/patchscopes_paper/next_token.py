@@ -27,7 +27,7 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     tops,
     training,
 )
-from lenscope.experiments.report import Report, Rows, shown
+from lenscope.experiments.report import Report, ReportTable, shown
 from lenscope.experiments.setting import Setting
 from lenscope.lenses.lens import Lens
 from lenscope.models.hidden_states import HiddenStates
@@ -132,7 +132,7 @@ def run(setting: Setting) -> Report:
     each[DRAWN] = Scored(*(np.mean([s[m] for s in of_sets], axis=0) for m in (0, 1)))
     read = _Read(layers, each, of_sets, sets)
     tested = {m: _tested(read, m, seed) for m in (PRECISION, SURPRISAL)}
-    tables: dict[str, Rows] = {m: _by_layer(read, m) for m in (PRECISION, SURPRISAL)}
+    tables: dict[str, ReportTable] = {m: _by_layer(read, m) for m in (PRECISION, SURPRISAL)}
     tables |= {f"gain in {m}": rows for m, rows in tested.items()}
     tables |= {"middle layers": _middle(read, seed), "target prompts": _prompts(read)}
     return Report(
@@ -249,7 +249,7 @@ def _series(label: str, layers: Sequence[int], values: np.ndarray, dashed: bool)
     return Series(label, layers, [v.value for v in e], [v.low for v in e], [v.high for v in e], dashed=dashed)
 
 
-def _reading(read: _Read, tested: Mapping[str, Sequence[Mapping[str, Any]]], middle: Rows) -> str:
+def _reading(read: _Read, tested: Mapping[str, Sequence[Mapping[str, Any]]], middle: ReportTable) -> str:
     parts = [_verdict(read, tested[PRECISION])]
     for measure, rows in tested.items():
         told = []

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from lenscope.engine import run as rows
-from lenscope.engine.patched_rows import Rows
+from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.experiments.text_groups import rows_of
 from lenscope.fitting.model_to_model import aligned, fit_mapping
 from lenscope.mappings import mapping as mappings
-from lenscope.mappings.mapping import Affine, identify
-from lenscope.measures.streamed import top_one
+from lenscope.mappings.mapping import Affine
+from lenscope.measures.streamed import top_token
 from lenscope.models.edits import replace as instead
 from lenscope.models.language_model import LM
+from lenscope.models.likeness import model_identity
 from lenscope.models.prompts import Prompt
 from lenscope.patchscopes.cell_scores import comparable
-from lenscope.patchscopes.controls import exchange, random_like
+from lenscope.patchscopes.controls import derange, random_like
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # tokens of a stretch of text; of what a model writes itself, which takes longer to get; before a place at the least
@@ -133,7 +134,7 @@ def fitted(
     applies it twice).
     """
     pairs = [(s, t) for s in layers[0] for t in layers[1]]
-    told = [identify(lm) for lm in models]
+    told = [model_identity(lm) for lm in models]
 
     def make() -> dict[str, Tensor]:
         given = texts(tokens)
@@ -158,7 +159,7 @@ def fitted(
 
 def tops(lm: LM, h: Tensor) -> np.ndarray:
     """The most probable token (...) of last-layer states (..., D); of equally probable ones the lowest id."""
-    ids, _, _ = top_one(lm, h.reshape(-1, h.shape[-1]).to(lm.device, lm.dtype))
+    ids, _, _ = top_token(lm, h.reshape(-1, h.shape[-1]).to(lm.device, lm.dtype))
     return np.asarray(ids.cpu().numpy().reshape(h.shape[:-1]))
 
 
@@ -166,7 +167,7 @@ def patched(lm: LM, prompts: Sequence[Prompt], target: np.ndarray, layer: np.nda
     """The top token (R,) after prompt `target` (R,) with vectors (R, D) as its last token's states at `layer` (R,)."""
     count, zeros = np.arange(len(target)), np.zeros(len(target), dtype=np.int64)
     last = np.array([len(p) - 1 for p in prompts])[target]
-    made = Rows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
+    made = PatchedRows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
     found = np.full(len(target), -1)
     for some, h in rows.predict(lm, made):
         found[some] = tops(lm, h[:, 0])
@@ -233,16 +234,16 @@ class Vocabularies:
 def others(answers: Sequence[Hashable], seed: int = 0) -> list[int]:
     """For each of N items another one with another answer; where half of them have one answer, any other."""
     try:
-        return exchange(answers, seed)
+        return derange(answers, seed)
     except LenscopeError:
-        return exchange(range(len(answers)), seed)
+        return derange(range(len(answers)), seed)
 
 
 def random_instead(f: Callable[..., Any], seed: int = 0) -> Callable[[Tensor, int, int], Tensor]:
     """A map to random vectors as long as those that f makes: a control in the space that is patched."""
 
     def drawn(h: Tensor, layer: int, target_layer: int) -> Tensor:
-        made = mappings.apply(f, h, layer, target_layer)
+        made = mappings.call_mapping(f, h, layer, target_layer)
         return random_like(made, (seed << 20) + (layer << 10) + target_layer)
 
     return drawn

@@ -15,30 +15,30 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments.patchscopes_paper.entities import described, pick
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import curve, interval, kept_json
+from lenscope.experiments.wording import cached_json, curve, interval
 from lenscope.patchscopes.methods import entity_description, feature_extraction, token_identity
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.sources import Layers
 from lenscope.patchscopes.with_controls import (
+    CONDITIONS,
     NONE,
     RANDOM,
     SHUFFLED,
     TEXT,
     VECTOR,
-    WAYS,
-    Sayings,
+    ControlledScores,
+    ControlledTexts,
     Score,
-    Worth,
-    said_after,
-    sayings,
+    continue_texts,
+    generate_with_controls,
 )
 from lenscope.statistics.selection import balanced
 from lenscope.statistics.significance import compared
-from lenscope.tasks.known_facts import known
+from lenscope.tasks.known_facts import known_facts
 from lenscope.tasks.relation_files import load_relations
 from lenscope.tasks.relations import Relation, builtin_entities, builtin_relations
 from lenscope.tasks.text_match import mentions, rouge
-from lenscope.text.packing import begun
+from lenscope.text.packing import after_document_mark
 
 DATA = "TSV or JSONL with relation, subject, object (and template, target)"
 # no lens is read through
@@ -87,8 +87,8 @@ def run(setting: Setting) -> Report:
     rows = [_row(name, whole[name]) for name in whole]
     pairs = {}
     for name, worth in whole.items():
-        items = {way: worth.selection(way).items_selected for way in WAYS}
-        for way in WAYS[1:]:
+        items = {way: worth.selection(way).items_selected for way in CONDITIONS}
+        for way in CONDITIONS[1:]:
             pairs[f"{name}, vector - {way}"] = items[VECTOR], items[way], worth.units
     tables: dict[str, Any] = {
         "worth": rows,
@@ -131,9 +131,9 @@ def _facts(setting: Setting) -> tuple[list[Relation], dict[str, str]]:
 
         def make(some: Relation = some) -> list[bool]:
             with setting.progress(f"facts, {some.name}") as advance:
-                return known(setting.lm, some, 5, setting.seed, advance).tolist()
+                return known_facts(setting.lm, some, 5, setting.seed, advance).tolist()
 
-        right = kept_json(setting, f"worth-known-{relation.name}", make, subjects=[f.subject for f in some.facts])
+        right = cached_json(setting, f"worth-known-{relation.name}", make, subjects=[f.subject for f in some.facts])
         facts = [fact for fact, yes in zip(some.facts, right, strict=True) if yes]
         knows = len(facts)
         facts = [facts[n] for n in balanced([fact.answers for fact in facts], used)]
@@ -162,8 +162,10 @@ def _identity(setting: Setting, facts: Sequence[Relation]) -> _Case:
     order = np.random.default_rng(setting.seed).permutation(len(texts)).tolist()[: 2 * setting.sized(*PROMPTS)]
     some = [texts[n] for n in order]
     # after what their states are read from: the first token of a text is taken otherwise than one in its middle
-    read = begun(setting.lm, some)
-    every = kept_json(setting, "worth-own", lambda: said_after(setting.lm, read, 1), ids=[list(p.ids) for p in read])
+    read = after_document_mark(setting.lm, some)
+    every = cached_json(
+        setting, "worth-own", lambda: continue_texts(setting.lm, read, 1), ids=[list(p.ids) for p in read]
+    )
     chosen = balanced(every, setting.sized(*PROMPTS))
     own = [every[n] for n in chosen]
     # not the last one, whose state is the prediction itself
@@ -191,32 +193,34 @@ def _entity(setting: Setting) -> _Case:
     return _Case(ENTITY, scope, names, score, layers, setting.sized(*DESCRIBED))
 
 
-def _scored(setting: Setting, case: _Case) -> Worth:
+def _scored(setting: Setting, case: _Case) -> ControlledScores:
     def make() -> dict[str, Any]:
-        states = setting.lm.read(begun(setting.lm, case.texts), positions=-1)
+        states = setting.lm.read(after_document_mark(setting.lm, case.texts), positions=-1)
         with setting.progress(f"cells, {case.name}") as advance:
             how: Any = {"answers": case.answers, "max_new_tokens": case.new, "stop": "\n", "seed": setting.seed}
-            return sayings(case.scope, states, case.texts, case.layers, progress=advance, **how).to_json()
+            return generate_with_controls(
+                case.scope, states, case.texts, case.layers, progress=advance, **how
+            ).to_json()
 
     name = f"worth-{case.name}".replace(" ", "-").replace(":", "")
-    found = kept_json(setting, name, make, texts=list(case.texts), layers=case.layers, tokens=case.new)
-    return Sayings.from_json(found).scored(case.score, seed=setting.seed)
+    found = cached_json(setting, name, make, texts=list(case.texts), layers=case.layers, tokens=case.new)
+    return ControlledTexts.from_json(found).scored(case.score, seed=setting.seed)
 
 
-def _together(several: Sequence[Worth], units: Sequence[str], seed: int) -> Worth:
-    scores = {way: np.concatenate([w.scores[way] for w in several]) for way in WAYS}
-    return Worth(several[0].cells, scores, list(units), seed)
+def _together(several: Sequence[ControlledScores], units: Sequence[str], seed: int) -> ControlledScores:
+    scores = {way: np.concatenate([w.scores[way] for w in several]) for way in CONDITIONS}
+    return ControlledScores(several[0].cells, scores, list(units), seed)
 
 
-def _row(name: str, worth: Worth) -> dict[str, Any]:
+def _row(name: str, worth: ControlledScores) -> dict[str, Any]:
     cells = " or ".join(f"{a} → {b}" for a, b in dict.fromkeys(worth.chosen()))
     row = {"Patchscope": name, "items": len(worth.scores[TEXT]), "cell": cells, **worth.row()}
     best = worth.row(kind="oracle")
     return row | {f"{way}, hindsight": best[way] for way in (VECTOR, RANDOM, SHUFFLED)}
 
 
-def _by_layer(worth: Worth) -> list[dict[str, Any]]:
-    kept = "layer", *WAYS, f"vector - {TEXT}", "vector above text"
+def _by_layer(worth: ControlledScores) -> list[dict[str, Any]]:
+    kept = "layer", *CONDITIONS, f"vector - {TEXT}", "vector above text"
     return [{k: row[k] for k in kept} for row in worth.by_layer()]
 
 
@@ -242,6 +246,6 @@ def _figure(tables: Mapping[str, Any]) -> Figure:
     for name, what in SCORES.items():
         rows = tables[f"{name} by layer"]
         x = [row["layer"] for row in rows]
-        lines = [curve(way, x, [row[way] for row in rows], way != VECTOR) for way in WAYS]
+        lines = [curve(way, x, [row[way] for row in rows], way != VECTOR) for way in CONDITIONS]
         panels.append(Panel(name, "source layer", what, lines))
     return Figure("worth", panels)

@@ -1,1 +1,1 @@
-"""experiments/tuned_lens_paper"""
+"""The experiments of the tuned-lens paper (Belrose et al. 2023), a module each."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.experiments.report import Report, Rows
+from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.interventions.block_ablation import (
     Change,
@@ -24,7 +24,7 @@ from lenscope.interventions.block_ablation import (
     deletion,
     mean_update,
 )
-from lenscope.interventions.block_ablation_results import MEASURES, READ, Ablations
+from lenscope.interventions.block_ablation_results import MEASURES, READ, BlockAblations
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
 
@@ -77,7 +77,7 @@ def run(setting: Setting) -> Report:
     lenses = {"logit lens": None, "tuned lens": setting.translators}
     shown = text[: max(1, setting.sized(*READ_BY_LENSES) // text[0].ids.numel())]
     above = _kept(setting, "above", shown, {"deletion": deletion}, layers=some, lenses=lenses, read=read)
-    tables: dict[str, Rows] = {
+    tables: dict[str, ReportTable] = {
         "loss by block": [
             {
                 "block": b,
@@ -126,7 +126,7 @@ def _kept(
     setting: Setting, name: str, text: Sequence[TokenBatch], changes: Mapping[str, Change],
     layers: Sequence[int] | None = None, lenses: Mapping[str, Callable[..., Any] | None] | None = None,
     read: Sequence[int] = (),
-) -> Ablations:  # fmt: skip
+) -> BlockAblations:  # fmt: skip
     """Ablations of some changes, or what an earlier run kept of them."""
     lm = setting.lm
     numbers = tuple(range(1, lm.n_layers + 1) if layers is None else layers)
@@ -141,14 +141,14 @@ def _kept(
     tokens = sum(batch.ids.numel() for batch in text)
     kept = setting.kept(name.replace(" ", "-"), make, tokens=tokens, layers=[*numbers], read=[*read])
     of = {k: v.numpy() for k, v in kept.items()}
-    return Ablations(
+    return BlockAblations(
         lm.name, lm.n_layers, tuple(changes), numbers, tuple(lenses or ()), tuple(read), of["counts"], of["own"],
         {m: of[f"sums.{m}"] for m in MEASURES}, {m: of[f"read_sums.{m}"] for m in READ},
         {m: of[f"clean.{m}"] for m in READ},
     )  # fmt: skip
 
 
-def _summary(name: str, a: Ablations) -> dict[str, Any]:
+def _summary(name: str, a: BlockAblations) -> dict[str, Any]:
     loss = a.column("loss")[0]
     worst = a.layers[int(loss.argmax())]
     first = loss[0] or np.nan
@@ -164,7 +164,7 @@ def _summary(name: str, a: Ablations) -> dict[str, Any]:
     }
 
 
-def _recovery(a: Ablations) -> list[dict[str, Any]]:
+def _recovery(a: BlockAblations) -> list[dict[str, Any]]:
     """KL over that of the model as it is, where the block stood, half way up, and at the end."""
     made = []
     for lens in a.lenses:
@@ -177,7 +177,7 @@ def _recovery(a: Ablations) -> list[dict[str, Any]]:
     return made
 
 
-def _reading(found: Mapping[str, Ablations], nothing: Ablations, above: Ablations) -> str:
+def _reading(found: Mapping[str, BlockAblations], nothing: BlockAblations, above: BlockAblations) -> str:
     whole = found["deletion"]
     of = {b: whole.estimate("loss", "deletion", b) for b in whole.layers}
     own = float(whole.own.sum() / whole.counts.sum())
@@ -223,7 +223,7 @@ def _reading(found: Mapping[str, Ablations], nothing: Ablations, above: Ablation
     return " ".join(filter(None, (costs, verdict, f"{free}.", sink, repair, _recovered(above), controls)))
 
 
-def _recovered(a: Ablations) -> str:
+def _recovered(a: BlockAblations) -> str:
     said = []
     for lens in a.lenses:
         ends = {b: [a.reading("kl", lens, "deletion", b, m).value for m in a.read if m >= b] for b in a.layers if b > 1}
@@ -245,7 +245,7 @@ def _list(blocks: Sequence[int]) -> str:
     return f"block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
 
 
-def _figure(found: Mapping[str, Ablations], above: Ablations) -> Figure:
+def _figure(found: Mapping[str, BlockAblations], above: BlockAblations) -> Figure:
     curves = []
     for name, a in found.items():
         e = [a.estimate("loss", name, b) for b in a.layers]

@@ -17,8 +17,8 @@ from lenscope.directions.causal_basis import causal_basis, random_basis
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.mappings.mapping import identify
-from lenscope.models.layers import spaced
+from lenscope.models.layers import evenly_spaced
+from lenscope.models.likeness import model_identity
 from lenscope.models.provenance import provenance
 from lenscope.statistics.estimates import difference, spearman
 from lenscope.statistics.intervals import Estimate
@@ -45,7 +45,7 @@ def run(setting: Setting) -> Report:
     """
     lm, f = setting.lm, setting.translators
     k = min(setting.sized(*K), lm.hidden_size)
-    layers = spaced([n for n in f.layers(lm.n_layers) if n < lm.n_layers], setting.sized(*LAYERS))
+    layers = evenly_spaced([n for n in f.layers(lm.n_layers) if n < lm.n_layers], setting.sized(*LAYERS))
     text = replace(setting.held_out, length=min(LENGTH, setting.corpus.length))
     sizes = setting.sized(*FOUND), setting.sized(*MEASURED)
     found, measured = (list(p.batches(n, 8)) for p, n in zip(text.split(0.5), sizes, strict=True))
@@ -89,7 +89,7 @@ def _measure(
 def _restored(setting: Setting, kind: str, layers: tuple[int, ...], t: dict[str, torch.Tensor]) -> Alignment:
     parts = t["directions"], t["energies"], t["mean"], t["spread"]
     about = provenance(setting.lm)
-    basis = Basis(*parts, layers, kind, KINDS[kind][1], identify(setting.lm), about)
+    basis = Basis(*parts, layers, kind, KINDS[kind][1], model_identity(setting.lm), about)
     return Alignment(basis, (TUNED, LOGIT), t["by_unit"].numpy(), t["counts"].numpy(), about)
 
 

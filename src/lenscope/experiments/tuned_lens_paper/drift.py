@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.directions.covariances import covariances, pooled, rogue, similarity
+from lenscope.directions.covariances import covariance_similarity, covariances, largest_components, pooled
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
@@ -43,7 +43,7 @@ PAPER_SIMILARITY = {1: (0.999, 0.947), 8: (0.96, 0.543)}
 PAPER_PENALTY = {1: (0.009, 0.012), 2: (0.023, 0.027), 4: (0.067, 0.076), 8: (0.20, 0.20), 16: (0.21, 0.39)}
 WHOLE, TRIMMED, EARLIER, LATER = "all components", f"top {TOP} zeroed", "trained earlier", "trained later"
 
-Rows = list[dict[str, Any]]
+ReportTable = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +80,12 @@ class Drift:
         earlier, later = (np.median(self.penalty[:, apart == d], axis=1) for d in (-distance, distance))
         return self.estimate(earlier), self.estimate(later)
 
-    def correlations(self) -> Rows:
+    def correlations(self) -> ReportTable:
         """Rank correlations of penalties with similarity, and with distance alone."""
         numbers = np.array(self.layers)
         apart = np.abs(numbers[:, None] - numbers)
         everything, off = np.ones_like(apart, dtype=bool), apart > 0
-        rows: Rows = []
+        rows: ReportTable = []
         for name, similar in ((TRIMMED, self.trimmed), (WHOLE, self.whole)):
             at = similar[:, numbers[:, None], numbers]
             for cells, kept in (("all cells", everything), ("off the diagonal", off)):
@@ -153,11 +153,11 @@ def _similarities(setting: Setting, parts: Sequence[Sequence[TokenBatch]], taken
     with setting.progress("resamples of the covariances") as advance:
         for n, weights in enumerate(taken, 1):
             matrices = pooled(found, weights.tolist()).matrices
-            values, vectors = rogue(matrices, TOP)
+            values, vectors = largest_components(matrices, TOP)
             share.append(values.sum(1) / matrices.diagonal(dim1=1, dim2=2).sum(1))
-            whole.append(torch.from_numpy(similarity(matrices)))
+            whole.append(torch.from_numpy(covariance_similarity(matrices)))
             matrices.baddbmm_(vectors * values[:, None, :], vectors.transpose(1, 2), alpha=-1)
-            trimmed.append(torch.from_numpy(similarity(matrices)))
+            trimmed.append(torch.from_numpy(covariance_similarity(matrices)))
             advance(n, len(taken))
     return {"whole": torch.stack(whole), "trimmed": torch.stack(trimmed), "share": torch.stack(share)}
 
@@ -194,8 +194,8 @@ def _penalties(
     return layers, penalty, "bits per byte" if known else "bits per token", tokens
 
 
-def _by_distance(drift: Drift, n_layers: int) -> Rows:
-    rows: Rows = []
+def _by_distance(drift: Drift, n_layers: int) -> ReportTable:
+    rows: ReportTable = []
     for distance in (d for d in DISTANCES if d <= n_layers):
         whole, trimmed = drift.similar(distance)
         paper = PAPER_SIMILARITY.get(distance, (None, None))
@@ -204,9 +204,9 @@ def _by_distance(drift: Drift, n_layers: int) -> Rows:
     return rows
 
 
-def _by_layer(drift: Drift) -> Rows:
+def _by_layer(drift: Drift) -> ReportTable:
     last = drift.whole.shape[1] - 1
-    rows: Rows = []
+    rows: ReportTable = []
     for n in range(last):
         near = {f"with the next, {name}": drift.estimate(s[:, n, n + 1])
                 for name, s in ((WHOLE, drift.whole), (TRIMMED, drift.trimmed))}  # fmt: skip
@@ -214,8 +214,8 @@ def _by_layer(drift: Drift) -> Rows:
     return rows
 
 
-def _penalty_table(drift: Drift) -> Rows:
-    rows: Rows = []
+def _penalty_table(drift: Drift) -> ReportTable:
+    rows: ReportTable = []
     for distance in DISTANCES:
         found = drift.penalties(distance)
         if found is not None:

@@ -35,7 +35,7 @@ LOGIT, OLD, NEW = "logit lens", "transferred", "fitted anew"
 # models: before and after
 BEFORE, AFTER = "before", "after"
 
-Rows = list[dict[str, Any]]
+ReportTable = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,9 @@ class Transplant:
     found: dict[tuple[str, str], Measured]
     seed: int
 
-    def losses(self) -> Rows:
+    def losses(self) -> ReportTable:
         """The model's own loss on both texts, before and after."""
-        rows: Rows = []
+        rows: ReportTable = []
         for text in self.texts:
             taken = self._draws(text)
             old, new = (self.found[text, model] for model in (BEFORE, AFTER))
@@ -75,9 +75,9 @@ class Transplant:
             rows.append({"text": text, **row})
         return rows
 
-    def lenses(self, measure: str) -> Rows:
+    def lenses(self, measure: str) -> ReportTable:
         """`measure` of every lens and layer on the fine-tuned model, what transfer costs, and the lens before."""
-        rows: Rows = []
+        rows: ReportTable = []
         for text in self.texts:
             taken = self._draws(text)
             count = taken.shape[1]

@@ -14,10 +14,10 @@ from lenscope.directions.basis import Basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
 from lenscope.directions.influence import Influence, influence
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.experiments.report import Report, Rows
+from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import Setting
-from lenscope.mappings.mapping import identify
-from lenscope.models.layers import spaced
+from lenscope.models.layers import evenly_spaced
+from lenscope.models.likeness import model_identity
 from lenscope.models.provenance import provenance
 from lenscope.statistics.estimates import rank_correlation, spearman
 from lenscope.statistics.intervals import RESAMPLES, Estimate, bootstrap, percentiles
@@ -43,7 +43,7 @@ def run(setting: Setting) -> Report:
     """
     lm, f = setting.lm, setting.translators
     sizes, k = (setting.sized(*FOUND), setting.sized(*MEASURED)), min(setting.sized(*K), lm.hidden_size)
-    layers = spaced([n for n in f.layers(lm.n_layers) if n < lm.n_layers], setting.sized(*LAYERS))
+    layers = evenly_spaced([n for n in f.layers(lm.n_layers) if n < lm.n_layers], setting.sized(*LAYERS))
     text = replace(setting.held_out, length=min(LENGTH, setting.corpus.length))
     found, measured = (list(p.batches(n, 8)) for p, n in zip(text.split(0.5), sizes, strict=True))
     results: dict[str, Influence] = {}
@@ -52,7 +52,7 @@ def run(setting: Setting) -> Report:
         tensors = setting.kept(kind.replace(" ", "-"), kept, layers=list(layers), k=k, tokens=list(sizes))
         results[kind] = _restored(setting, kind, layers, tensors)
     rows = [_row(results, n) for n in range(len(layers))]
-    tables: dict[str, Rows] = {"fidelity": rows, "influence": [_sums(results, n) for n in range(len(layers))]}
+    tables: dict[str, ReportTable] = {"fidelity": rows, "influence": [_sums(results, n) for n in range(len(layers))]}
     return Report(
         experiment="fidelity",
         model=lm.name,
@@ -82,7 +82,7 @@ def _measure(
 
 def _restored(setting: Setting, kind: str, layers: tuple[int, ...], t: dict[str, torch.Tensor]) -> Influence:
     parts = t["directions"], t["energies"], t["mean"], t["spread"]
-    basis = Basis(*parts, layers, kind.split()[0], "tuned lens", identify(setting.lm), provenance(setting.lm))
+    basis = Basis(*parts, layers, kind.split()[0], "tuned lens", model_identity(setting.lm), provenance(setting.lm))
     return Influence(basis, t["by_unit"].numpy(), t["counts"].numpy(), basis.provenance)
 
 

@@ -13,23 +13,29 @@ import torch
 from torch import Tensor
 
 from lenscope.detection.detector import fingerprint
-from lenscope.detection.prompt_features import answer_features, describe, disturbed, sorted_answer_features, spread
+from lenscope.detection.prompt_features import (
+    answer_features,
+    disturbed,
+    measure_prompts,
+    sorted_answer_features,
+    spaced_layers,
+)
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.injection_data import DATA as TAKES
 from lenscope.experiments.tuned_lens_paper.injection_data import SHOTS, LeftOut, data
-from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS, Items, Split, split_auroc, tried
+from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS, Items, Split, run_splits, split_auroc
 from lenscope.lenses.lens import Lens
-from lenscope.measures.streamed import top_one
-from lenscope.models.batches import runs
+from lenscope.measures.streamed import top_token
+from lenscope.models.batches import by_length
 from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
-from lenscope.tasks.questions import ANSWER, Question, correct, few_shot
+from lenscope.tasks.questions import ANSWER, Question, correct, few_shot_prompts
 
 DATA = TAKES
 CLAIM = (
@@ -119,7 +125,7 @@ def _task(
     lm, count = setting.lm, len(questions)
     wrong = wrong_answers(questions, setting.seed)
     said = [q.choices[w] for q, w in zip(questions, wrong, strict=True)]
-    normal = few_shot(questions, SHOTS, setting.seed)
+    normal = few_shot_prompts(questions, SHOTS, setting.seed)
     sorts = {
         "normal": normal,
         "disturbed": disturbed(normal, setting.seed),
@@ -127,7 +133,7 @@ def _task(
         "neutral": [inject(p, NEUTRAL.format(s)) for p, s in zip(normal, said, strict=True)],
     }
     texts = [t for some in sorts.values() for t in some]
-    layers = spread(lenses["logit"])
+    layers = spaced_layers(lenses["logit"])
 
     def measure() -> dict[str, Tensor]:
         with setting.progress(f"prompts of {task}") as advance:
@@ -195,13 +201,13 @@ def _free(
         "injected": [r["text"] for r in attacks],
     }
     texts = [t for some in sorts.values() for t in some]
-    layers = spread(lenses["logit"])
+    layers = spaced_layers(lenses["logit"])
 
     def measure() -> dict[str, Tensor]:
         made = _plain(setting, texts, layers, "states of texts")
         for name, lens in lenses.items():
             with setting.progress(f"texts, {name} lens") as advance:
-                found = describe(lens, texts, spread(lens), progress=advance)
+                found = measure_prompts(lens, texts, spaced_layers(lens), progress=advance)
             made[name] = torch.from_numpy(found.trajectory)
         return made
 
@@ -230,13 +236,13 @@ def _plain(setting: Setting, texts: Sequence[str], layers: tuple[int, ...], unit
     surprisal = torch.zeros(len(many), dtype=torch.float64)
     done = 0
     with setting.progress(unit) as advance:
-        for some in runs(many):
+        for some in by_length(many):
             read = lm.read([many[i] for i in some], tuple(dict.fromkeys((*layers, lm.n_layers)))).split()
             finals = torch.cat([s[lm.n_layers, :][:-1] for s in read])
             following = torch.tensor([i for n in some for i in many[n].ids[1:]], device=finals.device)
             if len(finals):
                 z = wide(lm.readout.tokens(lm.readout.prepare(finals), following))
-                own = (top_one(lm, finals)[2] - z).double().cpu().split([len(many[i]) - 1 for i in some])
+                own = (top_token(lm, finals)[2] - z).double().cpu().split([len(many[i]) - 1 for i in some])
             for n, (i, s) in enumerate(zip(some, read, strict=True)):
                 states[i] = s[list(layers), slice(min(1, len(many[i]) - 1), None)].double().mean(1)
                 surprisal[i] = own[n].mean() if len(many[i]) > 1 else 0.0
@@ -249,7 +255,7 @@ def _plain(setting: Setting, texts: Sequence[str], layers: tuple[int, ...], unit
 def _tried(setting: Setting, some: dict[str, Items], paired: bool) -> tuple[list[Split], dict[str, str]]:
     repeats = setting.sized(*REPEATS)
     with setting.progress("splits") as advance:
-        return tried(setting.lm, some, paired=paired, repeats=repeats, seed=setting.seed, progress=advance)
+        return run_splits(setting.lm, some, paired=paired, repeats=repeats, seed=setting.seed, progress=advance)
 
 
 # -- what is said

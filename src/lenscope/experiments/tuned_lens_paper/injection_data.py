@@ -16,7 +16,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS
 from lenscope.files.text_files import json_lines, lines
 from lenscope.tasks import builtin_questions as quizzes
-from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot, load_questions
+from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot_prompts, load_questions
 
 DATA = "JSONL of questions (query, choices, gold, task) and of texts (text, label 1 for attacks, source)"
 SHOTS = 3
@@ -92,7 +92,7 @@ def some(setting: Setting, task: str, questions: Sequence[Question], most: int, 
     found: list[Question] = []
     few = [questions[i] for i in order.tolist()]
     longest = setting.lm.context or 1 << 40
-    for question, prompt in zip(few, few_shot(few, SHOTS, setting.seed), strict=True):
+    for question, prompt in zip(few, few_shot_prompts(few, SHOTS, setting.seed), strict=True):
         if len(found) == most:
             left_out[task, f"more than the {len(found)} that a run takes, drawn at random"] += 1
         # room for what is put in, and for the answer

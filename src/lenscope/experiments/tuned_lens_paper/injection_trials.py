@@ -14,12 +14,11 @@ from lenscope.detection.detector import fingerprint
 from lenscope.detection.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
+from lenscope.models.progress import Progress
 from lenscope.statistics.intervals import RESAMPLES, Estimate, percentiles
 
 # of the normal items; one is held out
 PARTS = 4
-
-Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,8 +58,8 @@ class Split(Brief):
     scores: dict[str, dict[str, np.ndarray]]
 
 
-def tried(
-    lm: LM, some: dict[str, Items], *, paired: bool, repeats: int, seed: int, progress: Advance | None = None
+def run_splits(
+    lm: LM, some: dict[str, Items], *, paired: bool, repeats: int, seed: int, progress: Progress | None = None
 ) -> tuple[list[Split], dict[str, str]]:
     """Fit on three quarters of the items "normal", score the rest and all others; every quarter is held out by turns.
 
@@ -77,8 +76,8 @@ def tried(
             odd = {k: v.part(test) if paired else v for k, v in some.items() if k not in ("normal", "disturbed")}
             held = {"normal": some["normal"].part(test), **odd}
             normal = some["normal"].part(fit)
-            apart(lm, normal, list(held.values()))
-            made, taken = fitted(normal, some["disturbed"].part(fit), seed + repeat)
+            check_disjoint(lm, normal, list(held.values()))
+            made, taken = fit_detectors(normal, some["disturbed"].part(fit), seed + repeat)
             scores = {d: {sort: score(items) for sort, items in held.items()} for d, score in made.items()}
             splits.append(Split(test, scores))
             for name, what in taken.items():
@@ -88,14 +87,16 @@ def tried(
     return splits, {name: max(sorted({*what}), key=what.count) for name, what in picks.items()}
 
 
-def apart(lm: LM, seen: Items, tested: Sequence[Items]) -> None:
+def check_disjoint(lm: LM, seen: Items, tested: Sequence[Items]) -> None:
     """Raise LenscopeError if anything that is tested was fitted on."""
     known = {fingerprint(lm, t) for t in seen.texts}
     if any(fingerprint(lm, t) in known for items in tested for t in items.texts):
         raise LenscopeError("texts: some that are tested are among the normal ones; remove the duplicates")
 
 
-def fitted(normal: Items, odd: Items, seed: int) -> tuple[dict[str, Callable[[Items], np.ndarray]], dict[str, str]]:
+def fit_detectors(
+    normal: Items, odd: Items, seed: int
+) -> tuple[dict[str, Callable[[Items], np.ndarray]], dict[str, str]]:
     """Detectors fitted on normal items, and what was chosen for them by their own disturbed copies `odd`."""
     made: dict[str, Callable[[Items], np.ndarray]] = {}
     taken: dict[str, str] = {}

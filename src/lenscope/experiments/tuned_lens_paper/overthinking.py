@@ -22,7 +22,7 @@ from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.significance import holm, sign_flips
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 from lenscope.tasks.builtin_questions import KINDS
-from lenscope.tasks.questions import ANSWER, BUILTIN, Question, correct, few_shot, load_questions
+from lenscope.tasks.questions import ANSWER, BUILTIN, Question, correct, few_shot_prompts, load_questions
 
 DATA = "JSONL with query, choices, gold, task"
 CLAIM = (
@@ -184,9 +184,9 @@ def _scored(
     lm, seed = setting.lm, setting.seed
     choices = [q.choices for q in questions]
     prompts: dict[str, Callable[[], list[str]]] = {
-        "correct": lambda: few_shot(questions, shots, seed, pool=pool),
-        "incorrect": lambda: few_shot(questions, shots, seed, pool=pool, answer=incorrect),
-        "unrelated": lambda: few_shot(questions, shots, seed, pool=unrelated(pool, seed)),
+        "correct": lambda: few_shot_prompts(questions, shots, seed, pool=pool),
+        "incorrect": lambda: few_shot_prompts(questions, shots, seed, pool=pool, answer=incorrect),
+        "unrelated": lambda: few_shot_prompts(questions, shots, seed, pool=unrelated(pool, seed)),
     }
     found: dict[tuple[str, str], np.ndarray] = {}
     for demonstrations, build in prompts.items():

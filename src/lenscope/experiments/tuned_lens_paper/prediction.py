@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.experiments.report import Report, Rows
+from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.experiments.text_groups import by_document, rows_of, thinned
 from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.lenses.evaluation_results import Evaluation
-from lenscope.mappings.mapping import Scale, identify
+from lenscope.mappings.mapping import Scale
+from lenscope.models.likeness import model_identity
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
 from lenscope.text.predictions import predictions
@@ -52,7 +53,7 @@ def run(setting: Setting) -> Report:
     with setting.progress("rows that measure the lenses") as advance:
         e = evaluate(lm, text, lenses, seed=setting.seed, progress=advance)
     noise = _halves_apart(setting, text)
-    tables: dict[str, Rows] = {
+    tables: dict[str, ReportTable] = {
         "cross-entropy in nats": _table(e, "cross_entropy"),
         "KL in nats": _table(e, "kl"),
         "bias in bits": _biases(e),
@@ -86,7 +87,7 @@ def _bias_only(setting: Setting) -> Scale:
         return {"b": torch.stack([made.weights[(n, lm.n_layers)][1].cpu() for n in range(lm.n_layers)])}
 
     biases = setting.kept("biases", make, tokens=tokens)["b"]
-    me = identify(lm)
+    me = model_identity(lm)
     return Scale({(n, lm.n_layers): (torch.tensor(1.0), b) for n, b in enumerate(biases)}, me, me, {"lens": BIAS})
 
 
