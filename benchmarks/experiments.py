@@ -30,6 +30,7 @@ DOCUMENT = (
 PHRASE = "the country that has the city of Hamburg"
 SENTENCE = "Last year they talked a lot about Portugal"
 HOP = "The capital city of x"
+EXPERIMENTS = ("next-token", "entities", "attributes", "multihop", "cross-model")
 # cells that are timed one by one, and in a batch
 ONE, BATCH = 6, 128
 
@@ -52,7 +53,7 @@ class Task:
 def tasks(lm: ls.LM) -> dict[str, Task]:
     every, third = range(lm.n_layers + 1), range(0, lm.n_layers + 1, 3)
     same = tuple((n, n) for n in every)
-    ninth = np.linspace(0, lm.n_layers, 9).round().astype(int).tolist()
+    ninth = sorted(set(np.linspace(0, lm.n_layers, 9).round().astype(int).tolist()))
     return {
         "next-token": Task(DOCUMENT, methods.named("identity"), 0, same),
         "entities": Task("Diana, Princess of Wales", methods.named("entity"), 20, same),
@@ -147,8 +148,10 @@ COLUMNS: timing.Columns = {
 def main() -> None:
     parser = timing.options(__doc__)
     parser.add_argument("--target-model", help="of cross-model, laid out as Llama is; without one it is left out")
-    parser.add_argument("--experiments", nargs="+", help="only these, by name")
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, help="only these")
     args = parser.parse_args()
+    if args.experiments and "cross-model" in args.experiments and not args.target_model:
+        parser.error("cross-model needs --target-model")
     lm = ls.load(args.model)
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         name: lambda task=task: compare(lm, task, args.repeats) for name, task in tasks(lm).items()
