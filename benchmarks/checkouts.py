@@ -42,7 +42,7 @@ def compare(
     for source in sides.values():
         if not (source / "lenscope" / "__init__.py").exists():
             raise SystemExit(f"{source}: give the folder that holds lenscope/, a checkout's src")
-    print(f"new: {sides['new']}\nold: {sides['old']}\n{repeats} pairs of processes")
+    print(f"new: {sides['new']}\nold: {sides['old']}\npairs of processes: {repeats}")
     timing.print_heading(COLUMNS)
     rows = {}
     for name, work in works.items():
@@ -59,7 +59,8 @@ def compare(
             **{f"{side}_s": statistics.median(values) for side, values in seconds.items()},
             **{f"{side}_mb": statistics.median(values) for side, values in peaks.items()},
             "ratio": timing.paired(seconds["new"], seconds["old"]),
-            "memory_ratio": timing.paired(peaks["new"], peaks["old"]),
+            # work that fits into memory which is held already has a peak of 0
+            "memory_ratio": timing.paired(peaks["new"], peaks["old"]) if min(peaks["old"]) > 0 else None,
         }
         timing.print_row(COLUMNS, {"work": name, **rows[name]})
     return rows
