@@ -9,18 +9,13 @@ and in batches are timed on a sample of the cells and scaled up. Figures are med
     python benchmarks/experiments.py
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sweep_baselines as plain
+import timing
 import torch
 from sweep import unending
 
@@ -35,6 +30,7 @@ DOCUMENT = (
 PHRASE = "the country that has the city of Hamburg"
 SENTENCE = "Last year they talked a lot about Portugal"
 HOP = "The capital city of x"
+EXPERIMENTS = ("next-token", "entities", "attributes", "multihop", "cross-model")
 # cells that are timed one by one, and in a batch
 ONE, BATCH = 6, 128
 
@@ -57,7 +53,7 @@ class Task:
 def tasks(lm: ls.LM) -> dict[str, Task]:
     every, third = range(lm.n_layers + 1), range(0, lm.n_layers + 1, 3)
     same = tuple((n, n) for n in every)
-    ninth = np.linspace(0, lm.n_layers, 9).round().astype(int).tolist()
+    ninth = sorted(set(np.linspace(0, lm.n_layers, 9).round().astype(int).tolist()))
     return {
         "next-token": Task(DOCUMENT, methods.named("identity"), 0, same),
         "entities": Task("Diana, Princess of Wales", methods.named("entity"), 20, same),
@@ -79,8 +75,8 @@ def compare(lm: ls.LM, task: Task, repeats: int) -> dict[str, Any]:
 
     def mine() -> np.ndarray:
         states = lm.read(source, layers[0], -1)
-        found = scope.generate(states, max_new_tokens=task.new) if task.new else scope.predict(states, top_k=1)
-        return np.asarray(found.ids).reshape(len(task.cells), -1)
+        grid = scope.generate(states, max_new_tokens=task.new) if task.new else scope.predict(states, top_k=1)
+        return np.asarray(grid.ids).reshape(len(task.cells), -1)
 
     def one(cells: Sequence[plain.Cell]) -> torch.Tensor:
         return plain.one_by_one(lm.model, source, ids, cells, task.new).ids
@@ -88,8 +84,8 @@ def compare(lm: ls.LM, task: Task, repeats: int) -> dict[str, Any]:
     def batch(cells: Sequence[plain.Cell]) -> torch.Tensor:
         return plain.batched(lm.model, source, ids, cells, BATCH, task.new).ids
 
-    some, many = plain.spread(task.cells, ONE), plain.spread(task.cells, min(BATCH, len(task.cells)))
-    ways: dict[str, Way] = {"cell by cell": (some, lambda: one(some))}
+    few, many = plain.spread(task.cells, ONE), plain.spread(task.cells, min(BATCH, len(task.cells)))
+    ways: dict[str, Way] = {"cell by cell": (few, lambda: one(few))}
     if task.batches:
         ways["in batches"] = (many, lambda: batch(many))
     with unending(lm):
@@ -113,71 +109,63 @@ def across(lm: ls.LM, other: ls.LM, repeats: int) -> dict[str, Any]:
 
     @torch.no_grad()
     def one(cells_: Sequence[plain.Cell]) -> np.ndarray:
-        made = []
+        ids_read = []
         for s, t in cells_:
             vector = plain.last_states(lm.model, ids)[s : s + 1] @ maps[cells.index((s, t))]
             with plain.patched(other.model, t, [0], vector):
-                made.append(int(plain.likeliest(other.model, torch.tensor([list(context.ids)])).ids[0, 0]))
-        return np.array(made)
+                ids_read.append(int(plain.likeliest(other.model, torch.tensor([list(context.ids)])).ids[0, 0]))
+        return np.array(ids_read)
 
-    some = plain.spread(cells, ONE)
-    return timed(cells, mine, {"cell by cell": (some, lambda: one(some))}, repeats)
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+    few = plain.spread(cells, ONE)
+    return timed(cells, mine, {"cell by cell": (few, lambda: one(few))}, repeats)
 
 
 def timed(
     cells: Sequence[plain.Cell], mine: Callable[[], np.ndarray], ways: dict[str, Way], repeats: int
 ) -> dict[str, Any]:
     """The share of tokens that lenscope and the other ways have alike, and seconds for all cells by way."""
-    found = mine()
+    ids = mine()
     alike = []
-    for some, run in ways.values():
-        told = np.asarray(run()).reshape(len(some), -1)[:, : found.shape[1]]
-        alike.append(float((found[[cells.index(c) for c in some]] == told).mean()))
-    times: dict[str, list[float]] = {way: [] for way in ("lenscope", *ways)}
-    for _ in range(repeats):
-        times["lenscope"].append(seconds(mine))
-        for way, (some, run) in ways.items():
-            times[way].append(seconds(run) * len(cells) / len(some))
-    rows = {
-        way: {
-            "median_s": statistics.median(taken),
-            "to_lenscope": statistics.median(a / b for a, b in zip(taken, times["lenscope"], strict=True)),
-        }
-        for way, taken in times.items()
-    }
-    return {"cells": len(cells), "equal_ids": min(alike), "ways": rows}
+    for sample, run in ways.values():
+        theirs = np.asarray(run()).reshape(len(sample), -1)[:, : ids.shape[1]]
+        alike.append(float((ids[[cells.index(c) for c in sample]] == theirs).mean()))
+    clocks = {"lenscope": timing.clock(mine)}
+    clocks |= {way: timing.clock(run, len(cells) / len(sample)) for way, (sample, run) in ways.items()}
+    times = timing.in_turn(clocks, repeats)
+    return {"cells": len(cells), "equal_ids": min(alike), "ways": timing.summary(times, "lenscope")}
+
+
+COLUMNS: timing.Columns = {
+    "experiment": ("", 14, ""),
+    "way": ("", 14, ""),
+    "cells": ("cells", 6, "d"),
+    "equal_ids": ("equal ids", 11, ".2f"),
+    "median_s": ("s per item", 12, ".2f"),
+    "ratio": ("× lenscope", 22, ".2f"),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="laid out as Llama is")
+    parser = timing.options(__doc__)
     parser.add_argument("--target-model", help="of cross-model, laid out as Llama is; without one it is left out")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, help="only these")
     args = parser.parse_args()
+    if args.experiments and "cross-model" in args.experiments and not args.target_model:
+        parser.error("cross-model needs --target-model")
     lm = ls.load(args.model)
-    results = {}
-    print(f"{'':<14}{'cells':>6}{'equal ids':>11}  way{'s per item':>22}{'× lenscope':>12}")
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         name: lambda task=task: compare(lm, task, args.repeats) for name, task in tasks(lm).items()
     }
     if args.target_model:
         runs["cross-model"] = lambda: across(lm, ls.load(args.target_model), args.repeats)
-    for name, run in runs.items():
-        results[name] = found = run()
-        for way, row in found["ways"].items():
-            print(
-                f"{name:<14}{found['cells']:>6}{found['equal_ids']:>11.2f}  {way:<14}{row['median_s']:>11.2f}"
-                f"{row['to_lenscope']:>12.2f}",
-                flush=True,
-            )
-    machine = {"cpus": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
-    print(json.dumps({"benchmark": "experiments", "model": args.model, "machine": machine, "results": results}))
+    timing.print_machine()
+    timing.print_heading(COLUMNS)
+    results = {}
+    for name in args.experiments or runs:
+        results[name] = runs[name]()
+        for way, row in results[name]["ways"].items():
+            timing.print_row(COLUMNS, {"experiment": name, "way": way, **results[name], **row})
+    timing.print_closing("experiments", results, model=args.model)
 
 
 if __name__ == "__main__":

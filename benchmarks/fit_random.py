@@ -9,10 +9,9 @@ accelerator; --shape tiny tries it anywhere.
 """
 
 import argparse
-import json
-import statistics
-import time
+from typing import Any
 
+import timing
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,18 +42,8 @@ def ceiling(device: str, dtype: torch.dtype) -> float:
     """Multiplications and additions a second of a large product."""
     n = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(9):
-        began = now(device)
-        a @ b
-        times.append(now(device) - began)
-    return 2 * n**3 / statistics.median(times)
-
-
-def now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    times = timing.in_turn({"product": timing.clock(lambda: a @ b, device=device)}, 9)
+    return 2 * n**3 / timing.spread(times["product"]).middle
 
 
 def needed(lm: ls.LM, report: dict) -> float:
@@ -71,8 +60,42 @@ def needed(lm: ls.LM, report: dict) -> float:
     return forward + gradients + muon + moments
 
 
+COLUMNS: timing.Columns = {
+    "shape": ("", 8, ""),
+    "tokens_per_s": ("tokens/s", 10, ".0f"),
+    "reading_per_s": ("reading/s", 12, ".0f"),
+    "of_ceiling": ("of the ceiling", 16, ".2f"),
+    "peak_mb": ("peak MB above the model", 26, ".0f"),
+}
+
+
+def fitted(shape: str, top: float, args: argparse.Namespace) -> dict[str, Any]:
+    """What a fit of a model of this shape took."""
+    lm = build(shape, args.device, getattr(torch, args.dtype))
+    draw = torch.Generator().manual_seed(0)
+    rows = -(-int(args.tokens * 1.3) // args.length)
+    text = torch.randint(10, lm.vocab_size, (rows, args.length - 1), generator=draw).tolist()
+    reports: list[dict[str, Any]] = []
+    peak_mb = timing.peak_above(
+        lambda: reports.append(ls.fit(lm, text, tokens=args.tokens, length=args.length, room=args.room).report),
+        args.device,
+    )
+    report = reports[0]
+    spent, tokens = report["spent"], report["tokens"]
+    fitting = sum(spent.get(work, 0.0) for work in ("reading", "closed form", "steps"))
+    return {
+        "shape": shape,
+        "tokens_per_s": tokens / fitting,
+        "reading_per_s": tokens / spent["reading"],
+        "of_ceiling": needed(lm, report) / fitting / top,
+        "peak_mb": peak_mb,
+        "spent": spent,
+        "tokens": tokens,
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.options(__doc__, repeats=None, model=False)
     parser.add_argument("--shape", nargs="+", default=["1b", "7b"], choices=sorted(SHAPES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
@@ -80,30 +103,15 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--room", type=int, default=8 << 30, help="bytes of states of a block")
     args = parser.parse_args()
-    dtype = getattr(torch, args.dtype)
-    top = ceiling(args.device, dtype)
+    timing.print_machine()
+    top = ceiling(args.device, getattr(torch, args.dtype))
     print(f"{args.device}: {top / 1e12:.2f} TFLOP/s in products of {args.dtype}")
-    print(f"{'':<8}{'tokens/s':>10}{'reading/s':>12}{'of the ceiling':>16}{'peak GB':>9}")
-    results = {}
+    timing.print_heading(COLUMNS)
+    results = []
     for shape in args.shape:
-        lm = build(shape, args.device, dtype)
-        draw = torch.Generator().manual_seed(0)
-        rows = -(-int(args.tokens * 1.3) // args.length)
-        text = torch.randint(10, lm.vocab_size, (rows, args.length - 1), generator=draw).tolist()
-        if args.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        f = ls.fit(lm, text, tokens=args.tokens, length=args.length, room=args.room)
-        spent = f.report["spent"]
-        fitting = sum(spent.get(work, 0.0) for work in ("reading", "closed form", "steps"))
-        share = needed(lm, f.report) / fitting / top
-        peak = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else None
-        read = f.report["tokens"] / spent["reading"]
-        results[shape] = {"tokens_per_s": f.report["tokens"] / fitting, "reading_per_s": read, "of_ceiling": share,
-                          "peak_gb": peak, "spent": spent, "tokens": f.report["tokens"]}  # fmt: skip
-        told = "" if peak is None else f"{peak:>9.1f}"
-        print(f"{shape:<8}{results[shape]['tokens_per_s']:>10.0f}{read:>12.0f}{share:>16.2f}{told}", flush=True)
-        del lm, f
-    print(json.dumps({"benchmark": "fit_random", "device": args.device, "ceiling": top, "results": results}))
+        results.append(fitted(shape, top, args))
+        timing.print_row(COLUMNS, results[-1])
+    timing.print_closing("fit_random", results, device=args.device, ceiling=top)
 
 
 if __name__ == "__main__":

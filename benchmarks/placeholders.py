@@ -9,12 +9,12 @@ differences by bootstrap over entities.
     python benchmarks/placeholders.py ../shared/data/entities/popqa_entities.jsonl --entities 60
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
 
 import numpy as np
+import timing
 
 import lenscope as ls
 from lenscope.patchscopes import methods
@@ -33,25 +33,25 @@ def words(text: str) -> set[str]:
 
 def scores(texts: np.ndarray, references: list[set[str]], draw: np.random.Generator) -> np.ndarray:
     """(entities, layers): share of the own reference's words, less the mean share of ten others'."""
-    found = np.zeros(texts.shape)
+    shares = np.zeros(texts.shape)
     others = [draw.permutation([m for m in range(len(texts)) if m != n])[:10] for n in range(len(texts))]
     for n, row in enumerate(texts):
         for layer, text in enumerate(row):
-            said = words(text.lstrip(" :,").split(",")[0])
-            own = len(said & references[n]) / len(references[n])
-            found[n, layer] = own - np.mean([len(said & references[m]) / len(references[m]) for m in others[n]])
-    return found
+            written = words(text.lstrip(" :,").split(",")[0])
+            own = len(written & references[n]) / len(references[n])
+            shares[n, layer] = own - np.mean([len(written & references[m]) / len(references[m]) for m in others[n]])
+    return shares
 
 
-def interval(values: np.ndarray, draw: np.random.Generator) -> list[float]:
+def interval(values: np.ndarray, draw: np.random.Generator) -> timing.Spread:
+    """The mean and its 95 % interval."""
     means = values[draw.integers(0, len(values), (2000, len(values)))].mean(1)
-    return [float(values.mean()), *np.quantile(means, [0.025, 0.975]).tolist()]
+    return timing.Spread(float(values.mean()), *np.quantile(means, [0.025, 0.975]).tolist())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.options(__doc__, repeats=None)
     parser.add_argument("entities_file", type=Path)
-    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--entities", type=int, default=60, help="the most popular with a description")
     parser.add_argument("--step", type=int, default=2, help="every so many layers")
     parser.add_argument("--new-tokens", type=int, default=12)
@@ -59,30 +59,31 @@ def main() -> None:
     rows = [json.loads(line) for line in args.entities_file.read_text().splitlines()]
     rows = sorted((r for r in rows if r["description"]), key=lambda r: -r["popularity"])[: args.entities]
     references = [words(r["description"]) - words(r["name"]) for r in rows]
-    kept = [n for n, reference in enumerate(references) if reference]
-    rows, references = [rows[n] for n in kept], [references[n] for n in kept]
+    described = [n for n, reference in enumerate(references) if reference]
+    rows, references = [rows[n] for n in described], [references[n] for n in described]
     lm = ls.load(args.model)
     layers = list(range(0, lm.n_layers + 1, args.step))
     states = lm.read([r["name"] for r in rows], positions=-1)
     target = methods.named("entity")
-    found = {}
+    shares = {}
     for below in BELOW:
         scope = ls.Patchscope(lm, ls.Target(target.prompt, target.at, target.every, below))
         grid = scope.generate(states, [(n, n) for n in layers], max_new_tokens=args.new_tokens)
         # sources run over entities, then layers
         texts = np.array(grid.texts, dtype=object).reshape(len(rows), len(layers))
-        found[below] = scores(texts, references, np.random.default_rng(0))
+        shares[below] = scores(texts, references, np.random.default_rng(0))
     draw = np.random.default_rng(1)
-    result = {"layers": layers, "entities": len(rows)}
+    by_column = {**shares, **{f"{b} - target": shares[b] - shares["target"] for b in BELOW[1:]}}
+    columns: timing.Columns = {"layer": ("layer", 7, ""), **{name: (name, 26, ".3f") for name in by_column}}
+    timing.print_machine()
     print(f"{args.model}, {len(rows)} entities; share of the description's words above that of others'")
-    print(f"{'layer':>5}" + "".join(f"{b:>26}" for b in BELOW) + "".join(f"{b + ' - target':>26}" for b in BELOW[1:]))
-    columns = [found[b] for b in BELOW] + [found[b] - found["target"] for b in BELOW[1:]]
-    names = [*BELOW, *(f"{b} - target" for b in BELOW[1:])]
-    for n, layer in [*enumerate(layers), (slice(None), "all")]:
-        cells = [interval(c[:, n] if isinstance(n, int) else c.mean(1), draw) for c in columns]
-        print(f"{layer:>5}" + "".join(f"{m:>10.3f} [{a:6.3f},{b:6.3f}]" for m, a, b in cells))
-        result[str(layer)] = dict(zip(names, cells, strict=True))
-    print(json.dumps({"benchmark": "placeholders", "model": args.model, **result}))
+    timing.print_heading(columns)
+    results = []
+    for n, layer in [*enumerate(layers), (None, "all")]:
+        cells = {name: interval(c.mean(1) if n is None else c[:, n], draw) for name, c in by_column.items()}
+        results.append({"layer": str(layer), **cells})
+        timing.print_row(columns, results[-1])
+    timing.print_closing("placeholders", results, model=args.model, layers=layers, entities=len(rows))
 
 
 if __name__ == "__main__":

@@ -6,30 +6,33 @@ find is compared before anything is timed. Every figure is a median over repeats
 other tool took right beside it in the same process. Cell by cell is timed on a sample of the cells and scaled up.
 Memory is the peak resident set above the loaded model, each tool in a process of its own; the plain ways' on the
 sample, as each of their batches is like the others. nnterp runs in an environment of its own
-(benchmarks/peers/README.md).
+(benchmarks/peers/README.md). With --against, only lenscope runs, this checkout's and another's.
 
     python benchmarks/sweep.py --nnterp PYTHON
+    python benchmarks/sweep.py --against OTHER/src
 """
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import checkouts
 import sweep_baselines as plain
+import timing
 import torch
-from trajectory import call, status_kb
 
-HERE = Path(__file__).parent
+import lenscope as ls
+
 SOURCE = "Diana, Princess of Wales"
+# Ghandeharioun et al. 2024, §4.3: x is described
+TARGET = (
+    "Syria: Country in the Middle East, Leonardo DiCaprio: American actor, Samsung: South Korean multinational "
+    "major appliance and consumer electronics corporation, x"
+)
 TASKS = {"next token": 0, "16 tokens": 16}
 # rows per batch that were fastest for the batched way, and cells timed one by one
 BATCH = {0: 31, 16: 128}
@@ -53,81 +56,88 @@ class Bench:
     """The prompts on a loaded model, and each tool as a call that runs a task."""
 
     def __init__(self, model: str, device: str) -> None:
-        import lenscope as ls
-        from lenscope.engine import run as rows
-        from lenscope.models.provenance import model_hash
-        from lenscope.patchscopes import methods
-
         self.lm = ls.load(model)
         self.lm.model.to(device)
-        model_hash(self.lm.model)  # touches every page of the memory-mapped weights, so that none is charged to a run
-        self.target = methods.named("entity")
+        timing.touch(self.lm.model)
+        self.scope = ls.Patchscope(self.lm, ls.Target(TARGET))
         self.source = list(self.lm.prompt(SOURCE).ids)
-        self.ids = list(self.target.resolve(self.lm)[0].ids)
-        self.cells = plain.full_grid(self.lm.n_layers)
-        rows.fastest_exact_mode(self.lm)  # what is measured once of a model
-        self.scope: Callable[[], Any] = lambda: ls.Patchscope(self.lm, self.target)
+        self.ids = list(self.lm.prompt(TARGET).ids)
+        self.n_layers = len(self.lm.model.model.layers)
+        self.cells = plain.full_grid(self.n_layers)
+        # what is measured once of a model
+        states = self.lm.read(self.source, positions=-1)
+        self.scope.predict(states, [(1, 1)])
+        self.scope.generate(states, [(1, 1)], max_new_tokens=2)
 
     def lenscope(self, new: int, stopping: bool = False):
         states = self.lm.read(self.source, positions=-1)
         if not new:
-            return self.scope().predict(states)
+            return self.scope.predict(states)
         if stopping:
-            return self.scope().generate(states, max_new_tokens=new)
+            return self.scope.generate(states, max_new_tokens=new)
         with unending(self.lm):
-            return self.scope().generate(states, max_new_tokens=new)
+            return self.scope.generate(states, max_new_tokens=new)
 
-    def batched(self, new: int, share_prefix: bool = False, cells: list[plain.Cell] | None = None) -> plain.Found:
+    def batched(self, new: int, share_prefix: bool = False, cells: list[plain.Cell] | None = None) -> plain.CellTokens:
         return plain.batched(self.lm.model, self.source, self.ids, cells, BATCH[new], new, share_prefix)
 
-    def one_by_one(self, new: int) -> plain.Found:
+    def one_by_one(self, new: int) -> plain.CellTokens:
         return plain.one_by_one(self.lm.model, self.source, self.ids, plain.spread(self.cells, SAMPLE[new]), new)
 
     def passes(self, new: int, written=None) -> list[list[int]]:
-        first = [plain.next_token_rows(self.lm.n_layers)]
-        return first + (plain.decoding_rows(self.lm.n_layers, written, new) if new else [])
+        first = [plain.next_token_rows(self.n_layers)]
+        return first + (plain.decoding_rows(self.n_layers, written, new) if new else [])
+
+    def floor(self, new: int, written=None) -> plain.Floor:
+        return plain.floor(self.lm.model, len(self.ids), self.passes(new, written))
 
 
-def agree(bench: Bench, new: int) -> dict[str, Any]:
-    """What lenscope and the batched way found on a sample of the cells, compared; and what a whole grid wrote."""
-    some = plain.spread(bench.cells, SAMPLE[new] * 4)
+def agree(bench: Bench, new: int) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """What lenscope and the batched way give on a sample of the cells, compared; and what a whole grid wrote."""
+    sample = plain.spread(bench.cells, SAMPLE[new] * 4)
     grid = bench.lenscope(new)
-    numbers = [bench.cells.index(cell) for cell in some]
-    found = bench.batched(new, cells=some)
-    same = (torch.from_numpy(grid.ids[numbers]) == found.ids.cpu()).float()
-    report: dict[str, Any] = {"cells": len(some), "equal_ids": float(same.mean())}
-    if found.log_probs is not None:
-        gap = torch.from_numpy(grid.log_probs[numbers])[:, 0] - found.log_probs[:, 0].cpu()
-        report["top_log_prob_gap"] = float(gap.abs().max())
-    side = bench.lm.n_layers + 1
-    return {**report, "written": grid.ids.reshape(side, side, -1).tolist() if new else None}
+    numbers = [bench.cells.index(cell) for cell in sample]
+    batched = bench.batched(new, cells=sample)
+    same = (torch.from_numpy(grid.ids[numbers]) == batched.ids.cpu()).float()
+    agreement: dict[str, Any] = {"cells": len(sample), "equal_ids": float(same.mean())}
+    if batched.log_probs is not None:
+        gap = torch.from_numpy(grid.log_probs[numbers])[:, 0] - batched.log_probs[:, 0].cpu()
+        agreement["top_log_prob_gap"] = float(gap.abs().max())
+    side = bench.n_layers + 1
+    return agreement, torch.from_numpy(grid.ids).reshape(side, side, -1) if new else None
 
 
-def child(model: str, device: str, new: int, repeats: int) -> None:
-    """In a process of its own: check, then time the tools in turn."""
-    bench = Bench(model, device)
-    report = agree(bench, new)
-    written = torch.tensor(report.pop("written")) if new else None
+def child(what: str, tool: str, new: int, args: argparse.Namespace) -> None:
+    """In a process of its own: all tools in turn; the memory of one tool; or memory and times of lenscope alone."""
+    bench = Bench(args.model, args.device)
+    if what == "tools":
+        compare_tools(bench, new, args)
+        return
+    peak_mb = memory(bench, tool, new, args.device)
+    clocks = {"lenscope": timing.clock(lambda: bench.lenscope(new), device=args.device)} if what == "alone" else {}
+    timing.answer(timing.in_turn(clocks, args.repeats), peak_mb)
+
+
+def compare_tools(bench: Bench, new: int, args: argparse.Namespace) -> None:
+    """Check that the tools agree, then time them in turn."""
+    agreement, written = agree(bench, new)
     count = len(bench.cells)
-    by_hand: dict[str, Callable[[], Any]] = {
+    runs: dict[str, Callable[[], Any]] = {
         "lenscope": lambda: bench.lenscope(new),
-        "floor": lambda: plain.floor(bench.lm.model, len(bench.ids), bench.passes(new, written)),
         "batched": lambda: bench.batched(new),
         "prefix": lambda: bench.batched(new, share_prefix=True),
         "one": lambda: bench.one_by_one(new),
     }
     if new:
-        by_hand["stopping"] = lambda: bench.lenscope(new, stopping=True)
-    times: dict[str, list[float]] = {tool: [] for tool in by_hand}
-    flops = by_hand["floor"]().flops  # and touches what it needs
-    for _ in range(repeats):
-        for tool, run in by_hand.items():
-            began = time.perf_counter()
-            found = run()
-            seconds = found.seconds if tool == "floor" else time.perf_counter() - began
-            times[tool].append(seconds * count / SAMPLE[new] if tool == "one" else seconds)
+        runs["stopping"] = lambda: bench.lenscope(new, stopping=True)
+    sampled = {"one": count / SAMPLE[new]}
+    clocks = {tool: timing.clock(run, sampled.get(tool, 1.0), args.device) for tool, run in runs.items()}
+    # the floor right after lenscope, whose ratio to it is the closest
+    clocks = {"lenscope": clocks.pop("lenscope"), "floor": lambda: bench.floor(new, written).seconds, **clocks}
+    flops = bench.floor(new, written).flops  # and touches what it needs
     apart = sum(2 * n * m.weight.numel() for n, m in unshared(bench, new)) if new else flops
-    print(json.dumps({"times": times, "flops": flops, "flops_apart": apart, "cells": count, "agreement": report}))
+    times = timing.in_turn(clocks, args.repeats)
+    timing.answer(times, flops=flops, flops_apart=apart, cells=count, agreement=agreement)
 
 
 def unshared(bench: Bench, new: int):
@@ -140,25 +150,16 @@ def unshared(bench: Bench, new: int):
             yield from ((n, m) for m in products)
 
 
-def peak(model: str, device: str, new: int, tool: str) -> None:
-    """In a process of its own: the peak memory of one run above the loaded model."""
-    bench = Bench(model, device)
+def memory(bench: Bench, tool: str, new: int, device: str) -> float:
+    """The peak memory of one run above the loaded model, of the plain ways on a few of their batches."""
+    sample = plain.spread(bench.cells, 2 * BATCH[new])
     runs: dict[str, Callable[[], Any]] = {
         "lenscope": lambda: bench.lenscope(new),
-        "batched": lambda: bench.batched(new, cells=plain.spread(bench.cells, 2 * BATCH[new])),
-        "prefix": lambda: bench.batched(new, share_prefix=True, cells=plain.spread(bench.cells, 2 * BATCH[new])),
+        "batched": lambda: bench.batched(new, cells=sample),
+        "prefix": lambda: bench.batched(new, share_prefix=True, cells=sample),
         "one": lambda: bench.one_by_one(new),
     }
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        runs[tool]()
-        print(json.dumps({"peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}))
-        return
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    before_kb = status_kb("VmRSS")
-    runs[tool]()
-    print(json.dumps({"peak_mb": (status_kb("VmHWM") - before_kb) / 1000}))
+    return timing.peak_above(runs[tool], device)
 
 
 NAMES = {
@@ -171,75 +172,77 @@ NAMES = {
 }
 
 
-def measure(model: str, new: int, args: argparse.Namespace) -> dict[str, Any]:
-    me = [sys.executable, __file__, "--model", model, "--device", args.device, "--repeats", str(args.repeats)]
-    found = call([*me, "--child", str(new)])
-    if isinstance(found, str):
-        raise SystemExit(f"{model}: {found}")
-    mine = found["times"]["lenscope"]
+COLUMNS: timing.Columns = {
+    "tool": ("", 48, ""),
+    "median_s": ("median s", 10, ".2f"),
+    "ratio": ("× lenscope", 24, ".2f"),
+    "peak_mb": ("peak MB above the model", 26, ".0f"),
+}
+
+
+def own_options(args: argparse.Namespace, repeats: int) -> list[str]:
+    return ["--model", args.model, "--device", args.device, "--repeats", str(repeats), "--child"]
+
+
+def measure(new: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What the tools' figures are, a row each, and how much work and agreement there is."""
+    own = own_options(args, args.repeats)
+    timed = timing.child([*own, "tools", "all", str(new)])
     rows = []
-    for tool, times in found["times"].items():
-        memory = call([*me, "--peak", str(new), tool]) if tool in ("lenscope", "batched", "prefix", "one") else {}
-        ratio = statistics.median(a / b for a, b in zip(times, mine, strict=True))
-        rows.append({"tool": NAMES[tool], "median_s": statistics.median(times), "to_lenscope": ratio, **memory})
+    for tool, row in timing.summary(timed.pop("times"), "lenscope").items():
+        if tool in ("lenscope", "batched", "prefix", "one"):
+            row["peak_mb"] = timing.child([*own, "memory", tool, str(new)])["peak_mb"]
+        rows.append({"tool": NAMES[tool], **row})
     if args.nnterp:
-        rows += [nnterp(model, new, task, args) for task in (("generate",) if new else ("lens", "grid"))]
-    return {"rows": rows, **{k: v for k, v in found.items() if k != "times"}}
+        rows += [nnterp(new, task, args) for task in (("generate",) if new else ("lens", "grid"))]
+    return {"rows": rows, **{key: timed[key] for key in ("flops", "flops_apart", "cells", "agreement")}}
 
 
-def nnterp(model: str, new: int, task: str, args: argparse.Namespace) -> dict[str, Any]:
-    bench = Bench(model, "cpu")
+def nnterp(new: int, task: str, args: argparse.Namespace) -> dict[str, Any]:
+    bench = Bench(args.model, "cpu")
+    prompts, where = {"source": bench.source, "target": bench.ids}, bench.lm.model.name_or_path
+    del bench
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ids.json"
-        file.write_text(json.dumps({"source": bench.source, "target": bench.ids}))
-        where = bench.lm.model.name_or_path
-        del bench
-        found = call([args.nnterp, str(HERE / "peers" / "nnterp_sweep.py"), "--task", task, "--model", where,
-                      "--repeats", str(min(args.repeats, 3)), "--new-tokens", str(new or 1),
-                      "--ids-json", str(file)])  # fmt: skip
-    if isinstance(found, str):
-        return {"tool": f"nnterp {task}", "note": found[:120]}
+        file.write_text(json.dumps(prompts))
+        ran = timing.call([args.nnterp, str(timing.PEERS / "nnterp_sweep.py"), "--task", task, "--model", where,
+                           "--repeats", str(min(args.repeats, 3)), "--new-tokens", str(new or 1),
+                           "--ids-json", str(file)])  # fmt: skip
+    if "note" in ran:
+        return {"tool": f"nnterp {task}", **ran}
     return {
-        "tool": f"(c) nnterp {found['version']} {task}, {found.get('cells', '')} cells",
-        "median_s": found["median_s"],
-        "peak_mb": found["peak_rss_mb"] - found["loaded_rss_mb"],
+        "tool": f"(c) nnterp {ran['version']} {task}, {ran.get('cells', '')} cells",
+        "median_s": ran["median_s"],
+        "peak_mb": ran["peak_rss_mb"] - ran["loaded_rss_mb"],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="laid out as Llama is")
+    parser = timing.options(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--nnterp", help="python of an environment with nnterp")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    checkouts.add_option(parser)
     args = parser.parse_args()
-    if args.child is not None:
-        child(args.model, args.device, args.child, args.repeats)
+    if args.child:
+        what, tool, new = args.child
+        child(what, tool, int(new), args)
         return
-    if args.peak:
-        peak(args.model, args.device, int(args.peak[0]), args.peak[1])
+    timing.print_machine()
+    if args.against:
+        works = {f"grid, {task}": [*own_options(args, 3), "alone", "lenscope", str(TASKS[task])] for task in args.tasks}
+        results = checkouts.compare(works, args.against, args.repeats)
+        timing.print_closing("sweep, two checkouts", results, model=args.model)
         return
     results = {}
     for task in args.tasks:
-        results[task] = found = measure(args.model, TASKS[task], args)
-        print(f"\n{args.model}, {found['cells']} cells, {task}, float32; agreement {found['agreement']}")
-        print(f"floor {found['flops'] / 1e9:.0f} GFLOP, {found['flops_apart'] / 1e9:.0f} without shared histories")
-        print(f"{'':<48}{'median s':>10}{'× lenscope':>12}{'peak MB above the model':>26}")
-        for row in found["rows"]:
-            if "note" in row:
-                print(f"{row['tool']:<48}  {row['note']}")
-                continue
-            ratio, memory = row.get("to_lenscope"), row.get("peak_mb")
-            print(
-                f"{row['tool']:<48}{row['median_s']:>10.2f}{'' if ratio is None else f'{ratio:.2f}':>12}"
-                f"{'' if memory is None else f'{memory:.0f}':>26}",
-                flush=True,
-            )
-    machine = {"cpus": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
-    print(json.dumps({"benchmark": "sweep", "model": args.model, "machine": machine, "results": results}))
+        results[task] = grid = measure(TASKS[task], args)
+        print(f"\n{args.model}, {grid['cells']} cells, {task}, float32; agreement {grid['agreement']}")
+        print(f"floor {grid['flops'] / 1e9:.0f} GFLOP, {grid['flops_apart'] / 1e9:.0f} without shared histories")
+        timing.print_heading(COLUMNS)
+        for row in grid["rows"]:
+            timing.print_row(COLUMNS, row)
+    timing.print_closing("sweep", results, model=args.model)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ Cell = tuple[int, int]  # source layer, target layer
 
 
 @dataclass(frozen=True)
-class Found:
+class CellTokens:
     """One row per cell, in the order of the cells: token ids (N, K), and for the next token their log-probabilities.
 
     K is the five likeliest next tokens, or the tokens written one after another.
@@ -33,12 +33,6 @@ class Found:
 
     ids: Tensor
     log_probs: Tensor | None = None
-
-    def grid(self) -> "Found":
-        """The rows of a full grid as (source layers, target layers, K)."""
-        side = round(len(self.ids) ** 0.5)
-        shape = (side, side, -1)
-        return Found(self.ids.view(shape), None if self.log_probs is None else self.log_probs.view(shape))
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def batched(
     batch: int = 64,
     new_tokens: int = 0,
     share_prefix: bool = False,
-) -> Found:
+) -> CellTokens:
     """The cells (default: the full grid) in batches of `batch` rows, from one source pass.
 
     `new_tokens` 0 gives the likeliest next tokens, else greedy continuations of that length. With `share_prefix` the
@@ -82,18 +76,18 @@ def batched(
     prefix = cached(model, target[:-1]) if share_prefix else None
     parts = []
     for start in range(0, len(order), batch):
-        some = [cells[n] for n in order[start : start + batch]]
-        ids = torch.tensor([target]).expand(len(some), -1)
+        part = [cells[n] for n in order[start : start + batch]]
+        ids = torch.tensor([target]).expand(len(part), -1)
         with ExitStack() as undo:
-            for layer in {t for _, t in some}:
-                rows = [row for row, (_, t) in enumerate(some) if t == layer]
-                vectors = states[[some[row][0] for row in rows]]
+            for layer in {t for _, t in part}:
+                rows = [row for row, (_, t) in enumerate(part) if t == layer]
+                vectors = states[[part[row][0] for row in rows]]
                 undo.enter_context(patched(model, layer, rows, vectors))
-            past = None if prefix is None else copied(prefix, len(some))
+            past = None if prefix is None else copied(prefix, len(part))
             parts.append(continued(model, ids, new_tokens, past) if new_tokens else likeliest(model, ids, past))
     back = torch.tensor(order).argsort()
     log_probs = [p.log_probs for p in parts if p.log_probs is not None]
-    return Found(torch.cat([p.ids for p in parts])[back], torch.cat(log_probs)[back] if log_probs else None)
+    return CellTokens(torch.cat([p.ids for p in parts])[back], torch.cat(log_probs)[back] if log_probs else None)
 
 
 # -- cell by cell
@@ -102,7 +96,7 @@ def batched(
 @torch.no_grad()
 def one_by_one(
     model: PreTrainedModel, source: Sequence[int], target: Sequence[int], cells: Sequence[Cell], new_tokens: int = 0
-) -> Found:
+) -> CellTokens:
     """The cells one after another, each with a source pass and a target pass of its own.
 
     Kinder than the authors' code in one respect, the head: theirs unembeds every position of both passes.
@@ -114,7 +108,7 @@ def one_by_one(
         with patched(model, target_layer, [0], vector):
             parts.append(continued(model, ids, new_tokens) if new_tokens else likeliest(model, ids))
     log_probs = [p.log_probs for p in parts if p.log_probs is not None]
-    return Found(torch.cat([p.ids for p in parts]), torch.cat(log_probs) if log_probs else None)
+    return CellTokens(torch.cat([p.ids for p in parts]), torch.cat(log_probs) if log_probs else None)
 
 
 # -- what both use
@@ -170,15 +164,15 @@ def copied(cache: Cache, rows: int) -> Cache:
     return own
 
 
-def likeliest(model: PreTrainedModel, ids: Tensor, past: Cache | None = None) -> Found:
+def likeliest(model: PreTrainedModel, ids: Tensor, past: Cache | None = None) -> CellTokens:
     fed = ids if past is None else ids[:, past.get_seq_length() :]
     out = model(input_ids=fed, past_key_values=past, use_cache=past is not None, logits_to_keep=1)
     logits = out.logits[:, -1]
     top = logits.topk(TOP)
-    return Found(top.indices, top.values - logits.logsumexp(-1, keepdim=True))
+    return CellTokens(top.indices, top.values - logits.logsumexp(-1, keepdim=True))
 
 
-def continued(model: PreTrainedModel, ids: Tensor, new_tokens: int, past: Cache | None = None) -> Found:
+def continued(model: PreTrainedModel, ids: Tensor, new_tokens: int, past: Cache | None = None) -> CellTokens:
     """Greedy, exactly `new_tokens` long: an end-of-text token is written like any other and ends nothing."""
     pinned = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0, use_cache=True
@@ -189,7 +183,7 @@ def continued(model: PreTrainedModel, ids: Tensor, new_tokens: int, past: Cache 
         out = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=past)
     finally:
         model.generation_config = own
-    return Found(out[:, ids.shape[1] :])
+    return CellTokens(out[:, ids.shape[1] :])
 
 
 # -- the floor

@@ -3,39 +3,36 @@
 Every figure is a median over repeats. Ratios pair a repeat with the floor measured right after it in the same
 process: one forward pass plus one unembedding of the same rows per layer. Memory is the peak resident set above the
 loaded model, each tool in a process of its own. Peers run in environments of their own (benchmarks/peers/README.md).
+With --against, only lenscope runs, this checkout's and another's.
 
     python benchmarks/trajectory.py --models smollm2-135m gemma3-270m --tl PYTHON --tuned PYTHON
+    python benchmarks/trajectory.py --against OTHER/src
 """
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).parent
-TEXT = HERE.parent / "LICENSE"  # English prose that is always there
+import checkouts
+import timing
 
+import lenscope as ls
 
-def status_kb(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1])
-    raise KeyError(name)
+TEXT = timing.HERE.parent / "LICENSE"  # English prose that is always there
+COLUMNS: timing.Columns = {
+    "tool": ("", 40, ""),
+    "median_s": ("median s", 10, ".2f"),
+    "ratio": ("× floor", 20, ".2f"),
+    "peak_mb": ("peak MB above the model", 26, ".0f"),
+}
 
 
 def prepared(model: str, tokens: int):
-    import lenscope as ls
-    from lenscope.models.provenance import model_hash
-
     lm = ls.load(model)
-    model_hash(lm.model)  # touches every page of the memory-mapped weights, so that none is charged to the run
+    timing.touch(lm.model)
     ids = list(lm.prompt(TEXT.read_text()).ids)[:tokens]
     return lm, ids
 
@@ -63,8 +60,6 @@ def plain(lm, ids) -> None:
 
 
 def trajectory(lm, ids) -> None:
-    import lenscope as ls
-
     ls.Lens(lm).trajectory(ids)
 
 
@@ -72,117 +67,87 @@ TOOLS = {"lenscope": trajectory, "floor": floor, "plain": plain}
 
 
 def child(model: str, tools: list[str], tokens: int, repeats: int) -> None:
-    """In a process of its own: time `tools` in turn, and the peak memory of the first run of each."""
+    """In a process of its own: the peak memory of the first of `tools`, then the time of all of them in turn."""
     lm, ids = prepared(model, tokens)
     trajectory(lm, ids[:8])  # lazy imports and first-time checks
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    before = status_kb("VmRSS")
-    TOOLS[tools[0]](lm, ids)
-    peak = (status_kb("VmHWM") - before) / 1000
-    times: dict[str, list[float]] = {tool: [] for tool in tools}
-    for _ in range(repeats):
-        for tool in tools:
-            began = time.perf_counter()
-            TOOLS[tool](lm, ids)
-            times[tool].append(time.perf_counter() - began)
-    print(json.dumps({"peak_mb": peak, "times": times, "layers": lm.n_layers, "vocab": lm.vocab_size}))
+    peak_mb = timing.peak_above(lambda: TOOLS[tools[0]](lm, ids))
+    clocks = {tool: timing.clock(lambda tool=tool: TOOLS[tool](lm, ids)) for tool in tools}
+    layers, vocab = len(ls.Lens(lm).trajectory(ids[:2]).layers), lm.model.get_output_embeddings().weight.shape[0]
+    timing.answer(timing.in_turn(clocks, repeats), peak_mb, layers=layers, vocab=vocab)
 
 
-def call(command: list[str]) -> dict | str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    return (
-        json.loads(lines[-1])
-        if done.returncode == 0 and lines
-        else (done.stderr.strip().splitlines() or ["failed"])[-1]
-    )
-
-
-def measure(model: str, args: argparse.Namespace) -> Iterator[dict]:
-    me = [sys.executable, __file__, "--tokens", str(args.tokens), "--repeats", str(args.repeats), "--child", model]
-    paired = call([*me, "lenscope", "floor"])
-    if isinstance(paired, str):
-        raise SystemExit(f"{model}: {paired}")
-    mine, base = paired["times"]["lenscope"], paired["times"]["floor"]
-    floor_s = statistics.median(base)
-    ratio = statistics.median(a / b for a, b in zip(mine, base, strict=True))
-    yield {"tool": "lenscope", "median_s": statistics.median(mine), "to_floor": ratio, "peak_mb": paired["peak_mb"]}
-    alone = call([*me, "floor"])
-    yield {"tool": "floor", "median_s": floor_s, "to_floor": 1.0, "peak_mb": alone["peak_mb"]}
-    needed = 3 * (paired["layers"] + 1) * args.tokens * paired["vocab"] * 4 / 1e9
+def measure(model: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row of every tool: lenscope, the floor, the plain way if it fits into memory, and the peers there are."""
+    own = ["--tokens", str(args.tokens), "--repeats", str(args.repeats), "--child", model]
+    pair = timing.child([*own, "lenscope", "floor"])
+    rows = timing.summary(pair["times"], "floor")
+    yield {"tool": "lenscope", **rows["lenscope"], "peak_mb": pair["peak_mb"]}
+    yield {"tool": "floor", **rows["floor"], "peak_mb": timing.child([*own, "floor"])["peak_mb"]}
+    name, needed = "plain: all logits stacked", 3 * pair["layers"] * args.tokens * pair["vocab"] * 4 / 1e9
     if needed < args.memory:
-        row = call([*me, "plain", "floor"])
-        pairs = zip(row["times"]["plain"], row["times"]["floor"], strict=True)
-        to_floor = statistics.median(a / b for a, b in pairs)
-        seconds = statistics.median(row["times"]["plain"])
-        yield {
-            "tool": "plain: all logits stacked",
-            "median_s": seconds,
-            "to_floor": to_floor,
-            "peak_mb": row["peak_mb"],
-        }
+        stacked = timing.child([*own, "plain", "floor"], may_fail=True)
+        if "note" in stacked:
+            yield {"tool": name, **stacked}
+        else:
+            yield {"tool": name, **timing.summary(stacked["times"], "floor")["plain"], "peak_mb": stacked["peak_mb"]}
     else:
-        yield {"tool": "plain: all logits stacked", "note": f"needs about {needed:.0f} GB: not run"}
+        yield {"tool": name, "note": f"needs about {needed:.0f} GB: not run"}
     for tool, python, script in (
         ("transformer-lens logit_lens", args.tl, "transformer_lens_trajectory.py"),
         ("tuned-lens PredictionTrajectory", args.tuned, "tuned_lens_trajectory.py"),
     ):
         if python:
-            yield peer(tool, python, HERE / "peers" / script, model, args, floor_s)
+            yield peer(tool, [python, str(timing.PEERS / script)], model, args, rows["floor"]["median_s"])
 
 
-def peer(tool: str, python: str, script: Path, model: str, args: argparse.Namespace, floor_s: float) -> dict:
+def peer(tool: str, command: list[str], model: str, args: argparse.Namespace, floor_s: float) -> dict[str, Any]:
     lm, ids = prepared(model, args.tokens)
+    where = lm.model.name_or_path
+    del lm
+    repeats = str(min(args.repeats, 3))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ids.json"
         file.write_text(json.dumps(ids))
-        where = lm.model.name_or_path
-        del lm
-        repeats = str(min(args.repeats, 3))
-        found = call([python, str(script), "--model", where, "--tokens", str(args.tokens), "--repeats", repeats,
-                      "--ids-json", str(file)])  # fmt: skip
-    if isinstance(found, str):
-        return {"tool": tool, "note": found[:120]}
-    peak = found["peak_rss_mb"] - found["loaded_rss_mb"]
+        ran = timing.call([*command, "--model", where, "--tokens", str(args.tokens), "--repeats", repeats,
+                           "--ids-json", str(file)])  # fmt: skip
+    if "note" in ran:
+        return {"tool": tool, **ran}
     return {
-        "tool": f"{tool} {found['version']}",
-        "median_s": found["median_s"],
-        "to_floor": found["median_s"] / floor_s,
-        "peak_mb": peak,
+        "tool": f"{tool} {ran['version']}",
+        "median_s": ran["median_s"],
+        "ratio": ran["median_s"] / floor_s,
+        "peak_mb": ran["peak_rss_mb"] - ran["loaded_rss_mb"],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.options(__doc__, model=False)
     parser.add_argument("--models", nargs="+", default=["smollm2-135m"])
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", type=float, default=16, help="GB that the plain way may take")
     parser.add_argument("--tl", help="python of an environment with transformer-lens")
     parser.add_argument("--tuned", help="python of an environment with tuned-lens")
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    checkouts.add_option(parser)
     args = parser.parse_args()
     if args.child:
         child(args.child[0], args.child[1:], args.tokens, args.repeats)
+        return
+    timing.print_machine()
+    if args.against:
+        own = ["--tokens", str(args.tokens), "--repeats", "3", "--child"]
+        works = {f"{model}, {args.tokens} tokens": [*own, model, "lenscope"] for model in args.models}
+        results = checkouts.compare(works, args.against, args.repeats)
+        timing.print_closing("trajectory, two checkouts", results, tokens=args.tokens)
         return
     results = {}
     for model in args.models:
         results[model] = []
         print(f"\n{model}, {args.tokens} tokens, all layers, float32")
-        print(f"{'':<40}{'median s':>10}{'× floor':>10}{'peak MB above the model':>26}")
+        timing.print_heading(COLUMNS)
         for row in measure(model, args):
             results[model].append(row)
-            if "note" in row:
-                print(f"{row['tool']:<40}  {row['note']}", flush=True)
-            else:
-                print(
-                    f"{row['tool']:<40}{row['median_s']:>10.2f}{row['to_floor']:>10.2f}{row['peak_mb']:>26.0f}",
-                    flush=True,
-                )
-    import torch
-
-    machine = {"cpus": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
-    print(json.dumps({"benchmark": "trajectory", "tokens": args.tokens, "machine": machine, "results": results}))
+            timing.print_row(COLUMNS, row)
+    timing.print_closing("trajectory", results, tokens=args.tokens)
 
 
 if __name__ == "__main__":
