@@ -12,7 +12,7 @@ import torch
 
 from lenscope.contents import same
 from lenscope.errors import LenscopeError
-from lenscope.files import pickles
+from lenscope.files.pickles import read_pickle
 
 
 def saved(value, path, **options):
@@ -47,7 +47,7 @@ def test_tensors_and_plain_values_are_read_as_torch_reads_them(tmp_path, old):
     if old:
         del value["eight"]
     path = saved(value, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
-    wanted, found = torch.load(path, weights_only=True), pickles.load(path)
+    wanted, found = torch.load(path, weights_only=True), read_pickle(path)
     assert list(found) == list(wanted)
     for name, one in wanted.items():
         if isinstance(one, torch.Tensor):
@@ -61,7 +61,7 @@ def test_tensors_and_plain_values_are_read_as_torch_reads_them(tmp_path, old):
 
 def test_the_state_of_a_module_is_read(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
-    found = pickles.load(saved(module.state_dict(), tmp_path / "a.pt"))
+    found = read_pickle(saved(module.state_dict(), tmp_path / "a.pt"))
     assert all(found[k].equal(v) for k, v in module.state_dict().items())
 
 
@@ -80,7 +80,7 @@ class Allocates:
 def test_what_is_more_than_tensors_is_not_loaded(tmp_path, capsys, value, old):
     path = saved({"a": value}, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
     with pytest.raises(LenscopeError, match="could run code; it was not loaded"):
-        pickles.load(path)
+        read_pickle(path)
     assert capsys.readouterr().out == ""
 
 
@@ -95,7 +95,7 @@ def test_tensors_that_are_not_dense_are_named(tmp_path):
         for kind, tensor in kinds.items():
             path = saved({"w": tensor}, tmp_path / "a.pt")
             with pytest.raises(LenscopeError, match=f"holds a {kind} tensor|could run code"):
-                pickles.load(path)
+                read_pickle(path)
 
 
 def rewritten(path, change, compression=zipfile.ZIP_STORED):
@@ -115,7 +115,7 @@ def test_a_wrong_checksum_is_seen(tmp_path):
     path.write_bytes(content)
     torch.load(path, weights_only=True)  # does not see it
     with pytest.raises(LenscopeError, match=r"is damaged.*CRC"):
-        pickles.load(path)
+        read_pickle(path)
 
 
 def test_every_entry_is_checked(tmp_path):
@@ -124,7 +124,7 @@ def test_every_entry_is_checked(tmp_path):
     at = content.index(b"3\n")  # the entry that says the version, which nothing is read from
     path.write_bytes(content[:at] + b"2\n" + content[at + 2 :])
     with pytest.raises(LenscopeError, match="is damaged"):
-        pickles.load(path)
+        read_pickle(path)
 
 
 @pytest.fixture
@@ -163,23 +163,23 @@ def test_small_pickles_that_want_much_memory(tmp_path, little_memory, name, zipp
     else:
         path.write_bytes(BOMBS[name])
     with pytest.raises(LenscopeError) as told:
-        pickles.load(path)
+        read_pickle(path)
     assert str(told.value).isprintable()
 
 
 def test_a_far_place_in_the_memo_takes_no_room(tmp_path, little_memory):
     path = saved({}, tmp_path / "a.pt")
     far = program(b"Nr\xff\xff\xff\xff")
-    assert pickles.load(rewritten(path, lambda name, raw: far if name.endswith("data.pkl") else raw)) is None
+    assert read_pickle(rewritten(path, lambda name, raw: far if name.endswith("data.pkl") else raw)) is None
 
 
 def test_entries_that_unpack_to_much_more_than_the_file(tmp_path, little_memory):
     path = saved({"w": torch.zeros(80_000_000, dtype=torch.uint8)}, tmp_path / "a.pt")
     small = rewritten(path, lambda _, content: content, zipfile.ZIP_DEFLATED)
-    assert pickles.load(small)["w"].sum() == 0
+    assert read_pickle(small)["w"].sum() == 0
     rewritten(path, lambda name, content: content * 4 if "/data/" in name else content, zipfile.ZIP_DEFLATED)
     with pytest.raises(LenscopeError, match=r"say that they hold 320,000,\d+ bytes"):
-        pickles.load(path)
+        read_pickle(path)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -196,7 +196,7 @@ def test_storages_and_tensors_that_are_larger_than_what_is_there(tmp_path, littl
         else:
             rewritten(path, lambda name, raw, change=change: change(raw) if name.endswith("data.pkl") else raw)
         with pytest.raises(LenscopeError, match="is damaged"):
-            pickles.load(path)
+            read_pickle(path)
 
 
 def test_files_that_are_none(tmp_path):
@@ -205,4 +205,4 @@ def test_files_that_are_none(tmp_path):
     for content in (b"", b"PK\x03\x04", b"\x80", plain.getvalue(), b"x" * 100):
         (tmp_path / "a.pt").write_bytes(content)
         with pytest.raises(LenscopeError, match=r"is damaged|could run code"):
-            pickles.load(tmp_path / "a.pt")
+            read_pickle(tmp_path / "a.pt")

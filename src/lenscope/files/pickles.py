@@ -58,7 +58,7 @@ _STORAGES = {
 }
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def read_pickle(path: str | os.PathLike[str]) -> Any:
     """What `torch.save` wrote: tensors, on the CPU, and plain values in dictionaries, lists and tuples; runs no code.
 
     Raises LenscopeError for a file that holds anything else, that is damaged, or that declares more than it holds.

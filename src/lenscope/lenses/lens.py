@@ -4,7 +4,7 @@ Knows: which states to read, which distribution is the final one, how prompts be
 Does not know: how logits are reduced (reduction.py), how translators are fitted, how results look.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -15,7 +15,7 @@ from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.trajectory import Trajectory
 from lenscope.mappings import mapping as mappings
-from lenscope.mappings.mapping import PairMapping
+from lenscope.mappings.mapping import PairMapping, StateMap
 from lenscope.measures.streamed import diverge, reduce
 from lenscope.models.batches import TOKENS_PER_RUN
 from lenscope.models.hidden_states import HiddenStates
@@ -24,10 +24,6 @@ from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
-
-# f(h), f(h, layer) or f(h, layer, n_layers): hidden states (..., D) of a layer → states (..., D) as the last layer
-# would have them
-StateMap = Callable[..., Tensor]
 
 
 class Lens:

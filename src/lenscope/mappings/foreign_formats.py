@@ -1,4 +1,19 @@
-"""mappings.foreign_formats"""
+"""Lenses in the formats of other packages: tuned-lens, read and written, and jacobian-lens, read.
+
+Knows: what stands in their files, how they name layers and models. Does not know: where files lie (lens_files.py).
+
+tuned-lens (Belrose et al. 2023; its nn/lenses.py, versions 0.0.x to 0.2.0): a folder with config.json and params.pt,
+a state dict of `{l}.weight` W (D, D) and `{l}.bias` b (D) for the layers 0…n_layers-1, with A = I + W. Before 0.1 the
+keys were `input_translator.…` for layer 0 and `layer_translators.{l-1}.…` for layer l ("probe" or "adapter" still
+earlier), beside the model's own norm and unembedding. On the hub: the space AlignmentResearch/tuned-lens, folder
+lens/MODEL.
+
+Jacobian lens (Gurnee et al. 2026; anthropics/jacobian-lens, jlens/lens.py, read in copies of it; TransformerLens 4.3
+reads and writes the same): one .pt file with J {block: (D, D)}, in float16, n_prompts, source_layers, d_model. Blocks
+count from 0, so the output of block k is layer k + 1 here; J maps it to the last block's output before the final norm.
+TransformerLens adds metadata with model_name and target_layer. On the hub: neuronpedia/jacobian-lens,
+MODEL/jlens/CORPUS/NAME_jacobian_lens.pt.
+"""
 
 import hashlib
 import json
@@ -13,15 +28,14 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.files.kinds import CONFIG
 from lenscope.files.writing import whole_file
 from lenscope.mappings.mapping import Affine, LowRank, Pair, PairMapping, Scale
 from lenscope.models.language_model import LM
 from lenscope.models.likeness import model_identity
 from lenscope.models.loading import BUILT_IN
 
-CONFIG, PARAMS = "config.json", ("params.pt", "params.safetensors")
-
-
+PARAMS = ("params.pt", "params.safetensors")
 # what the files of tuned-lens before 0.1 hold beside translators: copies of the model's own readout
 _READOUT = ("layer_norm.", "unembedding.")
 
@@ -32,17 +46,17 @@ def export_tuned_lens(mapping: PairMapping, folder: str | os.PathLike[str]) -> N
     Raises LenscopeError unless the mapping goes from every layer of a model, but the last, to its last.
     """
     n_layers, size = mapping.source["n_layers"], mapping.source["hidden_size"]
-    found = [mapping.weights.get((layer, n_layers), mapping.weights.get(None)) for layer in range(n_layers)]
-    lacking = [layer for layer, weights in enumerate(found) if weights is None]
+    translators = [mapping.weights.get((layer, n_layers), mapping.weights.get(None)) for layer in range(n_layers)]
+    lacking = [layer for layer, weights in enumerate(translators) if weights is None]
     if mapping.source != mapping.target or lacking:
-        told = f"none from layer {lacking[0]}" if lacking else "one between two models"
+        reason = f"none from layer {lacking[0]}" if lacking else "one between two models"
         raise LenscopeError(
-            f"{mapping!r}: {told}; tuned-lens has translators from every layer 0–{n_layers - 1} to {n_layers}"
+            f"{mapping!r}: {reason}; tuned-lens has translators from every layer 0–{n_layers - 1} to {n_layers}"
         )
     state: OrderedDict[str, Tensor] = OrderedDict()
-    for layer, weights in enumerate(found):
+    for layer, weights in enumerate(translators):
         assert weights is not None
-        state[f"{layer}.weight"] = _residual(mapping, weights, size).float()
+        state[f"{layer}.weight"] = _residual_weight(mapping, weights, size).float()
         state[f"{layer}.bias"] = weights[-1].detach().cpu().clone()
     config = {
         "base_model_name_or_path": mapping.source["model"],
@@ -63,7 +77,7 @@ def export_tuned_lens(mapping: PairMapping, folder: str | os.PathLike[str]) -> N
         raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())[:200]})") from error
 
 
-def _residual(mapping: PairMapping, weights: tuple[Tensor, ...], size: int) -> Tensor:
+def _residual_weight(mapping: PairMapping, weights: tuple[Tensor, ...], size: int) -> Tensor:
     """W (D, D) of h + W h + b, in float64."""
     first, second, *_ = (w.detach().cpu().double() for w in weights)
     if isinstance(mapping, Affine):
@@ -74,7 +88,8 @@ def _residual(mapping: PairMapping, weights: tuple[Tensor, ...], size: int) -> T
     return (first - 1) * torch.eye(size, dtype=first.dtype)
 
 
-def _is_tuned_lens(config: dict[str, Any]) -> bool:
+def describes_tuned_lens(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a lens of the package tuned-lens."""
     # the config of a model may have d_model too
     return "d_model" in config and "model_type" not in config and bool({"num_hidden_layers", "num_layers"} & {*config})
 
@@ -87,17 +102,23 @@ def _weight(value: Tensor, where: str, key: Any) -> Tensor:
     return value
 
 
-def _tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where: str) -> Affine:
+def read_tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where: str) -> Affine:
+    """A lens of the package tuned-lens from its config and its tensors, for `lm`; layers it lacks are the identity.
+
+    Raises LenscopeError, about `where`, for one of another model or size, and for tensors that are no translators.
+    """
     n_layers = lm.n_layers
-    _fits(where, lm, config["d_model"], config.get("num_hidden_layers", config.get("num_layers")))
+    _check_sizes(where, lm, config["d_model"], config.get("num_hidden_layers", config.get("num_layers")))
     other = [k for k in ("extra_layers", "rank", "mlp_hidden_sizes", "sublayers", "share_weights") if config.get(k)]
     if other or config.get("reuse_unembedding") is False:
-        told = other[0] if other else "reuse_unembedding false"
-        raise LenscopeError(f"{where}: has {told}, of an early tuned-lens: more than one affine translator per layer")
+        feature = other[0] if other else "reuse_unembedding false"
+        raise LenscopeError(
+            f"{where}: has {feature}, of an early tuned-lens: more than one affine translator per layer"
+        )
     base = config.get("base_model_name_or_path")
-    known = _unembedding(config.get("unembed_hash"), lm)
+    known = _compare_unembedding(config.get("unembed_hash"), lm)
     if known != "equal":
-        _named(where, lm, base)
+        _check_model(where, lm, base)
     translators: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
         if str(key).startswith(_READOUT):
@@ -112,8 +133,8 @@ def _tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where: st
     size = lm.hidden_size
     weights: dict[Pair, tuple[Tensor, ...]] = {}
     for layer in range(n_layers):
-        found = translators.get(layer, {"weight": torch.zeros(size, size)})
-        w, b = found["weight"], found.get("bias", torch.zeros(size))
+        translator = translators.get(layer, {"weight": torch.zeros(size, size)})
+        w, b = translator["weight"], translator.get("bias", torch.zeros(size))
         if w.shape != (size, size) or b.shape != (size,):
             raise LenscopeError(
                 f"{where}: layer {layer} has a translator of shapes {tuple(w.shape)} and {tuple(b.shape)}; "
@@ -128,7 +149,7 @@ def _tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where: st
         "unembed_hash": known,
         "identity": missing,
     }
-    return _made(weights, report, lm, where)
+    return _affine(weights, report, lm, where)
 
 
 def _place(key: str) -> tuple[int | None, str]:
@@ -144,7 +165,7 @@ def _place(key: str) -> tuple[int | None, str]:
     return None, ""
 
 
-def _unembedding(hashed: Any, lm: LM) -> str:
+def _compare_unembedding(hashed: Any, lm: LM) -> str:
     """Whether the hash of an unembedding is that of `lm`: "equal", "different" or "unknown".
 
     tuned-lens hashes what numpy prints of the matrix, which is its corners to one digit; another dtype or another
@@ -159,7 +180,11 @@ def _unembedding(hashed: Any, lm: LM) -> str:
     return "equal" if hashlib.sha256(printed.encode()).hexdigest() == hashed else "different"
 
 
-def _jacobian_lens(content: dict[Any, Any], lm: LM, where: str) -> Affine:
+def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str) -> Affine:
+    """A Jacobian lens from what its file holds, for `lm`; layers it lacks are left out.
+
+    Raises LenscopeError, about `where`, for one of another model or size, and for what is no matrix by block.
+    """
     matrices = content["J"]
     if not matrices or not all(type(k) is int and isinstance(j, Tensor) for k, j in matrices.items()):
         raise LenscopeError(f"{where}: its J must hold matrices by block number")
@@ -171,9 +196,9 @@ def _jacobian_lens(content: dict[Any, Any], lm: LM, where: str) -> Affine:
     target = about.get("target_layer", lm.n_layers - 1)
     if target not in (-1, lm.n_layers - 1):
         raise LenscopeError(f"{where}: maps to block {target!r}; {lm.name} is read after block {lm.n_layers - 1}")
-    named = about.get("model_name") or _file_model(where)
+    named = about.get("model_name") or model_of_file(where)
     if named:
-        _named(where, lm, named)
+        _check_model(where, lm, named)
     blocks = sorted(matrices)
     whole = blocks == list(range(len(blocks)))
     if blocks[0] < 0 or blocks[-1] > lm.n_layers - 2 or (whole and not named and len(blocks) < lm.n_layers - 1):
@@ -195,15 +220,16 @@ def _jacobian_lens(content: dict[Any, Any], lm: LM, where: str) -> Affine:
     weights: dict[Pair, tuple[Tensor, ...]] = {
         (k + 1, lm.n_layers): (_weight(matrices[k], where, k).float(),) for k in blocks
     }
-    return _made(weights, report, lm, where)
+    return _affine(weights, report, lm, where)
 
 
-def _file_model(where: str) -> str | None:
-    found = re.fullmatch(r"(.+)_jacobian_lens(?:_n\d+)?\.pth?", Path(where).name)
-    return found[1] if found else None
+def model_of_file(where: str) -> str | None:
+    """The model that the name of a Jacobian-lens file says, as in gpt2_jacobian_lens.pt; None where it says none."""
+    match = re.fullmatch(r"(.+)_jacobian_lens(?:_n\d+)?\.pth?", Path(where).name)
+    return match[1] if match else None
 
 
-def _made(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: LM, where: str) -> Affine:
+def _affine(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: LM, where: str) -> Affine:
     model = model_identity(lm)
     try:
         return Affine(weights, model, model, report)
@@ -211,21 +237,22 @@ def _made(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: L
         raise LenscopeError(f"{where}: {error}") from error
 
 
-def _fits(where: str, lm: LM, size: Any, n_layers: Any) -> None:
+def _check_sizes(where: str, lm: LM, size: Any, n_layers: Any) -> None:
     if (size, n_layers) != (lm.hidden_size, lm.n_layers):
         raise LenscopeError(
             f"{where}: was fitted for {n_layers} layers of {size}; {lm.name} has {lm.n_layers} of {lm.hidden_size}"
         )
 
 
-def _names(lm: LM) -> set[str]:
+def names_of_model(lm: LM) -> set[str]:
+    """The names that a lens file may call a model, without its owner, in small letters."""
     built_in = BUILT_IN[lm.name].hub_id if lm.name in BUILT_IN else ""
     given = (lm.name, lm.source, built_in, lm.model.name_or_path)
     return {name.rstrip("/").rsplit("/", 1)[-1].lower() for name in given if name}
 
 
-def _named(where: str, lm: LM, base: Any) -> None:
-    if not isinstance(base, str) or base.rstrip("/").rsplit("/", 1)[-1].lower() not in _names(lm):
+def _check_model(where: str, lm: LM, base: Any) -> None:
+    if not isinstance(base, str) or base.rstrip("/").rsplit("/", 1)[-1].lower() not in names_of_model(lm):
         raise LenscopeError(
             f"{where}: was fitted for {base!r}, and {lm.name} is another model or another name of it; load the lens "
             "with that model, and move it with transferred(lm)"

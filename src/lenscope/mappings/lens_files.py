@@ -1,19 +1,7 @@
 """Fitted lenses from wherever they are: lenscope's folders, tuned-lens' folders, Jacobian-lens files, the hub.
 
-Knows: the files that other packages write, and where on the Hugging Face hub lenses are kept.
-Does not know: what lenses are used for.
-
-tuned-lens (Belrose et al. 2023; its nn/lenses.py, versions 0.0.x to 0.2.0): a folder with config.json and params.pt,
-a state dict of `{l}.weight` W (D, D) and `{l}.bias` b (D) for the layers 0…n_layers-1, with A = I + W. Before 0.1 the
-keys were `input_translator.…` for layer 0 and `layer_translators.{l-1}.…` for layer l ("probe" or "adapter" still
-earlier), beside the model's own norm and unembedding. On the hub: the space AlignmentResearch/tuned-lens, folder
-lens/MODEL.
-
-Jacobian lens (Gurnee et al. 2026; anthropics/jacobian-lens, jlens/lens.py, read in copies of it; TransformerLens 4.3
-reads and writes the same): one .pt file with J {block: (D, D)}, in float16, n_prompts, source_layers, d_model. Blocks
-count from 0, so the output of block k is layer k + 1 here; J maps it to the last block's output before the final norm.
-TransformerLens adds metadata with model_name and target_layer. On the hub: neuronpedia/jacobian-lens,
-MODEL/jlens/CORPUS/NAME_jacobian_lens.pt.
+Knows: which files make a lens, and where on the Hugging Face hub lenses are kept.
+Does not know: what stands in the files of other packages (foreign_formats.py), what lenses are used for.
 """
 
 import os
@@ -21,26 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from lenscope.errors import LenscopeError
-from lenscope.files import hub, pickles
-from lenscope.files.untrusted import read_json, read_safetensors
+from lenscope.files import hub
+from lenscope.files.kinds import CONFIG
+from lenscope.files.tensors import ENDINGS, read_tensors
+from lenscope.files.untrusted import read_json
 from lenscope.mappings.foreign_formats import (
-    CONFIG,
     PARAMS,
-    _file_model,
-    _is_tuned_lens,
-    _jacobian_lens,
-    _names,
-    _tuned_lens,
+    describes_tuned_lens,
+    model_of_file,
+    names_of_model,
+    read_jacobian_lens,
+    read_tuned_lens,
 )
 from lenscope.mappings.mapping import PairMapping, load_mapping
 from lenscope.models.language_model import LM
 
 SPACE = "AlignmentResearch/tuned-lens"
-_TENSORS = (".pt", ".pth", ".safetensors")
 
 
 def load_lens(where: str | os.PathLike[str], lm: LM) -> PairMapping:
-    """A fitted lens for `lm`: a mapping from its layers to its last, for `Lens(lm, f)` and for Patchscopes.
+    """Read a fitted lens for `lm`: a mapping from its layers to its last, for `Lens(lm, f)` and for Patchscopes.
 
     `where` is a folder or a hub repository that lenscope saved; a folder of the package tuned-lens, or the model's
     name in the hub space that its lenses are kept in; a Jacobian-lens file, or OWNER/REPOSITORY/PATH.pt, or a
@@ -57,12 +45,9 @@ def load_lens(where: str | os.PathLike[str], lm: LM) -> PairMapping:
         return _from_folder(path, lm)
     if path.is_file():
         return _from_file(path, lm, name)
-    if ("/" not in name and path.suffix in _TENSORS) or name.startswith((".", "/", "~")):
+    if ("/" not in name and path.suffix in ENDINGS) or name.startswith((".", "/", "~")):
         raise LenscopeError(f"{name}: no such file or folder")
     return _from_hub(name, lm)
-
-
-# -- files
 
 
 def _from_folder(folder: Path, lm: LM) -> PairMapping:
@@ -76,22 +61,22 @@ def _from_folder(folder: Path, lm: LM) -> PairMapping:
         mapping = load_mapping(folder)
         mapping.check(lm, lm)
         return mapping
-    if not _is_tuned_lens(config):
+    if not describes_tuned_lens(config):
         raise LenscopeError(f"{folder}: its {CONFIG} is not that of a lens; give a folder of lenscope or of tuned-lens")
     for name in PARAMS:
         if (folder / name).is_file():
-            return _tuned_lens(config, _tensors(folder / name), lm, str(folder))
+            return read_tuned_lens(config, read_tensors(folder / name), lm, str(folder))
     raise LenscopeError(f"{folder}: has the {CONFIG} of a tuned lens, but no {' or '.join(PARAMS)}; copy it there too")
 
 
 def _from_file(path: Path, lm: LM, name: str) -> PairMapping:
-    content = _tensors(path)
+    content = read_tensors(path)
     if not isinstance(content.get("J"), dict):
         beside = path.with_name(CONFIG)
         if path.name in PARAMS and beside.is_file():
             return _from_folder(path.parent, lm)
         raise LenscopeError(f"{path}: is no Jacobian lens: it has no J; for a tuned lens give the folder")
-    return _jacobian_lens(content, lm, name)
+    return read_jacobian_lens(content, lm, name)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -101,29 +86,9 @@ def _config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tensors(path: Path) -> dict[Any, Any]:
-    """A dictionary of tensors and plain values, on the CPU wherever they were saved from; never runs code."""
-    content: Any = read_safetensors(path) if path.suffix == ".safetensors" else pickles.load(path)
-    if not isinstance(content, dict):
-        raise LenscopeError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    return content
-
-
-# -- tuned-lens
-
-
-# -- Jacobian lens
-
-
-# -- belonging
-
-
-# -- the hub
-
-
 def _from_hub(name: str, lm: LM) -> PairMapping:
     parts = name.split("/")
-    if len(parts) > 2 and name.endswith(_TENSORS):
+    if len(parts) > 2 and name.endswith(ENDINGS):
         path = hub.fetch("/".join(parts[:2]), "/".join(parts[2:]), named=name)
         if path is not None:
             return _from_file(path, lm, name)
@@ -151,12 +116,12 @@ def _beside(name: str, path: Path) -> tuple[str, ...]:
     config = _config(path)
     if "kind" in config:
         return (str(config.get("weights")),)
-    return PARAMS if _is_tuned_lens(config) else ()
+    return PARAMS if describes_tuned_lens(config) else ()
 
 
 def _file_for(repo_id: str, lm: LM) -> str | None:
     """The Jacobian-lens file of a repository that is named after this model."""
-    fitting = [f for f in hub.files(repo_id) if (_file_model(f) or "").lower() in _names(lm)]
+    fitting = [f for f in hub.files(repo_id) if (model_of_file(f) or "").lower() in names_of_model(lm)]
     if len(fitting) > 1:
         raise LenscopeError(f"{repo_id}: has {len(fitting)} lenses for {lm.name}; give one, as {repo_id}/{fitting[0]}")
     return fitting[0] if fitting else None

@@ -1,7 +1,7 @@
 """Mappings f from hidden states of a source model to hidden states of a target model.
 
 Knows: how a mapping is called, which models and layers it was made for, its files and its place on the hub.
-Does not know: how they are fitted, how models are run, other packages' files (foreign.py).
+Does not know: how they are fitted, how models are run, other packages' files (foreign_formats.py).
 
 A mapping is any callable: f(h), f(h, layer) or f(h, layer, target_layer), with h (..., D) of the source's layer and a
 result (..., D*) as if it were of the target's layer. The classes here map each (layer, target layer) by weights of its
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import reading
+from lenscope.files.weights_folder import read_folder, write_folder
 from lenscope.models.identity import model_hash
 from lenscope.models.likeness import is_of, model_identity
 
@@ -35,12 +35,14 @@ if TYPE_CHECKING:
 FORMAT = 1
 STEM = "mapping"
 
+# f(h), f(h, layer) or f(h, layer, target_layer): states (..., D) of a layer → states (..., D*) of a target layer
+StateMap = Callable[..., Tensor]
 # a (layer, target layer); None stands for all that have no weights of their own
 Pair = tuple[int, int] | None
 
 
 def argument_count(f: Callable[..., Any]) -> int:
-    """How many of (h, layer, target_layer) f is called with: its positional parameters without defaults; 3 for *args.
+    """Count the arguments (h, layer, target_layer) that f is called with: its parameters without defaults; 3 for *args.
 
     Raises LenscopeError unless that is 1, 2 or 3. What has no signature (some built-in functions) is called as f(h).
     """
@@ -57,8 +59,8 @@ def argument_count(f: Callable[..., Any]) -> int:
         return 3
     if not 1 <= count <= 3 or named:
         name = getattr(f, "__name__", type(f).__name__)
-        told = f"needs {named[0]}= by name" if named else f"takes {count} arguments"
-        raise LenscopeError(f"f {name}: {told}; give f(h), f(h, layer) or f(h, layer, target_layer)")
+        mistake = f"needs {named[0]}= by name" if named else f"takes {count} arguments"
+        raise LenscopeError(f"f {name}: {mistake}; give f(h), f(h, layer) or f(h, layer, target_layer)")
     return count
 
 
@@ -68,7 +70,7 @@ def call_mapping(f: Callable[..., Any], h: Tensor, layer: int, target_layer: int
 
 
 def arguments_used(f: Callable[..., Any]) -> int:
-    """How many of (h, layer, target_layer) matter to f: as `takes`, but 1 for a mapping with one map for all pairs."""
+    """How many of (h, layer, target_layer) matter to f: as `argument_count`; 1 for one map for all pairs."""
     return 1 if isinstance(f, PairMapping) and set(f.weights) == {None} else argument_count(f)
 
 
@@ -111,8 +113,8 @@ class PairMapping:
     """A mapping with weights per (layer, target layer), called f(h, layer, target_layer): (..., D) → (..., D*).
 
     `weights` maps pairs, or None for all other pairs, to the tensors that the class names, kept in float32; the last
-    one is the bias b (D*), zero where left out. `source` and `target` are what `identify` says of the two models, and
-    `report`, JSON values, is how good the mapping was measured to be; its "lens", a text, names lenses made of it.
+    one is the bias b (D*), zero where left out. `source` and `target` are what `model_identity` says of the two models,
+    and `report`, JSON values, is how good the mapping was measured to be; its "lens", a text, names lenses made of it.
     Computed in float32, in float64 where h is. A mapping from a model to itself maps a layer to that very layer by
     the identity, unless it has weights for this pair or for all others.
     Raises LenscopeError for weights of a wrong shape or not finite, and for layers that the models do not have.
@@ -141,23 +143,23 @@ class PairMapping:
         object.__setattr__(self, "weights", {pair: self._checked(pair, w) for pair, w in self.weights.items()})
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({_named(self.source)} → {_named(self.target)}: {self._pairs()})"
+        return f"{type(self).__name__}({_name(self.source)} → {_name(self.target)}: {self._pairs()})"
 
     def __call__(self, h: Tensor, layer: int, target_layer: int) -> Tensor:
         """States h (..., D) of `layer` as states (..., D*) of `target_layer`, in float32 or float64."""
-        found = self.weights.get((layer, target_layer)) or self.weights.get(None)
-        if found is None and layer not in self.layers(target_layer):
+        weights = self.weights.get((layer, target_layer)) or self.weights.get(None)
+        if weights is None and layer not in self.layers(target_layer):
             raise LenscopeError(
                 f"pair ({layer}, {target_layer}): this mapping was fitted for the pairs {self._pairs()}; fit it with "
                 f"layers=[{layer}], target_layers=[{target_layer}]"
             )
         if h.shape[-1] != self.source["hidden_size"]:
             raise LenscopeError(
-                f"states of size {h.shape[-1]}: this mapping was fitted for {_named(self.source)}, "
+                f"states of size {h.shape[-1]}: this mapping was fitted for {_name(self.source)}, "
                 f"{self.source['hidden_size']} wide; give it states of that model"
             )
         wide = h.double() if h.dtype == torch.float64 else h.float()
-        return wide if found is None else self._map(wide, *(w.to(wide) for w in found))
+        return wide if weights is None else self._map(wide, *(w.to(wide) for w in weights))
 
     def layers(self, target_layer: int) -> tuple[int, ...]:
         """The layers that it maps to `target_layer`."""
@@ -173,10 +175,10 @@ class PairMapping:
         """
         sides = [(self.source, source_lm), (self.target, target_lm)]
         if not all(lm is None or is_of(fitted, lm) for fitted, lm in sides):
-            given = [None if lm is None else _briefly(lm) for _, lm in sides]
+            given = [None if lm is None else _given_sizes(lm) for _, lm in sides]
             raise LenscopeError(
-                f"mapping: fitted from {_told(self.source)} to {_told(self.target)}, but used from {_told(given[0])} "
-                f"to {_told(given[1])}; fit one for this pair, load the weights it was fitted with, or move it to a "
+                f"mapping: fitted from {_describe(self.source)} to {_describe(self.target)}, but used from {_describe(given[0])} "
+                f"to {_describe(given[1])}; fit one for this pair, load the weights it was fitted with, or move it to a "
                 "model of the same size with transferred(lm)"
             )
 
@@ -188,13 +190,13 @@ class PairMapping:
         """
         if self.source != self.target:
             raise LenscopeError(
-                f"mapping: from {_named(self.source)} to {_named(self.target)}; only one from a model to itself can be "
+                f"mapping: from {_name(self.source)} to {_name(self.target)}; only one from a model to itself can be "
                 "transferred"
             )
         here = model_identity(lm)
         if any(here[size] != self.source[size] for size in ("hidden_size", "n_layers")):
             raise LenscopeError(
-                f"mapping: fitted for {_told(self.source)}; {_told(here)} is of another size, so fit one for it"
+                f"mapping: fitted for {_describe(self.source)}; {_describe(here)} is of another size, so fit one for it"
             )
         origins = [*self.report.get("transferred_from", []), self.source]
         return replace(self, source=here, target=here, report={**self.report, "transferred_from": origins})
@@ -212,7 +214,7 @@ class PairMapping:
             "target": self.target,
             "report": self.report,
         }
-        artifacts.write_folder(folder, STEM, config, self._tensors())
+        write_folder(folder, STEM, config, self._tensors())
 
     def push(self, repo_id: str) -> str:
         """Save to a model repository on the Hugging Face hub, in one commit; returns its address.
@@ -225,8 +227,8 @@ class PairMapping:
         # cloned, because safetensors refuses tensors that share memory
         return {
             f"{_key(pair)}.{name}": w.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for pair, found in self.weights.items()
-            for name, w in zip(self.names, found, strict=True)
+            for pair, weights in self.weights.items()
+            for name, w in zip(self.names, weights, strict=True)
         }
 
     def _checked(self, pair: Pair, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -238,28 +240,28 @@ class PairMapping:
         if len(given) == len(self.names) - 1:
             given = (*given, torch.zeros(sizes[1]))
         # in rows, as files hold them: products round alike before and after a file
-        found = tuple(torch.as_tensor(w, dtype=torch.float32).detach().contiguous() for w in given)
+        tensors = tuple(torch.as_tensor(w, dtype=torch.float32).detach().contiguous() for w in given)
         if self.square and sizes[0] != sizes[1]:
             raise LenscopeError(
                 f"sizes {sizes[0]} and {sizes[1]}: a mapping of kind {self.kind} needs equal ones; make it affine"
             )
-        wanted = self._shapes(*sizes, found)
-        shapes = [tuple(w.shape) for w in found]
+        wanted = self._shapes(*sizes, tensors)
+        shapes = [tuple(w.shape) for w in tensors]
         if shapes != wanted:
             raise LenscopeError(
                 f"pair {pair}: weights of shapes {shapes}; a mapping of kind {self.kind} from size {sizes[0]} to "
                 f"{sizes[1]} has {', '.join(self.names)} of {wanted}"
             )
-        if not all(torch.isfinite(w).all() for w in found):
+        if not all(torch.isfinite(w).all() for w in tensors):
             raise LenscopeError(f"pair {pair}: the weights hold NaN or infinity; fit the mapping anew")
-        return found
+        return tensors
 
     def _pairs(self) -> str:
         named = ["all" if p is None else f"({p[0]}, {p[1]})" for p in self.weights]
         return ", ".join(named if len(named) <= 8 else [*named[:6], "…", named[-1]])
 
     @staticmethod
-    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    def _shapes(d: int, d_target: int, tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
         raise NotImplementedError
 
     @staticmethod
@@ -274,7 +276,7 @@ class Affine(PairMapping):
     names = ("A", "b")
 
     @staticmethod
-    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    def _shapes(d: int, d_target: int, tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
         return [(d_target, d), (d_target,)]
 
     @staticmethod
@@ -291,7 +293,7 @@ class Scale(PairMapping):
     square = True
 
     @staticmethod
-    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    def _shapes(d: int, d_target: int, tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
         return [(), (d,)]
 
     @staticmethod
@@ -308,8 +310,8 @@ class LowRank(PairMapping):
     square = True
 
     @staticmethod
-    def _shapes(d: int, d_target: int, found: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
-        rank = found[0].shape[-1] if found and found[0].ndim == 2 else 1
+    def _shapes(d: int, d_target: int, tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+        rank = tensors[0].shape[-1] if tensors and tensors[0].ndim == 2 else 1
         return [(d, rank), (d_target, rank), (d,)]
 
     @staticmethod
@@ -322,36 +324,36 @@ KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRan
 
 
 def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
-    """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
+    """Read what `save` of a mapping wrote. Raises LenscopeError for what is missing, damaged or of another format."""
     with reading(folder, "is no mapping that lenscope saved"):
-        config, tensors = artifacts.read_folder(folder, STEM)
+        config, tensors = read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
-        made = KINDS[config["kind"]]
+        kind = KINDS[config["kind"]]
         pairs: list[Pair] = [None if p is None else tuple(p) for p in config["pairs"]]
-        weights = {pair: tuple(tensors.pop(f"{_key(pair)}.{name}") for name in made.names) for pair in pairs}
-        if tensors or any(w.dtype != torch.float32 for found in weights.values() for w in found):
+        weights = {pair: tuple(tensors.pop(f"{_key(pair)}.{name}") for name in kind.names) for pair in pairs}
+        if tensors or any(w.dtype != torch.float32 for tensors_of_pair in weights.values() for w in tensors_of_pair):
             raise LenscopeError(f"{folder}: the weights have tensors that the config does not name, or not in float32")
         if not isinstance(config["report"], dict):
             raise LenscopeError(f"{folder}: the report in the config is {config['report']!r}; it must be an object")
-        return made(weights, config["source"], config["target"], config["report"])
+        return kind(weights, config["source"], config["target"], config["report"])
 
 
 def _key(pair: Pair) -> str:
     return "all" if pair is None else f"{pair[0]}.{pair[1]}"
 
 
-def _briefly(lm: "LM") -> dict[str, Any]:
+def _given_sizes(lm: "LM") -> dict[str, Any]:
     dtype = str(lm.dtype).removeprefix("torch.")
     sizes = {"hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
     return {"model": lm.name, "model_hash": model_hash(lm.model), "dtype": dtype, **sizes}
 
 
-def _named(model: dict[str, Any]) -> str:
+def _name(model: dict[str, Any]) -> str:
     return str(model["model"])
 
 
-def _told(model: dict[str, Any] | None) -> str:
+def _describe(model: dict[str, Any] | None) -> str:
     if model is None:
         return "an unknown source"
     known = str(model.get("model_hash") or "weights not known").removeprefix("sha256:")[:17]

@@ -27,10 +27,10 @@ K placeholders. Every call's `layers` can be given anew: `token_identity(lm).pre
 """
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from lenscope.errors import LenscopeError
+from lenscope.mappings.mapping import StateMap
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position
@@ -64,7 +64,6 @@ TARGETS = {
 }
 
 # f(h), f(h, layer) or f(h, layer, target_layer); None: identity
-StateMap = Callable[..., Any] | None
 # stands for the placeholders while a chat template is filled in
 MARK = "LENSCOPE-PLACEHOLDERS"
 
@@ -76,7 +75,7 @@ def named(name: str) -> Target:
     return TARGETS[name]
 
 
-def lens(lm: LM, prompt: PromptLike, f: StateMap = None, *, at: Position = -1) -> Patchscope:
+def lens(lm: LM, prompt: PromptLike, f: StateMap | None = None, *, at: Position = -1) -> Patchscope:
     """A lens as a Patchscope: T is the source prompt up to the source's position `at`, ℓ* is n_layers.
 
     With f None the logit lens; tuned lens, linear shortcut, LRE attribute lens and linear Future Lens by their f. What
@@ -87,7 +86,7 @@ def lens(lm: LM, prompt: PromptLike, f: StateMap = None, *, at: Position = -1) -
 
 
 def token_identity(
-    lm: LM, demonstrations: Sequence[str] | None = None, f: StateMap = None, *, source_lm: LM | None = None
+    lm: LM, demonstrations: Sequence[str] | None = None, f: StateMap | None = None, *, source_lm: LM | None = None
 ) -> Patchscope:
     """Which token a state stands for: patched in where a token is about to be repeated (§4.1), ℓ* = ℓ.
 
@@ -119,7 +118,7 @@ def drawn(lm: LM, k: int, seed: int = 0) -> tuple[str, ...]:
     raise LenscopeError(f"k {k}: {lm.name} has {len(found)} words of one token; give at most that")
 
 
-def feature_extraction(lm: LM, relation: str, f: StateMap = None, *, source_lm: LM | None = None) -> Patchscope:
+def feature_extraction(lm: LM, relation: str, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:
     """An attribute of the source, asked for in words (§4.2): a name of RELATIONS, or a text that ends in x.
 
     All source layers go to all target layers; the paper calls a source layer right if any cell has the answer in 20
@@ -130,7 +129,7 @@ def feature_extraction(lm: LM, relation: str, f: StateMap = None, *, source_lm: 
     return Patchscope(lm, Target(RELATIONS.get(relation, relation)), f, layers=None, source_lm=source_lm)
 
 
-def entity_description(lm: LM, f: StateMap = None, *, source_lm: LM | None = None) -> Patchscope:
+def entity_description(lm: LM, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:
     """What a state is taken for, in a list of entities with descriptions (§4.3), ℓ* = ℓ.
 
     Across models (§4.4) `source_lm` is the smaller model M, `lm` the larger M*, f a mapping between them.
@@ -140,7 +139,7 @@ def entity_description(lm: LM, f: StateMap = None, *, source_lm: LM | None = Non
 
 def selfie(
     lm: LM,
-    f: StateMap = None,
+    f: StateMap | None = None,
     *,
     placeholders: int = 5,
     answer: str = "Sure, I'll summarize your message:",
@@ -165,7 +164,7 @@ def selfie(
     return Patchscope(lm, target, f, layers=1, source_lm=source_lm)
 
 
-def tokens2words(lm: LM, f: StateMap = None, *, source_lm: LM | None = None) -> Patchscope:
+def tokens2words(lm: LM, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:
     """Which word a state stands for, also one of several tokens (Kaplan et al. 2024, arXiv 2410.05864), ℓ* = 0.
 
     The state is the word's only embedding: `Next is the same word twice: 1) {word} 2)`.
@@ -174,7 +173,7 @@ def tokens2words(lm: LM, f: StateMap = None, *, source_lm: LM | None = None) -> 
     return Patchscope(lm, target, f, layers=0, source_lm=source_lm)
 
 
-def future_lens(lm: LM, prompt: SoftPrompt | str = FIXED_PROMPTS[0], f: StateMap = None) -> Patchscope:
+def future_lens(lm: LM, prompt: SoftPrompt | str = FIXED_PROMPTS[0], f: StateMap | None = None) -> Patchscope:
     """What a state says of the tokens that follow it (Pal et al. 2023, arXiv 2311.04897): `generate` goes on from it.
 
     The state takes the place of the prompt's last token: at its own layer in a text (by default the first of the
