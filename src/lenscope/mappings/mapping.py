@@ -177,9 +177,9 @@ class PairMapping:
         if not all(lm is None or is_of(fitted, lm) for fitted, lm in sides):
             given = [None if lm is None else _given_sizes(lm) for _, lm in sides]
             raise LenscopeError(
-                f"mapping: fitted from {_describe(self.source)} to {_describe(self.target)}, but used from {_describe(given[0])} "
-                f"to {_describe(given[1])}; fit one for this pair, load the weights it was fitted with, or move it to a "
-                "model of the same size with transferred(lm)"
+                f"mapping: fitted from {_describe(self.source)} to {_describe(self.target)}, but used from "
+                f"{_describe(given[0])} to {_describe(given[1])}; fit one for this pair, load the weights it was fitted "
+                "with, or move it to a model of the same size with transferred(lm)"
             )
 
     def transferred(self, lm: "LM") -> Self:
