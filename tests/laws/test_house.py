@@ -1,4 +1,4 @@
-"""The laws of the house: small files that say what they know, one name for one thing, and who may print, draw, write."""
+"""The laws of the house: small files that say what they know, one name a thing, and who may print, draw, write."""
 
 import ast
 import re
