@@ -178,8 +178,8 @@ class PairMapping:
             given = [None if lm is None else _given_sizes(lm) for _, lm in sides]
             raise LenscopeError(
                 f"mapping: fitted from {_describe(self.source)} to {_describe(self.target)}, but used from "
-                f"{_describe(given[0])} to {_describe(given[1])}; fit one for this pair, load the weights it was fitted "
-                "with, or move it to a model of the same size with transferred(lm)"
+                f"{_describe(given[0])} to {_describe(given[1])}; fit one for this pair, load the weights it was "
+                "fitted with, or move it to a model of the same size with transferred(lm)"
             )
 
     def transferred(self, lm: "LM") -> Self:
