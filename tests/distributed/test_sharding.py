@@ -22,6 +22,7 @@ from lenscope.distributed.sharding import sharded
 from lenscope.fitting import state_block
 from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
+from lenscope.fitting.recipes import Recipe
 from lenscope.mappings.mapping import load_mapping
 from lenscope.models.batches import pad
 from lenscope.models.edits import Running
@@ -178,7 +179,8 @@ def test_any_number_of_processes_reads_every_row_of_every_block(lm, monkeypatch,
     assert plan.block == 8
     seen = [set() for _ in range(plan.blocks)]
     for rank in range(world):
-        run = training.TunedLensRun(lm, text, plan, Group(rank, world), seed=0, low=None, progress=None)
+        group = Group(rank, world)
+        run = training.TunedLensRun(lm, text, Recipe(), plan, group, seed=0, low=None, fast=None, progress=None)
         for number, block in enumerate(run.blocks()):
             assert len(block.slot) * 32 == len(block.last)
             assert all(row % world == rank for row in block.slot)

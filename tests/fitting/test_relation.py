@@ -87,7 +87,7 @@ def test_a_prefix_that_cannot_be_cached_is_read_again(gpt, monkeypatch):
             raise FAILURES[0]("no cache")
         return plain(lm, ids, place, layer, s, start)
 
-    monkeypatch.setattr(extraction, "_differentiated", broken)
+    monkeypatch.setattr(jacobian, "_differentiated", broken)
     again = jacobian.jacobian(gpt, SOURCE, -1, 1)[0]
     assert starts == [len(gpt.prompt(SOURCE)) - 1, 0]
     assert torch.allclose(again, whole, atol=1e-10)
@@ -98,7 +98,7 @@ def test_a_prefix_that_cannot_be_cached_is_read_again(gpt, monkeypatch):
         wrong.append(start)
         return (j + 1, o + 1e-3) if start else (j, o)
 
-    monkeypatch.setattr(extraction, "_differentiated", off)
+    monkeypatch.setattr(jacobian, "_differentiated", off)
     assert torch.allclose(jacobian.jacobian(gpt, SOURCE, -1, 1)[0], whole, atol=1e-10)
     assert wrong[-1] == 0
 
@@ -113,7 +113,7 @@ def test_a_subject_is_its_last_occurrence(gpt):
 
 def test_gradients_in_pieces_are_the_same(gpt, monkeypatch):
     whole = jacobian.jacobian(gpt, SOURCE, "France", 1)[0]
-    monkeypatch.setattr(extraction, "TOKENS", 1)
+    monkeypatch.setattr(jacobian, "TOKENS", 1)
     assert torch.allclose(jacobian.jacobian(gpt, SOURCE, "France", 1)[0], whole, atol=1e-12)
 
 

@@ -307,7 +307,7 @@ def test_muon_is_the_same_whatever_the_units():
 def test_units_are_the_sizes_of_the_states(lm):
     text = Corpus.open(lm, documents(), length=LENGTH)
     plan = Schedule.of(lm, 500, LENGTH, room=ROOM, per_step=64, ridge=True, low=None)
-    run = training.TunedLensRun(lm, text, plan, Group(), seed=0, low=None, progress=None)
+    run = training.TunedLensRun(lm, text, Recipe(), plan, Group(), seed=0, low=None, fast=None, progress=None)
     block = next(run.blocks())
     run.find_sizes(block)
     y = block.last[block.counted].square().mean(0).sqrt()
@@ -444,9 +444,9 @@ def told(lens):
 @pytest.mark.parametrize("length", [32, 64])
 def test_documents_that_choose_and_that_measure_are_apart_and_spread(lm, length):
     held = Corpus.open(lm, documents(400), length=length).split(0.3)[1]
-    some = [choosing.taken(part) for part in choosing.parts(held)]
+    some = [choosing.choose_rows(part) for part in choosing.halves(held)]
     texts = []
-    for part, batches in zip(choosing.parts(held), some, strict=True):
+    for part, batches in zip(choosing.halves(held), some, strict=True):
         mine = {tuple(d) for d in part.documents.read(0, 0) if part.part[0] <= corpus._place(d, 0) < part.part[1]}
         texts.append(mine)
         tokens = sum(int(batch.counted.sum()) for batch in batches)
@@ -486,13 +486,13 @@ def test_layers_have_intervals_over_documents(lm):
 
 def test_what_measures_decides_nothing(lm, monkeypatch):
     """Held-out text that chooses is made to prefer a lens that is bad: the measuring text says so, and it is kept."""
-    own = training.TunedLensRun.held_out_kl
+    own = choosing.HeldOut.sampled_kl
 
-    def misled(self, block, candidates, objective):
-        found = own(self, block, candidates, objective)
+    def misled(self, candidates, constants, objective):
+        found = own(self, candidates, constants, objective)
         return found if len(candidates) == 1 else torch.arange(len(candidates), 0, -1)[:, None].expand_as(found) * 1.0
 
-    monkeypatch.setattr(training.TunedLensRun, "held_out_kl", misled)
+    monkeypatch.setattr(choosing.HeldOut, "sampled_kl", misled)
     wild = Recipe("identity", partial(Muon, lr=9.0, most=9.0), columns=64, tokens_per_step=256)
     lens = fitted(lm, documents(400), held_out=0.3, recipe=wild)
     rows = told(lens)
@@ -892,7 +892,7 @@ def test_bad_recipes_are_refused(lm):
         fit(lm, [])
     text = Corpus.open(lm, documents(), length=LENGTH)
     plan = Schedule.of(lm, 500, LENGTH, room=ROOM, per_step=64, ridge=True, low=None)
-    run = training.TunedLensRun(lm, text, plan, Group(), seed=0, low=None, progress=None)
+    run = training.TunedLensRun(lm, text, Recipe(), plan, Group(), seed=0, low=None, fast=None, progress=None)
     block = next(run.blocks())
     block.counted[:] = False
     with pytest.raises(ls.LenscopeError, match="no position counts"):

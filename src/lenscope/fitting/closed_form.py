@@ -34,14 +34,14 @@ class SecondMoments:
         scale = xx.diagonal().clamp_min(1e-300).rsqrt()
         # in units of each input's size the penalty is a multiple of the identity
         unit = xx * scale[:, None] * scale
-        found = []
+        solutions = []
         for ridge in ridges:
             eye = ridge * torch.eye(len(unit), dtype=unit.dtype, device=unit.device)
             lower = torch.linalg.cholesky(unit + eye)
             solved = torch.cholesky_solve(xy * scale[:, None], lower) * scale[:, None]
             # LAPACK solves by columns: in rows, as files hold them, products round alike before and after a file
-            found.append(solved.float().contiguous())
-        return found
+            solutions.append(solved.float().contiguous())
+        return solutions
 
 
 def with_constant(h: Tensor, constant: float, dtype: torch.dtype | None = None) -> Tensor:

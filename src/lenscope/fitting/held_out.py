@@ -1,7 +1,7 @@
 """Held-out text of a fit: documents that choose what each layer keeps, and other documents that measure it.
 
 Knows: how held-out documents are parted and spread, what candidates are compared by, intervals over documents.
-Does not know: how candidates come about (training.py), what a fitted lens says of itself (tuning.py).
+Does not know: how candidates come about (tuned_lens_run.py), what a fitted lens says of itself (tuned_lens.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,7 @@ from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.fitting.closed_form import with_constant
 from lenscope.fitting.schedule import TOGETHER
-from lenscope.fitting.state_block import StateBlock, some_rows
-from lenscope.fitting.tuned_lens_run import TunedLensRun
+from lenscope.fitting.state_block import StateBlock, masked_rows
 from lenscope.measures.sampled_kl import SampledKL
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
@@ -40,16 +39,84 @@ MEASURED = 32 << 20
 class HeldOut:
     """Positions of held-out text: this process's in `block`, and `document` (n,), which of `documents` each is of.
 
-    `tokens` counts the positions of all processes.
+    `tokens` counts the positions of all processes of the `group`.
     """
 
+    lm: LM
+    group: Group
     block: StateBlock
     document: Tensor
     documents: int
     tokens: int
 
+    @staticmethod
+    def read(lm: LM, rows: Sequence[TokenBatch], group: Group, low: torch.dtype | None) -> "HeldOut":
+        """Run the model on the rows of a part, this process on its share of them, and keep the states that count."""
+        blocks: list[StateBlock] = []
+        mine: list[Tensor] = []
+        for batch in rows:
+            own = masked_rows(batch, batch.row % group.world == group.rank)
+            block = StateBlock(lm, len(own.row), own.ids.shape[1], low)
+            block.read(own)
+            block.forget_uncounted()
+            blocks.append(block)
+            mine.append(own.document[own.counted])
+        # all processes see all rows, and so number documents alike
+        everyone = torch.cat([batch.document[batch.counted] for batch in rows])
+        numbers = everyone.unique()
+        at = torch.searchsorted(numbers, torch.cat(mine)).to(lm.device)
+        return HeldOut(lm, group, StateBlock.joined(blocks), at, len(numbers), len(everyone))
 
-def parts(held: Corpus) -> tuple[Corpus, Corpus]:
+    def sampled_kl(
+        self, candidates: Sequence[Sequence[Tensor]], constants: Sequence[float], objective: SampledKL
+    ) -> Tensor:
+        """Mean KL(model ‖ lens) of some weights for each layer, with the layers' constants: (candidates, n_layers).
+
+        Over the columns that the objective draws first.
+        """
+        block = self.block
+        columns = objective.draw(0)
+        target = objective.target(block.last[block.counted], columns)
+        kl = torch.zeros(len(candidates), len(constants), dtype=torch.float64, device=self.lm.device)
+        for layer, constant in enumerate(constants):
+            x = with_constant(block.states[layer][block.counted], constant)
+            for n, weights in enumerate(candidates):
+                kl[n, layer] = objective.loss(x @ weights[layer], target, columns)
+        count = block.counted.sum()
+        self.group.sum([kl, count])
+        return (kl / count).cpu()
+
+    def whole_kl(
+        self, lenses: Sequence[Sequence[Tensor]], constants: Sequence[float], seed: int
+    ) -> tuple[list[Estimate], ...]:
+        """Mean KL(model ‖ lens) by layer of two lenses, and the second's less the first's, with intervals.
+
+        Over the whole vocabulary, in the model's own precision; documents are resampled.
+        """
+        lm, block, layers = self.lm, self.block, self.lm.n_layers
+        sums = torch.zeros(2 * layers, self.documents, dtype=torch.float64, device=lm.device)
+        if len(block.last):
+            at = [(n, layer) for n in range(2) for layer in range(layers)]
+            # the model's own distribution is made once for as many layers as are held together
+            size = max(1, MEASURED // (block.last.numel() * lm.dtype.itemsize))
+            for part in torch.arange(len(at)).split(size):
+                mapped = torch.stack(
+                    [self._mapped(layer, lenses[n][layer], constants) for n, layer in (at[k] for k in part)]
+                )
+                kl = reduce(lm.readout, lm.vocab_size, mapped, block.last, None, 1, False).kl.to(sums)
+                sums.index_put_((part.to(lm.device)[:, None], self.document), kl, accumulate=True)
+        counts = torch.zeros(self.documents, dtype=torch.float64, device=lm.device)
+        counts.index_put_((self.document,), counts.new_ones(()), accumulate=True)
+        self.group.sum([sums, counts])
+        fitted, own = sums.T.cpu().split(layers, 1)
+        by_document = counts.cpu().numpy()
+        return tuple(ratios(total.numpy(), by_document, seed=seed) for total in (fitted, own, own - fitted))
+
+    def _mapped(self, layer: int, weights: Tensor, constants: Sequence[float]) -> Tensor:
+        return (with_constant(self.block.states[layer], constants[layer]) @ weights).to(self.lm.dtype)
+
+
+def halves(held: Corpus) -> tuple[Corpus, Corpus]:
     """The documents that choose, and those that measure: no document, and no text that occurs twice, is in both."""
     measuring, choosing = held.split(0.5)
     return choosing, measuring
@@ -61,7 +128,7 @@ def spread(length: int, counted: int = COUNTED) -> tuple[int, int]:
     return rows, max(1, rows * length // counted)
 
 
-def taken(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
+def choose_rows(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
     """The rows of a part, with the positions that count: text alone, which no model has to read.
 
     Raises LenscopeError for a part without a row, or without a position that counts.
@@ -69,36 +136,18 @@ def taken(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
     wanted, every = spread(part.length, counted)
     # the ends of strides: the first positions of a row have little context
     counts = torch.arange(part.length) % every == every - 1
-    made: list[TokenBatch] = []
+    rows: list[TokenBatch] = []
     try:
         for batch in part.batches(wanted * part.length if part.documents is None else None, TOGETHER):
             batch.counted[:] &= counts & (batch.row < wanted)[:, None]
-            made.append(some_rows(batch, batch.row < wanted))
+            rows.append(masked_rows(batch, batch.row < wanted))
             if batch.next_row >= wanted:
                 break
     except LenscopeError as error:
         raise _short(str(error)) from error
-    if not any(batch.counted.any() for batch in made):
+    if not any(batch.counted.any() for batch in rows):
         raise _short(f"{part.name}: has no position that counts in rows of {part.length} tokens")
-    return made
-
-
-def read(lm: LM, rows: Sequence[TokenBatch], group: Group, low: torch.dtype | None) -> HeldOut:
-    """Run the model on the rows of a part, this process on its share of them, and keep the states that count."""
-    blocks: list[StateBlock] = []
-    mine: list[Tensor] = []
-    for batch in rows:
-        own = some_rows(batch, batch.row % group.world == group.rank)
-        block = StateBlock(lm, len(own.row), own.ids.shape[1], low)
-        block.read(own)
-        block.forget_uncounted()
-        blocks.append(block)
-        mine.append(own.document[own.counted])
-    # all processes see all rows, and so number documents alike
-    everyone = torch.cat([batch.document[batch.counted] for batch in rows])
-    numbers = everyone.unique()
-    at = torch.searchsorted(numbers, torch.cat(mine)).to(lm.device)
-    return HeldOut(StateBlock.joined(blocks), at, len(numbers), len(everyone))
+    return rows
 
 
 def _short(why: str) -> LenscopeError:
@@ -108,26 +157,28 @@ def _short(why: str) -> LenscopeError:
     )
 
 
-def choose(
-    run: TunedLensRun, candidates: Mapping[str, Sequence[Tensor]], select: HeldOut | None, measure: HeldOut
-) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """What each layer keeps, and how good that is beside the first of the candidates, the logit lens.
+def layer_rows(
+    measure: HeldOut,
+    weights: Sequence[Tensor],
+    identity: Sequence[Tensor],
+    names: Sequence[str],
+    constants: Sequence[float],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """How good each layer's weights are beside the logit lens, on text that decides nothing: a row of the report each.
 
-    Each layer keeps the candidate with the lowest KL on the text `select`, over sampled columns; without one, the last
-    candidate. What is kept is measured on `measure` alone, over the whole vocabulary, which decides nothing: where a
-    lens is worse than the logit lens, it shows.
+    Where a lens is worse than the logit lens, it shows.
+
+    Args:
+        measure: the text that measures, over the whole vocabulary.
+        weights: what each layer keeps, (D + 1, D).
+        identity: the weights of the logit lens.
+        names: which candidate each layer keeps.
+        constants: the constant behind each layer's states.
+        seed: of the draws of documents.
     """
-    lm, names = run.lm, list(candidates)
-    best = [names[-1]] * lm.n_layers
-    if select is not None:
-        with run.timed("choosing"):
-            compare = SampledKL(lm, run.mean, COMPARED, run.seed, run.low)
-            kl = run.held_out_kl(select.block, list(candidates.values()), compare)
-            best = [names[int(n)] for n in kl.nan_to_num(torch.inf, torch.inf).argmin(0)]
-    kept = [candidates[name][layer] for layer, name in enumerate(best)]
-    with run.timed("measuring"):
-        fitted, own, gain = _measured(run, measure, [kept, candidates[names[0]]])
-    rows = [
+    fitted, own, gain = measure.whole_kl([weights, identity], constants, seed)
+    return [
         {
             "layer": n,
             "kl": _number(fitted[n].value),
@@ -136,14 +187,15 @@ def choose(
             "kl_logit_lens_95": _ends(own[n]),
             "gain": _number(gain[n].value),
             "gain_95": _ends(gain[n]),
-            "kept": best[n],
+            "kept": name,
         }
-        for n in range(lm.n_layers)
+        for n, name in enumerate(names)
     ]
-    return kept, rows
 
 
-def described(held: Corpus, select: HeldOut, measure: HeldOut, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def describe_held_out(
+    held: Corpus, select: HeldOut, measure: HeldOut, layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What a report says of held-out text: first of what chose, then of what measured; and where the lens is worse."""
     documents = [select.documents, measure.documents]
     about = {"corpus": held.provenance(), "tokens": [select.tokens, measure.tokens], "documents": documents}
@@ -156,32 +208,6 @@ def described(held: Corpus, select: HeldOut, measure: HeldOut, layers: Sequence[
             "little; give more text, or hold out more of it"
         )
     return about
-
-
-def _measured(run: TunedLensRun, held: HeldOut, lenses: Sequence[Sequence[Tensor]]) -> tuple[list[Estimate], ...]:
-    """Mean KL(model ‖ lens) by layer of two lenses, and the second's less the first's, with intervals over documents.
-
-    Over the whole vocabulary, in the model's own precision.
-    """
-    lm, block = run.lm, held.block
-    sums = torch.zeros(2 * lm.n_layers, held.documents, dtype=torch.float64, device=lm.device)
-    if len(block.last):
-        at = [(n, layer) for n in range(2) for layer in range(lm.n_layers)]
-        # the model's own distribution is made once for as many layers as are held together
-        size = max(1, MEASURED // (block.last.numel() * lm.dtype.itemsize))
-        for some in torch.arange(len(at)).split(size):
-            mapped = torch.stack([_mapped(run, block, layer, lenses[n][layer]) for n, layer in (at[k] for k in some)])
-            kl = reduce(lm.readout, lm.vocab_size, mapped, block.last, None, 1, False).kl.to(sums)
-            sums.index_put_((some.to(lm.device)[:, None], held.document), kl, accumulate=True)
-    counts = torch.zeros(held.documents, dtype=torch.float64, device=lm.device)
-    counts.index_put_((held.document,), counts.new_ones(()), accumulate=True)
-    run.group.sum([sums, counts])
-    fitted, own = sums.T.cpu().split(lm.n_layers, 1)
-    return tuple(ratios(some.numpy(), counts.cpu().numpy(), seed=run.seed) for some in (fitted, own, own - fitted))
-
-
-def _mapped(run: TunedLensRun, block: StateBlock, layer: int, weights: Tensor) -> Tensor:
-    return (with_constant(block.states[layer], run.constants[layer]) @ weights).to(run.lm.dtype)
 
 
 def _number(value: float) -> float | None:

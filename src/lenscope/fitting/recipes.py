@@ -1,4 +1,8 @@
-"""fitting.recipes"""
+"""Recipes of a tuned lens: where its translators begin, what changes them, and what of it is kept.
+
+Knows: the recipes that have a name, how a recipe is written into a report, which optimizer it makes.
+Does not know: how a run reads and steps, what optimizers do.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.fitting.optimizers import MakeOptimizer, Muon, Nesterov, Units
+from lenscope.fitting.optimizers import MakeOptimizer, Muon, Nesterov, Optimizer, Units
 
 
 @final
@@ -60,8 +64,8 @@ RECIPES = {
 }
 
 
-def _found(recipe: str | Recipe) -> tuple[str, Recipe]:
-    """A recipe and what it is called."""
+def named_recipe(recipe: str | Recipe) -> tuple[str, Recipe]:
+    """What a recipe is called, "own" where it has no name, and the recipe; LenscopeError for a name of none."""
     if isinstance(recipe, Recipe):
         return next((name for name, known in RECIPES.items() if known == recipe), "own"), recipe
     if recipe not in RECIPES:
@@ -69,19 +73,28 @@ def _found(recipe: str | Recipe) -> tuple[str, Recipe]:
     return recipe, RECIPES[recipe]
 
 
-def _make(
+def make_optimizer(
     recipe: Recipe, low: torch.dtype | None, weights: list[Tensor], kl: Sequence[float], units: Sequence[Units]
-) -> Any:
+) -> Optimizer:
+    """The optimizer of a recipe, Muon where it has none (whose state a checkpoint then holds).
+
+    Args:
+        recipe: whose optimizer it is.
+        low: the dtype of Muon's products where those of the model are made in 16 bits, None: float32.
+        weights: the weights (D + 1, D) of all layers, which the optimizer changes in place.
+        kl: the held-out KL in nats of each layer's weights.
+        units: the sizes of each layer's inputs and outputs.
+    """
     # where products are made in 16 bits, Muon's may be too
-    made = partial(Muon, low=low) if recipe.optimizer is Muon else recipe.optimizer or Muon
-    return made(weights, kl, units)
+    make = partial(Muon, low=low) if recipe.optimizer is Muon else recipe.optimizer or Muon
+    return make(weights, kl, units)
 
 
-def _told(recipe: Recipe) -> dict[str, Any]:
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON values."""
-    made: Any = recipe.optimizer
-    name = getattr(made, "__name__", type(made).__name__)
-    if isinstance(made, partial):
-        given = [*map(repr, made.args), *(f"{key}={value!r}" for key, value in made.keywords.items())]
-        name = f"{getattr(made.func, '__name__', made.func)}({', '.join(given)})"
-    return {**vars(recipe), "optimizer": None if made is None else name}
+    optimizer: Any = recipe.optimizer
+    name = getattr(optimizer, "__name__", type(optimizer).__name__)
+    if isinstance(optimizer, partial):
+        given = [*map(repr, optimizer.args), *(f"{key}={value!r}" for key, value in optimizer.keywords.items())]
+        name = f"{getattr(optimizer.func, '__name__', optimizer.func)}({', '.join(given)})"
+    return {**vars(recipe), "optimizer": None if optimizer is None else name}

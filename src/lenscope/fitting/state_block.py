@@ -1,4 +1,8 @@
-"""fitting.state_block"""
+"""A block of rows of text as the states of all layers, from which the tokens of steps are drawn.
+
+Knows: which row's states lie where, which of its tokens count, in which precision states are kept.
+Does not know: what is fitted to them, which rows a block has.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,26 +66,26 @@ class StateBlock:
     @staticmethod
     def joined(blocks: "Sequence[StateBlock]") -> "StateBlock":
         """Several blocks of which the rows were forgotten as one."""
-        made = StateBlock(blocks[0].lm, 0, blocks[0].length, blocks[0].low)
-        made.states = torch.cat([b.states for b in blocks], 1)
-        made.last, made.counted, made.following = (
+        joint = StateBlock(blocks[0].lm, 0, blocks[0].length, blocks[0].low)
+        joint.states = torch.cat([b.states for b in blocks], 1)
+        joint.last, joint.counted, joint.following = (
             torch.cat([getattr(b, name) for b in blocks]) for name in ("last", "counted", "following")
         )
-        return made
+        return joint
 
     def find(self, positions: Tensor) -> Tensor:
         """Which counted tokens have these positions (n,) in the whole corpus; those of other processes are left out."""
         slots = torch.tensor([self.slot.get(row, -1) for row in (positions // self.length).tolist()], dtype=torch.long)
-        found = (slots * self.length + positions % self.length)[slots >= 0].to(self.counted.device)
-        return found[self.counted[found]]
+        places = (slots * self.length + positions % self.length)[slots >= 0].to(self.counted.device)
+        return places[self.counted[places]]
 
 
-def _unit(sizes: Tensor) -> Tensor:
+def relative_sizes(sizes: Tensor) -> Tensor:
     """Sizes as multiples of their root mean square; what is next to nothing counts as a ten-thousandth of it."""
     return (sizes / sizes.square().mean().sqrt().clamp_min(1e-30)).clamp_min(1e-4)
 
 
-def some_rows(batch: TokenBatch, which: Tensor) -> TokenBatch:
+def masked_rows(batch: TokenBatch, which: Tensor) -> TokenBatch:
     """Of a batch the rows that a mask (B,) names, as far as reading needs them."""
     row, ids, document, counted = (t[which] for t in (batch.row, batch.ids, batch.document, batch.counted))
     return replace(batch, row=row, ids=ids, document=document, counted=counted)

@@ -1,7 +1,7 @@
 """Fitting a tuned lens: an affine translator per layer of a frozen model, trained to predict what the model predicts.
 
-Knows: recipes, what is held out and what for, which candidate each layer keeps, what a fitted lens says of itself.
-Does not know: how a run reads and steps (training.py), the loss (objective.py), files (mappings.py).
+Knows: what is checked before a run, which settings make two runs the same, what a fitted lens says of itself.
+Does not know: how a run reads and steps (tuned_lens_run.py), the loss (sampled_kl.py), files of mappings (mapping.py).
 """
 
 import json
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from math import ceil
 from pathlib import Path
 from shutil import rmtree
@@ -22,16 +21,11 @@ from lenscope.distributed.sharding import described, is_sharded
 from lenscope.errors import LenscopeError
 from lenscope.files.weights_folder import CONFIG
 from lenscope.files.writing import folder_lock
-from lenscope.fitting.held_out import MEASURING, choose
-from lenscope.fitting.held_out import described as about_held_out
-from lenscope.fitting.held_out import parts as choosing_parts
-from lenscope.fitting.held_out import read as read_held_out
-from lenscope.fitting.held_out import taken as choosing_rows
-from lenscope.fitting.recipes import RECIPES, Recipe, _found, _make, _told
+from lenscope.fitting.held_out import MEASURING, choose_rows, describe_held_out, halves
+from lenscope.fitting.recipes import RECIPES, Recipe, named_recipe, recipe_as_json
 from lenscope.fitting.schedule import Schedule
 from lenscope.fitting.tuned_lens_run import TunedLensRun
 from lenscope.mappings.mapping import Affine, PairMapping, load_mapping
-from lenscope.measures.sampled_kl import SampledKL
 from lenscope.models.language_model import LM
 from lenscope.models.precision import fast_products, low_precision
 from lenscope.models.progress import Progress
@@ -71,7 +65,7 @@ def fit(
     a further call reads it. Raises LenscopeError, before the model runs, for text that is too short, recipes that do
     not exist, and numbers out of range; and for a folder of another run, or one that another run is writing to.
     """
-    named, recipe = _found(recipe)
+    named, recipe = named_recipe(recipe)
     if tokens < 1 or room < 1:
         raise LenscopeError(f"tokens {tokens}, room {room}: give at least 1")
     began = time.perf_counter()
@@ -81,17 +75,18 @@ def fit(
         raise LenscopeError(f"{text.name}: processes that share a model's weights cannot write on their own; give text")
     # whatever is wrong with the text shows before the model runs
     digest = text.digest(tokens)
-    first, second = choosing_parts(held)
-    choosing, measuring = choosing_rows(first), choosing_rows(second, MEASURING)
+    first, second = halves(held)
+    choosing, measuring = choose_rows(first), choose_rows(second, MEASURING)
     me, made_with = described(lm)
     with joined(lm.device) as group, torch.no_grad(), _alone(folder, group):
         low = low_precision(lm)
-        ridge = recipe.start == "ridge"
-        plan = Schedule.of(lm, tokens, text.length, room=room, per_step=recipe.tokens_per_step, ridge=ridge, low=low)
+        plan = Schedule.of(
+            lm, tokens, text.length, room=room, per_step=recipe.tokens_per_step, ridge=recipe.start == "ridge", low=low
+        )
         settings = {
             "model": me["model_hash"],
             "corpus": text.provenance(),
-            "recipe": _told(recipe),
+            "recipe": recipe_as_json(recipe),
             "schedule": asdict(plan),
             "seed": seed,
             "text": digest,
@@ -105,67 +100,31 @@ def fit(
                     f"{folder}: holds a lens of another run ({other}); give another folder, or remove it"
                 )
             return finished
-        run = TunedLensRun(lm, text, plan, group, seed=seed, low=low, progress=progress)
-        with run.timed("held-out text"):
-            select = read_held_out(lm, choosing, group, low)
-        make = partial(_make, recipe, fast_products(lm))
-        checkpoint = None if folder is None else Path(folder) / "checkpoint"
-        # a run that was killed while it wrote its first one leaves a folder without
-        begun = checkpoint is not None and (checkpoint / CONFIG).exists()
-        optimizer = run.load(checkpoint, settings, make) if checkpoint is not None and begun else None
-        aim = partial(SampledKL, lm, columns=recipe.columns, seed=seed, low=low, next_token=recipe.loss != "kl")
-        objective = None if optimizer is None else aim(mean=run.mean)
-        for block in run.blocks():
-            if not run.constants:
-                run.find_sizes(block)
-            if ridge and run.number < plan.warm:
-                with run.timed("closed form"):
-                    run.gather(block)
-            if run.number == plan.warm - 1:
-                with run.timed("closed form"):
-                    run.close(select.block) if ridge else run.identity()
-                    run.find_mean(block)
-                    objective = aim(mean=run.mean)
-                    kl = torch.zeros(lm.n_layers)
-                    if recipe.optimizer is not None:
-                        (kl,) = run.held_out_kl(select.block, [run.weights], objective)
-                    optimizer = make(run.weights, kl.tolist(), run.units)
-            if recipe.optimizer is not None and optimizer is not None and objective is not None:
-                with run.timed("steps"):
-                    run.take_steps(block, objective, optimizer, recipe.bias_only)
-            run.number += 1
-            if checkpoint is not None and optimizer is not None and run.number < plan.blocks:
-                run.save(checkpoint, settings, optimizer)
-            del block
-        with run.timed("measuring"):
-            measure = read_held_out(lm, measuring, group, None)
-        plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
-        candidates = {"identity": [plain] * lm.n_layers, "start": run.start}
-        if recipe.optimizer is not None:
-            candidates["steps"] = run.weights
-        chosen, layers = choose(run, candidates, select if recipe.best else None, measure)
+        run = TunedLensRun(lm, text, recipe, plan, group, seed=seed, low=low, fast=fast_products(lm), progress=progress)
+        select = run.go(choosing, settings, None if folder is None else Path(folder) / "checkpoint")
+        weights, layers, measure = run.choose(select, measuring)
         report = {
             "lens": "tuned lens",
             **settings,
-            "recipe": {"name": named, **_told(recipe)},
+            "recipe": {"name": named, **recipe_as_json(recipe)},
             "tokens": plan.rows * plan.length,
             "steps": run.step,
             "loss": run.loss,
-            "held_out": about_held_out(held, select, measure, layers),
+            "held_out": describe_held_out(held, select, measure, layers),
             "layers": layers,
             "processes": group.world,
             "seconds": round(time.perf_counter() - began, 1),
             "spent": {work: round(seconds, 2) for work, seconds in run.spent.items()},
             "model": made_with,
         }
-        last = lm.n_layers
-        made = Affine({(n, last): (t[:-1].T, t[-1] * run.constants[n]) for n, t in enumerate(chosen)}, me, me, report)
+        maps = enumerate(weights)
+        lens = Affine({(n, lm.n_layers): (t[:-1].T, t[-1] * run.constants[n]) for n, t in maps}, me, me, report)
         if folder is not None:
             if group.rank == 0:
-                made.save(folder)
+                lens.save(folder)
                 rmtree(Path(folder) / "checkpoint", ignore_errors=True)
             group.barrier()
-    return made
+    return lens
 
 
 def finished_lens(folder: str | Path) -> Affine | None:
@@ -173,14 +132,14 @@ def finished_lens(folder: str | Path) -> Affine | None:
     if not (Path(folder) / CONFIG).exists():
         return None
     try:
-        found = load_mapping(folder)
+        lens = load_mapping(folder)
     except LenscopeError as error:
         raise LenscopeError(
             f"{folder}: has a config.json of something else, or damaged; give another folder"
         ) from error
-    if not isinstance(found, Affine):
-        raise LenscopeError(f"{folder}: holds {found!r}, no fitted lens; give another folder")
-    return found
+    if not isinstance(lens, Affine):
+        raise LenscopeError(f"{folder}: holds {lens!r}, no fitted lens; give another folder")
+    return lens
 
 
 def other_run(
@@ -188,7 +147,11 @@ def other_run(
 ) -> str:
     """In what a fitted lens is not of this run; "" where it is what the run would give."""
     text = corpus.split(held_out)[0]
-    wanted: dict[str, Any] = {"recipe": _told(_found(recipe)[1]), "seed": seed, "corpus": text.provenance()}
+    wanted: dict[str, Any] = {
+        "recipe": recipe_as_json(named_recipe(recipe)[1]),
+        "seed": seed,
+        "corpus": text.provenance(),
+    }
     wanted["tokens"] = ceil(tokens / text.length) * text.length
     # a name alone says nothing of what a stream brings
     if isinstance(text.documents, Stream):
@@ -211,7 +174,9 @@ def _difference(lens: PairMapping, lm: LM, wanted: dict[str, Any]) -> str:
             named, own = (was or {}).get("name"), {key: v for key, v in (was or {}).items() if key != "name"}
             if own == value:
                 continue
-            here = next((n for n, known in RECIPES.items() if json.loads(json.dumps(_told(known))) == value), "own")
+            here = next(
+                (n for n, known in RECIPES.items() if json.loads(json.dumps(recipe_as_json(known))) == value), "own"
+            )
             return f"recipe {named}, not {here}" if named != here else f"recipe {own}, not {value}"
         if name == "schedule" and isinstance(was, dict):
             key = next(key for key in (*value, *was) if value.get(key) != was.get(key))

@@ -1,12 +1,13 @@
 """The run of a fit: states of a stream of text in blocks, the closed form, then steps, with checkpoints between blocks.
 
-Knows: what is read when, which tokens make a step, what a checkpoint holds, how processes share the work.
-Does not know: the loss (objective.py), optimizers, recipes' names, what is kept in the end (tuning.py).
+Knows: what is read when, which tokens make a step, what a checkpoint holds, how processes share the work, which
+candidate each layer keeps.
+Does not know: the loss (sampled_kl.py), optimizers, recipes' names, what a fitted lens says of itself (tuned_lens.py).
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import isfinite
@@ -21,12 +22,15 @@ from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.fitting.closed_form import SecondMoments, with_constant
-from lenscope.fitting.optimizers import MakeOptimizer, Optimizer, Units
+from lenscope.fitting.held_out import COMPARED, HeldOut, layer_rows
+from lenscope.fitting.optimizers import Optimizer, Units
+from lenscope.fitting.recipes import Recipe, make_optimizer
 from lenscope.fitting.schedule import TOGETHER, Schedule
-from lenscope.fitting.state_block import StateBlock, _unit, some_rows
+from lenscope.fitting.state_block import StateBlock, masked_rows, relative_sizes
 from lenscope.measures.sampled_kl import Columns, SampledKL
 from lenscope.models.language_model import LM
-from lenscope.text.corpus import Corpus
+from lenscope.models.progress import Progress
+from lenscope.text.corpus import Corpus, TokenBatch
 
 # numbers of the model's distributions that are held at once, over the tokens of a step
 PIECE = 1 << 26
@@ -38,11 +42,24 @@ class TunedLensRun:
     """Translators of all layers below the last, as weights (D + 1, D) on x = [h, c], and how they come about."""
 
     def __init__(
-        self, lm: LM, corpus: Corpus, schedule: Schedule, group: Group, *, seed: int, low: torch.dtype | None,
-        progress: Callable[[int, int], None] | None,
+        self, lm: LM, corpus: Corpus, recipe: Recipe, schedule: Schedule, group: Group, *, seed: int,
+        low: torch.dtype | None, fast: torch.dtype | None, progress: Progress | None,
     ) -> None:  # fmt: skip
-        self.lm, self.corpus, self.schedule, self.group = lm, corpus, schedule, group
-        self.seed, self.low, self.progress = seed, low, progress
+        """A run that has read nothing yet.
+
+        Args:
+            lm: the model whose states are translated.
+            corpus: the text that is fitted.
+            recipe: where translators begin and what changes them.
+            schedule: what is read, and on what steps are made.
+            group: the processes that share the work.
+            seed: of the order of tokens and of the columns of the vocabulary.
+            low: the dtype in which the model's products are made, None: its own.
+            fast: the dtype of the optimizer's products, None: float32.
+            progress: told how many of all tokens are read, in the group's first process.
+        """
+        self.lm, self.corpus, self.recipe, self.schedule, self.group = lm, corpus, recipe, schedule, group
+        self.seed, self.low, self.fast, self.progress = seed, low, fast, progress
         self.weights: list[Tensor] = []
         self.constants: list[float] = []
         self.units: list[Units] = []
@@ -56,6 +73,79 @@ class TunedLensRun:
         self.sums = torch.zeros(2, device=lm.device)
         # seconds of each kind of work
         self.spent: dict[str, float] = {}
+
+    # -- the whole
+
+    def go(self, choosing: Sequence[TokenBatch], settings: dict[str, Any], folder: Path | None) -> HeldOut:
+        """Read all blocks and make all steps, from the checkpoint in the `folder` where there is one.
+
+        After each block a checkpoint is left there. Returns the held-out text that chooses, which `choosing` are the
+        rows of. Raises LenscopeError for a checkpoint of other settings, or a damaged one.
+        """
+        with self.timed("held-out text"):
+            select = HeldOut.read(self.lm, choosing, self.group, self.low)
+        plan, ridge = self.schedule, self.recipe.start == "ridge"
+        # a run that was killed while it wrote its first one leaves a folder without
+        begun = folder is not None and (folder / artifacts.CONFIG).exists()
+        optimizer = self.load(folder, settings) if folder is not None and begun else None
+        objective = None if optimizer is None else self._objective()
+        for block in self.blocks():
+            if not self.constants:
+                self.find_sizes(block)
+            if ridge and self.number < plan.warm:
+                with self.timed("closed form"):
+                    self.gather(block)
+            if self.number == plan.warm - 1:
+                with self.timed("closed form"):
+                    self.close(select.block) if ridge else self.identity()
+                    self.find_mean(block)
+                    objective = self._objective()
+                    optimizer = self._optimizer(select, objective)
+            if self.recipe.optimizer is not None and optimizer is not None and objective is not None:
+                with self.timed("steps"):
+                    self.take_steps(block, objective, optimizer)
+            self.number += 1
+            if folder is not None and optimizer is not None and self.number < plan.blocks:
+                self.save(folder, settings, optimizer)
+            del block
+        return select
+
+    def choose(
+        self, select: HeldOut, measuring: Sequence[TokenBatch]
+    ) -> tuple[list[Tensor], list[dict[str, Any]], HeldOut]:
+        """The weights that each layer keeps, a row of the report for each layer, and the text that measured them.
+
+        Each layer keeps the candidate with the lowest KL on the text `select`, over sampled columns; where the recipe
+        does not choose, the last candidate. What is kept is measured on other text, of the rows `measuring`.
+        """
+        lm = self.lm
+        with self.timed("measuring"):
+            measure = HeldOut.read(lm, measuring, self.group, None)
+        plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
+        candidates = {"identity": [plain] * lm.n_layers, "start": self.start}
+        if self.recipe.optimizer is not None:
+            candidates["steps"] = self.weights
+        names = list(candidates)
+        best = [names[-1]] * lm.n_layers
+        if self.recipe.best:
+            with self.timed("choosing"):
+                compare = SampledKL(lm, self.mean, COMPARED, self.seed, self.low)
+                kl = select.sampled_kl(list(candidates.values()), self.constants, compare)
+                best = [names[int(n)] for n in kl.nan_to_num(torch.inf, torch.inf).argmin(0)]
+        weights = [candidates[name][layer] for layer, name in enumerate(best)]
+        with self.timed("measuring"):
+            rows = layer_rows(measure, weights, candidates["identity"], best, self.constants, self.seed)
+        return weights, rows, measure
+
+    def _objective(self) -> SampledKL:
+        recipe = self.recipe
+        return SampledKL(self.lm, self.mean, recipe.columns, self.seed, self.low, next_token=recipe.loss != "kl")
+
+    def _optimizer(self, select: HeldOut, objective: SampledKL) -> Optimizer:
+        kl = torch.zeros(self.lm.n_layers)
+        if self.recipe.optimizer is not None:
+            (kl,) = select.sampled_kl([self.weights], self.constants, objective)
+        return make_optimizer(self.recipe, self.fast, self.weights, kl.tolist(), self.units)
 
     @contextmanager
     def timed(self, work: str) -> Iterator[None]:
@@ -85,7 +175,7 @@ class TunedLensRun:
                     mine = sum(row % world == rank for row in range(first, end))
                     block = StateBlock(self.lm, mine, plan.length, self.low)
                 with self.timed("reading"):
-                    block.read(some_rows(batch, (batch.row >= at) & (batch.row < stop)))
+                    block.read(masked_rows(batch, (batch.row >= at) & (batch.row < stop)))
                 at = stop
                 if self.progress is not None and rank == 0:
                     self.progress(at * plan.length, plan.rows * plan.length)
@@ -116,18 +206,18 @@ class TunedLensRun:
                     "it in float32 or bfloat16"
                 )
         roots = means.sqrt()
-        outputs = _unit(roots[-1])
+        outputs = relative_sizes(roots[-1])
         inputs = (torch.cat([r, r.new_tensor([c])]) for r, c in zip(roots, self.constants, strict=False))
-        self.units = [(_unit(r), outputs) for r in inputs]
+        self.units = [(relative_sizes(r), outputs) for r in inputs]
 
     def gather(self, block: "StateBlock") -> None:
         """Take a block into the moments."""
         if not self.moments:
             self.moments = [SecondMoments(self.lm.hidden_size, self.lm.device) for _ in self.constants]
-        for some in block.counted.nonzero()[:, 0].split(8192):
-            y = block.last[some].float()
+        for tokens in block.counted.nonzero()[:, 0].split(8192):
+            y = block.last[tokens].float()
             for layer, moments in enumerate(self.moments):
-                moments.add(with_constant(block.states[layer][some], self.constants[layer]), y)
+                moments.add(with_constant(block.states[layer][tokens], self.constants[layer]), y)
 
     def close(self, select: "StateBlock") -> None:
         """Ridge regressions of each layer onto the last; of the penalties the one that does best on `select`."""
@@ -137,10 +227,10 @@ class TunedLensRun:
             moments = self.moments.pop(0)
             self.group.sum([moments.xx, moments.xy])
             x = with_constant(select.states[layer][select.counted], constant)
-            found = moments.ridges()
-            errors = torch.stack([(y - x @ t).square().sum() for t in found])
+            solutions = moments.ridges()
+            errors = torch.stack([(y - x @ t).square().sum() for t in solutions])
             self.group.sum([errors])
-            self.start.append(found[int(errors.argmin())])
+            self.start.append(solutions[int(errors.argmin())])
         self.weights = [t.clone() for t in self.start]
 
     def identity(self) -> None:
@@ -160,22 +250,6 @@ class TunedLensRun:
         self.group.sum([mean])
         self.mean = mean / mean.sum().clamp_min(1e-30)
 
-    def held_out_kl(self, block: "StateBlock", candidates: Sequence[Sequence[Tensor]], objective: SampledKL) -> Tensor:
-        """Mean KL(model ‖ lens) of some weights for each layer, on a block: (candidates, n_layers).
-
-        Over the columns that the objective draws first.
-        """
-        columns = objective.draw(0)
-        target = objective.target(block.last[block.counted], columns)
-        found = torch.zeros(len(candidates), len(self.constants), dtype=torch.float64, device=self.lm.device)
-        for layer, constant in enumerate(self.constants):
-            x = with_constant(block.states[layer][block.counted], constant)
-            for n, weights in enumerate(candidates):
-                found[n, layer] = objective.loss(x @ weights[layer], target, columns)
-        count = block.counted.sum()
-        self.group.sum([found, count])
-        return (found / count).cpu()
-
     def _shuffled(self) -> Tensor:
         """The positions of the current block, of all processes, in an order that seed and block fix."""
         plan = self.schedule
@@ -185,7 +259,7 @@ class TunedLensRun:
 
     # -- steps
 
-    def take_steps(self, block: "StateBlock", objective: SampledKL, optimizer: Optimizer, bias_only: bool) -> None:
+    def take_steps(self, block: "StateBlock", objective: SampledKL, optimizer: Optimizer) -> None:
         """The steps of a block, over its tokens in an order that seed and block fix."""
         plan = self.schedule
         parts = plan.parts_of(self.number)
@@ -196,31 +270,31 @@ class TunedLensRun:
             if objective.next_token:
                 mine = mine[block.following[mine] >= 0]
             columns = objective.draw(self.step)
-            for some in mine.split(max(64, PIECE // len(columns.ids))):
-                if len(some):
-                    self._add(block, some, objective, columns)
+            for tokens in mine.split(max(64, PIECE // len(columns.ids))):
+                if len(tokens):
+                    self._add(block, tokens, objective, columns)
             self.seen += 1
             if not self.seen % plan.together or self.seen == plan.all_parts:
-                self._step(optimizer, bias_only)
+                self._step(optimizer)
 
-    def _add(self, block: "StateBlock", some: Tensor, objective: SampledKL, columns: Columns) -> None:
+    def _add(self, block: "StateBlock", tokens: Tensor, objective: SampledKL, columns: Columns) -> None:
         if objective.next_token:
-            target = objective.following(block.following[some])
+            target = objective.following(block.following[tokens])
         else:
-            target = objective.target(block.last[some], columns)
+            target = objective.target(block.last[tokens], columns)
         for layer, (w, g) in enumerate(zip(self.weights, self.gradients, strict=True)):
-            x = with_constant(block.states[layer][some], self.constants[layer], self.low)
+            x = with_constant(block.states[layer][tokens], self.constants[layer], self.low)
             loss, pull = objective.gradient((x @ w.to(x.dtype)).float(), target, columns)
             g += x.T @ pull.to(x.dtype)
             self.sums[0] += loss
-        self.sums[1] += len(some)
+        self.sums[1] += len(tokens)
 
-    def _step(self, optimizer: Optimizer, bias_only: bool) -> None:
+    def _step(self, optimizer: Optimizer) -> None:
         self.group.sum([*self.gradients, self.sums])
         loss, count = self.sums.tolist()
         for g in self.gradients:
             g.div_(max(1.0, count))
-            if bias_only:
+            if self.recipe.bias_only:
                 g[:-1] = 0
         optimizer.step(self.gradients, 1 - self.step / self.schedule.steps)
         mean = loss / max(1.0, count) / len(self.gradients)
@@ -244,7 +318,7 @@ class TunedLensRun:
             )
         self.group.barrier()
 
-    def load(self, folder: Path, settings: dict[str, Any], make: MakeOptimizer) -> Optimizer:
+    def load(self, folder: Path, settings: dict[str, Any]) -> Optimizer:
         """Go on where `save` was called. Raises LenscopeError for a checkpoint of other settings, or a damaged one."""
         try:
             config, tensors = artifacts.read_folder(folder, "checkpoint")
@@ -264,13 +338,13 @@ class TunedLensRun:
                 self.start = [move(tensors[f"start.{n}"]) for n in layers]
                 self.mean = move(tensors["mean.0"])
                 # its own units are in its state
-                optimizer = make(self.weights, [0.0] * len(self.weights), ())
+                optimizer = make_optimizer(self.recipe, self.fast, self.weights, [0.0] * len(self.weights), ())
                 for n, t in enumerate(optimizer.state):
                     t.copy_(tensors[f"state.{n}"])
                 return optimizer
         except (OSError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise LenscopeError(f"{folder}: is no checkpoint that can be read ({told}); remove it") from error
+            reason = " ".join(str(error).split())[:200]
+            raise LenscopeError(f"{folder}: is no checkpoint that can be read ({reason}); remove it") from error
         raise LenscopeError(f"{folder}: is of another run, {_difference(differ[0], was, now)}; remove it to begin anew")
 
 
