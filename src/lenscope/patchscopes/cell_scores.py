@@ -1,45 +1,62 @@
 """What the predictions of a sweep are worth: top tokens, divergence from the unpatched run, answers, the source's view.
 
 Knows: which distributions each cell's is compared with, and how answers of several tokens are scored.
-Does not know: how cells are run (rows.py), what their vectors are.
+Does not know: how cells are run (patchscope.py has them run, and hands over what came out), what their vectors are.
 """
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine import run as rows
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
 from lenscope.measures.streamed import reduce, top_token
-from lenscope.models.edits import Edit
 from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
 from lenscope.patchscopes.sources import Sources
 
+# of each answer, by its name, and each target, the tokens that the answer has after that target
+AnswerIds = dict[str, list[tuple[int, ...]]]
 
-class Scores:
-    """The columns of a grid of predictions, filled chunk by chunk."""
+
+@dataclass(frozen=True, eq=False)
+class LongAnswer:
+    """An answer of several tokens `ids`, and the `rows` (n,) whose targets it has these tokens after."""
+
+    name: str
+    ids: tuple[int, ...]
+    rows: np.ndarray
+
+
+class CellScores:
+    """The columns of a grid of predictions, filled with the last states of rows, some rows at a time."""
 
     def __init__(
-        self, lm: LM, source_lm: LM, made: PatchedRows, sources: Sources, source: np.ndarray, top_k: int,
-        answers: str | int | Sequence[str | int], budget: int, edits: Sequence[Edit] = (),
+        self, lm: LM, source_lm: LM, rows: PatchedRows, sources: Sources, source: np.ndarray, base: Tensor,
+        answers: AnswerIds, top_k: int,
     ) -> None:  # fmt: skip
-        n = len(made)
-        self.lm, self.source_lm, self.rows, self.budget = lm, source_lm, made, budget
-        # edits that targets have whether patched or not, `row` naming the target
-        self.edits = edits
-        # of each answer, and each target, its tokens there
-        self.answers = _named(lm, made, answers)
-        with lm.edit(*edits):
-            self.base = lm.read([p.ids for p in made.prompts], layers=lm.n_layers, positions=-1)[lm.n_layers, -1]
+        """Scores of rows of which none is there yet.
+
+        Args:
+            lm: the model that the rows are runs of.
+            source_lm: the model that the sources are states of.
+            rows: the rows; only their targets are looked at.
+            sources: the sources of the rows.
+            source: the number (n,) of each row's source.
+            base: the last states (targets, D) of the targets' runs without a patch.
+            answers: the tokens of what is scored, as `name_answers` gives them.
+            top_k: how many tokens of each row are listed.
+        """
+        n = len(rows)
+        self.lm, self.source_lm, self.rows = lm, source_lm, rows
+        self.answers, self.base = answers, base
         self.ids = np.full((n, top_k), -1)
         self.log_probs = np.full((n, top_k), np.nan, dtype=np.float32)
         self.measures = {name: np.full(n, np.nan, dtype=np.float32) for name in ("max_probability", "entropy", "kl")}
@@ -56,36 +73,36 @@ class Scores:
             self.measures[f"log_prob:{name}"] = np.full(n, np.nan, dtype=np.float32)
             self.measures[f"pmi:{name}"] = np.full(n, np.nan, dtype=np.float32)
 
-    def take(self, some: np.ndarray, h: Tensor) -> None:
-        """Take in the last states h (n, D) of the rows `some` (n,)."""
-        target = self.rows.target[some]
+    def take(self, mine: np.ndarray, h: Tensor) -> None:
+        """Take in the last states h (n, D) of the rows `mine` (n,)."""
+        target = self.rows.target[mine]
         together = (target == target[0]).all()
         # one unpatched run for all, or each row beside that of its own target
         states, base = (h[:, None], self.base[target[:1]]) if together else (h[None], self.base[target])
         r = reduce(self.lm.readout, self.lm.vocab_size, states, base, None, self.ids.shape[1], False)
-        self.ids[some] = r.top_ids.reshape(len(some), -1).cpu().numpy()
-        self.log_probs[some] = r.top_log_probs.reshape(len(some), -1).cpu().numpy()
+        self.ids[mine] = r.top_ids.reshape(len(mine), -1).cpu().numpy()
+        self.log_probs[mine] = r.top_log_probs.reshape(len(mine), -1).cpu().numpy()
         for name in ("max_probability", "entropy", "kl"):
-            self.measures[name][some] = getattr(r, name).reshape(-1).cpu().numpy()
+            self.measures[name][mine] = getattr(r, name).reshape(-1).cpu().numpy()
         if "surprisal" in self.measures:
-            self._compare(some)
+            self._compare(mine)
         single = {n: [i[0] if len(i) == 1 else -1 for i in ids] for n, ids in self.answers.items()}
         if any(max(ids) >= 0 for ids in single.values()):
             _, _, totals = top_token(self.lm, self.base)
             x, z = self.lm.readout.prepare(h), self.lm.readout.prepare(self.base)
-            top = wide(self.lm.readout.tokens(x, r.top_ids.reshape(len(some), -1)[:, 0]))
-            total = top - r.top_log_probs.reshape(len(some), -1)[:, 0]
+            top = wide(self.lm.readout.tokens(x, r.top_ids.reshape(len(mine), -1)[:, 0]))
+            total = top - r.top_log_probs.reshape(len(mine), -1)[:, 0]
             for name, ids in single.items():
                 # each target's own token; where the answer has several there, what is computed is not used
                 token = torch.tensor(ids, device=x.device)
                 here = torch.from_numpy(np.flatnonzero(np.array(ids)[target] >= 0))
                 patched = wide(self.lm.readout.tokens(x, token[torch.from_numpy(target)].clamp_min(0))) - total
                 plain = wide(self.lm.readout.tokens(z, token.clamp_min(0))) - totals
-                self._answer(name, some[here.numpy()], patched[here], plain[torch.from_numpy(target)][here])
+                self._answer(name, mine[here.numpy()], patched[here], plain[torch.from_numpy(target)][here])
 
-    def _compare(self, some: np.ndarray) -> None:
+    def _compare(self, rows: np.ndarray) -> None:
         """Surprisal and precision@1 against the source model's own prediction at the source's position."""
-        mine = some[self.finals[some] >= 0]
+        mine = rows[self.finals[rows] >= 0]
         if not len(mine):
             return
         final = self.finals[mine]
@@ -97,47 +114,40 @@ class Scores:
         self.measures["precision"][mine] = self.own_top[final] == chosen
 
     @property
-    def passes(self) -> int:
-        """How many rows run in all: once each, and again for every answer of several tokens."""
-        return len(self.rows) + sum(len(mine) for _, _, mine in self._longer())
-
-    def finish(self, advance: Callable[[int], None]) -> None:
-        """Score the answers of several tokens: a pass each, over the target prompt and the answer."""
-        for name, ids, mine in self._longer():
-            longer = replace(self.rows, prompts=tuple(self.lm.prompt([*p.ids, *ids[:-1]]) for p in self.rows.prompts))
-            with self.lm.edit(*self.edits):
-                last = self.lm.read([p.ids for p in longer.prompts], self.lm.n_layers, slice(-len(ids), None))
-            plain = log_prob(self.lm, last[self.lm.n_layers, :], ids)
-            for part, h in rows.predict(self.lm, longer.only(mine), len(ids), self.budget):
-                some = mine[part]
-                self._answer(name, some, log_prob(self.lm, h, ids), plain[torch.from_numpy(self.rows.target[some])])
-                advance(len(some))
-
-    def _longer(self) -> list[tuple[str, tuple[int, ...], np.ndarray]]:
-        """Answers of several tokens, and the rows whose targets they have these tokens after."""
-        found = []
+    def long_answers(self) -> list[LongAnswer]:
+        """Answers of several tokens, which need a pass over the target prompt and the answer each."""
+        longer = []
         for name, each in self.answers.items():
             for ids in dict.fromkeys(i for i in each if len(i) > 1):
                 targets = np.array([i == ids for i in each])
                 mine = np.flatnonzero(targets[self.rows.target])
                 if len(mine):
-                    found.append((name, ids, mine))
-        return found
+                    longer.append(LongAnswer(name, ids, mine))
+        return longer
 
-    def _answer(self, name: str, some: np.ndarray, patched: Tensor, plain: Tensor) -> None:
-        self.measures[f"log_prob:{name}"][some] = patched.cpu().numpy()
-        self.measures[f"pmi:{name}"][some] = (patched - plain).cpu().numpy()
+    @property
+    def passes(self) -> int:
+        """How many rows run in all: once each, and again for every answer of several tokens."""
+        return len(self.rows) + sum(len(answer.rows) for answer in self.long_answers)
 
-    def columns(self, kept: np.ndarray) -> dict[str, Any]:
-        """The columns of the rows `kept`."""
-        known = [int(i) for i in np.unique(self.ids[kept, 0])] if len(kept) else []
+    def take_answer(self, answer: LongAnswer, mine: np.ndarray, patched: Tensor, plain: Tensor) -> None:
+        """Take in ln p of an answer of several tokens: of the rows `mine` (n,), and of the targets without a patch."""
+        self._answer(answer.name, mine, patched, plain[torch.from_numpy(self.rows.target[mine])])
+
+    def _answer(self, name: str, mine: np.ndarray, patched: Tensor, plain: Tensor) -> None:
+        self.measures[f"log_prob:{name}"][mine] = patched.cpu().numpy()
+        self.measures[f"pmi:{name}"][mine] = (patched - plain).cpu().numpy()
+
+    def columns(self, rows: np.ndarray) -> dict[str, Any]:
+        """The columns of some of the rows (n,)."""
+        known = [int(i) for i in np.unique(self.ids[rows, 0])] if len(rows) else []
         text = dict(zip(known, self.lm.encoder.tokens(known), strict=True))
         return {
             "kind": "predict",
-            "ids": self.ids[kept],
-            "log_probs": self.log_probs[kept],
-            "texts": tuple(text[int(i)] for i in self.ids[kept, 0]),
-            "measures": {name: values[kept] for name, values in self.measures.items()},
+            "ids": self.ids[rows],
+            "log_probs": self.log_probs[rows],
+            "texts": tuple(text[int(i)] for i in self.ids[rows, 0]),
+            "measures": {name: values[rows] for name, values in self.measures.items()},
         }
 
 
@@ -158,16 +168,19 @@ def answer_ids(lm: LM, prompt: Prompt, answer: Any) -> tuple[int, ...]:
     return lm.encoder.answer_ids(prompt, [answer])[0]
 
 
-def _named(lm: LM, made: PatchedRows, answers: str | int | Sequence[str | int]) -> dict[str, list[tuple[int, ...]]]:
-    """The ids of each answer after every target, by the answer's text, or its id as text."""
+def name_answers(lm: LM, prompts: Sequence[Prompt], answers: str | int | Sequence[str | int]) -> AnswerIds:
+    """The ids of each answer after every target prompt, by the answer's text, or its id as text.
+
+    Raises LenscopeError where an answer is given as a text and as an id.
+    """
     several = [answers] if isinstance(answers, str) or is_integer(answers) else elements(answers, "a list of answers")
-    found: dict[str, list[tuple[int, ...]]] = {}
+    named: AnswerIds = {}
     for answer in several:
         name = str(operator.index(answer)) if is_integer(answer) else str(answer)
-        ids = [answer_ids(lm, prompt, answer) for prompt in made.prompts]
-        if found.setdefault(name, ids) != ids:
+        ids = [answer_ids(lm, prompt, answer) for prompt in prompts]
+        if named.setdefault(name, ids) != ids:
             raise LenscopeError(f"answers: {name!r} is given as a text and as an id; ask for one of them")
-    return found
+    return named
 
 
 def comparable(lm: LM, other: LM) -> bool:

@@ -25,7 +25,7 @@ from lenscope.models.layers import check_layers
 from lenscope.models.progress import Progress
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
-from lenscope.patchscopes.cell_scores import Scores
+from lenscope.patchscopes.cell_scores import CellScores, log_prob, name_answers
 from lenscope.patchscopes.grid import Grid, Spot
 from lenscope.patchscopes.sources import Layers, Sources, Vectors, cells, gather
 
@@ -154,10 +154,11 @@ class Patchscope:
         """
         plan = self._plan(sources, layers)
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
-        fixed = [dataclasses.replace(edit, row=t) for t, edits in enumerate(self.fixed) for edit in edits]
-        read = Scores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, top_k, answers, self.budget, fixed)
+        named = name_answers(self.lm, plan.rows.prompts, answers)
+        base = self._unpatched(plan.rows.prompts, 1)[:, 0]
+        scores = CellScores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, base, named, top_k)
         done: list[np.ndarray] = []
-        total = read.passes
+        total = scores.passes
         ready = 0
 
         def advance(n: int) -> None:
@@ -167,14 +168,21 @@ class Patchscope:
                 progress(ready, total)
 
         try:
-            for some, h in rows.predict(self.lm, plan.rows, budget=self.budget):
-                read.take(some, h[:, 0])
-                done.append(some)
-                advance(len(some))
-            read.finish(advance)
+            for mine, h in rows.predict(self.lm, plan.rows, budget=self.budget):
+                scores.take(mine, h[:, 0])
+                done.append(mine)
+                advance(len(mine))
+            for answer in scores.long_answers:
+                # the target prompt and all of the answer that its last token is read after
+                texts = tuple(self.lm.prompt([*p.ids, *answer.ids[:-1]]) for p in plan.rows.prompts)
+                longer = dataclasses.replace(plan.rows, prompts=texts).only(answer.rows)
+                plain = log_prob(self.lm, self._unpatched(texts, len(answer.ids)), answer.ids)
+                for part, h in rows.predict(self.lm, longer, len(answer.ids), self.budget):
+                    scores.take_answer(answer, answer.rows[part], log_prob(self.lm, h, answer.ids), plain)
+                    advance(len(part))
         except KeyboardInterrupt as stop:
-            raise SweepInterrupted(self._grid(plan, done, read.columns) if done else None) from stop
-        return self._grid(plan, done, read.columns)
+            raise SweepInterrupted(self._grid(plan, done, scores.columns) if done else None) from stop
+        return self._grid(plan, done, scores.columns)
 
     @torch.no_grad()
     def generate(
@@ -231,6 +239,13 @@ class Patchscope:
         except KeyboardInterrupt as stop_now:
             raise SweepInterrupted(self._grid(plan, done, written) if done else None) from stop_now
         return self._grid(plan, done, written)
+
+    def _unpatched(self, prompts: Sequence[Prompt], tokens: int) -> Tensor:
+        """The last layer's states (targets, tokens, D) at the last tokens of the targets, run without a patch."""
+        fixed = [dataclasses.replace(edit, row=t) for t, edits in enumerate(self.fixed) for edit in edits]
+        with self.lm.edit(*fixed):
+            states = self.lm.read([p.ids for p in prompts], self.lm.n_layers, slice(-tokens, None))
+        return states[self.lm.n_layers, :]
 
     def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "_Plan":
         found = gather(sources, self.source_lm.name)
