@@ -13,7 +13,7 @@ import lenscope as ls
 from lenscope.cli.causal import causal as command
 from lenscope.cli.commands import app
 from lenscope.directions import energy
-from lenscope.directions.alignment import Alignment, aitchison_cosine, alignment, derange
+from lenscope.directions.alignment import Alignment, aitchison_cosine, alignment, places_of_other_rows
 from lenscope.directions.basis import Basis, load_basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, promoted, random_basis
 from lenscope.directions.energy import FactoredEnergy, GeneralEnergy, Site, wide_readout
@@ -342,7 +342,7 @@ def test_alignment_is_that_of_plain_hooks():
     basis = causal_basis(lm, rows, f, [layer], k=3)
     found = alignment(lm, rows, basis, {"tuned": f, "logit": None}, seed=5)
     h = states(lm, rows, layer)
-    source = derange(np.repeat(np.arange(4), 8), 5)
+    source = places_of_other_rows(np.repeat(np.arange(4), 8), 5)
     v = basis[layer].double()
     treated = h + (h[source] - h) @ v.T @ v
     tail = TAILS["llama"]
@@ -388,10 +388,10 @@ def test_the_aitchison_cosine_with_even_weights_is_the_correlation():
 def test_every_place_gets_a_state_of_another_row(sizes):
     row = np.repeat(np.arange(len(sizes)) * 7, sizes)
     for seed in range(20):
-        found = derange(row, seed)
+        found = places_of_other_rows(row, seed)
         assert sorted(found) == list(range(len(row)))
         assert (row[found] != row).all()
-    assert len({tuple(derange(row, seed)) for seed in range(20)}) > 2
+    assert len({tuple(places_of_other_rows(row, seed)) for seed in range(20)}) > 2
 
 
 def test_tokens_promoted_are_those_of_the_lens():

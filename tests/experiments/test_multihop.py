@@ -14,8 +14,8 @@ from lenscope.experiments.patchscopes_paper import multihop
 from lenscope.experiments.patchscopes_paper import multihop_patches as hopping
 from lenscope.experiments.patchscopes_paper.multihop_patches import LEAST, PLAIN, SHOTS, Kind, exchanged, kinds_of
 from lenscope.experiments.setting import Setting
-from lenscope.patchscopes.controls import derange
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
+from lenscope.statistics.derangements import derange
 from lenscope.tasks.relations import Chain, builtin_chains
 from lenscope.tasks.text_match import mentions, words
 

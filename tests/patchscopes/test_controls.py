@@ -6,8 +6,9 @@ import torch
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
-from lenscope.patchscopes.controls import derange, prompts_with_text, random_vectors, shuffled_sources
+from lenscope.patchscopes.controls import prompts_with_text, random_vectors, shuffled_sources
 from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.statistics.derangements import derange
 
 TEXTS = ["one two three", "four five", "six seven eight nine", "ten"]
 

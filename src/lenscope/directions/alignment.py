@@ -18,6 +18,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import Readout, wide
+from lenscope.statistics.derangements import shift_ring
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.predictions import TextRows
@@ -95,7 +96,7 @@ def alignment(
     counts = _counts(some)
     sums = np.zeros((2, len(made), len(counts), len(basis.layers)))
     row = np.concatenate([np.nonzero(run.counted.numpy())[0] + 10**6 * n for n, run in enumerate(some)])
-    source = torch.from_numpy(derange(row, seed))
+    source = torch.from_numpy(places_of_other_rows(row, seed))
     for i, layer in enumerate(basis.layers):
         h = torch.cat([run.states[i][run.counted] for run in some])
         h = h.to(wide(h[:0]).dtype)
@@ -130,8 +131,8 @@ def aitchison_cosine(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return torch.where(size > 0, inner / size, torch.nan).clamp(-1, 1)
 
 
-def derange(row: np.ndarray, seed: int) -> np.ndarray:
-    """A permutation of places (N,) that moves each to one of another row: random, drawn with `seed`.
+def places_of_other_rows(row: np.ndarray, seed: int) -> np.ndarray:
+    """For each place (N,) one of another row, none taken twice: random, drawn with `seed`; `row` (N,) names the rows.
 
     Raises LenscopeError where one row has more than half of the places.
     """
@@ -144,9 +145,7 @@ def derange(row: np.ndarray, seed: int) -> np.ndarray:
         )
     # rows one after the other in a ring, each in an order of its own: a shift by the longest leaves every row
     order = np.lexsort((random.random(count), random.permutation(len(names))[number]))
-    found = np.empty(count, dtype=np.int64)
-    found[order] = np.roll(order, random.integers(most, count - most + 1))
-    return found
+    return shift_ring(order, -int(random.integers(most, count - most + 1)))
 
 
 def _similarity(lenses: list[Lens], readout: Readout, layer: int, final: Tensor, h: Tensor) -> np.ndarray:

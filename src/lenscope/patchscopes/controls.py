@@ -14,6 +14,7 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.statistics.derangements import derange
 
 
 @overload
@@ -37,9 +38,9 @@ def random_vectors(states: HiddenStates | Tensor, seed: int = 0) -> HiddenStates
 def random_like(h: Tensor, seed: int = 0) -> Tensor:
     """Random directions, each as long as the vector of h (..., D) that it stands for."""
     draw = torch.Generator().manual_seed(seed)
-    made = torch.randn(h.shape, generator=draw, dtype=torch.float64)
-    made *= h.double().norm(dim=-1, keepdim=True).cpu() / made.norm(dim=-1, keepdim=True)
-    return made.to(h.device, h.dtype)
+    directions = torch.randn(h.shape, generator=draw, dtype=torch.float64)
+    directions *= h.double().norm(dim=-1, keepdim=True).cpu() / directions.norm(dim=-1, keepdim=True)
+    return directions.to(h.device, h.dtype)
 
 
 @overload
@@ -73,28 +74,6 @@ def shuffled_sources(
     return _instead(states, states.tensor[torch.tensor(derange(groups, seed))])
 
 
-def derange(groups: Sequence[Hashable], seed: int = 0) -> list[int]:
-    """For each of N items the index of another one whose group differs, no item taken twice.
-
-    Items in a random order of groups, largest group first, each take the one that is as far on as that group is large.
-    Raises LenscopeError where a group has more than half of the items.
-    """
-    members: dict[Hashable, list[int]] = {}
-    for n in torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist():
-        members.setdefault(groups[n], []).append(n)
-    largest = max(map(len, members.values()), default=0)
-    if 2 * largest > len(groups) or not groups:
-        raise LenscopeError(
-            f"{largest} of {len(groups)} items have one answer in common: an exchange between different answers "
-            "needs at most half of them to"
-        )
-    order = [n for group in sorted(members.values(), key=len, reverse=True) for n in group]
-    taken = [0] * len(groups)
-    for place, n in enumerate(order):
-        taken[n] = order[(place + largest) % len(order)]
-    return taken
-
-
 def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
     """The target prompt of a Patchscope with each text in the place of its placeholders: text instead of a vector.
 
@@ -116,15 +95,15 @@ def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
         # placeholders that stand side by side are one place for a text
         side = bool(spans) and not prompt.text[spans[-1][1] : start].strip()
         spans = [*spans[:-1], (spans[-1][0], stop)] if side else [*spans, (start, stop)]
-    made = []
+    prompts = []
     for text in texts:
         if not text.strip():
             raise LenscopeError(f"text {text!r}: it is empty; give what the hidden state was read from")
         whole = prompt.text
         for start, stop in reversed(spans):
             whole = whole[:start] + text.strip() + whole[stop:]
-        made.append(whole)
-    return made
+        prompts.append(whole)
+    return prompts
 
 
 def _instead(states: HiddenStates, tensor: Tensor) -> HiddenStates:

@@ -18,10 +18,11 @@ from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
-from lenscope.patchscopes.controls import derange, prompts_with_text, random_vectors
+from lenscope.patchscopes.controls import prompts_with_text, random_vectors
 from lenscope.patchscopes.grid import Grid
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.sources import Layers
+from lenscope.statistics.derangements import derange
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select

@@ -15,10 +15,11 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import cached_json
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.patchscopes.controls import derange, random_vectors
+from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, Target
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR, continue_texts, generate_with_controls, table
+from lenscope.statistics.derangements import derange
 from lenscope.statistics.selection import balanced
 from lenscope.tasks.known_facts import answers_correctly
 from lenscope.tasks.relations import Chain

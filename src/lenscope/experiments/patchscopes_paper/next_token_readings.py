@@ -27,7 +27,8 @@ from lenscope.models.language_model import LM
 from lenscope.models.likeness import model_identity
 from lenscope.models.prompts import Prompt
 from lenscope.patchscopes.cell_scores import comparable
-from lenscope.patchscopes.controls import derange, random_like
+from lenscope.patchscopes.controls import random_like
+from lenscope.statistics.derangements import derange
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # tokens of a stretch of text; of what a model writes itself, which takes longer to get; before a place at the least
