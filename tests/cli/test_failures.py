@@ -144,7 +144,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    "module", ["typer", "lenscope.cli.commands", "rich.table", "lenscope.models.loading", "torch", "numpy"]
+    "module", ["typer", "lenscope.cli.lens", "rich.table", "lenscope.models.loading", "torch", "numpy"]
 )
 def test_an_interruption_while_things_are_imported_is_one_line(module, model):
     done = process(PRESS, module, "lens", "hi", "-m", model)

@@ -9,9 +9,9 @@ import torch
 
 import lenscope as ls
 from lenscope.cli import demo
-from lenscope.cli import fit as lensing
-from lenscope.cli import options as terminal
+from lenscope.cli.evaluate import _labelled
 from lenscope.cli.main import main
+from lenscope.cli.options import parse_amount
 from lenscope.fitting import tuned_lens as tuning
 from lenscope.lenses.evaluate import EvaluationInterrupted
 
@@ -279,13 +279,13 @@ def test_export_is_read_again(run, model, lens, tmp_path):
     ("text", "value"), [("8192", 8192), ("100_000", 100_000), ("200k", 200_000), ("1M", 10**6), ("1.5k", 1500)]
 )
 def test_amounts(text, value):
-    assert terminal.amount(text, "tokens") == value
+    assert parse_amount(text, "tokens") == value
 
 
 def test_names_of_lenses(tmp_path):
     (tmp_path / "a=b").mkdir()
     given = ["x=/some/where", "/else/where/", f"{tmp_path}/a=b"]
-    assert lensing._labelled(given) == {"x": "/some/where", "where": "/else/where/", "a=b": f"{tmp_path}/a=b"}
+    assert _labelled(given) == {"x": "/some/where", "where": "/else/where/", "a=b": f"{tmp_path}/a=b"}
 
 
 @pytest.mark.parametrize(

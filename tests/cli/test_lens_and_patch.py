@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 
 
 def test_help_and_version_do_not_load_the_heavy_libraries():
-    code = "import sys, lenscope.cli.commands; sys.exit('torch' in sys.modules)"
+    code = "import sys; from lenscope.cli.main import command_line; command_line(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

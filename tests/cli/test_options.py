@@ -8,7 +8,7 @@ import json
 import pytest
 import typer
 
-from lenscope.cli.commands import app
+from lenscope.cli.main import command_line
 from lenscope.models import loading
 
 SOURCE = {"--dtype", "--device", "--revision", "--attn"}
@@ -195,7 +195,7 @@ def commands():
             options = [p.opts for p in command.params if any(o.startswith("-") for o in p.opts)]
             found[name] = {max(names, key=len) for names in options} - {"--help"}
 
-    walk(typer.main.get_command(app), "")
+    walk(typer.main.get_command(command_line()), "")
     return found
 
 

@@ -507,12 +507,12 @@ def call(capsys):
     """The commands as `lenscope detect …` runs them: status, stdout, stderr."""
     import typer
 
-    from lenscope.cli.detect import detect
+    from lenscope.cli.detect import detect_commands
 
     def run(*arguments):
         status = 0
         try:
-            status = typer.main.get_command(detect)(list(arguments), standalone_mode=False)
+            status = typer.main.get_command(detect_commands)(list(arguments), standalone_mode=False)
         except ls.LenscopeError as error:
             status = 2
             sys.stderr.write(f"lenscope: {error}\n")

@@ -10,8 +10,6 @@ import torch
 from affine_lens import affine
 
 import lenscope as ls
-from lenscope.cli.causal import causal as command
-from lenscope.cli.commands import app
 from lenscope.directions import energy
 from lenscope.directions.alignment import Alignment, aitchison_cosine, alignment, places_of_other_rows
 from lenscope.directions.basis import Basis, load_basis
@@ -477,8 +475,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny-llama"
     tiny.model("llama").save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
-    if not any(c.name == "causal" for c in app.registered_commands):
-        app.command("causal")(command)
     return str(path)
 
 

@@ -14,8 +14,7 @@ import lenscope as ls
 from lenscope import visible_text as visible
 from lenscope.cli import demo
 from lenscope.cli import detect as detecting
-from lenscope.cli import fit as lensing
-from lenscope.cli.screen import Screen, bar
+from lenscope.cli.terminal import Screen, fitted_table, item_bar
 from lenscope.display import heat_table as tables
 from lenscope.display import numbers
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
@@ -80,7 +79,7 @@ def tables_of_names(trajectory, lm):
     yield grid(**{f"log_prob:{NASTY}": np.array([-1.0, -9.0], np.float32)}).table()
     yield Report("x", NASTY, "c", "r", {"t": [{NASTY: NASTY, "n": 1}]}).table("t")
     rows = [{"layer": 0, "kl": 1.0, "kl_logit_lens": 2.0}]
-    yield lensing.fitted_table({"lens": NASTY, "layers": rows, "held_out": {"tokens": [1, 1]}})
+    yield fitted_table({"lens": NASTY, "layers": rows, "held_out": {"tokens": [1, 1]}})
     yield detecting._table([{"method": NASTY, "view": NASTY, "layers": [1], "auroc": 0.5, "size": NASTY}])
 
 
@@ -98,7 +97,7 @@ def test_the_command_line_s_own_console_is_the_last_guard(monkeypatch):
     Screen().print(NASTY, soft_wrap=True)
     assert not ACTING.search(out.getvalue())
     assert "[red]k[/red]:smile:" in out.getvalue()
-    progress = bar(3, NASTY)
+    progress = item_bar(3, NASTY)
     assert not ACTING.search(drawn(progress.get_renderable()))
 
 

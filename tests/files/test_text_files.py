@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from lenscope.cli.detect import _prompts
-from lenscope.cli.options import places, texts
+from lenscope.cli.options import parse_positions, read_prompts
 from lenscope.errors import LenscopeError
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.files import text_files as textfiles
@@ -188,7 +188,7 @@ def test_tables_that_are_none(tmp_path, name, text, message):
 def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
     wanted = ["The capital of France is", "one\u2028prompt", "an\x0cother\x85 "]
     (tmp_path / "p.txt").write_bytes(end.join([*wanted, "", " "]).encode(encoding))
-    assert texts([], str(tmp_path / "p.txt")) == list(_prompts(str(tmp_path / "p.txt"), "text")) == wanted
+    assert read_prompts([], str(tmp_path / "p.txt")) == list(_prompts(str(tmp_path / "p.txt"), "text")) == wanted
     rows = [json.dumps({"p": text}, ensure_ascii=False) for text in wanted]
     for name, raw in (("p.jsonl", end.join(rows).encode(encoding)), ("p.jsonl.gz", None)):
         (tmp_path / name).write_bytes(raw or gzip.compress((tmp_path / "p.jsonl").read_bytes()))
@@ -213,4 +213,4 @@ def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
     ],
 )
 def test_positions_of_a_command_may_be_text_with_digits(given, prompts, wanted):
-    assert places(given, "at", prompts) == wanted
+    assert parse_positions(given, "at", prompts) == wanted

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lenscope.cli.options import amount, numbers, places, resolve
+from lenscope.cli.options import parse_amount, parse_indices, parse_positions, resolve_layers
 from lenscope.errors import LenscopeError
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Encoder, Prompt
@@ -338,7 +338,7 @@ near = st.text("-0123456789:,. xkM_٣²\t\n\u2028", max_size=8) | st.text(st.cha
 
 @given(written)
 def test_layers_and_ranges_are_read_as_they_are_written(parts):
-    found = numbers(",".join(parts), "layers")
+    found = parse_indices(",".join(parts), "layers")
     assert len(found) == len(parts)
     for part, one in zip(parts, found, strict=True):
         if ":" in part:
@@ -346,18 +346,18 @@ def test_layers_and_ranges_are_read_as_they_are_written(parts):
         else:
             assert one == int(part)
     with allowed():
-        assert all(type(n) is int for n in resolve(found, N_LAYERS))
+        assert all(type(n) is int for n in resolve_layers(found, N_LAYERS))
 
 
 @given(near | st.sampled_from(["9" * 5000, "-" + "1" * 5000, "1:" + "2" * 5000, "", ",", ":", "1,,2", "--1", "1:2:0"]))
 def test_whatever_is_written_as_layers_or_places_is_read_or_refused(text):
     with allowed():
-        found = numbers(text, "layers")
+        found = parse_indices(text, "layers")
         assert found
         assert all(isinstance(n, int | slice) for n in found)
-        resolve(found, N_LAYERS)
+        resolve_layers(found, N_LAYERS)
     with allowed():
-        where = places(text)
+        where = parse_positions(text)
         with allowed():
             BYTES.prompt("the cat sat").positions(where)
 
@@ -365,11 +365,11 @@ def test_whatever_is_written_as_layers_or_places_is_read_or_refused(text):
 @given(st.integers(1, 10**9), st.sampled_from(["", "k", "K", "m", "M"]))
 def test_amounts_are_whole_numbers(value, unit):
     size = {"": 1, "k": 10**3, "m": 10**6}[unit.lower()]
-    assert amount(f"{value}{unit}", "tokens") == value * size
-    assert amount(f"{value:_}{unit}", "tokens") == value * size
+    assert parse_amount(f"{value}{unit}", "tokens") == value * size
+    assert parse_amount(f"{value:_}{unit}", "tokens") == value * size
 
 
 @given(near | st.sampled_from(["9" * 400, "9" * 5000, "1." + "0" * 400, "1e9", "nan", "inf", "0", "-1", "1_", "_1"]))
 def test_whatever_is_written_as_an_amount_is_one_or_is_refused(text):
     with allowed():
-        assert amount(text, "tokens") >= 1
+        assert parse_amount(text, "tokens") >= 1

@@ -25,7 +25,7 @@ from affine_lens import affine
 
 import lenscope as ls
 from lenscope.cli.detect import _prompts
-from lenscope.cli.options import texts
+from lenscope.cli.options import read_prompts
 from lenscope.detection import load_detector
 from lenscope.directions import load_basis
 from lenscope.mappings.foreign_formats import export_tuned_lens
@@ -599,7 +599,7 @@ def kinds(stage: Stage) -> list[Kind]:
         Kind("corpus of ids", lambda f: lines(f / "c.jsonl", [{"text": list(range(n, n + 40))} for n in range(9)]),
              lambda f: rows_of(stage, f / "c.jsonl"), plain, rows_doubt, False),
         Kind("prompts.txt", lambda f: packed(f / "p.txt", "\n".join(TEXTS[:6])),
-             lambda f: texts([], str(f / "p.txt")), repr, lines_doubt, False),
+             lambda f: read_prompts([], str(f / "p.txt")), repr, lines_doubt, False),
         Kind("prompts.jsonl", lambda f: lines(f / "p.jsonl", [{"text": t} for t in TEXTS[:6]]),
              lambda f: list(_prompts(str(f / "p.jsonl"), "text")), repr,
              lambda v: v and lines_doubt(v), False),

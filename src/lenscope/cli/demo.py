@@ -10,10 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.fit import finished_lens, fitted_table
-from lenscope.cli.given import known_model, make_folder
-from lenscope.cli.options import DEFAULT_MODEL, Model, headline, load_model, rising
-from lenscope.cli.screen import Screen, counted, show
+from lenscope.cli.options import DEFAULT_MODEL, CommonOptions, Model
+from lenscope.cli.terminal import Screen, fitted_table, headline, progress_bar, rising, show
+from lenscope.cli.validation import make_folder, require_model
 from lenscope.visible_text import plain as visible
 from lenscope.visible_text import token
 
@@ -27,19 +26,20 @@ TOKENS = 20_000
 WORD = 16
 
 
-def demo(
+def demo_command(
     output: Annotated[str, typer.Option("-o", "--output", help="The folder for the report and the lens.")] = "demo",
     model: Model = DEFAULT_MODEL,
 ) -> None:
     """The main job end to end on the built-in model: trajectories, a tuned lens fitted on the spot, a page."""
-    known_model(model)
+    require_model(model)
     folder = make_folder(output)
     began = time.perf_counter()
+    from lenscope.fitting.tuned_lens import finished_lens, fit, other_run
+
     finished = finished_lens(folder / "lens")
-    lm = load_model(model, None, None, None, None)
+    lm = CommonOptions(model).load()
     from lenscope.display.page import page
     from lenscope.files.writing import write_text
-    from lenscope.fitting.tuned_lens import fit, other_run
     from lenscope.lenses.lens import Lens
     from lenscope.patchscopes.methods import named
     from lenscope.patchscopes.patchscope import Patchscope
@@ -60,7 +60,7 @@ def demo(
     console.print()
     if finished is None or other_run(finished, lm, corpus, **how):
         console.print("fitting a tuned lens on texts that came with Python: about two minutes")
-        with counted("tokens") as advance:
+        with progress_bar("tokens") as advance:
             f: Any = fit(lm, corpus, progress=advance, **how)
         f.save(folder / "lens")
     else:
@@ -74,10 +74,10 @@ def demo(
     show(console, beside(plain, tuned))
 
     states = lm.read(ENTITY, positions=-1)
-    said = Patchscope(lm, named("entity")).generate(states, "same", max_new_tokens=12)
+    explained = Patchscope(lm, named("entity")).generate(states, "same", max_new_tokens=12)
     console.print()
     console.print(headline(lm, repr(ENTITY), console.width, "patchscope"))
-    show(console, said.table(width=console.width))
+    show(console, explained.table(width=console.width))
     report = folder / "index.html"
     write_text(report, page([tuned.to_json(), plain.to_json()], title=PROMPT))
     console.print()
@@ -85,7 +85,7 @@ def demo(
 
 
 def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
-    """What both lenses predict at the last position, layer by layer: top token, its probability, the KL."""
+    """Return what both lenses predict at the last position, layer by layer: top token, its probability, the KL."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("layer", justify="right", no_wrap=True)
     for t in (plain, tuned):

@@ -1,7 +1,7 @@
 """The commands of detectors: fit one on normal prompts, score prompts as they come.
 
 Knows: files of prompts, which are read line by line, and one line of JSON per score.
-Does not know: how a detector works (detection.py).
+Does not know: how a detector works (detection/detector.py).
 """
 
 from collections.abc import Iterator
@@ -12,24 +12,29 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.fit import TUNED, Seed, opened
-from lenscope.cli.given import existing, known_lens, known_model, make_folder, named, only
 from lenscope.cli.options import (
-    DEFAULT_MODEL,
-    AsJson,
-    Attention,
-    Device,
-    Dtype,
-    Model,
-    Revision,
+    CommonOptions,
+    Layers,
+    Prompts,
+    Seed,
     Transferred,
-    headline,
-    load_model,
-    numbers,
-    resolve,
+    TunedLens,
+    common_options,
+    open_lens,
+    parse_indices,
+    resolve_layers,
 )
-from lenscope.cli.screen import Screen, counted, show
 from lenscope.cli.streams import failure, flush, print_json, tell
+from lenscope.cli.terminal import Screen, headline, progress_bar, show
+from lenscope.cli.validation import (
+    make_folder,
+    require_effect,
+    require_lens,
+    require_model,
+    require_name,
+    require_path,
+    require_seed,
+)
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines, parse
 from lenscope.visible_text import plain
@@ -37,27 +42,30 @@ from lenscope.visible_text import plain
 # ways that were tried, as many as are shown
 SHOWN = 6
 
-detect = typer.Typer(
+PromptField = Annotated[
+    str | None, typer.Option(help="The field of JSON lines that has the prompt; default: text.")
+]  # fmt: skip
+
+detect_commands = typer.Typer(
     name="detect",
     help="Detectors of odd prompts, such as injections, fitted on normal ones alone.",
     rich_markup_mode=None,
 )
 
 
-@detect.command()
-def fit(
+@detect_commands.command("fit")
+@common_options()
+def fit_detector_command(
     data: Annotated[str, typer.Option("--data", "-d", help="Normal prompts: .txt, one per line, or .jsonl.")],
     output: Annotated[str, typer.Option("-o", "--output", help="The folder for the detector.")],
-    field: Annotated[
-        str | None, typer.Option(help="The field of JSON lines that has the prompt; default: text.")
-    ] = None,
-    lens: Annotated[str | None, typer.Option("--lens", help=TUNED)] = None,
+    field: PromptField = None,
+    lens: TunedLens = None,
     transferred: Transferred = False,
     choice: Annotated[
         list[str] | None,
         typer.Option(help="An answer that every prompt may go on with; twice or more: their trajectories are watched."),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")] = None,
+    layers: Layers = None,
     method: Annotated[
         list[str] | None, typer.Option(help="forest, neighbours, mahalanobis; may be repeated. Default: the best one.")
     ] = None,
@@ -65,109 +73,100 @@ def fit(
         float, typer.Option("--false-positives", help="The share of normal prompts above the threshold.")
     ] = 0.05,
     seed: Seed = 0,
-    model: Model = DEFAULT_MODEL,
-    as_json: AsJson = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    attention: Attention = None,
+    *,
+    common: CommonOptions,
 ) -> None:
     """Fit a detector on normal prompts. Which way is taken is decided on them alone; it never sees an odd one."""
     _check_field(field, data)
-    only("--transferred", transferred, lens is not None, "applies to --lens")
+    require_effect("--transferred", transferred, lens is not None, "applies to --lens")
     if not 0 < false_positives < 1:
         raise LenscopeError(f"--false-positives {false_positives}: give a share between 0 and 1, such as 0.05")
-    if seed < 0:
-        raise LenscopeError(f"--seed {seed}: give 0 or more")
+    require_seed(seed)
     prompts = list(_prompts(data, field or "text"))
-    wanted = numbers(layers, "layers")
+    wanted = parse_indices(layers, "layers")
     if choice is not None and len(choice) < 2:
         raise LenscopeError(f"--choice {choice[0]}: give at least two")
     if (Path(output) / "config.json").exists():
         raise LenscopeError(f"{output}: has a config.json already; give another folder")
-    known_model(model)
+    require_model(common.model)
     if lens is not None:
-        known_lens(lens, transferred)
+        require_lens(lens, transferred)
     from lenscope.detection.outliers import METHODS
 
     for one in method or ():
-        named("method", one, METHODS)
+        require_name("method", one, METHODS)
     make_folder(output)
-    lm = load_model(model, dtype, device, revision, attention)
+    lm = common.load()
     from lenscope.detection.detector import fit_detector
     from lenscope.lenses.lens import Lens
 
-    f = None if lens is None else opened(lens, lm, transferred)
-    with counted("prompts") as advance:
-        made = fit_detector(
+    f = None if lens is None else open_lens(lens, lm, transferred)
+    with progress_bar("prompts") as advance:
+        detector = fit_detector(
             Lens(lm, f),
             prompts,
             choices=tuple(choice or ()),
-            layers=None if wanted is None else resolve(wanted, lm.n_layers),
+            layers=None if wanted is None else resolve_layers(wanted, lm.n_layers),
             methods=tuple(method or METHODS),
             false_positives=false_positives,
             seed=seed,
             progress=advance,
         )
-    if as_json:
-        about = {"threshold": made.threshold, "false_positives": made.false_positives, **made.report}
+    if common.as_json:
+        about = {"threshold": detector.threshold, "false_positives": detector.false_positives, **detector.report}
         print_json({"kind": "detector", "folder": output, **about})
     else:
         console = Screen()
-        console.print(headline(lm, f"{len(made.prompts)} normal prompts", console.width, "detector"))
-        show(console, _table(made.report["tried"]))
+        console.print(headline(lm, f"{len(detector.prompts)} normal prompts", console.width, "detector"))
+        show(console, _table(detector.report["tried"]))
     flush()
-    made.save(output)
-    if not as_json:
-        tell(f"saved {output}; {false_positives:.0%} of normal prompts score above {made.threshold:.4g}")
+    detector.save(output)
+    if not common.as_json:
+        tell(f"saved {output}; {false_positives:.0%} of normal prompts score above {detector.threshold:.4g}")
 
 
-@detect.command()
-def score(
+@detect_commands.command("score")
+@common_options("as_json")
+def score_prompts_command(
     folder: Annotated[str, typer.Argument(metavar="DETECTOR", help="A folder that detect fit wrote.")],
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts.")] = None,
+    prompts: Prompts = None,
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="Prompts as they come: .txt, .jsonl, - for lines of stdin.")
     ] = None,
-    field: Annotated[
-        str | None, typer.Option(help="The field of JSON lines that has the prompt; default: text.")
-    ] = None,
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    attention: Attention = None,
+    field: PromptField = None,
+    *,
+    common: CommonOptions,
 ) -> None:
     """Score prompts, one line of JSON each as soon as it is known: the higher, the odder."""
     if not prompts and file is None:
         raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
-    only("--field", field, file is not None, "names the field of --file FILE.jsonl")
+    require_effect("--field", field, file is not None, "names the field of --file FILE.jsonl")
     if file is not None:
         _check_field(field, file)
         if file != "-":
-            existing(file, "file")
+            require_path(file, "file")
     if not Path(folder).is_dir():
-        existing(folder, "folder, which lenscope detect fit makes")
+        require_path(folder, "folder, which lenscope detect fit makes")
         raise LenscopeError(f"{folder}: no such folder; lenscope detect fit makes one")
     if not (Path(folder) / "config.json").is_file():
         raise LenscopeError(f"{folder}: is no detector (the folder has no config.json); lenscope detect fit makes one")
-    known_model(model)
-    lm = load_model(model, dtype, device, revision, attention)
+    require_model(common.model)
+    lm = common.load()
     from lenscope.detection.detector import load_detector
 
-    made = load_detector(folder, lm)
+    detector = load_detector(folder, lm)
     for text in (*(prompts or ()), *([] if file is None else [None])):
         for prompt in [text] if text is not None else _prompts(str(file), field or "text"):
-            value = made.score(prompt)
-            about = {"score": value, "threshold": made.threshold, "above": value > made.threshold}
-            print_json({"prompt": prompt, **about, "false_positives": made.false_positives})
+            value = detector.score(prompt)
+            about = {"score": value, "threshold": detector.threshold, "above": value > detector.threshold}
+            print_json({"prompt": prompt, **about, "false_positives": detector.false_positives})
             flush()
             if failure():
                 return
 
 
 def _check_field(field: str | None, file: str) -> None:
-    only(
+    require_effect(
         "--field",
         field,
         file.endswith((".jsonl", ".jsonl.gz")),
@@ -201,11 +200,11 @@ def _table(tried: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for way in sorted(tried, key=lambda w: -w["auroc"])[:SHOWN]:
         own = {k: v for k, v in way.items() if k not in ("method", "view", "layers", "auroc", "seed")}
-        told = ", ".join(f"{k} {v}" for k, v in own.items())
+        settings = ", ".join(f"{k} {v}" for k, v in own.items())
         layers = way["layers"]
         where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
-        made = f"{way['method']} ({told})", f"{way['view']}, {where}", f"{way['auroc']:.3f}"
-        table.add_row(*(Text(plain(cell)) for cell in made))
+        cells = f"{way['method']} ({settings})", f"{way['view']}, {where}", f"{way['auroc']:.3f}"
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     table.caption = Text(
         "Chosen without any odd prompt: AUROC of held-out normal prompts against the same ones with words shuffled "
         f"or inserted; the best {min(SHOWN, len(tried))} of {len(tried)}, the first is taken",

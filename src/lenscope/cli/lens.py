@@ -12,29 +12,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lenscope.cli.fit import TUNED, opened
-from lenscope.cli.given import existing, known_lens, known_model, named, only, writable
 from lenscope.cli.options import (
     DEFAULT_MODEL,
-    AsJson,
-    Attention,
-    Device,
-    Dtype,
+    CommonOptions,
+    Layers,
     Model,
-    Revision,
-    Stopped,
+    Prompts,
+    ResultFile,
     Transferred,
-    headline,
-    load_model,
-    numbers,
-    places,
-    resolve,
-    rising,
-    texts,
+    TunedLens,
+    common_options,
+    open_lens,
+    parse_indices,
+    parse_positions,
+    read_prompts,
+    resolve_layers,
 )
-from lenscope.cli.screen import Screen, bar, show
 from lenscope.cli.streams import failure as failure_of_stdout
 from lenscope.cli.streams import flush, print_json, say, tell
+from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, rising, show
+from lenscope.cli.validation import (
+    require_effect,
+    require_lens,
+    require_model,
+    require_name,
+    require_path,
+    require_writable,
+)
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
@@ -46,14 +50,15 @@ if TYPE_CHECKING:
 TOP = 5
 
 
-def lens(
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts.")] = None,
+@common_options()
+def lens_command(
+    prompts: Prompts = None,
     model: Model = DEFAULT_MODEL,
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="A file with one prompt per line; - for stdin.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")] = False,
-    layers: Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")] = None,
+    layers: Layers = None,
     positions: Annotated[
         str | None, typer.Option(help="Which positions: 3, -1, 0,2,4, -5: or a substring of the prompt.")
     ] = None,
@@ -68,65 +73,62 @@ def lens(
     target: Annotated[
         str | None, typer.Option(help='Follow this token, e.g. " Paris"; default: the prompt\'s next token.')
     ] = None,
-    tuned: Annotated[str | None, typer.Option("--lens", help=TUNED)] = None,
+    tuned: TunedLens = None,
     transferred: Transferred = False,
     compare: Annotated[str | None, typer.Option(help="A second prompt: show how far the two are apart.")] = None,
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")] = None,
+    output: ResultFile = None,
     html: Annotated[str | None, typer.Option(help="Save a self-contained page.")] = None,
-    as_json: AsJson = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    attention: Attention = None,
+    *,
+    common: CommonOptions,
 ) -> None:
     """The prediction trajectory of each prompt: what every layer would predict, as a table."""
-    only("--transferred", transferred, tuned is not None, "applies to --lens")
-    only("--measure", measure, not as_json, "colours the table, and with --json there is none")
+    require_effect("--transferred", transferred, tuned is not None, "applies to --lens")
+    require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
     if compare is not None:
-        only("--target", target, False, "--compare follows no token")
-        only("--html", html, False, "pages show trajectories; save a comparison with -o FILE.json")
-        only(
+        require_effect("--target", target, False, "--compare follows no token")
+        require_effect("--html", html, False, "pages show trajectories; save a comparison with -o FILE.json")
+        require_effect(
             "--top-k",
             top_k,
-            bool(as_json or output),
+            bool(common.as_json or output),
             "the table of --compare shows one token per prompt; the number applies to --json and -o",
         )
     if top_k is not None and top_k < 1:
         raise LenscopeError(f"top_k {top_k}: give at least 1")
-    wanted_layers = numbers(layers, "layers")
-    wanted_positions = places(positions, prompts=prompts or ())
+    wanted_layers = parse_indices(layers, "layers")
+    wanted_positions = parse_positions(positions, prompts=prompts or ())
     for path, endings in ((output, (".parquet", ".json")), (html, (".html",))):
-        writable(path, endings)
+        require_writable(path, endings)
     if output is not None and output == html:
         raise LenscopeError(f"{output}: is given twice; give -o and --html a file each")
     if file not in (None, "-"):
-        existing(str(file), "file")
-    given = texts(prompts or [], file)
+        require_path(str(file), "file")
+    given = read_prompts(prompts or [], file)
     if compare is not None and (len(given) != 1 or (output and not output.endswith(".json"))):
         raise LenscopeError("--compare: takes one prompt, and saves with -o FILE.json")
-    known_model(model)
+    require_model(model)
     if tuned is not None:
-        known_lens(tuned, transferred)
+        require_lens(tuned, transferred)
     from lenscope.files.writing import write_text
     from lenscope.lenses.comparison import DISTANCES
     from lenscope.lenses.trajectory import MEASURES
 
     if measure is not None:
-        named("measure", measure, DISTANCES if compare is not None else MEASURES)
+        require_name("measure", measure, DISTANCES if compare is not None else MEASURES)
 
-    lm = load_model(model, dtype, device, revision, attention)
+    lm = common.load()
     from lenscope.lenses.lens import Lens
     from lenscope.lenses.trajectory_writer import Kept
 
-    f = None if tuned is None else opened(tuned, lm, transferred)
+    f = None if tuned is None else open_lens(tuned, lm, transferred)
     one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")
-    chosen = None if wanted_layers is None else resolve(wanted_layers, lm.n_layers)
+    chosen = None if wanted_layers is None else resolve_layers(wanted_layers, lm.n_layers)
     ready = [lm.chat(t) if chat else lm.prompt(t) for t in given]
     if compare is not None:
         both = one.compare(
             ready[0], lm.chat(compare) if chat else lm.prompt(compare), chosen, wanted_positions, top_k=top_k or TOP
         )
-        if as_json:
+        if common.as_json:
             print_json(both.to_json())
         else:
             console = Screen()
@@ -138,13 +140,16 @@ def lens(
             tell(f"saved {output}")
         return
 
-    keep = TOP if top_k is None and (as_json or output or html) else top_k or 1
-    show_one = _json(len(given)) if as_json else _tables(lm, one, measure or "max_probability", top_k or 1)
+    keep = TOP if top_k is None and (common.as_json or output or html) else top_k or 1
+    show_one = _json(len(given)) if common.as_json else _tables(lm, one, measure or "max_probability", top_k or 1)
     files = [Kept.open(path, len(given) == 1) for path in (output, html) if path]
     done = 0
     failure: BaseException | None = None
     try:
-        with show_one as shown, bar(len(ready) if as_json or not Screen().is_terminal else 1, "prompts") as progress:
+        with (
+            show_one as shown,
+            item_bar(len(ready) if common.as_json or not Screen().is_terminal else 1, "prompts") as progress,
+        ):
             for prompt in ready:
                 trajectory = one.trajectory(prompt, chosen, wanted_positions, target=target, top_k=keep)
                 # the terminal first: what cannot be saved is still seen

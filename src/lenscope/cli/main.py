@@ -1,7 +1,8 @@
 """The command line from its very start to its exit status: every failure is one line on stderr.
 
-Knows: exit codes, interruptions, streams that fail. Does not know: any command (commands.py), which is imported only
-when all of this is in place, for that takes a while and may be interrupted.
+Knows: exit codes, interruptions, streams that fail, which commands there are. Does not know: what a command does.
+Commands are imported only when all of this is in place, for that takes a while and may be interrupted; and what is
+heavy only when a command needs it, so that --help answers at once.
 """
 
 import signal
@@ -9,9 +10,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 from lenscope.cli import streams
 from lenscope.cli.streams import silence, tell
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 INTERRUPTED = 130
 
@@ -39,6 +44,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # nothing is left that an interruption could ask to be told
             signal.signal(signal.SIGINT, signal.SIG_DFL if arguments is None else signal.default_int_handler)
     sys.exit(status)
+
+
+def command_line() -> "Typer":
+    """Return the commands by name, with what --help says of them."""
+    import typer
+
+    from lenscope._version import __version__
+    from lenscope.cli.causal import causal_command
+    from lenscope.cli.check import check_command
+    from lenscope.cli.demo import demo_command
+    from lenscope.cli.detect import detect_commands
+    from lenscope.cli.evaluate import evaluate_command
+    from lenscope.cli.export import export_command
+    from lenscope.cli.fit import fit_command
+    from lenscope.cli.lens import lens_command
+    from lenscope.cli.patch import patch_command
+    from lenscope.cli.reproduce import reproduce_command
+
+    app = typer.Typer(
+        name="lenscope",
+        help="Read what the hidden states of language models say.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.command("lens")(lens_command)
+    app.command("patch")(patch_command)
+    app.command("check")(check_command)
+    app.command("fit")(fit_command)
+    app.command("eval")(evaluate_command)
+    app.command("export")(export_command)
+    app.command("causal")(causal_command)
+    app.command("reproduce")(reproduce_command)
+    app.command("demo")(demo_command)
+    app.add_typer(detect_commands)
+
+    @app.callback(invoke_without_command=True)
+    def version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+        if version:
+            streams.say(f"lenscope {__version__}")
+            raise typer.Exit
+
+    return app
 
 
 def _guarded(arguments: list[str], pressed: threading.Event) -> int:
@@ -72,12 +121,11 @@ def _run(arguments: list[str]) -> int:
             return _failed(f"the argument {shown}: is no text in the terminal's encoding; name it in UTF-8")
     import typer
 
-    from lenscope.cli.commands import app
-    from lenscope.cli.options import Stopped
+    from lenscope.cli.terminal import Stopped
     from lenscope.errors import LenscopeError
 
     try:
-        command = typer.main.get_command(app)
+        command = typer.main.get_command(command_line())
         with command.make_context("lenscope", arguments) as context:
             command.invoke(context)
         return 0
@@ -108,5 +156,5 @@ def _failed(line: str) -> int:
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether torch says so, which has no exception of its own for the processor's memory."""
-    told = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in told or "out of memory" in told)
+    message = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in message or "out of memory" in message)

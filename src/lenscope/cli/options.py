@@ -1,24 +1,26 @@
-"""What the commands share: options and their values, and what is printed where.
+"""What a command line asks for: the options that commands share, and how layers, positions and amounts are written.
 
-Knows: how layers, positions and amounts are written on a command line, progress on stderr, JSON on stdout.
-Does not know: any command.
+Knows: the words of options, which model, lens and text they name. Does not know: any command, what is shown.
 """
 
-import math
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import lines
 from lenscope.visible_text import plain
 
 if TYPE_CHECKING:
-    from lenscope.lenses.trajectory import Trajectory
+    from lenscope.mappings.mapping import PairMapping
     from lenscope.models.language_model import LM
+    from lenscope.text.corpus import Corpus
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16, float16; default: the checkpoint's own.")]
@@ -26,62 +28,150 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto …: where the
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Attention = Annotated[str | None, typer.Option("--attn", help="Attention backend: eager, sdpa, flash_attention_2 …")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
+
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts.")]
+Layers = Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")]
+ResultFile = Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")]
+
+TUNED = "A fitted lens: folder, file or hub repository; default: the logit lens."
+TunedLens = Annotated[str | None, typer.Option("--lens", help=TUNED)]
 Transferred = Annotated[
     bool, typer.Option("--transferred", help="The lens was fitted for another model of the same size: use it anyway.")
 ]
 
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", "-d", help="Text: file, folder, pattern or hub data set; may be repeated for files. Default: the "
+        "model's own samples."
+    ),
+]  # fmt: skip
+Field = Annotated[
+    str | None, typer.Option(help="The field or column of the data that has the text; default: text.")
+]  # fmt: skip
+Length = Annotated[int | None, typer.Option(help="Tokens per row; default: 512, or the model's context.")]
+Seed = Annotated[int, typer.Option(help="Of the order of the text, what is held out, samples and resamples.")]
+
 DEFAULT_MODEL = "smollm2-135m"
 
 
-class Stopped(Exception):
-    """A command was interrupted and has kept what it says: exit status 130."""
+@dataclass(frozen=True)
+class CommonOptions:
+    """The options that commands end with: which model they read, how it is loaded, and how they print results."""
+
+    model: Model = DEFAULT_MODEL
+    as_json: AsJson = False
+    dtype: Dtype = None
+    device: Device = None
+    revision: Revision = None
+    attention: Attention = None
+
+    def load(self) -> "LM":
+        """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
+        if self.dtype not in (None, "float32", "float64", "bfloat16", "float16"):
+            raise LenscopeError(f"--dtype {self.dtype}: give float32, float64, bfloat16 or float16")
+        from lenscope.models.loading import load
+
+        how: dict[str, Any] = {"dtype": self.dtype, "device_map": self.device, "attn_implementation": self.attention}
+        return load(self.model, revision=self.revision, **how)
 
 
-def load_model(model: str, dtype: str | None, device: str | None, revision: str | None, attention: str | None) -> "LM":
-    """Load a model as the options say."""
-    if dtype not in (None, "float32", "float64", "bfloat16", "float16"):
-        raise LenscopeError(f"--dtype {dtype}: give float32, float64, bfloat16 or float16")
-    from lenscope.models.loading import load
+def common_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `CommonOptions`, which its last parameter, `common`, holds.
 
-    return load(model, dtype=dtype, device_map=device, revision=revision, attn_implementation=attention)
+    They stand behind the command's own ones, but where the command itself has a parameter of the same name: that one
+    stands where the command has it, and is in `common` too. Those in `without` are not offered.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        *own, _ = inspect.signature(command).parameters.values()
+        names = [p.name for p in own]
+        shared = [p for p in inspect.signature(CommonOptions).parameters.values() if p.name not in without]
+
+        @wraps(command)
+        def called(**values: Any) -> None:
+            common = CommonOptions(**{p.name: values[p.name] for p in shared})
+            command(**{name: values[name] for name in names}, common=common)
+
+        signed: Any = called
+        signed.__signature__ = inspect.Signature([*own, *(p for p in shared if p.name not in names)])
+        return called
+
+    return decorate
 
 
-def texts(prompts: list[str], file: str | None) -> list[str]:
-    """The prompts of a command: its arguments, and the lines of a file."""
-    texts = list(prompts)
+def open_lens(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
+    """Open the lens that a command line names; `transferred`: of another model, in a folder that lenscope saved."""
+    from lenscope.mappings.lens_files import load_lens
+    from lenscope.mappings.mapping import load_mapping
+
+    if not transferred:
+        return load_lens(where, lm)
+    if not Path(where).is_dir():
+        raise LenscopeError(f"{where}: no such folder; --transferred takes one that lenscope fit wrote")
+    return load_mapping(where).transferred(lm)
+
+
+def open_corpus(lm: "LM", data: Sequence[str] | None, field: str | None, **how: Any) -> "Corpus":
+    """Open the text of --data, or the model's own samples; `how` as `Corpus.open` takes it."""
+    from lenscope.text.corpus import Corpus
+
+    source: Any = None if not data else data[0] if len(data) == 1 else [Path(d) for d in data]
+    return Corpus.open(lm, source, field=field or "text", **how)
+
+
+def available_tokens(corpus: "Corpus", wanted: int, asked: bool) -> int:
+    """How many tokens are read, known before the work begins: `wanted`, or what there is unless they were asked for."""
+    from lenscope.text.documents import Shelf
+
+    if not isinstance(corpus.documents, Shelf):
+        return wanted
+    available = 0
+    try:
+        for batch in corpus.batches(wanted, 64):
+            available = batch.next_row * corpus.length
+    except LenscopeError:
+        if asked or not available:
+            raise
+    return min(wanted, available)
+
+
+def read_prompts(prompts: list[str], file: str | None) -> list[str]:
+    """Return the prompts of a command: its arguments, and the lines of a file. LenscopeError where there are none."""
+    every = list(prompts)
     if file is not None:
-        texts += [line for line in lines(file) if line.strip()]
-    if not texts:
+        every += [line for line in lines(file) if line.strip()]
+    if not every:
         raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
-    return texts
+    return every
 
 
-def numbers(text: str | None, name: str) -> list[int | slice] | None:
-    """0,6,12 or 0:31:5, also mixed: integers and slices."""
+def parse_indices(text: str | None, name: str) -> list[int | slice] | None:
+    """Read 0,6,12 or 0:31:5, also mixed, as integers and slices; LenscopeError for anything else."""
     if text is None:
         return None
-    found: list[int | slice] = []
+    indices: list[int | slice] = []
     for part in text.split(","):
         # more digits than any layer or position has are no number but a slip, and Python refuses thousands of them
         if re.fullmatch(r"\s*-?\d{1,12}\s*", part):
-            found.append(int(part))
+            indices.append(int(part))
         elif re.fullmatch(r"\s*(-?\d{1,12})?:(-?\d{1,12})?(:[1-9]\d{,11})?\s*", part):
-            found.append(slice(*(int(n) if n.strip() else None for n in part.split(":"))))
+            indices.append(slice(*(int(n) if n.strip() else None for n in part.split(":"))))
         else:
             raise LenscopeError(f"--{name} {_short(text)}: give numbers and ranges such as 12 or 0,6,12 or 0:31:5")
-    return found
+    return indices
 
 
-def resolve(numbers: list[int | slice], n_layers: int) -> list[int]:
-    """Layer numbers of ranges."""
-    found: list[int] = []
-    for n in numbers:
-        found += [n] if isinstance(n, int) else range(n_layers + 1)[n]
-    return found
+def resolve_layers(indices: list[int | slice], n_layers: int) -> list[int]:
+    """Return the layer numbers that integers and slices stand for in a model of `n_layers` blocks."""
+    layers: list[int] = []
+    for n in indices:
+        layers += [n] if isinstance(n, int) else range(n_layers + 1)[n]
+    return layers
 
 
-def places(text: str | None, name: str = "positions", prompts: Sequence[str] = ()) -> Any:
-    """Positions as the library takes them: what is not a list of numbers or a range is a substring.
+def parse_positions(text: str | None, name: str = "positions", prompts: Sequence[str] = ()) -> Any:
+    """Read positions as the library takes them: what is not a list of numbers or a range is a substring.
 
     A list without blanks that one of the prompts has in it, such as 2,000, is that substring (with a blank behind the
     comma it is a list), and so is whatever stands in quotes of its own.
@@ -98,44 +188,23 @@ def places(text: str | None, name: str = "positions", prompts: Sequence[str] = (
         or (shared and re.fullmatch(r"\d+(,\d+)+", text))
     ):
         return [text]
-    found = numbers(text, name) or []
-    if len(found) == 1 and isinstance(found[0], slice):
-        return found[0]
-    if any(isinstance(n, slice) for n in found):
+    positions = parse_indices(text, name) or []
+    if len(positions) == 1 and isinstance(positions[0], slice):
+        return positions[0]
+    if any(isinstance(n, slice) for n in positions):
         raise LenscopeError(f"--{name} {_short(text)}: give a list such as 0,2,4 or one range such as -5:")
-    return found
+    return positions
 
 
-def amount(text: str, name: str) -> int:
-    """A number of tokens: 8192, 100_000, 200k or 1.5M."""
-    found = re.fullmatch(r"(\d{1,15}(?:_\d{1,15}){,5}(?:\.\d{1,15})?)([kKmM]?)", text)
-    value = float(found[1]) * {"": 1, "k": 10**3, "m": 10**6}[found[2].lower()] if found else 0.0
+def parse_amount(text: str, name: str) -> int:
+    """Read a number of tokens: 8192, 100_000, 200k or 1.5M; LenscopeError for what is no whole number from 1 on."""
+    match = re.fullmatch(r"(\d{1,15}(?:_\d{1,15}){,5}(?:\.\d{1,15})?)([kKmM]?)", text)
+    value = float(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()] if match else 0.0
     if value < 1 or value != int(value):
         raise LenscopeError(
             f"--{name} {_short(text)}: give a whole number from 1 on, such as 8192, 100_000, 200k or 1M"
         )
     return int(value)
-
-
-def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:
-    """What is shown, of which model, in one line."""
-    kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"
-    line = Text.assemble((plain(method), "bold"), (f"  {plain(lm.name)}, {kind}  ", "dim"), plain(what))
-    line.truncate(width, overflow="ellipsis")
-    return line
-
-
-def rising(t: "Trajectory") -> Text:
-    """The target's way up at the last position: rank and probability at the layers where its rank changes most."""
-    token = t.vocabulary[t.target] if t.target is not None else ""
-    ranks = t.rank[:, -1]
-    steps = [0, *(i for i in range(1, len(ranks)) if ranks[i] < ranks[:i].min())]
-    line = Text(f"\n{token.strip()!r} at the last position, rank (0 is the top) by layer: ")
-    for i in steps:
-        probability = float(math.exp(-t.cross_entropy[i, -1]))
-        line.append(f"  {t.layers[i]}: ", style="dim")
-        line.append(f"{ranks[i]}" + (f" ({probability:.0%})" if probability >= 0.005 else ""))
-    return line
 
 
 def _short(text: str) -> str:

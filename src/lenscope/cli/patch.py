@@ -9,30 +9,34 @@ from typing import Annotated, Any
 
 import typer
 
-from lenscope.cli.given import known_mapping, known_model, named, nearest, only, writable
 from lenscope.cli.options import (
     DEFAULT_MODEL,
-    AsJson,
-    Attention,
-    Device,
-    Dtype,
+    CommonOptions,
     Model,
-    Stopped,
-    headline,
-    load_model,
-    numbers,
-    places,
-    resolve,
+    ResultFile,
+    common_options,
+    parse_indices,
+    parse_positions,
+    resolve_layers,
 )
-from lenscope.cli.screen import Screen, counted, show
 from lenscope.cli.streams import flush, print_json, tell
+from lenscope.cli.terminal import Screen, Stopped, headline, progress_bar, show
+from lenscope.cli.validation import (
+    nearest,
+    require_effect,
+    require_mapping,
+    require_model,
+    require_name,
+    require_writable,
+)
 from lenscope.errors import LenscopeError
 
 # tokens that are written where no number is given
 WRITTEN = 12
 
 
-def patch(
+@common_options("revision")
+def patch_command(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The source prompt.")],
     at: Annotated[str, typer.Option(help="Which token is explained: a position, or a substring of the prompt.")] = "-1",
     target: Annotated[
@@ -69,31 +73,31 @@ def patch(
     model: Model = DEFAULT_MODEL,
     target_model: Annotated[str | None, typer.Option("--target-model", help="The model that explains.")] = None,
     mapping: Annotated[str | None, typer.Option(help="A folder with a mapping between the two models.")] = None,
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")] = None,
-    as_json: AsJson = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    attention: Attention = None,
+    output: ResultFile = None,
+    *,
+    common: CommonOptions,
 ) -> None:
     """What the model says a hidden state means, layer by layer (Patchscopes)."""
     predicts = grid or tokens == 0 or bool(answer)
     if tokens is not None and tokens < 0:
         raise LenscopeError(f"--tokens {tokens}: give at least 0")
     written = "tells next tokens, so that nothing is written"
-    only("--tokens", tokens, not grid, f"--grid {written}")
-    only("--tokens", tokens, not answer, f"--answer {written}")
-    only("--stop", stop, not predicts, f"{'--grid' if grid else '--answer' if answer else '--tokens 0'} {written}")
+    require_effect("--tokens", tokens, not grid, f"--grid {written}")
+    require_effect("--tokens", tokens, not answer, f"--answer {written}")
+    require_effect(
+        "--stop", stop, not predicts, f"{'--grid' if grid else '--answer' if answer else '--tokens 0'} {written}"
+    )
     if any(not text for text in (*(stop or ()), *(answer or ()))):
         raise LenscopeError("--stop and --answer: an empty text is in every text; give one that is not")
-    only("--measure", measure, not as_json, "colours the table, and with --json there is none")
-    source_layers, chosen_layers = numbers(layers, "layers"), numbers(target_layers, "target-layers")
-    where = places(at, "at", [prompt])
-    writable(output, (".parquet", ".json"))
-    known_model(model)
+    require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
+    source_layers, chosen_layers = parse_indices(layers, "layers"), parse_indices(target_layers, "target-layers")
+    where = parse_positions(at, "at", [prompt])
+    require_writable(output, (".parquet", ".json"))
+    require_model(model)
     if target_model is not None:
-        known_model(target_model)
+        require_model(target_model)
     if mapping is not None:
-        known_mapping(mapping)
+        require_mapping(mapping)
     from lenscope.patchscopes.grid import ANSWERS, MEASURES
     from lenscope.patchscopes.methods import TARGETS
     from lenscope.patchscopes.patchscope import BELOW, Patchscope, SweepInterrupted, Target
@@ -104,7 +108,7 @@ def patch(
     if target not in TARGETS and get_close_matches(target, TARGETS, 1, 0.75):
         names = f"there are {', '.join(TARGETS)}; or give a target prompt of your own"
         raise LenscopeError(f"--target {target}: {names}{nearest(target, TARGETS)}")
-    only(
+    require_effect(
         "--placeholder",
         placeholder,
         target not in TARGETS,
@@ -113,16 +117,16 @@ def patch(
     one = (
         TARGETS[target]
         if target in TARGETS
-        else Target(target, at=places(placeholder or "-1", "placeholder", [target]))
+        else Target(target, at=parse_positions(placeholder or "-1", "placeholder", [target]))
     )
     if measure is not None:
         known = (
             [name for name in MEASURES if name != "mean_log_prob"] if predicts else ["mean_log_prob", "max_probability"]
         )
-        named("measure", measure, [*known, *(f"{name}:{text}" for text in answer or () for name in ANSWERS)])
+        require_name("measure", measure, [*known, *(f"{name}:{text}" for text in answer or () for name in ANSWERS)])
 
-    lm = load_model(model, dtype, device, None, attention)
-    other = load_model(target_model, dtype, device, None, attention) if target_model else lm
+    lm = common.load()
+    other = replace(common, model=target_model).load() if target_model else lm
     from lenscope.mappings.mapping import load_mapping
     from lenscope.models.layers import check_layers
     from lenscope.patchscopes.cell_scores import comparable
@@ -133,17 +137,17 @@ def patch(
     # all layers are read: the last one is the source model's own prediction, the lower ones may fill placeholders
     states = lm.read(prompt, positions=where)
     if source_layers is not None:
-        to = resolve(chosen_layers, other.n_layers) if chosen_layers is not None else None
-        every = check_layers(resolve(source_layers, lm.n_layers), lm.n_layers, lm.name)
+        to = resolve_layers(chosen_layers, other.n_layers) if chosen_layers is not None else None
+        every = check_layers(resolve_layers(source_layers, lm.n_layers), lm.n_layers, lm.name)
         targets = to if to is not None else range(other.n_layers + 1) if grid else None
         wanted: Any = [(a, b) for a in every for b in (targets if targets is not None else [a])]
     elif chosen_layers is not None:
-        wanted = resolve(chosen_layers, other.n_layers)
+        wanted = resolve_layers(chosen_layers, other.n_layers)
     else:
         wanted = None if grid else "same"
-    kept = ""
+    left = ""
     try:
-        with counted("cells") as advance:
+        with progress_bar("cells") as advance:
             if predicts:
                 result = scope.predict(states, wanted, answers=answer or (), progress=advance)
             else:
@@ -153,8 +157,8 @@ def patch(
         if partial.grid is None:
             raise
         result = partial.grid
-        kept = f"interrupted: {len(result)} cells done; they are {'kept' if output else 'shown'}"
-    if as_json:
+        left = f"interrupted: {len(result)} cells done; they are {'kept' if output else 'shown'}"
+    if common.as_json:
         print_json(result.to_json())
     else:
         console = Screen()
@@ -164,5 +168,5 @@ def patch(
         flush()
         result.save(output)
         tell(f"saved {output}")
-    if kept:
-        raise Stopped(kept)
+    if left:
+        raise Stopped(left)

@@ -4,6 +4,7 @@ Knows: options, which folder is used, what is printed. Does not know: any experi
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,23 +12,18 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.fit import TUNED, Seed, opened
-from lenscope.cli.given import existing, known_lens, known_model, make_folder, named, only
-from lenscope.cli.options import (
-    DEFAULT_MODEL,
-    AsJson,
-    Attention,
-    Device,
-    Dtype,
-    Model,
-    Revision,
-    Stopped,
-    Transferred,
-    headline,
-    load_model,
-)
-from lenscope.cli.screen import Screen, counted, show
+from lenscope.cli.options import DEFAULT_MODEL, TUNED, CommonOptions, Seed, Transferred, common_options, open_lens
 from lenscope.cli.streams import flush, print_json, tell
+from lenscope.cli.terminal import Screen, Stopped, headline, progress_bar, show
+from lenscope.cli.validation import (
+    make_folder,
+    require_effect,
+    require_lens,
+    require_model,
+    require_name,
+    require_path,
+    require_seed,
+)
 from lenscope.errors import LenscopeError
 from lenscope.experiments import EXPERIMENTS, experiment
 from lenscope.visible_text import plain
@@ -37,7 +33,8 @@ if TYPE_CHECKING:
     from lenscope.models.language_model import LM
 
 
-def reproduce(
+@common_options()
+def reproduce_command(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Which experiment; without one they are listed.")
     ] = None,
@@ -64,61 +61,58 @@ def reproduce(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="The folder for the report; default: reproduction/NAME.")
     ] = None,
-    model: Model = DEFAULT_MODEL,
-    as_json: AsJson = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    attention: Attention = None,
+    *,
+    common: CommonOptions,
 ) -> None:
     """Run an experiment of the papers on a model: tables with intervals, figures, and what replicates."""
     if name is None:
         for option, value in (
             ("--data", data), ("--text", text), ("--lens", lens), ("--transferred", transferred),
             ("--target-model", target_model), ("--quick", quick), ("--seed", seed or None), ("--output", output),
-            ("--model", model != DEFAULT_MODEL), ("--dtype", dtype), ("--device", device), ("--revision", revision),
-            ("--attn", attention),
+            ("--model", common.model != DEFAULT_MODEL), ("--dtype", common.dtype), ("--device", common.device),
+            ("--revision", common.revision), ("--attn", common.attention),
         ):  # fmt: skip
-            only(option, value, False, "applies to an experiment, and without NAME they are only listed")
-        _list(as_json)
+            require_effect(option, value, False, "applies to an experiment, and without NAME they are only listed")
+        _list(common.as_json)
         return
-    named("experiment", name, EXPERIMENTS)
-    only("--transferred", transferred, lens is not None, "applies to --lens")
-    if seed < 0:
-        raise LenscopeError(f"--seed {seed}: give 0 or more")
+    require_name("experiment", name, EXPERIMENTS)
+    require_effect("--transferred", transferred, lens is not None, "applies to --lens")
+    require_seed(seed)
     for given in data or ():
         if not Path(given).exists():
             raise LenscopeError(f"{given}: there is no such file; {name} takes {experiment(name).data} as --data")
     for given in text or ():
-        existing(given, "file")
-    known_model(model)
+        require_path(given, "file")
+    require_model(common.model)
     if target_model is not None:
-        known_model(target_model)
+        require_model(target_model)
     if lens is not None:
-        known_lens(lens, transferred)
+        require_lens(lens, transferred)
     chosen = experiment(name)
-    only("--lens", lens, chosen.lens, f"{name} reads through no lens")
-    only("--text", text, chosen.lens or chosen.data == "text", f"is what a lens is fitted on, and {name} needs none")
-    only("--text", text, lens is None, "is what a lens is fitted on, and --lens gives one")
+    require_effect("--lens", lens, chosen.lens, f"{name} reads through no lens")
+    require_effect(
+        "--text", text, chosen.lens or chosen.data == "text", f"is what a lens is fitted on, and {name} needs none"
+    )
+    require_effect("--text", text, lens is None, "is what a lens is fitted on, and --lens gives one")
     if text and chosen.data == "text":
         raise LenscopeError(f"--text: the --data of {name} is its text; give it as --data")
     if target_model is not None and not chosen.across:
         raise LenscopeError(f"--target-model: {name} stays within one model; leave it out")
     folder = make_folder(output or f"reproduction/{name}")
     began = time.perf_counter()
-    lm = load_model(model, dtype, device, revision, attention)
-    other = None if target_model is None else load_model(target_model, dtype, device, None, attention)
+    lm = common.load()
+    other = None if target_model is None else replace(common, model=target_model, revision=None).load()
     from lenscope.experiments.setting import Setting
 
     setting = Setting(
         lm,
         data=tuple(data or ()),
         text=tuple((data if chosen.data == "text" else text) or ()),
-        lens=None if lens is None else opened(lens, lm, transferred),
+        lens=None if lens is None else open_lens(lens, lm, transferred),
         quick=quick,
         seed=seed,
         folder=folder,
-        progress=counted,
+        progress=progress_bar,
         target_lm=other,
     )
     if setting.overlapping:
@@ -128,13 +122,13 @@ def reproduce(
     except KeyboardInterrupt as stop:
         raise Stopped(f"interrupted: {folder} keeps what was done; the same command goes on from there") from stop
     report.settings["seconds"] = round(time.perf_counter() - began)
-    if as_json:
+    if common.as_json:
         print_json(report.to_json())
     else:
         _show(report, lm, name)
     flush()
     report.save(folder)
-    if not as_json:
+    if not common.as_json:
         tell(f"saved {folder / 'report.md'}")
 
 

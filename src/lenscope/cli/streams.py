@@ -34,8 +34,8 @@ _failure: OSError | None = None
 def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start : error.end]
-    return "".join(_INSTEAD.get(c) or _escaped(c) for c in found), error.end
+    lacking = error.object[error.start : error.end]
+    return "".join(_INSTEAD.get(c) or _escaped(c) for c in lacking), error.end
 
 
 def _escaped(character: str) -> str:
@@ -104,7 +104,7 @@ def as_json(value: Any) -> str:
     except ValueError:
         text = json.dumps(_finite(value), ensure_ascii=not _unicode(), allow_nan=False)
     # within JSON these are characters of texts, where an escape means the same
-    return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return _UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def tell(line: str) -> None:

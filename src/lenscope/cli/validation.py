@@ -1,12 +1,12 @@
-"""What a command line gives, checked before any work: combinations, names, files to read, places to write.
+"""Checks of what a command line gives, made before any work: combinations, names, files to read, places to write.
 
-Knows: which mistakes can be seen without a model. Does not know: any command.
+Knows: which mistakes can be seen without a model. Does not know: any command, what is asked for where all is well.
 """
 
 import glob
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,30 +15,29 @@ from typing import Any
 from lenscope.errors import LenscopeError
 
 
-def only(option: str, value: Any, applies: bool, why: str) -> None:
+def require_effect(option: str, value: Any, applies: bool, why: str) -> None:
     """Raise LenscopeError for an option that was given where it has no effect; `why` says when it has one."""
     if value not in (None, False, []) and not applies:
         raise LenscopeError(f"{option}: {why}; leave it out")
 
 
-def named(what: str, name: str, known: Iterable[str], more: str = "") -> str:
-    """The name, or LenscopeError with the nearest one and all that there are; `more` says what else may be given."""
+def require_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise LenscopeError, with the nearest name and all that there are, for a name that is none of them."""
     every = list(known)
-    if name in every:
-        return name
-    raise LenscopeError(f"{what} {name!r}: there are {', '.join(every)}{more}{nearest(name, every)}")
+    if name not in every:
+        raise LenscopeError(f"{what} {name!r}: there are {', '.join(every)}{nearest(name, every)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: the known name that was probably meant, or nothing."""
+    """Return the end of a message: the known name that was probably meant, or nothing."""
     every = list(known)
     folded = {one.lower(): one for one in reversed(every)}
-    found = get_close_matches(name.lower(), folded, 1, 0.6)
-    return f"; did you mean {folded[found[0]]}?" if found else ""
+    close = get_close_matches(name.lower(), folded, 1, 0.6)
+    return f"; did you mean {folded[close[0]]}?" if close else ""
 
 
-def existing(path: str, what: str = "file or folder") -> Path:
-    """A path to what is there; LenscopeError with the nearest name in its folder where nothing is."""
+def require_path(path: str, what: str = "file or folder") -> Path:
+    """Return the path to what is there; LenscopeError with the nearest name in its folder where nothing is."""
     place = Path(path).expanduser()
     if _there(place):
         return place
@@ -48,8 +47,8 @@ def existing(path: str, what: str = "file or folder") -> Path:
     raise LenscopeError(f"{path}: no such {what}{close}")
 
 
-def writable(path: str | None, endings: tuple[str, ...]) -> None:
-    """Whether a file can be written, tried before the work and not after it; LenscopeError if not."""
+def require_writable(path: str | None, endings: tuple[str, ...]) -> None:
+    """Raise LenscopeError for a file that cannot be written, which is tried before the work and not after it."""
     if path is None:
         return
     place = Path(path)
@@ -70,7 +69,7 @@ def writable(path: str | None, endings: tuple[str, ...]) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """A folder to write to, made where it does not exist; LenscopeError where it cannot be written to."""
+    """Return a folder to write to, made where there is none; LenscopeError where it cannot be written to."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,32 +85,29 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def known_model(name: str) -> None:
-    """Whether there is a model of this name: built in, a folder, a file, in the hub's cache or on the hub.
-
-    Raises LenscopeError if not, before anything is loaded.
-    """
+def require_model(name: str) -> None:
+    """Raise LenscopeError where there is no model of this name: built in, a folder, a file, cached or on the hub."""
     place = Path(name).expanduser()
     if _there(place):
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or place.suffix == ".gguf":
-        existing(name, "file" if place.suffix == ".gguf" else "folder")
+        require_path(name, "file" if place.suffix == ".gguf" else "folder")
     from lenscope.models.loading import BUILT_IN
 
     if name in BUILT_IN or _cached(name, "config.json"):
         return
     close = nearest(name, BUILT_IN) or nearest(name, _beside(place))
-    told = f"{name}: no built-in model ({', '.join(BUILT_IN)}), folder or cached hub model of this name"
+    message = f"{name}: no built-in model ({', '.join(BUILT_IN)}), folder or cached hub model of this name"
     if "/" not in name and close:
-        raise LenscopeError(told + close)
+        raise LenscopeError(message + close)
     if not _reachable():
-        raise LenscopeError(f"{told}, and the hub cannot be reached{close}")
+        raise LenscopeError(f"{message}, and the hub cannot be reached{close}")
     if not _on_hub(name):
-        raise LenscopeError(f"{told}, and none on the hub (private ones need: hf auth login){close}")
+        raise LenscopeError(f"{message}, and none on the hub (private ones need: hf auth login){close}")
 
 
-def known_lens(where: str, transferred: bool = False) -> None:
-    """Whether there is something of this name that may be a lens; LenscopeError if not, before a model is loaded."""
+def require_lens(where: str, transferred: bool = False) -> None:
+    """Raise LenscopeError where nothing of this name may be a lens; `transferred`: only a folder may."""
     place = Path(where).expanduser()
     if transferred and not place.is_dir():
         raise LenscopeError(
@@ -123,7 +119,7 @@ def known_lens(where: str, transferred: bool = False) -> None:
             raise LenscopeError(f"{where}: is no lens (the folder has no config.json)")
         return
     if where.startswith((".", "/", "~")) or (place.suffix in (".pt", ".pth", ".safetensors") and "/" not in where):
-        existing(where)
+        require_path(where)
     from lenscope.mappings.lens_files import SPACE
 
     repository = "/".join(where.split("/")[:2])
@@ -139,14 +135,14 @@ def known_lens(where: str, transferred: bool = False) -> None:
         )
 
 
-def known_mapping(folder: str) -> None:
-    """Whether a folder may hold a mapping; LenscopeError if not, before a model is loaded."""
-    if not (existing(folder, "folder") / "config.json").is_file():
+def require_mapping(folder: str) -> None:
+    """Raise LenscopeError for a folder that cannot hold a mapping."""
+    if not (require_path(folder, "folder") / "config.json").is_file():
         raise LenscopeError(f"{folder}: is no mapping that lenscope saved (the folder has no config.json)")
 
 
-def known_text(where: str) -> None:
-    """Whether there is text of this name: a file, folder, pattern, or the name of a data set of the hub."""
+def require_text(where: str) -> None:
+    """Raise LenscopeError where no text has this name: a file, folder, pattern, or data set of the hub."""
     if _there(Path(where).expanduser()):
         return
     if any(c in where for c in "*?["):
@@ -156,13 +152,38 @@ def known_text(where: str) -> None:
     named_on_hub = "/" in where and not where.startswith((".", "/", "~"))
     if not named_on_hub or not find_spec("datasets"):
         try:
-            existing(where)
+            require_path(where)
         except LenscopeError as error:
             more = "; if it is a data set of the hub, run: pip install 'lenscope[hub]'" if named_on_hub else ""
             raise LenscopeError(f"{error}{more}") from error
 
 
-def is_plain_text(paths: Iterable[str]) -> bool:
+def require_seed(seed: int) -> None:
+    """Raise LenscopeError for a negative seed."""
+    if seed < 0:
+        raise LenscopeError(f"--seed {seed}: give 0 or more")
+
+
+def require_fraction(held_out: float) -> None:
+    """Raise LenscopeError for what is no fraction of the documents that can be held out."""
+    if not 0 < held_out < 1:
+        raise LenscopeError(f"held_out {held_out}: give a fraction of the documents between 0 and 1, such as 0.1")
+
+
+def require_corpus(data: Sequence[str] | None, field: str | None, length: int | None, seed: int) -> None:
+    """Raise LenscopeError for text that is not there, and options of text without effect or out of range."""
+    require_effect("--field", field, bool(data), "names the field of --data; the model's own samples have none")
+    require_effect(
+        "--field", field, not data or not _is_plain_text(data), "names a field or column, and text files have none"
+    )
+    for one in data or ():
+        require_text(one)
+    if length is not None and length < 2:
+        raise LenscopeError(f"length {length}: give at least 2 tokens")
+    require_seed(seed)
+
+
+def _is_plain_text(paths: Iterable[str]) -> bool:
     """Whether files have no fields: all are .txt, packed or not."""
     return all(Path(p.removesuffix(".gz").removesuffix(".zst")).suffix == ".txt" for p in paths)
 

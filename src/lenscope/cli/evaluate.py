@@ -1,0 +1,169 @@
+"""The command that measures lenses on text, side by side or layer by layer of another.
+
+Knows: how many tokens are read where no number is given, names of lenses, what an interrupted evaluation leaves.
+Does not know: how lenses are measured (lenses/evaluate.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lenscope.cli.options import (
+    TUNED,
+    CommonOptions,
+    Data,
+    Field,
+    Layers,
+    Length,
+    ResultFile,
+    Seed,
+    Transferred,
+    available_tokens,
+    common_options,
+    open_corpus,
+    open_lens,
+    parse_amount,
+    parse_indices,
+    resolve_layers,
+)
+from lenscope.cli.streams import flush, print_json, tell
+from lenscope.cli.terminal import Screen, Stopped, headline, progress_bar, show
+from lenscope.cli.validation import (
+    require_corpus,
+    require_effect,
+    require_fraction,
+    require_lens,
+    require_model,
+    require_name,
+    require_writable,
+)
+from lenscope.errors import LenscopeError
+
+# tokens that are read where none are asked for: to measure, and to measure every translator on every layer
+MEASURED, CROSSED = 8192, 2048
+# layers of a matrix of layers by layers
+CROSSED_LAYERS = 10
+
+
+@common_options()
+def evaluate_command(
+    lens: Annotated[
+        list[str] | None, typer.Option("--lens", help=f"NAME=LENS or LENS; may be repeated. {TUNED}")
+    ] = None,
+    data: Data = None,
+    field: Field = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="How many tokens are read; default: 8192 (2048 with --transfer), or all if less.")
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option("--held-out", help="Only this fraction of documents: what a fit with the same seed held out."),
+    ] = None,
+    layers: Layers = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(help="kl, agreement, bias, cross_entropy, bits_per_byte, entropy, calibration; one: intervals."),
+    ] = None,
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="Instead: each layer's translator on the states of the others, one lens.")
+    ] = False,
+    transferred: Transferred = False,
+    length: Length = None,
+    seed: Seed = 0,
+    output: ResultFile = None,
+    *,
+    common: CommonOptions,
+) -> None:
+    """How well lenses tell what the model will predict, layer by layer, on text; the last row is the model itself."""
+    require_effect(
+        "--measure", measure, not common.as_json, "chooses what the table shows, and --json has every measure"
+    )
+    require_effect("--transferred", transferred, bool(lens), "applies to --lens")
+    wanted = (CROSSED if transfer else MEASURED) if tokens is None else parse_amount(tokens, "tokens")
+    chosen = parse_indices(layers, "layers")
+    given = _labelled(lens or ())
+    if transfer and len(given) != 1:
+        raise LenscopeError(f"--transfer: takes one --lens, not {len(given)}")
+    require_corpus(data, field, length, seed)
+    if held_out is not None:
+        require_fraction(held_out)
+    require_writable(output, (".parquet", ".json"))
+    require_model(common.model)
+    for where in given.values():
+        require_lens(where, transferred)
+    from lenscope.lenses.evaluation_results import MEASURES, TRANSFERRED
+
+    measures = list(dict.fromkeys((measure or ("cross_entropy" if transfer else "kl")).split(",")))
+    for name in measures:
+        require_name("measure", name, TRANSFERRED if transfer else MEASURES)
+    if transfer and len(measures) > 1:
+        raise LenscopeError(f"--measure {measure}: a --transfer matrix shows one measure; give one")
+    lm = common.load()
+    from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate
+    from lenscope.lenses.evaluate import transfer as measure_transfer
+    from lenscope.text.corpus import overlap
+
+    lenses = {name: open_lens(where, lm, transferred) for name, where in given.items()}
+    corpus = open_corpus(lm, data, field, length=length, seed=seed)
+    corpus = corpus if held_out is None else corpus.split(held_out)[1]
+    for name, f in lenses.items():
+        if overlap(f.report.get("corpus"), corpus.provenance()):
+            tell(
+                f"lens {name} was fitted on some of this text: --held-out {_share(f.report)} takes what it has not seen"
+            )
+    wanted = available_tokens(corpus, wanted, tokens is not None)
+    at = None if chosen is None else resolve_layers(chosen, lm.n_layers)
+    left = ""
+    try:
+        with progress_bar("rows") as advance:
+            rows, total = corpus.batches(wanted, 1), ceil(wanted / corpus.length)
+
+            def progress(done: int, _: int) -> None:
+                advance(done, total)
+
+            if transfer:
+                (f,) = lenses.values()
+                at = at or list(range(0, lm.n_layers, ceil(lm.n_layers / CROSSED_LAYERS)))
+                result: Any = measure_transfer(lm, rows, f, at, progress=progress)
+            else:
+                result = evaluate(lm, rows, {"logit lens": None, **lenses}, at, seed=seed, progress=progress)
+    except EvaluationInterrupted as partial:
+        if partial.result is None:
+            raise
+        result = partial.result
+        where = "kept" if output else "shown"
+        left = f"interrupted: {result.tokens:,} tokens measured; what they say is {where}, the same command begins anew"
+    result = replace(result, provenance={**result.provenance, "corpus": corpus.provenance(), "given": given})
+    if common.as_json:
+        print_json(result.to_json())
+    else:
+        console = Screen()
+        console.print(headline(lm, f"on {corpus.name}", console.width, "transfer" if transfer else "evaluation"))
+        show(console, result.table(measures[0] if len(measures) == 1 else measures, width=console.width))
+    if output:
+        flush()
+        result.save(output)
+        tell(f"saved {output}")
+    if left:
+        raise Stopped(left)
+
+
+def _labelled(lenses: Sequence[str]) -> dict[str, str]:
+    """The places of lenses by name: NAME=LENS, or a lens that is named after the end of its place."""
+    places: dict[str, str] = {}
+    for text in lenses:
+        name, equal, where = text.partition("=")
+        if not equal or "/" in name or Path(text).exists():
+            name, where = Path(text).name, text
+        if not name or not where or name in ("logit lens", *places):
+            raise LenscopeError(f"--lens {text}: give each lens a name of its own, as NAME={where or 'LENS'}")
+        places[name] = where
+    return places
+
+
+def _share(report: dict[str, Any]) -> float:
+    return round(float(report["corpus"].get("part", (0.1,))[0]), 6)

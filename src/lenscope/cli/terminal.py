@@ -1,0 +1,132 @@
+"""What is shown on the terminal: headlines, tables with their captions, and bars of progress on stderr.
+
+Knows: that nothing from outside may act on the terminal, and the tables that several commands show.
+Does not know: any command; encodings and failures of streams (streams.py).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from lenscope.cli.streams import writing
+from lenscope.visible_text import plain
+
+if TYPE_CHECKING:
+    from lenscope.lenses.trajectory import Trajectory
+    from lenscope.models.language_model import LM
+
+# lines of the table that a fit ends with
+LINES = 12
+
+
+class Stopped(Exception):
+    """A command was interrupted, and says what it leaves: exit status 130."""
+
+
+class Screen(Console):
+    """A console on which text is text: no markup, no emoji codes, and no character that a terminal acts on."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is drawn, every part of its text visible; tables and lines make their text visible before, to fit."""
+        for part in super().render(renderable, options):
+            safe = part.control or part.text.isprintable() or part.text == "\n"
+            yield part if safe else Segment("\n".join(map(plain, part.text.split("\n"))), part.style)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Draw; what cannot be written is left to who runs the command (streams.failure)."""
+        with writing():
+            super().print(*objects, **how)
+
+    def on_broken_pipe(self) -> None:
+        """No reason to end the process, as it is for rich."""
+        raise
+
+
+def show(console: Console, table: Table) -> None:
+    """Print the table, then its caption over the whole width: within a narrow table it would be broken to pieces."""
+    caption, table.caption = table.caption, None
+    console.print(table)
+    if caption is not None:
+        console.print(caption)
+
+
+def item_bar(total: int, unit: str) -> Progress:
+    """Return a bar on stderr for work of several items; it draws nothing for a single one."""
+    console = Screen(stderr=True)
+    columns = TextColumn(plain(unit), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    progress = Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
+    progress.add_task(unit, total=total)
+    return progress
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Draw a bar for work that itself says how much of it is done: what is yielded takes (done, in all or 0)."""
+    with item_bar(2, unit) as progress:
+
+        def advance(done: int, total: int) -> None:
+            progress.update(progress.task_ids[0], completed=done, total=total or None)
+
+        yield advance
+
+
+def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:
+    """Return one line that says what is shown, and of which model."""
+    kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"
+    line = Text.assemble((plain(method), "bold"), (f"  {plain(lm.name)}, {kind}  ", "dim"), plain(what))
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def rising(t: "Trajectory") -> Text:
+    """Return the target's way up at the last position: rank and probability where its rank changes most."""
+    token = t.vocabulary[t.target] if t.target is not None else ""
+    ranks = t.rank[:, -1]
+    steps = [0, *(i for i in range(1, len(ranks)) if ranks[i] < ranks[:i].min())]
+    line = Text(f"\n{token.strip()!r} at the last position, rank (0 is the top) by layer: ")
+    for i in steps:
+        probability = float(math.exp(-t.cross_entropy[i, -1]))
+        line.append(f"  {t.layers[i]}: ", style="dim")
+        line.append(f"{ranks[i]}" + (f" ({probability:.0%})" if probability >= 0.005 else ""))
+    return line
+
+
+def fitted_table(report: dict[str, Any]) -> Table:
+    """Return the held-out KL of every few layers of a fitted lens and of the logit lens, and how surely it is less."""
+    rows, step = report["layers"], math.ceil(len(report["layers"]) / LINES)
+    sure = any("gain_95" in row for row in rows)  # version 0.1.0 knew no intervals
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("layer", "logit lens", str(report["lens"]), *(["less by, 95 %"] if sure else [])):
+        table.add_column(Text(plain(name)), justify="right", no_wrap=True)
+    for row in rows[::-step][::-1]:
+        ends = row.get("gain_95")
+        interval = [f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–"] if sure else []
+        table.add_row(
+            Text(str(row["layer"]), style="dim"), *(_nats(row[k]) for k in ("kl_logit_lens", "kl")), *interval
+        )
+    known = [[row[name] for row in rows if row[name] is not None] for name in ("kl_logit_lens", "kl")]
+    table.add_row(
+        Text("mean", style="dim"), *(_nats(sum(values) / len(values) if values else None) for values in known)
+    )
+    held = report["held_out"]
+    of = f"tokens of {held['documents'][1]:,} documents" if "documents" in held else "tokens"
+    parts = [f"KL(model ‖ lens) in nats, mean of {held['tokens'][1]:,} {of} that were not fitted"]
+    parts += [f"one layer in {step} is shown"] * (step > 1) + ([held["note"]] if "note" in held else [])
+    if worse := held.get("worse_than_logit_lens"):
+        parts.append(f"worse than the logit lens at layers {', '.join(map(str, worse))}")
+    table.caption = Text("; ".join(parts), style="dim", justify="left")
+    return table
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
