@@ -9,7 +9,7 @@ import torch
 
 import lenscope as ls
 from lenscope.cli import demo
-from lenscope.cli.evaluate import _labelled
+from lenscope.cli.evaluate import _places_by_name
 from lenscope.cli.main import main
 from lenscope.cli.options import parse_amount
 from lenscope.fitting import tuned_lens as tuning
@@ -285,7 +285,7 @@ def test_amounts(text, value):
 def test_names_of_lenses(tmp_path):
     (tmp_path / "a=b").mkdir()
     given = ["x=/some/where", "/else/where/", f"{tmp_path}/a=b"]
-    assert _labelled(given) == {"x": "/some/where", "where": "/else/where/", "a=b": f"{tmp_path}/a=b"}
+    assert _places_by_name(given) == {"x": "/some/where", "where": "/else/where/", "a=b": f"{tmp_path}/a=b"}
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def tables_of_names(trajectory, lm):
     yield Report("x", NASTY, "c", "r", {"t": [{NASTY: NASTY, "n": 1}]}).table("t")
     rows = [{"layer": 0, "kl": 1.0, "kl_logit_lens": 2.0}]
     yield fitted_table({"lens": NASTY, "layers": rows, "held_out": {"tokens": [1, 1]}})
-    yield detecting._table([{"method": NASTY, "view": NASTY, "layers": [1], "auroc": 0.5, "size": NASTY}])
+    yield detecting._table_of_methods([{"method": NASTY, "view": NASTY, "layers": [1], "auroc": 0.5, "size": NASTY}])
 
 
 def test_no_table_lets_a_name_act(trajectory, lm):
@@ -199,7 +199,7 @@ def test_the_number_of_a_detector_s_table_is_whole_in_a_narrow_terminal():
         for n in (5, 20)
     ]
     for width in (40, 80):
-        assert drawn(detecting._table(ways), width).count("0.987") == 2
+        assert drawn(detecting._table_of_methods(ways), width).count("0.987") == 2
 
 
 def test_a_heat_map_too_narrow_for_words_says_its_values_without_colours():

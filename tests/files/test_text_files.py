@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from lenscope.cli.detect import _prompts
+from lenscope.cli.detect import read_prompt_file
 from lenscope.cli.options import parse_positions, read_prompts
 from lenscope.errors import LenscopeError
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
@@ -188,11 +188,13 @@ def test_tables_that_are_none(tmp_path, name, text, message):
 def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
     wanted = ["The capital of France is", "one\u2028prompt", "an\x0cother\x85 "]
     (tmp_path / "p.txt").write_bytes(end.join([*wanted, "", " "]).encode(encoding))
-    assert read_prompts([], str(tmp_path / "p.txt")) == list(_prompts(str(tmp_path / "p.txt"), "text")) == wanted
+    assert (
+        read_prompts([], str(tmp_path / "p.txt")) == list(read_prompt_file(str(tmp_path / "p.txt"), "text")) == wanted
+    )
     rows = [json.dumps({"p": text}, ensure_ascii=False) for text in wanted]
     for name, raw in (("p.jsonl", end.join(rows).encode(encoding)), ("p.jsonl.gz", None)):
         (tmp_path / name).write_bytes(raw or gzip.compress((tmp_path / "p.jsonl").read_bytes()))
-        assert list(_prompts(str(tmp_path / name), "p")) == wanted
+        assert list(read_prompt_file(str(tmp_path / name), "p")) == wanted
     (tmp_path / "t.jsonl").write_bytes(end.join(json.dumps({"text": t, "label": 1}) for t in wanted).encode(encoding))
     assert injected.labelled(str(tmp_path / "t.jsonl"))
     assert [row["text"] for row in injected.texts_of(str(tmp_path / "t.jsonl"), Counter())] == wanted

@@ -24,7 +24,7 @@ import torch
 from affine_lens import affine
 
 import lenscope as ls
-from lenscope.cli.detect import _prompts
+from lenscope.cli.detect import read_prompt_file
 from lenscope.cli.options import read_prompts
 from lenscope.detection import load_detector
 from lenscope.directions import load_basis
@@ -601,7 +601,7 @@ def kinds(stage: Stage) -> list[Kind]:
         Kind("prompts.txt", lambda f: packed(f / "p.txt", "\n".join(TEXTS[:6])),
              lambda f: read_prompts([], str(f / "p.txt")), repr, lines_doubt, False),
         Kind("prompts.jsonl", lambda f: lines(f / "p.jsonl", [{"text": t} for t in TEXTS[:6]]),
-             lambda f: list(_prompts(str(f / "p.jsonl"), "text")), repr,
+             lambda f: list(read_prompt_file(str(f / "p.jsonl"), "text")), repr,
              lambda v: v and lines_doubt(v), False),
         Kind("GGUF", write_gguf, lambda f: own_logits(f / "m.gguf"), plain, logits_doubt, False),
         Kind("model folder", write_model, lambda f: own_logits(f / "tiny-llama"), plain, logits_doubt, False),

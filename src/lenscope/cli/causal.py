@@ -95,12 +95,12 @@ def causal_command(
         basis = causal_basis(lm, basis_rows, f, at, k=k, seed=seed, progress=advance)
     with progress_bar("rows ablated") as advance:
         influences = influence(lm, influence_rows, basis, f, progress=advance)
-    words = _words(lm, basis, promoted(lm, basis, f, top=TOP))
+    words = _promoted_tokens(lm, basis, promoted(lm, basis, f, top=TOP))
     result = influences.to_json() | {"promotes": words, "corpus": corpus.provenance()}
     if common.as_json:
         print_json(result)
     else:
-        _show(lm, influences, words, corpus.name)
+        _show_influences(lm, influences, words, corpus.name)
     if output is not None:
         flush()
         basis.save(output)
@@ -108,12 +108,12 @@ def causal_command(
         tell(f"saved {output}")
 
 
-def _words(lm: "LM", basis: "Basis", ids: Any) -> list[list[list[str]]]:
+def _promoted_tokens(lm: "LM", basis: "Basis", ids: Any) -> list[list[list[str]]]:
     """The tokens that each direction promotes, per layer."""
     return [[lm.encoder.tokens(direction[0].tolist()) for direction in ids[i]] for i in range(len(basis.layers))]
 
 
-def _show(lm: "LM", influences: "Influence", words: list[list[list[str]]], text: str) -> None:
+def _show_influences(lm: "LM", influences: "Influence", words: list[list[list[str]]], text: str) -> None:
     console = Screen()
     console.print(headline(lm, f"on {text}", console.width, f"causal basis, {influences.basis.lens}"))
     fidelity = influences.fidelity()

@@ -82,7 +82,7 @@ def fit_detector_command(
     if not 0 < false_positives < 1:
         raise LenscopeError(f"--false-positives {false_positives}: give a share between 0 and 1, such as 0.05")
     require_seed(seed)
-    prompts = list(_prompts(data, field or "text"))
+    prompts = list(read_prompt_file(data, field or "text"))
     wanted = parse_indices(layers, "layers")
     if choice is not None and len(choice) < 2:
         raise LenscopeError(f"--choice {choice[0]}: give at least two")
@@ -118,7 +118,7 @@ def fit_detector_command(
     else:
         console = Screen()
         console.print(headline(lm, f"{len(detector.prompts)} normal prompts", console.width, "detector"))
-        show(console, _table(detector.report["tried"]))
+        show(console, _table_of_methods(detector.report["tried"]))
     flush()
     detector.save(output)
     if not common.as_json:
@@ -156,7 +156,7 @@ def score_prompts_command(
 
     detector = load_detector(folder, lm)
     for text in (*(prompts or ()), *([] if file is None else [None])):
-        for prompt in [text] if text is not None else _prompts(str(file), field or "text"):
+        for prompt in [text] if text is not None else read_prompt_file(str(file), field or "text"):
             value = detector.score(prompt)
             about = {"score": value, "threshold": detector.threshold, "above": value > detector.threshold}
             print_json({"prompt": prompt, **about, "false_positives": detector.false_positives})
@@ -174,14 +174,14 @@ def _check_field(field: str | None, file: str) -> None:
     )
 
 
-def _prompts(file: str, field: str) -> Iterator[str]:
+def read_prompt_file(file: str, field: str) -> Iterator[str]:
     """The prompts of a file, each as soon as its line is there; empty lines are none."""
     for n, line in enumerate(lines(file), 1):
         if line.strip():
-            yield _prompt(line, f"{file}, line {n}", field) if file.endswith((".jsonl", ".jsonl.gz")) else line
+            yield _prompt_of_line(line, f"{file}, line {n}", field) if file.endswith((".jsonl", ".jsonl.gz")) else line
 
 
-def _prompt(line: str, where: str, field: str) -> str:
+def _prompt_of_line(line: str, where: str, field: str) -> str:
     try:
         text = parse(line, where)[field]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -191,7 +191,7 @@ def _prompt(line: str, where: str, field: str) -> str:
     return text
 
 
-def _table(tried: list[dict[str, Any]]) -> Table:
+def _table_of_methods(tried: list[dict[str, Any]]) -> Table:
     """The best of the ways that were tried."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name, side in (("method", "left"), ("of", "left"), ("AUROC", "right")):

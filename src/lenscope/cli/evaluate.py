@@ -85,7 +85,7 @@ def evaluate_command(
     require_effect("--transferred", transferred, bool(lens), "applies to --lens")
     wanted = (CROSSED if transfer else MEASURED) if tokens is None else parse_amount(tokens, "tokens")
     chosen = parse_indices(layers, "layers")
-    given = _labelled(lens or ())
+    given = _places_by_name(lens or ())
     if transfer and len(given) != 1:
         raise LenscopeError(f"--transfer: takes one --lens, not {len(given)}")
     require_corpus(data, field, length, seed)
@@ -112,9 +112,8 @@ def evaluate_command(
     corpus = corpus if held_out is None else corpus.split(held_out)[1]
     for name, f in lenses.items():
         if overlap(f.report.get("corpus"), corpus.provenance()):
-            tell(
-                f"lens {name} was fitted on some of this text: --held-out {_share(f.report)} takes what it has not seen"
-            )
+            share = _held_out_share(f.report)
+            tell(f"lens {name} was fitted on some of this text: --held-out {share} takes what it has not seen")
     wanted = available_tokens(corpus, wanted, tokens is not None)
     at = None if chosen is None else resolve_layers(chosen, lm.n_layers)
     left = ""
@@ -152,7 +151,7 @@ def evaluate_command(
         raise Stopped(left)
 
 
-def _labelled(lenses: Sequence[str]) -> dict[str, str]:
+def _places_by_name(lenses: Sequence[str]) -> dict[str, str]:
     """The places of lenses by name: NAME=LENS, or a lens that is named after the end of its place."""
     places: dict[str, str] = {}
     for text in lenses:
@@ -165,5 +164,5 @@ def _labelled(lenses: Sequence[str]) -> dict[str, str]:
     return places
 
 
-def _share(report: dict[str, Any]) -> float:
+def _held_out_share(report: dict[str, Any]) -> float:
     return round(float(report["corpus"].get("part", (0.1,))[0]), 6)

@@ -104,7 +104,7 @@ def fit_command(
     other = "" if finished is None else other_run(finished, lm, corpus, **how)
     if other:
         raise LenscopeError(f"{folder}: holds a lens of another run ({other}); give another folder, or remove it")
-    lens = finished or _fit(lm, corpus, folder, how, shard)
+    lens = finished or _fit_or_stop(lm, corpus, folder, how, shard)
     if not first:
         return
     if finished is not None:
@@ -123,7 +123,7 @@ def fit_command(
         tell(f"saved {output}")
 
 
-def _fit(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: bool) -> "PairMapping":
+def _fit_or_stop(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: bool) -> "PairMapping":
     from lenscope.distributed.sharding import sharded
     from lenscope.fitting.tuned_lens import fit
 
@@ -131,10 +131,10 @@ def _fit(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: b
         with progress_bar("tokens") as advance, sharded(lm) if shard else nullcontext():
             return fit(lm, corpus, folder=folder, progress=advance, **how)
     except KeyboardInterrupt as stop:
-        raise Stopped(_left(folder)) from stop
+        raise Stopped(_what_is_left(folder)) from stop
 
 
-def _left(folder: Path) -> str:
+def _what_is_left(folder: Path) -> str:
     """What an interrupted fit leaves."""
     try:
         config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))

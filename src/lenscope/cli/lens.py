@@ -141,7 +141,11 @@ def lens_command(
         return
 
     keep = TOP if top_k is None and (common.as_json or output or html) else top_k or 1
-    show_one = _json(len(given)) if common.as_json else _tables(lm, one, measure or "max_probability", top_k or 1)
+    show_one = (
+        _shown_as_json(len(given))
+        if common.as_json
+        else _shown_as_tables(lm, one, measure or "max_probability", top_k or 1)
+    )
     files = [Kept.open(path, len(given) == 1) for path in (output, html) if path]
     done = 0
     failure: BaseException | None = None
@@ -175,7 +179,7 @@ def lens_command(
 
 
 @contextmanager
-def _tables(lm: "LM", lens: "Lens", measure: str, top_k: int) -> Iterator[Callable[["Trajectory"], None]]:
+def _shown_as_tables(lm: "LM", lens: "Lens", measure: str, top_k: int) -> Iterator[Callable[["Trajectory"], None]]:
     """Shows each trajectory as a table as soon as it is there."""
     console = Screen()
     first = True
@@ -194,7 +198,7 @@ def _tables(lm: "LM", lens: "Lens", measure: str, top_k: int) -> Iterator[Callab
 
 
 @contextmanager
-def _json(count: int) -> Iterator[Callable[["Trajectory"], None]]:
+def _shown_as_json(count: int) -> Iterator[Callable[["Trajectory"], None]]:
     """Prints each trajectory as JSON: one by itself, several as a list that is whole whatever ends it."""
     if count == 1:
         yield lambda trajectory: print_json(trajectory.to_json())

@@ -93,7 +93,7 @@ def command_line() -> "Typer":
 def _guarded(arguments: list[str], pressed: threading.Event) -> int:
     try:
         try:
-            status = _run(arguments)
+            status = _run_command(arguments)
         finally:
             streams.flush()
         return _unwritten(streams.failure()) or status
@@ -114,7 +114,7 @@ def _guarded(arguments: list[str], pressed: threading.Event) -> int:
         raise
 
 
-def _run(arguments: list[str]) -> int:
+def _run_command(arguments: list[str]) -> int:
     for text in arguments:
         if any("\ud800" <= c <= "\udfff" for c in text):
             shown = text.encode("ascii", "backslashreplace").decode("ascii")

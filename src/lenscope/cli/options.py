@@ -158,7 +158,7 @@ def parse_indices(text: str | None, name: str) -> list[int | slice] | None:
         elif re.fullmatch(r"\s*(-?\d{1,12})?:(-?\d{1,12})?(:[1-9]\d{,11})?\s*", part):
             indices.append(slice(*(int(n) if n.strip() else None for n in part.split(":"))))
         else:
-            raise LenscopeError(f"--{name} {_short(text)}: give numbers and ranges such as 12 or 0,6,12 or 0:31:5")
+            raise LenscopeError(f"--{name} {_shortened(text)}: give numbers and ranges such as 12 or 0,6,12 or 0:31:5")
     return indices
 
 
@@ -192,7 +192,7 @@ def parse_positions(text: str | None, name: str = "positions", prompts: Sequence
     if len(positions) == 1 and isinstance(positions[0], slice):
         return positions[0]
     if any(isinstance(n, slice) for n in positions):
-        raise LenscopeError(f"--{name} {_short(text)}: give a list such as 0,2,4 or one range such as -5:")
+        raise LenscopeError(f"--{name} {_shortened(text)}: give a list such as 0,2,4 or one range such as -5:")
     return positions
 
 
@@ -202,12 +202,12 @@ def parse_amount(text: str, name: str) -> int:
     value = float(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()] if match else 0.0
     if value < 1 or value != int(value):
         raise LenscopeError(
-            f"--{name} {_short(text)}: give a whole number from 1 on, such as 8192, 100_000, 200k or 1M"
+            f"--{name} {_shortened(text)}: give a whole number from 1 on, such as 8192, 100_000, 200k or 1M"
         )
     return int(value)
 
 
-def _short(text: str) -> str:
+def _shortened(text: str) -> str:
     """What was given, in one line of at most 60 characters."""
     shown = plain(text)
     return shown if len(shown) <= 60 else shown[:59] + "…"

@@ -73,7 +73,7 @@ def reproduce_command(
             ("--revision", common.revision), ("--attn", common.attention),
         ):  # fmt: skip
             require_effect(option, value, False, "applies to an experiment, and without NAME they are only listed")
-        _list(common.as_json)
+        _list_experiments(common.as_json)
         return
     require_name("experiment", name, EXPERIMENTS)
     require_effect("--transferred", transferred, lens is not None, "applies to --lens")
@@ -125,14 +125,14 @@ def reproduce_command(
     if common.as_json:
         print_json(report.to_json())
     else:
-        _show(report, lm, name)
+        _show_report(report, lm, name)
     flush()
     report.save(folder)
     if not common.as_json:
         tell(f"saved {folder / 'report.md'}")
 
 
-def _show(report: "Report", lm: "LM", name: str) -> None:
+def _show_report(report: "Report", lm: "LM", name: str) -> None:
     console = Screen()
     console.print(headline(lm, EXPERIMENTS[name], console.width, name))
     for title in report.tables:
@@ -143,7 +143,7 @@ def _show(report: "Report", lm: "LM", name: str) -> None:
     console.print(Text.assemble(("Here. ", "bold"), plain(report.reading)))
 
 
-def _list(as_json: bool) -> None:
+def _list_experiments(as_json: bool) -> None:
     if as_json:
         print_json(EXPERIMENTS)
         return

@@ -41,7 +41,7 @@ def require_path(path: str, what: str = "file or folder") -> Path:
     place = Path(path).expanduser()
     if _there(place):
         return place
-    close = nearest(place.name, _beside(place))
+    close = nearest(place.name, _names_beside(place))
     if close and os.path.dirname(path):
         close = close.replace("did you mean ", f"did you mean {os.path.dirname(path).rstrip('/')}/")
     raise LenscopeError(f"{path}: no such {what}{close}")
@@ -96,11 +96,13 @@ def require_model(name: str) -> None:
 
     if name in BUILT_IN or _cached(name, "config.json"):
         return
-    close = nearest(name, BUILT_IN) or nearest(name, _beside(place))
+    close = nearest(name, BUILT_IN) or nearest(name, _names_beside(place))
     message = f"{name}: no built-in model ({', '.join(BUILT_IN)}), folder or cached hub model of this name"
     if "/" not in name and close:
         raise LenscopeError(message + close)
-    if not _reachable():
+    from lenscope.files.hub import reachable
+
+    if not reachable():
         raise LenscopeError(f"{message}, and the hub cannot be reached{close}")
     if not _on_hub(name):
         raise LenscopeError(f"{message}, and none on the hub (private ones need: hf auth login){close}")
@@ -112,7 +114,7 @@ def require_lens(where: str, transferred: bool = False) -> None:
     if transferred and not place.is_dir():
         raise LenscopeError(
             f"{where}: no such folder; --transferred takes one that lenscope fit wrote"
-            f"{nearest(place.name, _beside(place))}"
+            f"{nearest(place.name, _names_beside(place))}"
         )
     if _there(place):
         if place.is_dir() and not (place / "config.json").is_file():
@@ -125,8 +127,10 @@ def require_lens(where: str, transferred: bool = False) -> None:
     repository = "/".join(where.split("/")[:2])
     if _cached(repository, None) or _cached(SPACE, f"lens/{where}/config.json", "space"):
         return
-    close = nearest(place.name, _beside(place))
-    if not _reachable():
+    close = nearest(place.name, _names_beside(place))
+    from lenscope.files.hub import reachable
+
+    if not reachable():
         raise LenscopeError(f"{where}: no such file or folder, and the hub cannot be reached{close}")
     if not _on_hub(repository) and not _on_hub(SPACE, f"lens/{where}/config.json", "space"):
         raise LenscopeError(
@@ -195,7 +199,7 @@ def _there(place: Path) -> bool:
         return False
 
 
-def _beside(place: Path) -> list[str]:
+def _names_beside(place: Path) -> list[str]:
     """The names in the folder that something would be in."""
     try:
         return sorted(os.listdir(place.parent))
@@ -214,17 +218,6 @@ def _cached(repository: str, file: str | None, kind: str = "model") -> bool:
         return isinstance(hub.try_to_load_from_cache(repository, file, repo_type=kind), str)
     except (hub.errors.HFValidationError, OSError, ValueError):
         return False
-
-
-def _reachable() -> bool:
-    """Whether the hub answers at all: its own retries take half a minute to give up."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # the transport's own errors, which differ from one huggingface_hub to the next
-        return False
-    return True
 
 
 def _on_hub(repository: str, file: str = "", kind: str = "model") -> bool:
