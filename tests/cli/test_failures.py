@@ -12,7 +12,7 @@ import tiny
 import lenscope as ls
 from lenscope.cli import streams
 from lenscope.cli.main import main
-from lenscope.lenses.trajectory_writer import Kept
+from lenscope.lenses.trajectory_files import Kept
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_saved_was_shown(run, model, tmp_path, monkeypatch):
     assert status == 2
     assert "p(1st)" in out
     assert err.endswith("cannot be written (No space left on device)\n")
-    monkeypatch.setattr("lenscope.lenses.trajectory_writer.Json._add", full)
+    monkeypatch.setattr("lenscope.lenses.trajectory_files.Json._add", full)
     status, out, err = run("lens", "hi", "-m", model, "-o", str(tmp_path / "r.json"))
     assert status == 2
     assert "colour" in out
@@ -188,7 +188,7 @@ def test_an_interrupted_run_of_prompts_keeps_what_is_done(run, model, tmp_path, 
 
 def test_prompts_are_written_as_they_come(lm, tmp_path, monkeypatch):
     """What waits to be written does not grow with the number of prompts, and the file is the one that `save` writes."""
-    monkeypatch.setattr("lenscope.lenses.trajectory_writer.GROUP", 40)
+    monkeypatch.setattr("lenscope.lenses.trajectory_files.GROUP", 40)
     many = [ls.Lens(lm).trajectory(f"prompt {n}") for n in range(12)]
     for name in ("r.parquet", "r.json"):
         kept = Kept.open(tmp_path / name)

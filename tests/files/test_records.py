@@ -14,7 +14,8 @@ import torch
 
 import lenscope as ls
 from lenscope import contents
-from lenscope.files import records as resultfiles
+from lenscope.files.digests import sealed
+from lenscope.files.kinds import refusal
 
 TEXTS = ["The cat sat on the mat.", "The capital of France is Paris.", "This is a test."]
 KINDS = ("trajectory", "comparison", "predicted", "generated", "effects", "evaluation", "transfer")
@@ -246,7 +247,7 @@ def test_values_that_nothing_could_have_written_are_refused(made, tmp_path, kind
         document["version"] = 1
     del document["sha256"]
     path = tmp_path / "a.json"
-    for written in (document, resultfiles.sealed(document)):
+    for written in (document, sealed(document)):
         path.write_text(json.dumps(written))
         with pytest.raises(ls.LenscopeError) as told:
             ls.load_results(path)
@@ -315,7 +316,7 @@ def test_loaders_know_each_others_files(made, tmp_path):
                     with pytest.raises(ls.LenscopeError, match=rf"{right.get(kind, 'load_results')}\(path\) reads it"):
                         load(path)
             with pytest.raises(ls.LenscopeError, match="is no basis but"):
-                raise resultfiles.refused(path, "basis", "")
+                raise refusal(path, "basis", "")
 
 
 def test_data_frames(made, monkeypatch):

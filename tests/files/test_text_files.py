@@ -14,7 +14,7 @@ from lenscope.cli.options import parse_positions, read_prompts
 from lenscope.errors import LenscopeError
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.files import text_files as textfiles
-from lenscope.files.text_files import json_lines, lines, table
+from lenscope.files.text_files import read_json_lines, read_lines, read_table
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 
@@ -28,20 +28,20 @@ def test_lines_whatever_wrote_them(tmp_path, encoding, end, packed):
     for last in ("", end):
         raw = (end.join(wanted) + last).encode(encoding)
         path.write_bytes(gzip.compress(raw) if packed else raw)
-        assert list(lines(path)) == wanted
+        assert list(read_lines(path)) == wanted
 
 
 def test_marks_without_an_own_codec(tmp_path):
     path = tmp_path / "a.txt"
     for mark, codec in ((b"\xfe\xff", "utf-16-be"), (b"\xff\xfe", "utf-16-le"), (b"\x00\x00\xfe\xff", "utf-32-be")):
         path.write_bytes(mark + "a\nü".encode(codec))
-        assert list(lines(path)) == ["a", "ü"]
+        assert list(read_lines(path)) == ["a", "ü"]
     path.write_bytes("\ufeffa\n\ufeffb".encode())
-    assert list(lines(path)) == ["a", "b"]
+    assert list(read_lines(path)) == ["a", "b"]
     path.write_bytes(b"a\nb\0\0\0")
-    assert list(lines(path)) == ["a", "b"]
+    assert list(read_lines(path)) == ["a", "b"]
     path.write_bytes(b"")
-    assert list(lines(path)) == []
+    assert list(read_lines(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_is_no_text_is_said_in_one_line(tmp_path, raw, message):
     path = tmp_path / "a.txt"
     path.write_bytes(raw)
     with pytest.raises(LenscopeError, match=rf"^{path}: .*{message}"):
-        list(lines(path))
+        list(read_lines(path))
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -69,30 +69,30 @@ def test_files_that_cannot_be_read(tmp_path):
     ):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(LenscopeError, match=f"{name}: cannot be read"):
-            list(lines(tmp_path / name))
+            list(read_lines(tmp_path / name))
     for path in (tmp_path, tmp_path / "missing.txt", tmp_path / ("x" * 300)):
         with pytest.raises(LenscopeError, match="cannot be read"):
-            list(lines(path))
+            list(read_lines(path))
 
 
 def test_a_line_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(textfiles, "LONGEST", 1000)
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"a" * 1000 + b"\n" + b"b" * 1000))
-    assert [len(line) for line in lines(path)] == [1000, 1000]
+    assert [len(line) for line in read_lines(path)] == [1000, 1000]
     path.write_bytes(gzip.compress(b"a" * 1001))
     with pytest.raises(LenscopeError, match="more than 1,000 characters"):
-        list(lines(path))
+        list(read_lines(path))
 
 
 def test_standard_input_as_bytes_as_text_and_line_by_line(monkeypatch):
     raw = "\ufeffone\r\ntwo\u2028\x0c\rthree".encode()
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(raw)), encoding="ascii")
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert list(lines("-")) == ["one", "two\u2028\x0c", "three"]
+    assert list(read_lines("-")) == ["one", "two\u2028\x0c", "three"]
     assert not stdin.buffer.closed
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\r\ntwo\u2028"))
-    assert list(lines("-")) == ["one", "two\u2028"]
+    assert list(read_lines("-")) == ["one", "two\u2028"]
     seen = []
 
     def typed():
@@ -101,18 +101,18 @@ def test_standard_input_as_bytes_as_text_and_line_by_line(monkeypatch):
             yield f"{n}\n"
 
     monkeypatch.setattr(sys, "stdin", typed())
-    assert next(lines("-")) == "0"
+    assert next(read_lines("-")) == "0"
     assert seen == [0]
 
 
 def test_json_by_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"a": "ü"}) + "\r\n\r\n[1]\r", encoding="utf-8-sig")
-    assert list(json_lines(path)) == [(f"{path}, line 1", {"a": "ü"}), (f"{path}, line 3", [1])]
+    assert list(read_json_lines(path)) == [(f"{path}, line 1", {"a": "ü"}), (f"{path}, line 3", [1])]
     for bad in ("{", "[" * 100_000, "1" * 10_000):
         path.write_text("1\n" + bad)
         with pytest.raises(LenscopeError, match="line 2: is not JSON"):
-            list(json_lines(path))
+            list(read_json_lines(path))
 
 
 ROWS = [
@@ -134,7 +134,7 @@ def test_tables_as_data_frames_write_them(tmp_path, encoding, end, quoting, name
     with path.open("w", encoding=encoding, newline="") as file:
         made = csv.writer(file, delimiter="\t" if name == "a.tsv" else ",", quoting=quoting, lineterminator=end)
         made.writerows(ROWS)
-    found = list(table(path))
+    found = list(read_table(path))
     assert [list(row.values()) for _, row in found] == ROWS[1:]
     assert [where for where, _ in found] == [f"{path}, line {n}" for n in (2, 3, 4, 7, 8)]
     assert list(found[0][1]) == ROWS[0]
@@ -143,7 +143,7 @@ def test_tables_as_data_frames_write_them(tmp_path, encoding, end, quoting, name
 def test_tables_without_quoting(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text('subject\tobject\n"Weird Al" Yankovic\t5" disk\nopen\t"never closed\n"Heroes\tlow\nend\tof it\n')
-    assert [tuple(row.values()) for _, row in table(path)] == [
+    assert [tuple(row.values()) for _, row in read_table(path)] == [
         ('"Weird Al" Yankovic', '5" disk'),
         ("open", '"never closed'),
         ('"Heroes', "low"),
@@ -151,13 +151,13 @@ def test_tables_without_quoting(tmp_path):
     ]
     path.write_text('a\tb\nx\t"one\ny"\tz\n')
     with pytest.raises(LenscopeError, match="line 2: a field begins with a quote that is closed 1 lines below"):
-        list(table(path))
+        list(read_table(path))
 
 
 def test_an_index_and_short_rows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(",subject,object,text\n0,a,b\n\n , \n1,c,d,e,\n")
-    assert list(table(path)) == [
+    assert list(read_table(path)) == [
         (f"{path}, line 2", {"subject": "a", "object": "b", "text": ""}),
         (f"{path}, line 5", {"subject": "c", "object": "d", "text": "e"}),
     ]
@@ -180,7 +180,7 @@ def test_an_index_and_short_rows(tmp_path):
 def test_tables_that_are_none(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(LenscopeError, match=message):
-        list(table(tmp_path / name))
+        list(read_table(tmp_path / name))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from lenscope.errors import LenscopeError
-from lenscope.files.untrusted import read_json, read_safetensors, read_text, reading
+from lenscope.files.untrusted import checked_reading, read_json, read_safetensors, read_text
 
 
 class PanicException(BaseException):
@@ -38,7 +38,7 @@ class PanicException(BaseException):
     ids=lambda e: type(e).__name__,
 )
 def test_whatever_a_parser_raises_is_one_line(error):
-    with pytest.raises(LenscopeError) as told, reading("here", "is damaged"):
+    with pytest.raises(LenscopeError) as told, checked_reading("here", "is damaged"):
         raise error
     assert str(told.value).startswith("here: is damaged (")
     assert str(told.value).isprintable()
@@ -47,7 +47,7 @@ def test_whatever_a_parser_raises_is_one_line(error):
 
 def test_what_is_no_fault_of_a_file_passes():
     for error in (KeyboardInterrupt(), SystemExit(3), LenscopeError("mine")):
-        with pytest.raises(type(error)) as told, reading("here"):
+        with pytest.raises(type(error)) as told, checked_reading("here"):
             raise error
         assert told.value is error
 

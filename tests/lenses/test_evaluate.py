@@ -15,7 +15,8 @@ from rich.console import Console
 import lenscope as ls
 from lenscope.lenses import evaluate as module
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
-from lenscope.lenses.evaluation_results import MEASURES, Evaluation, Transfer, load_evaluation
+from lenscope.lenses.evaluation_results import MEASURES, Evaluation, load_evaluation
+from lenscope.lenses.transfer_results import Transfer
 from lenscope.mappings.mapping import Affine
 from lenscope.measures import streamed as reduction
 from lenscope.models.likeness import model_identity

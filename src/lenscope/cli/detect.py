@@ -36,7 +36,7 @@ from lenscope.cli.validation import (
     require_seed,
 )
 from lenscope.errors import LenscopeError
-from lenscope.files.text_files import lines, parse
+from lenscope.files.text_files import parse_json_line, read_lines
 from lenscope.visible_text import plain
 
 # ways that were tried, as many as are shown
@@ -176,14 +176,14 @@ def _check_field(field: str | None, file: str) -> None:
 
 def read_prompt_file(file: str, field: str) -> Iterator[str]:
     """The prompts of a file, each as soon as its line is there; empty lines are none."""
-    for n, line in enumerate(lines(file), 1):
+    for n, line in enumerate(read_lines(file), 1):
         if line.strip():
             yield _prompt_of_line(line, f"{file}, line {n}", field) if file.endswith((".jsonl", ".jsonl.gz")) else line
 
 
 def _prompt_of_line(line: str, where: str, field: str) -> str:
     try:
-        text = parse(line, where)[field]
+        text = parse_json_line(line, where)[field]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise LenscopeError(f"{where}: is no JSON object with a field {field!r}; name it with --field") from error
     if not isinstance(text, str) or not text:

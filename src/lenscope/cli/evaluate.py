@@ -95,7 +95,8 @@ def evaluate_command(
     require_model(common.model)
     for where in given.values():
         require_lens(where, transferred)
-    from lenscope.lenses.evaluation_results import MEASURES, TRANSFERRED
+    from lenscope.lenses.evaluation_results import MEASURES
+    from lenscope.lenses.transfer_results import TRANSFERRED
 
     measures = list(dict.fromkeys((measure or ("cross_entropy" if transfer else "kl")).split(",")))
     for name in measures:

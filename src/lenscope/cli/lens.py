@@ -118,7 +118,7 @@ def lens_command(
 
     lm = common.load()
     from lenscope.lenses.lens import Lens
-    from lenscope.lenses.trajectory_writer import Kept
+    from lenscope.lenses.trajectory_files import Kept
 
     f = None if tuned is None else open_lens(tuned, lm, transferred)
     one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lenscope.errors import LenscopeError
-from lenscope.files.text_files import lines
+from lenscope.files.text_files import read_lines
 from lenscope.visible_text import plain
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def read_prompts(prompts: list[str], file: str | None) -> list[str]:
     """Return the prompts of a command: its arguments, and the lines of a file. LenscopeError where there are none."""
     every = list(prompts)
     if file is not None:
-        every += [line for line in lines(file) if line.strip()]
+        every += [line for line in read_lines(file) if line.strip()]
     if not every:
         raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
     return every

@@ -38,7 +38,7 @@ from lenscope.detection.prompt_features import (
 )
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
-from lenscope.files.untrusted import reading
+from lenscope.files.untrusted import checked_reading
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping, load_mapping
 from lenscope.models.language_model import LM, PromptLike
@@ -228,7 +228,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
 
     Raises LenscopeError for what is missing, damaged, of another model, or whose scores come out differently here.
     """
-    with reading(folder, "is no detector that lenscope saved"):
+    with checked_reading(folder, "is no detector that lenscope saved"):
         config, tensors = artifacts.read_folder(folder, STEM)
         if config.get("kind") != "detector" or config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
-from lenscope.files.untrusted import reading
+from lenscope.files.untrusted import checked_reading
 from lenscope.models.language_model import LM
 from lenscope.models.likeness import is_of
 
@@ -107,7 +107,7 @@ class Basis:
 
 def load_basis(folder: str | os.PathLike[str]) -> Basis:
     """Read what `Basis.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    with reading(folder, "is no basis that lenscope saved"):
+    with checked_reading(folder, "is no basis that lenscope saved"):
         config, found = artifacts.read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")

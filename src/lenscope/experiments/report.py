@@ -18,6 +18,7 @@ from rich.text import Text
 from lenscope import visible_text as visible
 from lenscope.display import heat_table as tables
 from lenscope.display.figures import Figure
+from lenscope.display.numbers import round_number
 from lenscope.errors import LenscopeError
 from lenscope.files.file_names import safe_name
 from lenscope.files.writing import whole_files
@@ -132,20 +133,11 @@ def _wide(names: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
 def shown(value: Any) -> str:
     """A value as one reads it: three digits, intervals in brackets."""
     if isinstance(value, Estimate):
-        middle, low, high = (_figure(v) for v in value)
+        middle, low, high = (round_number(v) for v in value)
         return middle if low == "–" and high == "–" else f"{middle} [{low}, {high}]"
     if isinstance(value, bool | str) or value is None:
         return "–" if value is None else visible.plain(value)
-    return f"{value:,}" if isinstance(value, int | np.integer) else _figure(float(value))
-
-
-def _figure(value: float) -> str:
-    if not np.isfinite(value):
-        return "–"
-    if value and abs(value) < 0.001:
-        return f"{value:.1e}"
-    # two digits behind the point, or three significant ones of what is small
-    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int | np.integer) else round_number(float(value))
 
 
 def _pipes(rows: ReportTable) -> str:

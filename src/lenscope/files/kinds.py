@@ -5,10 +5,12 @@ Knows: by which mark a file says what it holds. Does not know: what is in it.
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lenscope.errors import LenscopeError
-from lenscope.files.untrusted import CONFIG_LIMIT, read_json, visible
+from lenscope.files.untrusted import CONFIG_LIMIT, escaped, read_json
 
 CONFIG = "config.json"
 # kind → what it is called, and what reads it
@@ -32,7 +34,7 @@ KINDS = {
 PARQUET = {"lenscope": "trajectory", "grid": "grid", "effects": "effects", "evaluation": "evaluation"}
 
 
-def kind_of(path: str | os.PathLike[str]) -> str | None:
+def kind_of_path(path: str | os.PathLike[str]) -> str | None:
     """The kind of what lenscope saved at a path, told by its marks alone; None for what has none. Never raises."""
     path = Path(path)
     try:
@@ -52,19 +54,24 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
             marks = [k.decode("ascii", "replace") for k in pq.read_schema(path).metadata or {}]
             return next((PARQUET[m] for m in marks if m in PARQUET), "report" if "report" in marks else None)
         value = read_json(path, CONFIG_LIMIT)
-        kind = (value[0] if isinstance(value, list) else value).get("kind")
-        return "grid" if kind in ("predict", "generate") else kind if kind in KINDS else None
+        kind = kind_of_document(value[0] if isinstance(value, list) else value)
+        return kind if kind in KINDS else None
     except Exception:  # whatever is there, it has no mark of lenscope's
         return None
 
 
-def refused(path: str | os.PathLike[str], wanted: str, reason: object) -> LenscopeError:
+def kind_of_document(document: Mapping[str, Any]) -> Any:
+    """The kind that a document or a head says it is; None where it says none."""
+    return "grid" if document.get("kind") in ("predict", "generate") else document.get("kind")
+
+
+def refusal(path: str | os.PathLike[str], wanted: str, reason: object) -> LenscopeError:
     """The error of a loader of one kind that cannot read a path: what is there instead, else the reason."""
-    kind = kind_of(path)
-    name = visible(os.fspath(path))
+    kind = kind_of_path(path)
+    name = escaped(os.fspath(path))
     noun = KINDS.get(wanted, (wanted, ""))[0]
     if kind is not None and KINDS[kind][1] != KINDS.get(wanted, ("", ""))[1]:
         what, loader = KINDS[kind]
         return LenscopeError(f"{name}: is no {noun} but {'an' if what[0] in 'aeio' else 'a'} {what}; {loader} reads it")
-    told = str(reason).removeprefix(f"{name}: ")
-    return LenscopeError(f"{name}: is no {noun} that lenscope saved ({told})")
+    why = str(reason).removeprefix(f"{name}: ")
+    return LenscopeError(f"{name}: is no {noun} that lenscope saved ({why})")

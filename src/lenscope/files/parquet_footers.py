@@ -17,7 +17,7 @@ _UNPACKED, _PACKED, _PAGE_KINDS = 2, 3, (5, 7, 8)
 _DEEPEST = 16
 
 
-def sizes(path: str | os.PathLike[str]) -> tuple[int, int]:
+def declared_sizes(path: str | os.PathLike[str]) -> tuple[int, int]:
     """How many values, and how many bytes of unpacked pages, a Parquet file says that it holds.
 
     Raises ValueError for a file whose footer or pages are not where they should be, EOFError where it ends too early.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.files.untrusted import reading, visible
+from lenscope.files.untrusted import checked_reading, escaped
 
 # What the entries of a zip may take in all, unpacked: so many bytes, or so many times the file's.
 _SMALL, _TIMES = 1 << 28, 4
@@ -64,19 +64,19 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     Raises LenscopeError for a file that holds anything else, that is damaged, or that declares more than it holds.
     """
     path = Path(path)
-    with reading(path, "is damaged, or no file of tensors; fetch it again"):
+    with checked_reading(path, "is damaged, or no file of tensors; fetch it again"):
         try:
             if zipfile.is_zipfile(path):
                 return _zipped(path)
             return _legacy(path)
         except _CodeError as error:
             raise LenscopeError(
-                f"{visible(path)}: is a pickle that holds more than tensors and could run code; it was not loaded "
+                f"{escaped(path)}: is a pickle that holds more than tensors and could run code; it was not loaded "
                 f"({error})"
             ) from error
         except _KindError as error:
             raise LenscopeError(
-                f"{visible(path)}: holds a {error} tensor; save it as a dense one on the CPU"
+                f"{escaped(path)}: holds a {error} tensor; save it as a dense one on the CPU"
             ) from error
 
 
@@ -289,7 +289,7 @@ def _named(module: str, name: str) -> Any:
         raise _KindError(_OTHER_TENSORS[name])
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
-    raise _CodeError(visible(f"{module}.{name}")[:80])
+    raise _CodeError(escaped(f"{module}.{name}")[:80])
 
 
 def _stored(identity: Any) -> _Storage:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lenscope.errors import LenscopeError
-from lenscope.files.untrusted import reading, reason, visible
+from lenscope.files.untrusted import checked_reading, escaped, reason
 
 # Characters that one line may have, so that a small compressed file does not fill the memory.
 LONGEST = 1 << 26
@@ -32,12 +32,12 @@ MARKS = (
 )
 
 
-def encoding(head: bytes) -> str:
+def encoding_of(head: bytes) -> str:
     """The encoding of a text by its first bytes: what its byte order mark says, else UTF-8."""
     return next((name for mark, name in MARKS if head.startswith(mark)), "utf-8")
 
 
-def lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
+def read_lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
     r"""The lines of a text file (.gz too), each as soon as it is there, without its end; "-" is standard input.
 
     Only \n, \r\n and \r end a line: a form feed or U+2028 within one belongs to it. A byte order mark is no text, also
@@ -62,18 +62,18 @@ def lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
             yield line.removesuffix("\n").removeprefix("\ufeff")
 
 
-def json_lines(file: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+def read_json_lines(file: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
     """("file, line n", value) of each line of JSON (.gz too); empty lines are none.
 
     Raises LenscopeError as `lines`, and for a line that is not JSON.
     """
-    for n, line in enumerate(lines(file), 1):
+    for n, line in enumerate(read_lines(file), 1):
         if line.strip():
             where = f"{os.fspath(file)}, line {n}"
-            yield where, parse(line, where)
+            yield where, parse_json_line(line, where)
 
 
-def parse(line: str, where: str) -> Any:
+def parse_json_line(line: str, where: str) -> Any:
     """The value of a line of JSON; LenscopeError, which names `where`, for what is none."""
     try:
         return json.loads(line)
@@ -81,7 +81,7 @@ def parse(line: str, where: str) -> Any:
         raise LenscopeError(f"{where}: is not JSON ({reason(error)})") from error
 
 
-def table(file: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_table(file: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line n", row) of a table: .tsv or .csv with a header, or .jsonl with an object a line; .gz too.
 
     A field in quotes is read as it was meant: quotes within are doubled, and tabs, commas and line ends may stand in
@@ -95,13 +95,13 @@ def table(file: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         raise LenscopeError(f"{name}: give a {', '.join(TABLES)} file, or one of these with .gz behind it")
     separator = TABLES[ending]
     if separator is None:
-        for where, row in json_lines(file):
+        for where, row in read_json_lines(file):
             if not isinstance(row, dict):
                 raise LenscopeError(f"{where}: give an object with keys")
             yield where, row
         return
     header: list[str] | None = None
-    for n, fields in _records(name, lines(file), separator):
+    for n, fields in _records(name, read_lines(file), separator):
         if header is None:
             header = _header(name, [field.strip() for field in fields], separator)
         else:
@@ -190,7 +190,7 @@ def _opened(file: Path | IO[Any]) -> Iterator[IO[str]]:
         source = (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb")
     with source as binary:
         peeked = binary if hasattr(binary, "peek") else io.BufferedReader(binary)
-        text = io.TextIOWrapper(peeked, encoding=encoding(peeked.peek(4)[:4]), newline=None)
+        text = io.TextIOWrapper(peeked, encoding=encoding_of(peeked.peek(4)[:4]), newline=None)
         try:
             yield text
         finally:
@@ -210,11 +210,11 @@ class _Lines:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    with reading(name, "cannot be read as text"):
+    with checked_reading(name, "cannot be read as text"):
         try:
             yield
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise LenscopeError(
-                f"{visible(name)}: is not {error.encoding.upper()} (byte {byte:#04x}); convert it"
+                f"{escaped(name)}: is not {error.encoding.upper()} (byte {byte:#04x}); convert it"
             ) from error

@@ -22,7 +22,7 @@ TEXT_LIMIT = 1 << 30
 
 
 @contextmanager
-def reading(source: object, what: str = "cannot be read") -> Iterator[None]:
+def checked_reading(source: object, what: str = "cannot be read") -> Iterator[None]:
     """Whatever reading and checking a file raises in this block becomes one LenscopeError: "source: what (reason)".
 
     LenscopeError and what is no `Exception` (an interrupt) pass unchanged. Use it around parsers and around code that
@@ -33,12 +33,12 @@ def reading(source: object, what: str = "cannot be read") -> Iterator[None]:
     except LenscopeError:
         raise
     except Exception as error:  # parsers of zip, gzip, JSON, pickles, tensors and columns fail in as many ways
-        raise LenscopeError(f"{visible(source)}: {what} ({reason(error)})") from error
+        raise LenscopeError(f"{escaped(source)}: {what} ({reason(error)})") from error
     except BaseException as error:
         # what a parser written in Rust raises when it fails in a way its authors did not expect
         if type(error).__name__ != "PanicException":
             raise
-        raise LenscopeError(f"{visible(source)}: {what} ({reason(error)})") from error
+        raise LenscopeError(f"{escaped(source)}: {what} ({reason(error)})") from error
 
 
 def reason(error: BaseException) -> str:
@@ -50,11 +50,11 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, KeyError) and error.args:
-        return f"it lacks {visible(repr(error.args[0]))[:150]}"
-    return visible(" ".join(str(error).split()))[:200] or type(error).__name__
+        return f"it lacks {escaped(repr(error.args[0]))[:150]}"
+    return escaped(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
-def visible(value: object) -> str:
+def escaped(value: object) -> str:
     """A value as text of one line: what is no printable character stands as its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
 
@@ -65,22 +65,22 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
     Raises LenscopeError for a file that is missing, larger, no regular file or not in UTF-8.
     """
     path = Path(path)
-    with reading(path):
+    with checked_reading(path):
         # opening a pipe waits for its writer, and a device never ends
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise LenscopeError(f"{visible(path)}: is no regular file")
+            raise LenscopeError(f"{escaped(path)}: is no regular file")
         with path.open("rb") as file:
             # what is asked for is allocated at once, whatever there is to read
             content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         if len(content) > limit:
-            raise LenscopeError(f"{visible(path)}: is larger than {limit:,} bytes, the most that is read as text")
+            raise LenscopeError(f"{escaped(path)}: is larger than {limit:,} bytes, the most that is read as text")
         return content.decode("utf-8-sig")
 
 
 def read_json(path: str | os.PathLike[str], limit: int = CONFIG_LIMIT) -> Any:
     """The value of a JSON file of at most `limit` bytes. Raises LenscopeError for anything else."""
     text = read_text(path, limit)
-    with reading(Path(path), "is no JSON"):
+    with checked_reading(Path(path), "is no JSON"):
         return json.loads(text)
 
 
@@ -88,5 +88,5 @@ def read_safetensors(path: str | os.PathLike[str]) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, on the CPU. Raises LenscopeError for a file that is damaged or none."""
     import safetensors.torch
 
-    with reading(Path(path), "is damaged, or no file of tensors"):
+    with checked_reading(Path(path), "is damaged, or no file of tensors"):
         return safetensors.torch.load_file(path)

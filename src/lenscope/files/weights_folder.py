@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.files import kinds
-from lenscope.files.kinds import refused
-from lenscope.files.untrusted import read_json, read_safetensors, reading, visible
+from lenscope.files.kinds import refusal
+from lenscope.files.untrusted import checked_reading, escaped, read_json, read_safetensors
 from lenscope.files.writing import folder_lock, temporary, write_text
 
 CONFIG = kinds.CONFIG
@@ -79,11 +79,11 @@ def read_folder(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, An
         try:
             config = read_json(folder / CONFIG)
         except LenscopeError as error:
-            raise refused(folder, stem, f"{CONFIG}{str(error).removeprefix(visible(folder / CONFIG))}") from error
+            raise refusal(folder, stem, f"{CONFIG}{str(error).removeprefix(escaped(folder / CONFIG))}") from error
         path = _weights(folder, stem, config)
         if path is None:
-            raise refused(folder, stem, f"its {CONFIG} names no weights of one")
-        with reading(folder, damaged.removeprefix(f"{folder}: ")):
+            raise refusal(folder, stem, f"its {CONFIG} names no weights of one")
+        with checked_reading(folder, damaged.removeprefix(f"{folder}: ")):
             if path.is_file() and _digest(path) == config["sha256"]:
                 tensors = read_safetensors(path)
                 with safe_open(path, framework="pt") as file:

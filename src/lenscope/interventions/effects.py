@@ -14,14 +14,24 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
-from lenscope import contents
 from lenscope import visible_text as visible
-from lenscope.contents import exactly, listed
 from lenscope.display import heat_table as tables
+from lenscope.display.numbers import signed_figure
 from lenscope.errors import LenscopeError
-from lenscope.files import records as resultfiles
-from lenscope.files.untrusted import reading
-from lenscope.lenses.trajectory import FORMAT
+from lenscope.files.digests import FORMAT, Column, unstamped
+from lenscope.files.json_values import (
+    check_within,
+    float_array,
+    layer_numbers,
+    object_value,
+    text_value,
+    text_values,
+    whole_array,
+    whole_number,
+    whole_numbers,
+)
+from lenscope.files.parquet_tables import number_column, reordered, text_column
+from lenscope.files.records import Lists, Record, load_record
 
 # name → unit; the base run is the one intervened on: corrupted for tracing and patching, clean for knockout
 MEASURES = {
@@ -50,7 +60,8 @@ _RANGES = {
     **dict.fromkeys(("standard_error", "noise"), (0.0, np.inf)),
     **dict.fromkeys(("log_prob", "clean_log_prob", "corrupted_log_prob"), (-np.inf, 0.0)),
 }
-SHARES = ("probability", "effect", "standard_error")
+# measures and totals that are shown in per cent
+SHARES = ("probability", "effect", "standard_error", "clean", "corrupted", "total_effect")
 # Terminal columns of a cell: what the numbers need, and at most a token's.
 NARROW, WIDE = 6, 14
 
@@ -77,7 +88,7 @@ class TracedPrompt:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects(contents.Compared):
+class Effects(Record):
     """N cells, each one intervention at a layer and a place of a prompt's run.
 
     `run`, `layer` and `place` (N,) say which cell is which (`place` numbers the run's places); `measures` are (N,) in
@@ -95,6 +106,8 @@ class Effects(contents.Compared):
     measures: dict[str, np.ndarray]
     totals: dict[str, np.ndarray]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    file_kind = file_mark = "effects"
 
     def __len__(self) -> int:
         return len(self.run)
@@ -151,11 +164,16 @@ class Effects(contents.Compared):
         for row in reversed(range(len(self.layers))):
             shades = (values[row] - low) / max(high - low, 1e-12)
             cells = [
-                Text(_figure(values[row, n], measure).rjust(size), style=tables.style(float(shades[n]))) for n in shown
+                Text(signed_figure(values[row, n], measure in SHARES).rjust(size), style=tables.style(float(shades[n])))
+                for n in shown
             ]
             made.add_row(Text(str(self.layers[row]), style="dim"), *cells)
-        span = f" {_figure(low, measure)} … {_figure(high, measure)}" if finite.size else ""
-        sums = ", ".join(f"{n} {_figure(v[run], n)}" for n, v in self.totals.items())
+        span = (
+            f" {signed_figure(low, measure in SHARES)} … {signed_figure(high, measure in SHARES)}"
+            if finite.size
+            else ""
+        )
+        sums = ", ".join(f"{n} {signed_figure(v[run], n in SHARES)}" for n, v in self.totals.items())
         note = f"{self.method}, answer {mine.answer!r}; {sums}\ncolour: {measure}{span} ({self.unit(measure)})"
         note += "; *: marked" if mine.marked else ""
         if shown.start:
@@ -163,64 +181,55 @@ class Effects(contents.Compared):
         made.caption = Text("\n".join(map(visible.plain, note.split("\n"))), style="dim", justify="left")
         return made
 
-    def to_json(self) -> dict[str, Any]:
-        """The effects as JSON values, null being what is not known."""
-        return resultfiles.sealed(self._document(listed))
-
-    def _document(self, values: Any) -> dict[str, Any]:
+    def _document(self, lists: Lists) -> dict[str, Any]:
         cells: dict[str, Any] = {name: getattr(self, name).tolist() for name in ("run", "layer", "place")}
-        return {**self._head(values), "cells": {**cells, **{name: values(v) for name, v in self.measures.items()}}}
+        return {**self._head(lists), "cells": {**cells, **{name: lists(v) for name, v in self.measures.items()}}}
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Effects":
-        """The inverse of `to_json`. Raises LenscopeError for values that no effects have."""
-        with reading("data", f"is no table of effects of format {FORMAT}"):
-            if data["kind"] != "effects":
-                raise ValueError(f"kind {str(data['kind'])[:40]}")
-            cells, count = data["cells"], len(data["runs"])
-            n = len(cells["run"])
-            addresses = {k: contents.whole_array(cells[k], k, (n,)) for k in ("run", "layer", "place")}
-            order = np.lexsort((addresses["place"], addresses["layer"], addresses["run"]))
-            made = Effects(
-                method=contents.text(data["method"], "method"),
-                model=contents.text(data["model"], "model"),
-                n_layers=contents.whole(data["n_layers"], "n_layers"),
-                runs=tuple(
-                    TracedPrompt(
-                        r["text"],
-                        contents.texts(r["tokens"], "tokens"),
-                        tuple(contents.numbers(p, "places", 0, len(r["tokens"]) - 1) for p in r["places"]),
-                        r["answer"],
-                        r["alternative"],
-                        contents.numbers(r["marked"], "marked", 0, len(r["tokens"]) - 1),
-                        r["other"],
-                    )
-                    for r in data["runs"]
-                ),
-                **{name: values[order] for name, values in addresses.items()},
-                measures={k: contents.float_array(cells[k], k, (n,))[order] for k in data["measures"]},
-                totals={k: contents.float_array(v, k, (count,)) for k, v in data["totals"].items()},
-                provenance=contents.mapping(data["provenance"], "provenance"),
-            )
-            made._check()
-            return made
+    @classmethod
+    def _from_document(cls, data: dict[str, Any]) -> "Effects":
+        cells, count = data["cells"], len(data["runs"])
+        n = len(cells["run"])
+        addresses = {k: whole_array(cells[k], k, (n,)) for k in ("run", "layer", "place")}
+        order = np.lexsort((addresses["place"], addresses["layer"], addresses["run"]))
+        effects = Effects(
+            method=text_value(data["method"], "method"),
+            model=text_value(data["model"], "model"),
+            n_layers=whole_number(data["n_layers"], "n_layers"),
+            runs=tuple(
+                TracedPrompt(
+                    r["text"],
+                    text_values(r["tokens"], "tokens"),
+                    tuple(whole_numbers(p, "places", 0, len(r["tokens"]) - 1) for p in r["places"]),
+                    r["answer"],
+                    r["alternative"],
+                    whole_numbers(r["marked"], "marked", 0, len(r["tokens"]) - 1),
+                    r["other"],
+                )
+                for r in data["runs"]
+            ),
+            **{name: values[order] for name, values in addresses.items()},
+            measures={k: float_array(cells[k], k, (n,))[order] for k in data["measures"]},
+            totals={k: float_array(v, k, (count,)) for k, v in data["totals"].items()},
+            provenance=object_value(data["provenance"], "provenance"),
+        )
+        effects._check()
+        return effects
 
-    @staticmethod
-    def from_columns(head: dict[str, Any], columns: dict[str, Any]) -> "Effects":
-        """Effects of the head and the columns of a Parquet file; ValueError or LenscopeError for what is none."""
+    @classmethod
+    def _from_columns(cls, head: dict[str, Any], columns: dict[str, Column]) -> "Effects":
         order = np.lexsort((columns["place"], columns["layer"], columns["run"]))
-        columns = resultfiles.arranged(columns, order)
-        head = resultfiles.checked(head, columns)
+        columns = reordered(columns, order)
+        head = unstamped(head, columns)
         names = ("run", "layer", "place", *head["measures"])
         return Effects.from_json({**head, "cells": {name: columns[name] for name in names}})
 
     def _check(self) -> None:
         """ValueError for values that no intervention gives."""
         for r in self.runs:
-            contents.texts([r.text, r.answer, r.alternative, r.other], "run")
+            text_values([r.text, r.answer, r.alternative, r.other], "run")
             if not r.places or not all(r.places):
                 raise ValueError("places: a run has none")
-        layers = contents.layers(list(self.layers), self.n_layers)
+        layers = layer_numbers(list(self.layers), self.n_layers)
         places = [len(r.places) for r in self.runs]
         if len(self) != len(layers) * sum(places):
             raise ValueError(f"it has {len(self)} cells, which are not every layer at every place")
@@ -235,39 +244,27 @@ class Effects(contents.Compared):
         if not {*self.measures} <= {*MEASURES} or not {*self.totals} <= {*TOTALS}:
             raise ValueError("it has measures that no effects have")
         for name, values in {**self.measures, **self.totals}.items():
-            contents.within(values, name.replace("_", " "), *_RANGES.get(name, (-np.inf, np.inf)))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a .parquet file (one row per cell) or a .json file; complete or not at all."""
-        table = self._rows() if os.fspath(path).endswith(".parquet") else None
-        resultfiles.save(path, self._document(exactly), "effects", self._head(exactly), table)
-
-    def to_dataframe(self) -> Any:
-        """A pandas.DataFrame with a row per cell, as the Parquet file has them; needs pandas."""
-        return resultfiles.data_frame(self._rows())
+            check_within(values, name.replace("_", " "), *_RANGES.get(name, (-np.inf, np.inf)))
 
     def _rows(self) -> pa.Table:
         runs, places = [self.runs[r] for r in self.run.tolist()], self.place.tolist()
         last = [r.places[p][-1] for r, p in zip(runs, places, strict=True)]
 
-        def texts(values: Any) -> pa.Array:
-            return pa.array(list(values), type=pa.string()).dictionary_encode()
-
         return pa.table(
             {
                 "run": pa.array(self.run),
-                "model": texts([self.model] * len(self)),
-                "prompt": texts(r.text for r in runs),
-                "answer": texts(r.answer for r in runs),
+                "model": text_column([self.model] * len(self)),
+                "prompt": text_column(r.text for r in runs),
+                "answer": text_column(r.answer for r in runs),
                 "layer": pa.array(self.layer),
                 "place": pa.array(self.place),
                 "position": pa.array(np.array(last, dtype=np.int64)),
-                "token": texts(r.label(p) for r, p in zip(runs, places, strict=True)),
-                **{name: resultfiles.numeric(values) for name, values in self.measures.items()},
+                "token": text_column(r.label(p) for r, p in zip(runs, places, strict=True)),
+                **{name: number_column(values) for name, values in self.measures.items()},
             }
         )
 
-    def _head(self, values: Any) -> dict[str, Any]:
+    def _head(self, lists: Lists) -> dict[str, Any]:
         return {
             "kind": "effects",
             "version": FORMAT,
@@ -276,7 +273,7 @@ class Effects(contents.Compared):
             "n_layers": self.n_layers,
             "runs": [asdict(r) | {"places": [list(p) for p in r.places]} for r in self.runs],
             "measures": {name: self.unit(name) for name in self.measures},
-            "totals": {name: values(v) for name, v in self.totals.items()},
+            "totals": {name: lists(v) for name, v in self.totals.items()},
             "provenance": self.provenance,
         }
 
@@ -325,19 +322,9 @@ def assembled(
 
 def load_effects(path: str | os.PathLike[str]) -> Effects:
     """Read what `Effects.save` wrote, equal to what was saved; LenscopeError if it holds none, or damaged ones."""
-    data, columns = resultfiles.load(path, ("effects",))
-    with resultfiles.opening(path, "is no table of effects that lenscope saved"):
-        return Effects.from_json(data) if columns is None else Effects.from_columns(data, columns)
+    effects: Effects = load_record(path, (Effects,))
+    return effects
 
 
 def _floats(values: Any) -> np.ndarray:
     return np.array(values, dtype=np.float32)
-
-
-def _figure(value: float, measure: str) -> str:
-    """A value in at most five characters: shares in per cent."""
-    if not np.isfinite(value):
-        return "–"
-    if measure in SHARES or measure in ("clean", "corrupted", "total_effect"):
-        return f"{100 * value:.0f}%" if abs(value) >= 0.1 or not value else f"{100 * value:.1f}%"
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

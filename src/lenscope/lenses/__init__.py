@@ -2,9 +2,10 @@
 
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
-from lenscope.lenses.evaluation_results import Evaluation, Transfer, load_evaluation
+from lenscope.lenses.evaluation_results import Evaluation, load_evaluation
 from lenscope.lenses.lens import Lens
 from lenscope.lenses.trajectory import Trajectory, save
+from lenscope.lenses.transfer_results import Transfer
 
 __all__ = [
     "Comparison",

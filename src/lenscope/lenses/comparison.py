@@ -1,6 +1,9 @@
-"""lenses.comparison"""
+"""Comparisons: how far two prompts' predictions are apart at every layer, or two lenses' of one prompt.
 
-import os
+Knows: which distances there are, their units, what of them files hold, which of it a table shows.
+Does not know: models, how distances are computed.
+"""
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from lenscope import contents
-from lenscope.contents import exactly, listed
+from lenscope.contents import check_measure
 from lenscope.display import heat_table as tables
-from lenscope.errors import LenscopeError
-from lenscope.files import records as resultfiles
-from lenscope.files.untrusted import reading
-from lenscope.lenses.trajectory import FORMAT, Trajectory, check_measure
+from lenscope.files.digests import FORMAT
+from lenscope.files.json_values import check_within, float_array, whole_numbers
+from lenscope.files.parquet_tables import number_column
+from lenscope.files.records import Lists, Record
+from lenscope.lenses.trajectory import Trajectory
 
 DISTANCES = {
     "js": "nats, Jensen–Shannon",
@@ -25,7 +28,7 @@ DISTANCES = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(contents.Compared):
+class Comparison(Record):
     """Two trajectories compared layer by layer: (L, P) each, over paired positions.
 
     js and kl (KL(first ‖ second)), kl_back (KL(second ‖ first)) in nats; total_variation 0 … 1; `same_top` whether
@@ -45,6 +48,7 @@ class Comparison(contents.Compared):
     second: Trajectory
 
     units = DISTANCES
+    file_kind = "comparison"
 
     def __repr__(self) -> str:
         texts = [t if len(t) <= 30 else t[:27] + "…" for t in self.texts]
@@ -56,55 +60,42 @@ class Comparison(contents.Compared):
         """(L, P) whether both predict the same token first."""
         return self.first.top_ids[..., 0] == self.second.top_ids[..., 0]
 
-    def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON values."""
-        return resultfiles.sealed(self._document(listed))
-
-    def _document(self, values: Any) -> dict[str, Any]:
-        numbers = {name: values(getattr(self, name)) for name in DISTANCES}
+    def _document(self, lists: Lists) -> dict[str, Any]:
+        numbers = {name: lists(getattr(self, name)) for name in DISTANCES}
         return {
             "kind": "comparison",
             "version": FORMAT,
             "layers": list(self.layers),
             "positions": [list(p) for p in self.positions],
             "measures": {**numbers, "same_top": self.same_top.tolist()},
-            "first": self.first._document(values),
-            "second": self.second._document(values),
+            "first": self.first._document(lists),
+            "second": self.second._document(lists),
         }
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Comparison":
-        """The inverse of `to_json`. Raises LenscopeError for values that no comparison has."""
-        with reading("data", f"is no comparison of format {FORMAT}"):
-            first, second = (Trajectory.from_json(data[side]) for side in ("first", "second"))
-            shape = first.entropy.shape
-            made = Comparison(
-                texts=(first.text, second.text),
-                lenses=(first.lens, second.lens),
-                models=(first.model, second.model),
-                layers=contents.numbers(data["layers"], "layers"),
-                positions=tuple((a, b) for a, b in data["positions"]),
-                first=first,
-                second=second,
-                **{name: contents.float_array(data["measures"][name], name, shape) for name in DISTANCES},
-            )
-            pairs = tuple(zip(first.positions, second.positions, strict=True))
-            if made.layers != first.layers or made.layers != second.layers or made.positions != pairs:
-                raise ValueError("its layers or positions are not those of its trajectories")
-            if data["measures"]["same_top"] != made.same_top.tolist():
-                raise ValueError("same top: is not what its trajectories say")
-            for name, high in (("js", np.log(2)), ("total_variation", 1.0), ("kl", np.inf), ("kl_back", np.inf)):
-                contents.within(getattr(made, name), name.replace("_", " "), 0.0, high)
-            return made
+    @classmethod
+    def _from_document(cls, data: dict[str, Any]) -> "Comparison":
+        first, second = (Trajectory.from_json(data[side]) for side in ("first", "second"))
+        shape = first.entropy.shape
+        comparison = Comparison(
+            texts=(first.text, second.text),
+            lenses=(first.lens, second.lens),
+            models=(first.model, second.model),
+            layers=whole_numbers(data["layers"], "layers"),
+            positions=tuple((a, b) for a, b in data["positions"]),
+            first=first,
+            second=second,
+            **{name: float_array(data["measures"][name], name, shape) for name in DISTANCES},
+        )
+        pairs = tuple(zip(first.positions, second.positions, strict=True))
+        if comparison.layers != first.layers or comparison.layers != second.layers or comparison.positions != pairs:
+            raise ValueError("its layers or positions are not those of its trajectories")
+        if data["measures"]["same_top"] != comparison.same_top.tolist():
+            raise ValueError("same top: is not what its trajectories say")
+        for name, high in (("js", np.log(2)), ("total_variation", 1.0), ("kl", np.inf), ("kl_back", np.inf)):
+            check_within(getattr(comparison, name), name.replace("_", " "), 0.0, high)
+        return comparison
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a .json file, whole or not at all; `to_dataframe` gives the numbers as rows."""
-        if not os.fspath(path).endswith(".json"):
-            raise LenscopeError(f"{os.fspath(path)}: comparisons are saved as .json")
-        resultfiles.save_json(path, resultfiles.sealed(self._document(exactly)))
-
-    def to_dataframe(self) -> Any:
-        """A pandas.DataFrame with a row per layer and pair of positions; needs pandas."""
+    def _rows(self) -> pa.Table:
         layers, pairs = len(self.layers), len(self.positions)
         columns: dict[str, Any] = {"layer": np.repeat(self.layers, pairs)}
         for n, side in enumerate((self.first, self.second)):
@@ -115,8 +106,8 @@ class Comparison(contents.Compared):
             columns[f"position_{end}"] = np.tile([p[n] for p in self.positions], layers)
             columns[f"token_{end}"] = [side.vocabulary[side.ids[p[n]]] for p in self.positions] * layers
             columns[f"top_token_{end}"] = [side.vocabulary.get(i, "") for i in side.top_ids[..., 0].flat]
-        columns |= {name: resultfiles.numeric(getattr(self, name).reshape(-1)) for name in DISTANCES}
-        return resultfiles.data_frame(pa.table({**columns, "same_top": self.same_top.reshape(-1)}))
+        columns |= {name: number_column(getattr(self, name).reshape(-1)) for name in DISTANCES}
+        return pa.table({**columns, "same_top": self.same_top.reshape(-1)})
 
     def measure(self, name: str) -> np.ndarray:
         """One of the distances by name, (L, P)."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.lenses.evaluation_results import MEASURES, Evaluation, Transfer
+from lenscope.lenses.evaluation_results import MEASURES, Evaluation
 from lenscope.lenses.lens import Lens
+from lenscope.lenses.transfer_results import Transfer
 from lenscope.mappings import mapping as mappings
 from lenscope.measures.streamed import Reduced, average, averaged_at_once, reduce
 from lenscope.models.language_model import LM

@@ -1,13 +1,14 @@
-"""Results: labelled arrays with their provenance, saved as Parquet or JSON, read back equal.
+"""Trajectories: how a model's prediction forms, layer by layer, with units and provenance.
 
-Knows: what a trajectory and a comparison hold, the units, the file formats.
-Does not know: models, drawing.
+Knows: what a trajectory holds, what of it files hold, the rows of a file of several, which of it a table shows.
+Does not know: models, how anything is measured.
 """
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,36 @@ import pyarrow as pa
 import torch
 from rich.table import Table
 
-from lenscope import contents
-from lenscope.contents import exactly, listed
+from lenscope.contents import check_measure
 from lenscope.display import heat_table as tables
 from lenscope.errors import LenscopeError
-from lenscope.files import records as resultfiles
-from lenscope.files.untrusted import reading
+from lenscope.files.digests import FORMAT, Column, stamped, unstamped
+from lenscope.files.json_values import (
+    check_most_probable,
+    check_within,
+    float_array,
+    layer_numbers,
+    object_value,
+    shaped,
+    text_value,
+    vocabulary_value,
+    whole_array,
+    whole_number,
+    whole_numbers,
+    whole_ranks,
+)
+from lenscope.files.parquet_tables import (
+    HEAD,
+    columns_of,
+    list_column,
+    number_column,
+    reordered,
+    row_order,
+    write_parquet,
+)
+from lenscope.files.records import Lists, Record, document_of, write_json
 from lenscope.files.writing import write_text
 from lenscope.measures import definitions as measures
-
-FORMAT = resultfiles.VERSION
 
 # name → unit, of a trajectory and of a comparison
 MEASURES = {
@@ -37,7 +58,7 @@ MEASURES = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectory(contents.Compared):
+class Trajectory(Record):
     """How a model's prediction forms, layer by layer, at the positions of one prompt.
 
     Arrays are (L, P) over `layers` and `positions`; `top_ids` and `top_log_probs` (L, P, k), most probable first.
@@ -71,6 +92,7 @@ class Trajectory(contents.Compared):
         return f"Trajectory({text!r}: {len(self.layers)} layers × {len(self.positions)} positions, {self.lens})"
 
     units = MEASURES
+    file_kind, file_mark, in_lists = "trajectory", "lenscope", True
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -100,12 +122,8 @@ class Trajectory(contents.Compared):
         """Layers × positions for a terminal: the top tokens, coloured by a measure; fits `width` columns if given."""
         return tables.fitted(lambda room: tables.trajectory_table(self, measure, top_k, room), width)
 
-    def to_json(self) -> dict[str, Any]:
-        """The trajectory as JSON values, null being what is not known: what the web page reads."""
-        return resultfiles.sealed(self._document(listed))
-
-    def _document(self, values: Any) -> dict[str, Any]:
-        ranks = values(self.rank.astype(object))
+    def _document(self, lists: Lists) -> dict[str, Any]:
+        ranks = lists(self.rank.astype(object))
         return {
             "kind": "trajectory",
             "version": FORMAT,
@@ -116,51 +134,45 @@ class Trajectory(contents.Compared):
             "layers": list(self.layers),
             "positions": list(self.positions),
             "target": None if self.target is None else {"id": self.target, "token": self.vocabulary[self.target]},
-            "measures": {name: ranks if name == "rank" else values(getattr(self, name)) for name in MEASURES},
+            "measures": {name: ranks if name == "rank" else lists(getattr(self, name)) for name in MEASURES},
             "prediction_depth": [None if depth < 0 else depth for depth in self.prediction_depth.tolist()],
             "final": None if self.final is None else list(self.final),
-            "top": {"ids": self.top_ids.tolist(), "log_probs": values(self.top_log_probs)},
+            "top": {"ids": self.top_ids.tolist(), "log_probs": lists(self.top_log_probs)},
             "vocabulary": {str(i): t for i, t in self.vocabulary.items()},
             "provenance": self.provenance,
         }
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Trajectory":
-        """The inverse of `to_json`. Raises LenscopeError for values that no trajectory has."""
-        with reading("data", f"is no trajectory of format {FORMAT}"):
-            target, prompt = data["target"], data["prompt"]
-            layers, positions = tuple(data["layers"]), tuple(data["positions"])
-            shape = (len(layers), len(positions))
-            top = contents.whole_array(data["top"]["ids"], "top ids")
-            floats = {
-                n: contents.float_array(data["measures"][n], n.replace("_", " "), shape)
-                for n in MEASURES
-                if n != "rank"
-            }
-            made = Trajectory(
-                text=contents.text(prompt["text"], "text"),
-                ids=contents.numbers(prompt["ids"], "ids"),
-                model=contents.text(data["model"], "model"),
-                lens=contents.text(data["lens"], "lens"),
-                n_layers=contents.whole(data["n_layers"], "n_layers"),
-                layers=layers,
-                positions=positions,
-                target=None if target is None else contents.whole(target["id"], "target"),
-                rank=contents.whole_array(data["measures"]["rank"], "rank", shape),
-                top_ids=contents.shaped(top, "top ids", (*shape, top.shape[-1])),
-                top_log_probs=contents.float_array(data["top"]["log_probs"], "log-probabilities", top.shape),
-                vocabulary={int(i): contents.text(t, "vocabulary") for i, t in data["vocabulary"].items()},
-                provenance=contents.mapping(data["provenance"], "provenance"),
-                final=None if data.get("final") is None else contents.numbers(data["final"], "final", 0),
-                **floats,
-            )
-            made._check()
-            return made
+    @classmethod
+    def _from_document(cls, data: dict[str, Any]) -> "Trajectory":
+        target, prompt = data["target"], data["prompt"]
+        layers, positions = tuple(data["layers"]), tuple(data["positions"])
+        shape = (len(layers), len(positions))
+        top = whole_array(data["top"]["ids"], "top ids")
+        floats = {n: float_array(data["measures"][n], n.replace("_", " "), shape) for n in MEASURES if n != "rank"}
+        trajectory = Trajectory(
+            text=text_value(prompt["text"], "text"),
+            ids=whole_numbers(prompt["ids"], "ids"),
+            model=text_value(data["model"], "model"),
+            lens=text_value(data["lens"], "lens"),
+            n_layers=whole_number(data["n_layers"], "n_layers"),
+            layers=layers,
+            positions=positions,
+            target=None if target is None else whole_number(target["id"], "target"),
+            rank=whole_array(data["measures"]["rank"], "rank", shape),
+            top_ids=shaped(top, "top ids", (*shape, top.shape[-1])),
+            top_log_probs=float_array(data["top"]["log_probs"], "log-probabilities", top.shape),
+            vocabulary=vocabulary_value(data["vocabulary"]),
+            provenance=object_value(data["provenance"], "provenance"),
+            final=None if data.get("final") is None else whole_numbers(data["final"], "final", 0),
+            **floats,
+        )
+        trajectory._check()
+        return trajectory
 
     def _check(self) -> None:
         """ValueError for values that `Lens.trajectory` never gives."""
-        contents.layers(self.layers, self.n_layers)
-        contents.numbers(self.positions, "positions", 0, len(self.ids) - 1)
+        layer_numbers(self.layers, self.n_layers)
+        whole_numbers(self.positions, "positions", 0, len(self.ids) - 1)
         if self.final is not None and len(self.final) != len(self.positions):
             raise ValueError(f"final: has {len(self.final)} tokens for {len(self.positions)} positions")
         cells = self.top_ids.shape[:2]
@@ -173,25 +185,55 @@ class Trajectory(contents.Compared):
         if lacking:
             raise ValueError(f"vocabulary: has no text of token {min(lacking)}")
         for name, high in (("entropy", np.inf), ("kl", np.inf), ("cross_entropy", np.inf), ("max_probability", 1.0)):
-            contents.within(getattr(self, name), name.replace("_", " "), 0.0, high)
-        contents.within(self.rank, "rank", -1, slack=0)
-        contents.within(self.top_log_probs, "log-probabilities", high=0.0)
-        contents.best(self.top_log_probs[~unknown], self.max_probability[~unknown])
+            check_within(getattr(self, name), name.replace("_", " "), 0.0, high)
+        check_within(self.rank, "rank", -1, slack=0)
+        check_within(self.top_log_probs, "log-probabilities", high=0.0)
+        check_most_probable(self.top_log_probs[~unknown], self.max_probability[~unknown])
         has_target = np.array([self.target is not None or p + 1 < len(self.ids) for p in self.positions], dtype=bool)
         targeted = np.broadcast_to(has_target, cells)
         if ((self.rank >= 0) & ~targeted).any() or (~np.isnan(self.cross_entropy) & ~targeted).any():
             raise ValueError("rank: is known where there is no next token")
         if ((self.rank < 0) & targeted & ~np.isnan(self.cross_entropy) & ~unknown).any():
             raise ValueError("rank: is not known where the cross-entropy is")
-        contents.within((self.rank == 0) * np.abs(np.exp(-self.cross_entropy) - self.max_probability), "rank", 0, 1e-2)
+        check_within((self.rank == 0) * np.abs(np.exp(-self.cross_entropy) - self.max_probability), "rank", 0, 1e-2)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a .parquet file (one row per layer and position) or a .json file."""
-        save(self, path)
+    def _head(self, lists: Lists) -> dict[str, Any]:
+        rows = ("measures", "top", "prediction_depth")
+        return {name: value for name, value in self._document(lists).items() if name not in rows}
 
-    def to_dataframe(self) -> Any:
-        """A pandas.DataFrame with a row per layer and position, as the Parquet file has them; needs pandas."""
-        return resultfiles.data_frame(_rows(0, self).drop_columns(["result"]))
+    @classmethod
+    def _from_columns(cls, head: dict[str, Any], columns: dict[str, Column]) -> "Trajectory | list[Trajectory]":
+        return _from_file_rows(head, columns)
+
+    def _parquet(self) -> tuple[pa.Table, dict[str, str]]:
+        return file_rows(0, self), file_metadata(True)
+
+    def _rows(self) -> pa.Table:
+        layers, positions, k = self.top_ids.shape
+        cells = layers * positions
+        ids = np.array(self.ids)[list(self.positions)]
+        top = self.top_ids.reshape(cells, k)
+        rank = self.rank.reshape(-1)
+
+        def texts(values: Sequence[str]) -> pa.Array:
+            return pa.array(values, type=pa.string())
+
+        return pa.table(
+            {
+                "prompt": texts([self.text] * cells),
+                "model": texts([self.model] * cells),
+                "lens": texts([self.lens] * cells),
+                "layer": pa.array(np.repeat(np.array(self.layers, dtype=np.int32), positions)),
+                "position": pa.array(np.tile(np.array(self.positions, dtype=np.int32), layers)),
+                "token_id": pa.array(np.tile(ids, layers)),
+                "token": texts([self.vocabulary[i] for i in ids.tolist()] * layers),
+                "top_token": texts([self.vocabulary.get(i, "") for i in top[:, 0].tolist()]),
+                **{name: number_column(self.measure(name).reshape(-1)) for name in MEASURES if name != "rank"},
+                "rank": pa.array(rank, mask=rank < 0),
+                "top_ids": list_column(np.full(cells, k), self.top_ids.reshape(-1)),
+                "top_log_probs": list_column(np.full(cells, k), self.top_log_probs.reshape(-1)),
+            }
+        )
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page to look at in a browser."""
@@ -200,74 +242,83 @@ class Trajectory(contents.Compared):
         write_text(path, page([self.to_json()], title=self.text))
 
 
-def check_measure(name: str, known: Iterable[str]) -> None:
-    """Raise LenscopeError unless `name` is one of `known`."""
-    if name not in known:
-        raise LenscopeError(f"measure {name!r}: there are {', '.join(known)}")
-
-
 def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str]) -> None:
     """Write one trajectory, or several, to a .parquet or .json file; the file is complete or not there at all.
 
     Parquet: one row per (result, layer, position); all else is JSON, in the column "head" of a result's first row. What
     is not known is null. Both hold digests of their contents, which loading checks.
     """
-    single = isinstance(results, Trajectory)
-    many = [results] if isinstance(results, Trajectory) else list(results)
-    if not many:
+    if isinstance(results, Trajectory):
+        results.save(path)
+        return
+    trajectories = list(results)
+    if not trajectories:
         raise LenscopeError(f"{os.fspath(path)}: nothing to save")
-    if os.fspath(path).endswith(".parquet"):
-        rows = pa.concat_tables([as_rows(n, t) for n, t in enumerate(many)])
-        resultfiles.save_table(path, rows, metadata(single))
+    if Path(path).suffix == ".parquet":
+        rows = pa.concat_tables([file_rows(n, t) for n, t in enumerate(trajectories)])
+        write_parquet(path, rows, file_metadata(False))
     else:
-        documents = [as_document(t) for t in many]
-        resultfiles.save_json(path, documents[0] if single else documents)
+        write_json(path, [document_of(t) for t in trajectories])
 
 
-def metadata(single: bool) -> dict[str, str]:
+def file_metadata(single: bool) -> dict[str, str]:
     """The metadata of a Parquet file of trajectories: a list of them, or a `single` one."""
-    return {"lenscope": json.dumps({"version": FORMAT, "single": single})}
+    return {Trajectory.file_mark: json.dumps({"version": FORMAT, "single": single})}
 
 
-def as_document(t: Trajectory) -> dict[str, Any]:
-    """A trajectory as the JSON object of a file, with the digest of its contents; nothing of it is lost."""
-    return resultfiles.sealed(t._document(exactly))
-
-
-def as_rows(number: int, t: Trajectory) -> pa.Table:
-    """A trajectory as the rows of a Parquet file, the `number`-th in it."""
-    rows = _rows(number, t)
-    head = t._document(lambda _: None)
-    del head["measures"], head["top"], head["prediction_depth"]
+def file_rows(number: int, trajectory: Trajectory) -> pa.Table:
+    """A trajectory as the rows of a Parquet file, the `number`-th in it; the first row has its head."""
+    rows = trajectory._rows()
     # where rows stand in a file is not what they say
-    told = json.dumps(resultfiles.stamped(head, rows.drop_columns(["result"])), ensure_ascii=False)
-    return rows.append_column(resultfiles.HEAD, pa.array([told, *[None] * (len(rows) - 1)], type=pa.string()))
+    head = json.dumps(stamped(trajectory._head(_nothing), columns_of(rows)), ensure_ascii=False)
+    rows = rows.add_column(0, "result", pa.array(np.full(len(rows), number, dtype=np.int32)))
+    return rows.append_column(HEAD, pa.array([head, *[None] * (len(rows) - 1)], type=pa.string()))
 
 
-def _rows(number: int, t: Trajectory) -> pa.Table:
-    layers, positions, k = t.top_ids.shape
-    cells = layers * positions
-    ids = np.array(t.ids)[list(t.positions)]
-    top = t.top_ids.reshape(cells, k)
-    rank = t.rank.reshape(-1)
+def _nothing(_: np.ndarray) -> None:
+    """What stands for arrays in a head, which has none."""
 
-    def texts(values: Sequence[str]) -> pa.Array:
-        return pa.array(values, type=pa.string())
 
-    return pa.table(
-        {
-            "result": pa.array(np.full(cells, number, dtype=np.int32)),
-            "prompt": texts([t.text] * cells),
-            "model": texts([t.model] * cells),
-            "lens": texts([t.lens] * cells),
-            "layer": pa.array(np.repeat(np.array(t.layers, dtype=np.int32), positions)),
-            "position": pa.array(np.tile(np.array(t.positions, dtype=np.int32), layers)),
-            "token_id": pa.array(np.tile(ids, layers)),
-            "token": texts([t.vocabulary[i] for i in ids.tolist()] * layers),
-            "top_token": texts([t.vocabulary.get(i, "") for i in top[:, 0].tolist()]),
-            **{name: resultfiles.numeric(t.measure(name).reshape(-1)) for name in MEASURES if name != "rank"},
-            "rank": pa.array(rank, mask=rank < 0),
-            "top_ids": resultfiles.lists(np.full(cells, k), t.top_ids.reshape(-1)),
-            "top_log_probs": resultfiles.lists(np.full(cells, k), t.top_log_probs.reshape(-1)),
-        }
-    )
+def _from_file_rows(data: dict[str, Any], columns: dict[str, Column]) -> Trajectory | list[Trajectory]:
+    """The inverse of `file_metadata` and `file_rows`, whatever the order of rows."""
+    # version 0.1.0 kept all heads in the file's metadata
+    heads = data["results"] if data["version"] == 1 and "results" in data else _heads(columns)
+    sizes = [len(head["layers"]) * len(head["positions"]) for head in heads]
+    if not heads or sum(sizes) != len(columns["result"]):
+        raise ValueError(f"it has {len(columns['result'])} rows, where it should have {sum(sizes)}")
+    wanted = {
+        "result": np.repeat(np.arange(len(heads)), sizes),
+        "layer": np.concatenate([np.repeat(h["layers"], len(h["positions"])) for h in heads]),
+        "position": np.concatenate([np.tile(h["positions"], len(h["layers"])) for h in heads]),
+    }
+    columns = reordered(columns, row_order(columns, wanted))
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    trajectories = [_from_own_rows(h, reordered(columns, rows)) for h, rows in zip(heads, parts, strict=True)]
+    if data["single"] is not (len(trajectories) == 1) and data["single"] is not False:
+        raise ValueError(f"it holds {len(trajectories)} results, and says that it holds one")
+    return trajectories[0] if data["single"] else trajectories
+
+
+def _heads(columns: dict[str, Column]) -> list[dict[str, Any]]:
+    """The heads of a file's results, in the order of their numbers."""
+    rows = zip(columns["result"].tolist(), columns[HEAD], strict=True)
+    heads = {number: json.loads(head) for number, head in rows if head}
+    return [heads[n] for n in range(len(heads))]
+
+
+def _from_own_rows(head: dict[str, Any], columns: dict[str, Column]) -> Trajectory:
+    """A trajectory of its head and its rows in order."""
+    shape = (len(head["layers"]), len(head["positions"]))
+    head = unstamped(head, {n: c for n, c in columns.items() if n not in ("result", HEAD)})
+    lengths, ids = columns["top_ids"]
+    others, log_probs = columns["top_log_probs"]
+    if len({*lengths.tolist(), *others.tolist()}) != 1:
+        raise ValueError("top ids: are not equally many in all rows")
+    at = (*shape, int(lengths[0]))
+    measures = {name: columns[name].reshape(shape) for name in MEASURES}
+    top = {"ids": ids.reshape(at), "log_probs": log_probs.reshape(at)}
+    measures["rank"] = whole_ranks(measures["rank"])
+    trajectory = Trajectory.from_json({**head, "measures": measures, "top": top})
+    if columns["token_id"].tolist() != [trajectory.ids[p] for p in trajectory.positions] * shape[0]:
+        raise ValueError("token ids: are not those of the prompt")
+    return trajectory

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.files.untrusted import reading
+from lenscope.files.untrusted import checked_reading
 from lenscope.files.weights_folder import read_folder, write_folder
 from lenscope.models.identity import model_hash
 from lenscope.models.likeness import is_of, model_identity
@@ -325,7 +325,7 @@ KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRan
 
 def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
     """Read what `save` of a mapping wrote. Raises LenscopeError for what is missing, damaged or of another format."""
-    with reading(folder, "is no mapping that lenscope saved"):
+    with checked_reading(folder, "is no mapping that lenscope saved"):
         config, tensors = read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")

@@ -13,13 +13,23 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from lenscope import contents
-from lenscope.contents import exactly, listed
 from lenscope.display import heat_table as tables
 from lenscope.errors import LenscopeError
-from lenscope.files import records as resultfiles
-from lenscope.files.untrusted import reading
-from lenscope.lenses.trajectory import FORMAT
+from lenscope.files.digests import FORMAT, Column, unstamped
+from lenscope.files.json_values import (
+    check_most_probable,
+    check_within,
+    float_array,
+    object_value,
+    text_value,
+    text_values,
+    vocabulary_value,
+    whole_array,
+    whole_number,
+    whole_numbers,
+)
+from lenscope.files.parquet_tables import list_column, number_column, reordered, row_order, text_column
+from lenscope.files.records import Lists, Record, load_record
 from lenscope.patchscopes import grid_table as griddraw
 
 # name → unit of what every cell may have; answers add "log_prob:ANSWER" and "pmi:ANSWER", in nats
@@ -79,7 +89,7 @@ BELOW = ("target", "none", "source")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Grid(contents.Compared):
+class Grid(Record):
     """N cells, each a source vector patched into a target prompt at a layer.
 
     `kind` "predict": `ids` (N, k) are the k most probable next tokens, with `log_probs` (N, k), and `texts` the first;
@@ -105,6 +115,8 @@ class Grid(contents.Compared):
     vocabulary: dict[int, str]
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    file_kind = file_mark = "grid"
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -118,8 +130,8 @@ class Grid(contents.Compared):
     def __getitem__(self, n: int) -> Cell:
         if not -len(self) <= n < len(self):
             raise IndexError(f"cell {n}: the grid has cells 0–{len(self) - 1}")
-        kept = self.ids[n] >= 0
-        ids = tuple(self.ids[n][kept].tolist())
+        written = self.ids[n] >= 0
+        ids = tuple(self.ids[n][written].tolist())
         return Cell(
             self.sources[self.source[n]],
             self.targets[self.target[n]],
@@ -127,7 +139,7 @@ class Grid(contents.Compared):
             self.texts[n],
             ids,
             tuple(self.vocabulary[i] for i in ids),
-            tuple(self.log_probs[n][kept].tolist()),
+            tuple(self.log_probs[n][written].tolist()),
             {name: float(values[n]) for name, values in self.measures.items()},
             self.ended[n] if self.ended else "",
         )
@@ -168,62 +180,53 @@ class Grid(contents.Compared):
         """For a terminal: a heat map where the cells are a full grid, else one line per cell."""
         return tables.fitted(lambda room: griddraw.table(self, measure, room), width)
 
-    def to_json(self) -> dict[str, Any]:
-        """The grid as JSON values, null being what is not known."""
-        return resultfiles.sealed(self._document(listed))
-
-    def _document(self, values: Any) -> dict[str, Any]:
+    def _document(self, lists: Lists) -> dict[str, Any]:
         cells: dict[str, Any] = {name: getattr(self, name).tolist() for name in ("source", "layer", "target")}
         cells["ids"] = [[i for i in row if i >= 0] for row in self.ids.tolist()]
         known = [len(row) for row in cells["ids"]]
-        cells["log_probs"] = [row[:n] for row, n in zip(values(self.log_probs), known, strict=True)]
-        cells |= {name: values(v) for name, v in self.measures.items()}
-        return {**self._head(), "cells": cells, "texts": list(self.texts), "ended": list(self.ended)}
+        cells["log_probs"] = [row[:n] for row, n in zip(lists(self.log_probs), known, strict=True)]
+        cells |= {name: lists(v) for name, v in self.measures.items()}
+        return {**self._head(lists), "cells": cells, "texts": list(self.texts), "ended": list(self.ended)}
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Grid":
-        """The inverse of `to_json`. Raises LenscopeError for values that no grid has."""
-        with reading("data", f"is no grid of format {FORMAT}"):
-            cells = data["cells"]
-            n, width = len(cells["source"]), contents.whole(data["width"], "width", 1)
-            sources = tuple(
-                Source(**{**s, **{k: -1 for k in ("position", "layer") if s[k] is None}}) for s in data["sources"]
-            )
-            made = Grid(
-                kind=data["kind"],
-                model=contents.text(data["model"], "model"),
-                n_layers=contents.whole(data["n_layers"], "n_layers"),
-                sources=sources,
-                targets=tuple(
-                    Spot(t["text"], contents.texts(t["tokens"], "tokens"), tuple(t["positions"]), t["below"])
-                    for t in data["targets"]
-                ),
-                source=contents.whole_array(cells["source"], "source", (n,)),
-                layer=contents.whole_array(cells["layer"], "layer", (n,)),
-                target=contents.whole_array(cells["target"], "target", (n,)),
-                ids=contents.whole_array(_filled(cells["ids"], width, -1), "ids", (n, width)),
-                log_probs=contents.float_array(_filled(cells["log_probs"], width, None), "log_probs", (n, width)),
-                texts=contents.texts(data["texts"], "texts"),
-                ended=contents.texts(data["ended"], "ended"),
-                measures={name: contents.float_array(cells[name], name, (n,)) for name in data["measures"]},
-                vocabulary={int(i): contents.text(t, "vocabulary") for i, t in data["vocabulary"].items()},
-                provenance=contents.mapping(data["provenance"], "provenance"),
-            )
-            made._check()
-            return made
+    @classmethod
+    def _from_document(cls, data: dict[str, Any]) -> "Grid":
+        cells = data["cells"]
+        n, width = len(cells["source"]), whole_number(data["width"], "width", 1)
+        sources = tuple(
+            Source(**{**s, **{k: -1 for k in ("position", "layer") if s[k] is None}}) for s in data["sources"]
+        )
+        grid = Grid(
+            kind=data["kind"],
+            model=text_value(data["model"], "model"),
+            n_layers=whole_number(data["n_layers"], "n_layers"),
+            sources=sources,
+            targets=tuple(
+                Spot(t["text"], text_values(t["tokens"], "tokens"), tuple(t["positions"]), t["below"])
+                for t in data["targets"]
+            ),
+            source=whole_array(cells["source"], "source", (n,)),
+            layer=whole_array(cells["layer"], "layer", (n,)),
+            target=whole_array(cells["target"], "target", (n,)),
+            ids=whole_array(_filled(cells["ids"], width, -1), "ids", (n, width)),
+            log_probs=float_array(_filled(cells["log_probs"], width, None), "log_probs", (n, width)),
+            texts=text_values(data["texts"], "texts"),
+            ended=text_values(data["ended"], "ended"),
+            measures={name: float_array(cells[name], name, (n,)) for name in data["measures"]},
+            vocabulary=vocabulary_value(data["vocabulary"]),
+            provenance=object_value(data["provenance"], "provenance"),
+        )
+        grid._check()
+        return grid
 
-    @staticmethod
-    def from_columns(head: dict[str, Any], columns: dict[str, Any]) -> "Grid":
-        """A grid of the head and the columns of a Parquet file; ValueError or LenscopeError for what is none."""
+    @classmethod
+    def _from_columns(cls, head: dict[str, Any], columns: dict[str, Column]) -> "Grid":
         if "cell" in columns:
-            columns = resultfiles.arranged(
-                columns, resultfiles.matched(columns, {"cell": np.arange(len(columns["cell"]))})
-            )
-        head = resultfiles.checked(head, columns)
+            columns = reordered(columns, row_order(columns, {"cell": np.arange(len(columns["cell"]))}))
+        head = unstamped(head, columns)
         cells: dict[str, Any] = {name: columns[name] for name in ("source", "layer", "target", *head["measures"])}
         for name in ("ids", "log_probs"):
             lengths, values = columns[name]
-            cells[name] = [some.tolist() for some in np.split(values, np.cumsum(lengths)[:-1])] if len(lengths) else []
+            cells[name] = [row.tolist() for row in np.split(values, np.cumsum(lengths)[:-1])] if len(lengths) else []
         cells["log_probs"] = [[None if v != v else _exact(v) for v in row] for row in cells["log_probs"]]
         ended = columns["ended"] if head["kind"] == "generate" else []
         return Grid.from_json({**head, "cells": cells, "texts": columns["text"], "ended": ended})
@@ -234,15 +237,15 @@ class Grid(contents.Compared):
         if self.kind not in ("predict", "generate"):
             raise ValueError(f"kind {str(self.kind)[:40]}: there are predict and generate")
         for s in self.sources:
-            contents.texts([s.label, s.model, s.text, s.token], "source")
-            contents.numbers([s.position, s.layer], "source", -1)
+            text_values([s.label, s.model, s.text, s.token], "source")
+            whole_numbers([s.position, s.layer], "source", -1)
         for t in self.targets:
-            contents.text(t.text, "target")
-            contents.numbers(t.positions, "positions", 0, len(t.tokens) - 1)
+            text_value(t.text, "target")
+            whole_numbers(t.positions, "positions", 0, len(t.tokens) - 1)
             if t.below not in BELOW:
                 raise ValueError(f"below {str(t.below)[:40]}: there are {', '.join(BELOW)}")
         for name, count in (("source", len(self.sources)), ("target", len(self.targets)), ("layer", self.n_layers + 1)):
-            contents.within(getattr(self, name), name, 0, count - 1, 0)
+            check_within(getattr(self, name), name, 0, count - 1, 0)
         if len(self.texts) != n or len(self.ended) != (n if generated else 0) or not {*self.ended} <= {*ENDED}:
             raise ValueError("its texts, or why they ended, are not one of each cell")
         known = self.ids >= 0
@@ -251,26 +254,17 @@ class Grid(contents.Compared):
         lacking = {*np.unique(self.ids[known]).tolist()} - self.vocabulary.keys()
         if lacking:
             raise ValueError(f"vocabulary: has no text of token {min(lacking)}")
-        contents.within(self.log_probs, "log-probabilities", high=0.0)
+        check_within(self.log_probs, "log-probabilities", high=0.0)
         for name, values in self.measures.items():
             low, high = _RANGES.get(name.split(":")[0], (np.nan, np.nan))
             if np.isnan(low):
                 raise ValueError(f"measure {name[:40]!r}: is none of a grid")
-            contents.within(values, name[:40], low, high)
+            check_within(values, name[:40], low, high)
         if not generated and "max_probability" in self.measures:
             finite = known.all(1) & ~np.isnan(self.measures["max_probability"])
-            contents.best(self.log_probs[finite], self.measures["max_probability"][finite])
+            check_most_probable(self.log_probs[finite], self.measures["max_probability"][finite])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a .parquet file (one row per cell) or a .json file; complete or not at all."""
-        table = self._rows() if os.fspath(path).endswith(".parquet") else None
-        resultfiles.save(path, self._document(exactly), "grid", self._head(), table)
-
-    def to_dataframe(self) -> Any:
-        """A pandas.DataFrame with a row per cell, as the Parquet file has them; needs pandas."""
-        return resultfiles.data_frame(self._rows())
-
-    def _head(self) -> dict[str, Any]:
+    def _head(self, lists: Lists) -> dict[str, Any]:
         return {
             "kind": self.kind,
             "version": FORMAT,
@@ -291,31 +285,28 @@ class Grid(contents.Compared):
         sources = [self.sources[n] for n in self.source.tolist()]
         known = self.ids >= 0
 
-        def texts(values: Any) -> pa.Array:
-            return pa.array(list(values), type=pa.string()).dictionary_encode()
-
         def places(name: str) -> pa.Array:
-            found = np.array([getattr(s, name) for s in sources], dtype=np.int32)
-            return pa.array(found, mask=found < 0)
+            numbers = np.array([getattr(s, name) for s in sources], dtype=np.int32)
+            return pa.array(numbers, mask=numbers < 0)
 
         return pa.table(
             {
                 "cell": pa.array(np.arange(len(self))),
-                "model": texts([self.model] * len(self)),
+                "model": text_column([self.model] * len(self)),
                 "source": pa.array(self.source),
-                "source_label": texts(s.label for s in sources),
-                "source_prompt": texts(s.text for s in sources),
-                "source_token": texts(s.token for s in sources),
+                "source_label": text_column(s.label for s in sources),
+                "source_prompt": text_column(s.text for s in sources),
+                "source_token": text_column(s.token for s in sources),
                 "source_layer": places("layer"),
                 "source_position": places("position"),
                 "target": pa.array(self.target),
-                "target_prompt": texts(self.targets[n].text for n in self.target.tolist()),
+                "target_prompt": text_column(self.targets[n].text for n in self.target.tolist()),
                 "layer": pa.array(self.layer),
                 "text": pa.array(list(self.texts), type=pa.string()),
-                "ended": texts(list(self.ended) or [""] * len(self)),
-                "ids": resultfiles.lists(known.sum(1), self.ids[known]),
-                "log_probs": resultfiles.lists(known.sum(1), self.log_probs[known]),
-                **{name: resultfiles.numeric(values) for name, values in self.measures.items()},
+                "ended": text_column(list(self.ended) or [""] * len(self)),
+                "ids": list_column(known.sum(1), self.ids[known]),
+                "log_probs": list_column(known.sum(1), self.log_probs[known]),
+                **{name: number_column(values) for name, values in self.measures.items()},
             }
         )
 
@@ -346,6 +337,5 @@ def _exact(value: float) -> Any:
 
 def load_grid(path: str | os.PathLike[str]) -> Grid:
     """Read what `Grid.save` wrote, equal to what was saved; LenscopeError if the file is no grid, or a damaged one."""
-    data, columns = resultfiles.load(path, ("grid",))
-    with resultfiles.opening(path, "is no grid that lenscope saved"):
-        return Grid.from_json(data) if columns is None else Grid.from_columns(data, columns)
+    grid: Grid = load_record(path, (Grid,))
+    return grid

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
-from lenscope.files.untrusted import reading
+from lenscope.files.untrusted import checked_reading
 from lenscope.models.edits import Edit
 from lenscope.models.language_model import LM
 from lenscope.models.likeness import is_of
@@ -73,7 +73,7 @@ class SoftPrompt:
 
 def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
     """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    with reading(folder, "is no soft prompt that lenscope saved"):
+    with checked_reading(folder, "is no soft prompt that lenscope saved"):
         config, tensors = artifacts.read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")

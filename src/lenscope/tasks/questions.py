@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from lenscope.errors import LenscopeError
-from lenscope.files.text_files import lines
+from lenscope.files.text_files import read_lines
 from lenscope.tasks import builtin_questions as quizzes
 
 # how a query ends; " " and the answer follow
@@ -54,7 +54,9 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
     """
     path = Path(path)
     task = path.name.split(".")[0]
-    found = [_question(line, f"{path}, line {n}", task, n) for n, line in enumerate(lines(path), 1) if line.strip()]
+    found = [
+        _question(line, f"{path}, line {n}", task, n) for n, line in enumerate(read_lines(path), 1) if line.strip()
+    ]
     if not found:
         raise LenscopeError(f"{path}: has no questions; give JSONL with query, choices and gold")
     return found

@@ -45,7 +45,7 @@ def load_relations(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[st
     found: dict[str, _Relation] = {}
     for path in several:
         name = Path(path).name.removesuffix(".gz")
-        for where, row in textfiles.table(path):
+        for where, row in textfiles.read_table(path):
             # a table has its columns on every row, an object may lack a key by mistake
             own = {} if name.endswith(".jsonl") else {"relation": Path(name).stem}
             _take(found, {**own, **row}, where)
@@ -65,7 +65,7 @@ def load_chains(path: str | os.PathLike[str]) -> list[Chain]:
     the line, for whatever is no chain.
     """
     made = []
-    for where, row in textfiles.table(path):
+    for where, row in textfiles.read_table(path):
         try:
             subject, bridge, answer = (_text(row, key) for key in ("subject", "bridge", "answer"))
             first, phrase = (_open(_text(row, key), subject) for key in ("hop1_prompt", "hop1_phrase"))
@@ -82,7 +82,7 @@ def load_entities(path: str | os.PathLike[str]) -> list[Entity]:
     Rows whose description is empty are left out. Raises LenscopeError, with the line, for whatever has no name.
     """
     made = []
-    for where, row in textfiles.table(path):
+    for where, row in textfiles.read_table(path):
         try:
             share = row.get("popularity_percentile")
             if row["description"]:

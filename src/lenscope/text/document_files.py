@@ -16,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from lenscope.errors import LenscopeError
-from lenscope.files.text_files import LONGEST, encoding
+from lenscope.files.text_files import LONGEST, encoding_of
 from lenscope.files.untrusted import reason
 from lenscope.models.inputs import plain, token_ids
 
@@ -110,7 +110,7 @@ def line_sizes(file: IO[bytes], name: str) -> Iterator[tuple[int, bool]]:
 
 def as_utf8(file: Any, name: str) -> Iterator[bytes]:
     """A text file's content as UTF-8, whatever encoding its byte order mark tells."""
-    coded = encoding(file.peek(4)[:4])
+    coded = encoding_of(file.peek(4)[:4])
     if coded.startswith("utf-8"):
         yield from iter(lambda: file.read(1 << 20), b"")
         return

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from lenscope.errors import LenscopeError
 from lenscope.files import parquet_footers as footers
-from lenscope.files.text_files import encoding
-from lenscope.files.untrusted import CONFIG_LIMIT, TEXT_LIMIT, reading
+from lenscope.files.text_files import encoding_of
+from lenscope.files.untrusted import CONFIG_LIMIT, TEXT_LIMIT, checked_reading
 from lenscope.models.inputs import elements, is_integer
 from lenscope.text.document_files import (
     KINDS,
@@ -138,7 +138,7 @@ class Shelf(Documents):
     def add_file(self, path: Path) -> None:
         """Index a file, or a copy of it that can be read at any place."""
         kind, packed = kind_of(path.name) or ("", "")
-        with reading(path):
+        with checked_reading(path):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
@@ -147,7 +147,7 @@ class Shelf(Documents):
                 self._copy(str(path), as_lines(self._values(path, kind, packed), self.field, str(path)))
                 return
             with unpacked(path, packed) as file:
-                if packed or not encoding(file.peek(4)[:4]).startswith("utf-8"):
+                if packed or not encoding_of(file.peek(4)[:4]).startswith("utf-8"):
                     self._copy(str(path), as_utf8(file, str(path)), kind == ".jsonl")
                     return
             self._index(path, str(path), kind == ".jsonl")
@@ -196,7 +196,7 @@ class Shelf(Documents):
 
     def _document(self, n: int) -> Document:
         known = self._files[self._file[n]]
-        with reading(known.path), known.path.open("rb") as file:
+        with checked_reading(known.path), known.path.open("rb") as file:
             if version(file) != known.version:
                 raise LenscopeError(f"{known.name}: was changed while it was being read; open it again")
             file.seek(self._start[n])
@@ -220,7 +220,7 @@ class Shelf(Documents):
             yield from values
             return
         # a file whose footer says what is not there makes pyarrow ask for gigabytes before it fails
-        footers.sizes(path)
+        footers.declared_sizes(path)
         with pq.ParquetFile(path) as table:
             names = table.schema_arrow.names
             if self.field not in names:

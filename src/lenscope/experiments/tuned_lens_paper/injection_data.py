@@ -14,7 +14,7 @@ import numpy as np
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS
-from lenscope.files.text_files import json_lines, lines
+from lenscope.files.text_files import read_json_lines, read_lines
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot_prompts, load_questions
 
@@ -63,7 +63,7 @@ def data(
 
 def labelled(path: str) -> bool:
     """Whether a file holds texts with labels, by its first line; else it holds questions."""
-    first = next((line for line in lines(path) if line.strip()), "")
+    first = next((line for line in read_lines(path) if line.strip()), "")
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
@@ -74,7 +74,7 @@ def labelled(path: str) -> bool:
 def texts_of(path: str, left_out: LeftOut) -> list[dict[str, str]]:
     """The texts of a file, each with the kind of attack it is, or ""; LenscopeError for lines of another kind."""
     found = []
-    for where, row in json_lines(path):
+    for where, row in read_json_lines(path):
         try:
             if row["text"].strip():
                 source = str(row.get("source", Path(path).stem))

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from lenscope.display.page import frame, script_json
 from lenscope.errors import LenscopeError
+from lenscope.files.records import document_of
 from lenscope.files.writing import whole_file
-from lenscope.lenses.trajectory import Trajectory, as_document, as_rows, metadata
+from lenscope.lenses.trajectory import Trajectory, file_metadata, file_rows
 
 # rows of a Parquet file that are written together
 GROUP = 16_384
@@ -84,7 +85,7 @@ class Json(Kept):
 
     def _add(self, trajectory: Trajectory) -> None:
         mark = "" if self.single else ", " if self.count else "["
-        self._file.write(mark + json.dumps(as_document(trajectory), ensure_ascii=False))
+        self._file.write(mark + json.dumps(document_of(trajectory), ensure_ascii=False))
 
     def _end(self) -> None:
         self._file.write("" if self.single else "]")
@@ -114,7 +115,7 @@ class Parquet(Kept):
         self._waiting: list[pa.Table] = []
 
     def _add(self, trajectory: Trajectory) -> None:
-        self._waiting.append(as_rows(self.count, trajectory))
+        self._waiting.append(file_rows(self.count, trajectory))
         if sum(map(len, self._waiting)) >= GROUP:
             self._write()
 
@@ -128,7 +129,7 @@ class Parquet(Kept):
             some = pa.concat_tables(self._waiting)
             self._waiting = []
             if self._writer is None:
-                schema = some.schema.with_metadata(metadata(self.single))
+                schema = some.schema.with_metadata(file_metadata(self.single))
                 self._writer = pq.ParquetWriter(self._making, schema, write_page_checksum=True)
             self._writer.write_table(some)
 
