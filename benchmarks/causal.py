@@ -22,7 +22,7 @@ from lenscope.text.row_states import row_states
 
 
 def baseline(site: Site, energy, k: int) -> tuple[torch.Tensor, int]:
-    head = site.lens.lm.readout.head(torch.arange(site.lens.lm.vocab_size))
+    head = site.lens.lm.runner.readout.head(torch.arange(site.lens.lm.vocab_size))
     assert head is not None
     assert site.factors is not None
     translated = (head[0].detach().float() @ site.factors[0][:, :-1]).double()

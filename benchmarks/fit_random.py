@@ -50,7 +50,7 @@ def needed(lm: ls.LM, report: dict) -> float:
     """Multiplications and additions that a fit cannot do without."""
     recipe, plan = RECIPES["muon"], report["schedule"]
     size, layers, tokens, steps = lm.hidden_size, lm.n_layers, report["tokens"], report["steps"]
-    inside = sum(p.numel() for block in lm.anatomy.blocks for p in block.parameters())
+    inside = sum(p.numel() for block in lm.runner.anatomy.blocks for p in block.parameters())
     forward = 2 * inside * tokens
     columns = min(recipe.columns or lm.vocab_size, lm.vocab_size)
     stepped = tokens - (plan["warm"] - 1) * plan["block"] * plan["length"]

@@ -43,9 +43,11 @@ def floor(lm, ids) -> None:
     import torch
 
     h = lm.read(ids)[:, :]
+    # also that of versions whose LM has the readout itself
+    readout = getattr(lm, "runner", lm).readout
     with torch.no_grad():
         for state in h:
-            lm.readout.columns(lm.readout.prepare(state), 0, lm.vocab_size)
+            readout.columns(readout.prepare(state), 0, lm.vocab_size)
 
 
 def plain(lm, ids) -> None:

@@ -302,7 +302,7 @@ def test_blocks_below_are_left_out_only_where_that_gives_the_same():
         above = resume._Above(lm, run, layer, 0)
         assert above.short == short
         torch.testing.assert_close(above(run.states[:1])[0], run.states[-1], rtol=1e-9, atol=1e-9)
-        assert not any("forward" in vars(b) for b in lm.anatomy.blocks)
+        assert not any("forward" in vars(b) for b in lm.runner.anatomy.blocks)
 
 
 def test_the_lower_blocks_do_not_run(monkeypatch):

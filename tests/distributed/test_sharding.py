@@ -43,10 +43,10 @@ def exact(monkeypatch=None):
 
 
 def states(lm, rows):
-    """The states of all layers, gathered as `LM.capture` gives them."""
+    """The states of all layers, gathered as `Runner.capture` gives them."""
     prompts = [lm.prompt(row) for row in rows]
     kept = {}
-    lm.capture(
+    lm.runner.capture(
         Running(prompts, range(len(rows)), len(rows), pad(prompts, "right", lm.device)),
         range(lm.n_layers + 1),
         lambda layer, h: kept.update({layer: h.clone()}),
@@ -72,7 +72,7 @@ def work(folder: Path) -> None:
         rows = tiny.ids(lm.model, 3, 16).tolist()
         whole = states(lm, rows)
         with sharded(lm):
-            size = sum(p.to_local().numel() for p in lm.anatomy.blocks[0].parameters())
+            size = sum(p.to_local().numel() for p in lm.runner.anatomy.blocks[0].parameters())
             found = [states(lm, rows[: group.rank + 1]) for _ in range(3)]
             # a pass that ends early leaves the model sound
             lm.read(rows[0], layers=[2])
@@ -85,7 +85,7 @@ def work(folder: Path) -> None:
                 ls.fit(lm, None, tokens=600, length=32)
                 raise AssertionError("it must not write")
         replayed = make("llama")
-        replayed.readout = Replayed(replayed.anatomy)
+        replayed.runner.readout = Replayed(replayed.runner.anatomy)
         with suppress(ls.LenscopeError), sharded(replayed):
             raise AssertionError("it must be refused")
     (folder / f"sharded-{group.rank}.txt").write_text(f"{size} {gap}")
@@ -164,7 +164,7 @@ def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
     near(lens, one["plain"])
 
     # a split model is split, and reads the same
-    size = sum(p.numel() for p in make().anatomy.blocks[0].parameters())
+    size = sum(p.numel() for p in make().runner.anatomy.blocks[0].parameters())
     for n in range(2):
         kept, gap = map(float, (tmp_path / f"sharded-{n}.txt").read_text().split())
         assert kept < 0.6 * size

@@ -59,7 +59,7 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     at = made.cells.index((4, 2))
     for n, fact in enumerate(relation.facts):
         prompt = [*mark, *roomy.tokenizer(fact.subject, add_special_tokens=False).input_ids]
-        state = roomy.probe(prompt)[-1]
+        state = roomy.runner.read_plain(prompt)[-1]
         text = roomy.tokenizer.decode([i for i in by_hand(roomy.model, ids, (2, len(ids) - 1, state)) if i != 2])
         assert made.scores[VECTOR][n, at] == mentions(text, fact.answers)
     # the text's next token after the list of words, beside the one after the text alone

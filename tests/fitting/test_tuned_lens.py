@@ -118,10 +118,10 @@ def case(request):
     kind, how = request.param
     lm = make(kind, torch.float64)
     if how == "replayed":
-        lm.readout = Replayed(lm.anatomy)
+        lm.runner.readout = Replayed(lm.runner.anatomy)
     if how == "unsplit":
         lm = unsplit(lm)
-    assert lm.readout.splits == (how == "own")
+    assert lm.runner.readout.splits == (how == "own")
     draw = torch.Generator().manual_seed(3)
     y = torch.randn(40, lm.hidden_size, dtype=torch.float64, generator=draw) * 2
     h = torch.randn(40, lm.hidden_size, dtype=torch.float64, generator=draw) * 2

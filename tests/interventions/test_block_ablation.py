@@ -93,7 +93,7 @@ def test_every_block_and_change_equals_plain_hooks(architecture):
             for name, values in expected.items():
                 assert found.sums[name][c, n] == pytest.approx(values.sum(1).numpy(), rel=1e-7, abs=1e-8), (name, layer)
     assert model_hash(lm.model) == before
-    assert not any("forward" in vars(b) or b._forward_hooks for b in lm.anatomy.blocks)
+    assert not any("forward" in vars(b) or b._forward_hooks for b in lm.runner.anatomy.blocks)
 
 
 def test_the_direct_effect_leaves_later_blocks_as_they_were(lm64):
@@ -259,7 +259,7 @@ def test_ablated_is_undone_when_its_body_raises_and_reaches_generation(lm64):
         raise KeyError
     assert torch.equal(lm64.read(prompt).tensor, states.tensor)
     assert lm64.generate(prompt, 4).ids == before
-    assert lm64.editing == 0
+    assert lm64.runner.editing == 0
 
 
 def test_an_edit_below_is_the_blocks_input(lm64):
@@ -298,7 +298,7 @@ def test_mistakes_are_one_clear_line(lm64, call, message):
     with pytest.raises(ls.LenscopeError, match=message) as error:
         call(lm64)
     assert "\n" not in str(error.value)
-    assert lm64.editing == 0
+    assert lm64.runner.editing == 0
 
 
 def within_edit(lm):

@@ -17,6 +17,7 @@ from lenscope.engine.token_choice import TokenChooser
 from lenscope.measures import definitions as measures
 from lenscope.models import edits
 from lenscope.models.deviations import deviation
+from lenscope.models.exactness import tolerance
 
 EXACT = 1e-4
 REFUSED = {
@@ -57,8 +58,8 @@ def test_what_cannot_be_read_is_refused_with_its_reason(architecture):
 
 def test_readout_gives_the_models_own_logits(lm):
     """Law 1, on other tokens than those the readout was verified with, and on states no forward pass produced."""
-    assert lm.verified.deviation <= EXACT
-    assert lm.verified.elsewhere is None or lm.verified.elsewhere <= EXACT
+    assert lm.runner.verified.deviation <= EXACT
+    assert lm.runner.verified.elsewhere is None or lm.runner.verified.elsewhere <= EXACT
     ids = tiny.ids(lm.model, 2, 9, seed=5)
     with torch.no_grad():
         truth = lm.model(input_ids=ids, use_cache=False).logits
@@ -226,10 +227,10 @@ def test_in_float64_a_sweep_is_what_plain_hooks_give_to_the_last_digits(architec
             found[mode][some] = states
     gap = float((found[None] - found["plain"]).abs().max() / found["plain"].std())
     # gemma2 and bloom take their softmax in float32, which rounds by the shape of the batch on some processors
-    assert gap <= (lm.tolerance() if architecture in ("gemma2", "bloom") else 1e-10)
+    assert gap <= (tolerance(lm.runner) if architecture in ("gemma2", "bloom") else 1e-10)
     # norms in float32, as Llama's, are no reason for sums of another shape to differ, but round as much
-    assert (lm.tolerance() < 1e-8) == (architecture in ("gpt2", "gpt_neox", "phi", "opt", "falcon"))
-    assert lm.tolerance() < 1e-5
+    assert (tolerance(lm.runner) < 1e-8) == (architecture in ("gpt2", "gpt_neox", "phi", "opt", "falcon"))
+    assert tolerance(lm.runner) < 1e-5
 
 
 def mixed_rows(lm, targets):

@@ -13,6 +13,7 @@ from lenscope.directions.covariances import covariances
 from lenscope.fitting import model_to_model as regression
 from lenscope.fitting import soft_prompt as softprompt
 from lenscope.interventions.block_ablation import ablate_blocks, mean_update
+from lenscope.models.runner import Runner
 from lenscope.text.row_states import row_states
 
 
@@ -122,7 +123,7 @@ def test_states_that_were_read_count_where_their_text_does(lm64):
 
 def test_rows_that_cannot_be_are_refused_before_the_model_runs(lm64, monkeypatch):
     monkeypatch.setattr(ls.LM, "read", pytest.fail)
-    monkeypatch.setattr(ls.LM, "capture", pytest.fail)
+    monkeypatch.setattr(Runner, "capture", pytest.fail)
     rows = [tiny.ids(lm64.model, 1, 9, n)[0].tolist() for n in range(5)]
     for call in (
         lambda: ls.evaluate(lm64, [*rows, [7, 8]]),

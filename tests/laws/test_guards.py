@@ -19,6 +19,7 @@ from lenscope.measures import streamed as reduction
 from lenscope.models import batches
 from lenscope.models.batches import pad
 from lenscope.models.edits import Running, add, add_norm_matched, replace, replace_norm_matched
+from lenscope.models.exactness import tolerance
 from lenscope.models.generation import GenerationCheck
 from lenscope.models.readout import Traced, find_readout, verify
 from lenscope.models.residual_stream import observe
@@ -39,7 +40,7 @@ def test_a_one_token_prompt_is_edited_at_its_own_pass_alone(lm64, layer, cached,
     """A pass over one new token is as long as the prompt, and is not the prompt: `length >= 1` would edit it too."""
     v = torch.randn(32, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     if not cached:
-        monkeypatch.setitem(lm64.measured, ("generation",), GenerationCheck(1.0, 1.0))
+        monkeypatch.setitem(lm64.runner.measured.values, ("generation",), GenerationCheck(1.0, 1.0))
     with lm64.edit(ls.Edit(layer, 0, v, add)):
         written = lm64.generate([20], 6).ids
         twice = [c.ids for c in lm64.generate([[20], [20], [21]], 6)]
@@ -324,9 +325,9 @@ def test_what_cannot_be_negative_is_not_by_rounding():
     lm = ls.LM(tiny.model("llama"), None, "tiny")
     final = torch.randn(200, 32, generator=draw)
     h = torch.stack([final + scale * torch.randn(200, 32, generator=draw) for scale in (1e-7, 1e-6, 1e-5)])
-    found = reduction.reduce(lm.readout, lm.vocab_size, h, final, None, 1, False)
-    apart = reduction.diverge((lm.readout, lm.readout), lm.vocab_size, (h, final.expand_as(h).clone()))
-    certain = reduction.reduce(lm.readout, lm.vocab_size, 50 * h, 50 * final, None, 1, False)
+    found = reduction.reduce(lm.runner.readout, lm.vocab_size, h, final, None, 1, False)
+    apart = reduction.diverge((lm.runner.readout, lm.runner.readout), lm.vocab_size, (h, final.expand_as(h).clone()))
+    certain = reduction.reduce(lm.runner.readout, lm.vocab_size, 50 * h, 50 * final, None, 1, False)
     for name in ("kl", "entropy"):
         assert (getattr(found, name) >= 0).all()
         assert (getattr(certain, name) >= 0).all()
@@ -368,9 +369,9 @@ def test_tokens_that_neither_side_predicts_do_not_make_distances_nan():
 def test_every_position_is_reduced_whatever_the_pieces(lm, monkeypatch, most):
     """Also the last one, when it is a piece of its own."""
     h = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
-    whole = reduction.reduce(lm.readout, lm.vocab_size, h, h[-1], None, 1, True)
+    whole = reduction.reduce(lm.runner.readout, lm.vocab_size, h, h[-1], None, 1, True)
     monkeypatch.setattr(reduction, "STATES", most * 2 * 32 * 4)
-    found = reduction.reduce(lm.readout, lm.vocab_size, h, h[-1], None, 1, True)
+    found = reduction.reduce(lm.runner.readout, lm.vocab_size, h, h[-1], None, 1, True)
     assert found.entropy.shape == (2, 9)
     torch.testing.assert_close(found.entropy, whole.entropy)
 
@@ -480,7 +481,7 @@ def test_a_window_shorter_than_the_prompt_is_heeded_for_one_token(architecture):
     )
     plain = torch.cat([h for _, h in rows.predict(lm, made, mode="plain")])
     for mode in ("cascade", "fork"):
-        if rows.mode_deviation(lm, mode) > lm.tolerance():
+        if rows.mode_deviation(lm, mode) > tolerance(lm.runner):
             continue
         order, found = zip(*rows.predict(lm, made, mode=mode), strict=True)
         assert torch.allclose(torch.cat(found)[np.argsort(np.concatenate(order))], plain, atol=1e-9), mode

@@ -16,6 +16,7 @@ import lenscope as ls
 from lenscope.engine import run as rows
 from lenscope.engine.token_choice import TokenChooser
 from lenscope.models.deviations import deviation
+from lenscope.models.exactness import tolerance
 from lenscope.models.length_regimes import Regimes
 
 # eager attention takes its softmax in float32 whatever the model's dtype
@@ -84,7 +85,7 @@ def test_past_a_models_own_windows_the_laws_hold(architecture):
     assert_a_batch_is_what_its_rows_are_alone(lm, 46, 5, 37)
     assert torch.equal(lm.read(prompts(lm, 5)[0]).tensor, short), "a long run left its traces"
     assert_written_is_what_reading_anew_gives(lm, (30, 27), 6)
-    if lm.regimes.of(44):
+    if lm.runner.regimes.of(44):
         assert_written_is_what_reading_anew_gives(lm, (46, 44), 3)
         assert_rows_are_what_plain_hooks_give(lm, (40, 36), 3)
     assert_rows_are_what_plain_hooks_give(lm, (30,), 5)
@@ -111,7 +112,7 @@ def test_in_float64_with_eager_attention_the_laws_hold_past_the_windows(architec
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "mistral", "qwen2", "gemma", "olmo", "starcoder2"])
 def test_where_rotary_frequencies_switch_with_length_the_laws_hold(architecture):
     lm = ls.LM(longrope(tiny.model(architecture)), None, architecture)
-    assert 16 in lm.regimes.thresholds
+    assert 16 in lm.runner.regimes.thresholds
     alone = lm.read(prompts(lm, 10)[0])
     longer = lm.read([*prompts(lm, 10)[0], *prompts(lm, 14)[0]])
     assert deviation(longer[:, :10], alone[:, :]) > 1e-2, "the switch does nothing"
@@ -130,7 +131,7 @@ def test_dynamic_rotary_embeddings_do_not_remember_longer_runs():
         made = type(built)(config).eval()
         made.load_state_dict(built.state_dict())
         lm = ls.LM(made, None, "dynamic")
-        lm.context = lm.encoder.context = None
+        lm.encoder.context = None
         return lm
 
     lm, texts = fresh(), prompts(fresh(), 40, 20, 12)
@@ -178,7 +179,7 @@ def test_a_few_prompts_beyond_a_window_still_run_together():
     lm = ls.LM(tiny.model("mistral"), None, "mistral")
     lm.read(prompts(lm, 46, 5, 37))
     shapes = []
-    with lm.watching(0, lambda h: shapes.append(h.shape[0])):
+    with lm.runner.watching(0, lambda h: shapes.append(h.shape[0])):
         lm.read(prompts(lm, 46, 5, 37))
     assert shapes == [3]
-    assert np.isfinite(lm.tolerance())
+    assert np.isfinite(tolerance(lm.runner))

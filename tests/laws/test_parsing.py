@@ -133,7 +133,7 @@ def test_whatever_is_given_as_a_prompt_is_one_or_is_refused(name, given):
 @given(anything)
 def test_whatever_is_given_as_prompts_is_some_or_is_refused(lm, given):
     with allowed():
-        batched, many = lm.prompts(given)
+        batched, many = lm.encoder.prompts(given)
         assert many
         assert batched or len(many) == 1
         assert not isinstance(given, dict | set | bytes)

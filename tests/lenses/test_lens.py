@@ -48,7 +48,7 @@ def test_streamed_measures_equal_their_definitions(architecture, f, monkeypatch)
         h = lm.read(ids)[:, :]
         mapped = h if f is None else torch.stack([f(x, n) for n, x in enumerate(h)])
         targets = torch.tensor([*ids[1:], 0])
-        r = reduction.reduce(lm.readout, lm.vocab_size, mapped, h[-1], targets, 4, f is None)
+        r = reduction.reduce(lm.runner.readout, lm.vocab_size, mapped, h[-1], targets, 4, f is None)
         for name, value in expected.items():
             assert torch.allclose(getattr(r, name).double(), value.double(), atol=1e-9), (name, piece, states, whole)
         assert torch.equal(r.top_ids, top.indices)

@@ -190,7 +190,14 @@ def test_what_holds_tensors_shows_in_one_short_line(lm):
     states = lm.read(["The cat\nsat", "x"])
     edit = ls.Edit(1, -1, states.tensor[0, 1, 0])
     batch = next(iter(ls.Corpus.open(lm, ["The cat sat on the mat. " * 8], length=16).batches(rows=2)))
-    for value in (states, edit, batch, pad([lm.prompt("x")], "right", lm.device), lm.anatomy, lm.prompt("x\n" * 20)):
+    for value in (
+        states,
+        edit,
+        batch,
+        pad([lm.prompt("x")], "right", lm.device),
+        lm.runner.anatomy,
+        lm.prompt("x\n" * 20),
+    ):
         assert "tensor([" not in repr(value)
         assert len(repr(value)) < 250
         assert repr(value).isprintable()

@@ -126,13 +126,13 @@ def test_an_edit_acts_in_its_own_thread_only():
     lm = fresh()
     plain, written = lm.read(IDS).tensor, lm.generate(IDS, 4).ids
     with lm.edit(ls.Edit(2, 1, 3 * torch.ones(32))):
-        assert lm.editing
+        assert lm.runner.editing
         edited = lm.read(IDS).tensor
         assert not torch.equal(edited, plain)
         # the other thread does not wait for the block, and does not see it
         assert torch.equal(in_a_thread(lambda: lm.read(IDS).tensor), plain)
         assert in_a_thread(lambda: lm.generate(IDS, 4).ids) == written
-        assert in_a_thread(lambda: lm.editing) is False
+        assert in_a_thread(lambda: lm.runner.editing) is False
         grid = in_a_thread(lambda: ls.Patchscope(lm, IDS).predict(plain[0, 1], [1, 2]))
         assert torch.equal(lm.read(IDS).tensor, edited)
         with pytest.raises(ls.LenscopeError, match="a bare call has no positions"):

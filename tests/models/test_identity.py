@@ -168,11 +168,11 @@ def test_whatever_moves_the_logits_moves_the_identity(name):
     make, change = CHANGES[name]
     model = make()
     lm = ls.LM(model, None, "m")
-    lens, before, logits = lens_for(lm), model_hash(model), model(input_ids=lm.anatomy.ids).logits
+    lens, before, logits = lens_for(lm), model_hash(model), model(input_ids=lm.runner.anatomy.ids).logits
     assert model_hash(model) == before == ls.Lens(lm).trajectory([5, 6, 7]).provenance["model_hash"]
     ls.Lens(lm, lens)
     change(model)
-    assert (model(input_ids=lm.anatomy.ids).logits - logits).abs().max() > 1e-6
+    assert (model(input_ids=lm.runner.anatomy.ids).logits - logits).abs().max() > 1e-6
     assert model_hash(model) != before
     assert model_hash(make()) == before
     changed = ls.LM(model, None, "m")

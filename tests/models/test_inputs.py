@@ -25,7 +25,7 @@ def test_one_prompt_in_many_forms(lm):
         torch.tensor(ids), np.array(ids, dtype=np.uint16), [np.int64(i) for i in ids], [torch.tensor(i) for i in ids],
         (i for i in ids), pa.array(ids), lm.tokenizer(TEXT), padded, left, range(10, 14), memoryview(TEXT.encode()),
     ):  # fmt: skip
-        batched, (one,) = lm.prompts(given)
+        batched, (one,) = lm.encoder.prompts(given)
         assert not batched
         assert one.ids == (ids if not isinstance(given, range) else (10, 11, 12, 13))
     assert lm.prompt(torch.tensor([ids])).ids == ids
@@ -42,10 +42,10 @@ def test_several_prompts_in_many_forms(lm):
         [t.encode() for t in texts], together, lm.tokenizer(texts), [lm.tokenizer(t) for t in texts],
         [list(i) for i in ids], [np.array(i) for i in ids],
     ):  # fmt: skip
-        batched, many = lm.prompts(given)
+        batched, many = lm.encoder.prompts(given)
         assert batched
         assert [p.ids for p in many] == ids
-    batched, many = lm.prompts(np.array([[5, 6], [7, 8]]))
+    batched, many = lm.encoder.prompts(np.array([[5, 6], [7, 8]]))
     assert batched
     assert [p.ids for p in many] == [(5, 6), (7, 8)]
 

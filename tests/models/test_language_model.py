@@ -7,6 +7,7 @@ import torch
 import lenscope as ls
 from lenscope.models import exactness, generation
 from lenscope.models.edits import add, add_norm_matched, replace_norm_matched
+from lenscope.models.exactness import tolerance
 
 PROMPT = "The capital of France is"
 
@@ -50,7 +51,7 @@ def test_a_subset_is_what_the_whole_has_there(lm64):
 
 def test_the_forward_pass_stops_at_the_highest_layer_asked_for(lm64):
     ran = []
-    handles = [b.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, b in enumerate(lm64.anatomy.blocks)]
+    handles = [b.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, b in enumerate(lm64.runner.anatomy.blocks)]
     lm64.read(PROMPT, layers=[0, 2])
     for handle in handles:
         handle.remove()
@@ -248,7 +249,7 @@ def test_the_first_generation_may_happen_inside_an_edit():
     fresh = ls.LM(tiny.model("llama", dtype=torch.float64), tiny.tokenizer(), "fresh")
     with fresh.edit(ls.Edit(2, "France", torch.ones(32, dtype=torch.float64))):
         inside = fresh.generate([PROMPT, "To France we go"], 4)
-    assert generation.check_generation(fresh).cached < 1e-9
+    assert generation.check_generation(fresh.runner).cached < 1e-9
     with fresh.edit(ls.Edit(2, "France", torch.ones(32, dtype=torch.float64))):
         assert [c.ids for c in fresh.generate([PROMPT, "To France we go"], 4)] == [c.ids for c in inside]
 
@@ -257,7 +258,7 @@ def test_where_the_cache_is_wrong_generation_recomputes(lm64, monkeypatch):
     from lenscope.models.generation import GenerationCheck
 
     expected = [c.ids for c in lm64.generate([PROMPT, "x"], 5)]
-    monkeypatch.setitem(lm64.measured, ("generation",), GenerationCheck(1.0, 1.0))
+    monkeypatch.setitem(lm64.runner.measured.values, ("generation",), GenerationCheck(1.0, 1.0))
     assert [c.ids for c in lm64.generate([PROMPT, "x"], 5)] == expected
 
 
@@ -275,6 +276,6 @@ def test_in_16_bits_rounding_is_not_taken_for_a_wrong_cache_or_padding(dtype):
     for architecture, right in (("llama", True), ("gpt2", True), ("roberta", False)):
         lm = ls.LM(tiny.model(architecture, dtype=dtype), None, architecture)
         lm.generate([[20, 30, 40], [50, 60]], 2)
-        assert (generation.check_generation(lm).cached <= lm.tolerance()) == right
-        assert (generation.check_generation(lm).padded <= lm.tolerance()) == right
-        assert exactness.right_padding_deviation(lm) <= lm.tolerance()
+        assert (generation.check_generation(lm.runner).cached <= tolerance(lm.runner)) == right
+        assert (generation.check_generation(lm.runner).padded <= tolerance(lm.runner)) == right
+        assert exactness.right_padding_deviation(lm.runner) <= tolerance(lm.runner)

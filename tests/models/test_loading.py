@@ -135,7 +135,7 @@ def test_the_built_in_model_says_paris(smollm2):
     assert t.vocabulary[int(t.top_ids[-1, -1, 0])] == " Paris"
     assert t.rank[-1, -1] == 0
     assert t.rank[0, -1] > 1000
-    assert smollm2.verified.deviation <= 1e-4
+    assert smollm2.runner.verified.deviation <= 1e-4
     assert smollm2.generate("The capital of France is", 1).text == " Paris"
 
 

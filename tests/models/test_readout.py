@@ -71,10 +71,10 @@ def test_scales_and_caps_are_found_as_configured(architecture, scale, softcap, d
 def test_float64_is_exact_and_half_precision_is_the_models_own(architecture):
     for dtype, most in ((torch.float64, 1e-12), (torch.bfloat16, 5e-2), (torch.float16, 5e-2)):
         lm = ls.LM(tiny.model(architecture, dtype=dtype), None, architecture)
-        if lm.anatomy.logits.dtype == torch.float32:
+        if lm.runner.anatomy.logits.dtype == torch.float32:
             most = 1e-6  # Mamba's forward casts its logits to float32
-        assert lm.verified.deviation <= most
-        assert lm.verified.elsewhere <= most
+        assert lm.runner.verified.deviation <= most
+        assert lm.runner.verified.elsewhere <= most
         ids = tiny.ids(lm.model, 1, 6)[0].tolist()
         states = lm.read(ids)
         with lm.edit(ls.Edit(2, 3, states[2, 3])):
@@ -84,8 +84,8 @@ def test_float64_is_exact_and_half_precision_is_the_models_own(architecture):
 def test_columns_of_the_vocabulary_join_to_the_whole():
     for architecture in ("llama", "gemma2", "gptj", "gemma3n_text"):  # plain, capped, with a bias, replayed
         lm = ls.LM(tiny.model(architecture), None, architecture)
-        h = lm.anatomy.states[1].flatten(0, 1)
-        r = lm.readout
+        h = lm.runner.anatomy.states[1].flatten(0, 1)
+        r = lm.runner.readout
         whole = r.columns(r.prepare(h), 0, lm.vocab_size)
         parts = torch.cat([r.columns(r.prepare(h), a, a + 64) for a in range(0, lm.vocab_size, 64)], 1)
         assert torch.allclose(parts[:, : lm.vocab_size], whole, atol=1e-5)

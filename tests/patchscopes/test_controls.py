@@ -28,7 +28,7 @@ def test_random_vectors_keep_norms_and_addresses(lm64):
 
 def test_controls_are_scored_against_the_prompts_own_predictions(lm64):
     states = lm64.read(TEXTS, positions=-1)
-    own = lm64.own_logits(states[lm64.n_layers, -1]).log_softmax(-1)
+    own = lm64.runner.own_logits(states[lm64.n_layers, -1]).log_softmax(-1)
     scope = Patchscope(lm64, Target("one x", at="x"))
     for made in (random_vectors(states), shuffled_sources(states), random_vectors(shuffled_sources(states))):
         grid = scope.predict(made, [1])

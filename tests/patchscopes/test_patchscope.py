@@ -122,10 +122,10 @@ def test_masked_placeholders_are_unseen_below_the_patch(lm64, states):
         barred[slot + 1 :, slot] = -torch.inf
 
         def mask(block, args, kwargs, cell=cell, barred=barred):
-            at = lm64.anatomy.blocks.index(block)
+            at = lm64.runner.anatomy.blocks.index(block)
             return args, {**kwargs, "attention_mask": (barred if at < cell.layer else causal)[None, None]}
 
-        hooks = [b.register_forward_pre_hook(mask, with_kwargs=True) for b in lm64.anatomy.blocks]
+        hooks = [b.register_forward_pre_hook(mask, with_kwargs=True) for b in lm64.runner.anatomy.blocks]
         with lm64.edit(ls.Edit(cell.layer, slot, states[cell.source.layer, cell.source.position])):
             h = lm64.read(prompt)[lm64.n_layers, -1]
         for hook in hooks:

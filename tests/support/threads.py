@@ -137,7 +137,7 @@ def unlike(lm: ls.LM, expected: dict[str, str]) -> list[str]:
         *(f"attention {name}" for name in configs - {"sdpa"}),
         *(f"{name} afterwards" for name in again if again[name] != expected[name]),
         *(["training"] if lm.model.training else []),
-        *(["an edit"] if lm.editing else []),
+        *(["an edit"] if lm.runner.editing else []),
     ]
 
 

@@ -42,7 +42,7 @@ def test_samples_are_drawn_from_the_model(lm64):
 def test_samples_go_on_with_a_new_text_after_an_end(lm64, monkeypatch):
     module = importlib.import_module("lenscope.text.model_samples")
     ends = list(range(3, 120))
-    monkeypatch.setattr(module.generation, "end_ids", lambda lm: ends)
+    monkeypatch.setattr(module.generation, "end_ids", lambda runner: ends)
     rows = module.sample(lm64, [0, 1, 2, 3], 24, (1, 7), (5,))
     assert (rows[:, :2] == [1, 7]).all()
     seen = 0

@@ -49,9 +49,9 @@ def demo_command(
     console = Screen()
     plain = Lens(lm).trajectory(PROMPT, target=TARGET)
     console.print(headline(lm, repr(PROMPT), console.width))
-    console.print(
-        Text(visible(f"readout {lm.readout.description}; verified, deviation {lm.verified.deviation:.1e}"), style="dim")
-    )
+    verified = lm.runner.verified
+    line = f"readout {verified.readout.description}; verified, deviation {verified.deviation:.1e}"
+    console.print(Text(visible(line), style="dim"))
     show(console, plain.table(width=console.width))
     console.print(rising(plain))
 

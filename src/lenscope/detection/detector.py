@@ -104,7 +104,7 @@ class Detector:
     def score(self, prompts: list[str]) -> np.ndarray: ...
     def score(self, prompts: Any) -> float | np.ndarray:
         """How odd one prompt is, or each of a list (N,)."""
-        batched, many = self.lens.lm.prompts(prompts)
+        batched, many = self.lens.lm.encoder.prompts(prompts)
         found = self._outliers(self.features(many))
         return found if batched else float(found[0])
 

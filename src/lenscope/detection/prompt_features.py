@@ -116,7 +116,7 @@ def _measured(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> 
     lm = lens.lm
     mapped = torch.stack([lens.map(x, n) for x, n in zip(h, layers, strict=True)])
     top, _, _ = top_token(lm, final)
-    r = reduce(lm.readout, lm.vocab_size, mapped, final, top, 1, False)
+    r = reduce(lm.runner.readout, lm.vocab_size, mapped, final, top, 1, False)
     values = {
         "entropy": r.entropy,
         "kl": r.kl,

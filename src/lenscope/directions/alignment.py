@@ -158,7 +158,7 @@ def _similarity(lenses: list[Lens], readout: Readout, layer: int, final: Tensor,
 
     found = []
     for part in torch.arange(final.shape[1]).split(max(1, WHOLE // (8 * lm.vocab_size))):
-        own = log_probs(lm.readout, final[:, part])
+        own = log_probs(lm.runner.readout, final[:, part])
         weights = own.exp().mean(0)
         read = (log_probs(readout, lens.map(h[:, part], layer)) for lens in lenses)
         found.append(torch.stack([aitchison_cosine(r[1] - r[0], own[1] - own[0], weights) for r in read]))

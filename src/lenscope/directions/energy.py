@@ -31,10 +31,11 @@ Energy = Callable[[Tensor], tuple[float, Tensor]]
 def wide_readout(lm: LM) -> Readout:
     """The model's readout in float32 or wider: a copy where the model is in 16 bits."""
     if wide(torch.empty(0, dtype=lm.dtype)).dtype == lm.dtype:
-        return lm.readout
-    if not isinstance(lm.readout, Traced):
+        return lm.runner.readout
+    readout = lm.runner.readout
+    if not isinstance(readout, Traced):
         raise LenscopeError(f"{lm.name}: its readout runs in {lm.dtype} only; load it in float32 to extract directions")
-    return replace(lm.readout, chain=tuple((name, copy.deepcopy(m).float()) for name, m in lm.readout.chain))
+    return replace(readout, chain=tuple((name, copy.deepcopy(m).float()) for name, m in readout.chain))
 
 
 class Site:

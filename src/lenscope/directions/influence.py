@@ -132,7 +132,7 @@ def influence(
                 changed = states.expand(len(ablated[part]), *states.shape).clone()
                 changed[:, run.counted] = ablated[part].to(states)
                 last = above(changed)[:, run.counted]
-                kl = reduce(lm.readout, lm.vocab_size, last, final, None, 1, False).kl
+                kl = reduce(lm.runner.readout, lm.vocab_size, last, final, None, 1, False).kl
                 np.add.at(sums[1, :, i, part], units, _numbers(kl.T))
         if progress is not None:
             progress(n + 1, len(some))

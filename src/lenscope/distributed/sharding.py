@@ -29,9 +29,9 @@ def sharded(lm: LM) -> Iterator[None]:
     """
     with joined(lm.device) as group:
         if group.world > 1:
-            if not lm.readout.splits:
+            if not lm.runner.readout.splits:
                 raise LenscopeError(
-                    f"{lm.name}: its readout is {lm.readout.description}; only a plain head can be sharded"
+                    f"{lm.name}: its readout is {lm.runner.readout.description}; only a plain head can be sharded"
                 )
             _whole[lm] = model_identity(lm), provenance(lm)
             _shard(lm, group.world)
@@ -53,6 +53,6 @@ def _shard(lm: LM, world: int) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(lm.device.type, (world,))
-    for block in lm.anatomy.blocks:
+    for block in lm.runner.anatomy.blocks:
         # each is the root of its own tree, which would keep its weights
         fully_shard(block, mesh=mesh, reshard_after_forward=True)

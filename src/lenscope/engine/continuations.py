@@ -37,7 +37,7 @@ def continue_prompts(
     longest = max(map(len, many), default=0)
     # what lm.generate refuses it is left to refuse
     fits = max_new_tokens > 0 and (lm.context is None or longest + max_new_tokens <= lm.context)
-    groups = [g for g in _groups(many) if fits and not lm.editing and _shares(lm, many, g, max_new_tokens)]
+    groups = [g for g in _groups(many) if fits and not lm.runner.editing and _shares(lm, many, g, max_new_tokens)]
     prefixes = Prefixes(lm)
     for group in groups:
         found.update(zip(group, _together(lm, [many[i] for i in group], max_new_tokens, prefixes), strict=True))
@@ -90,7 +90,7 @@ def _together(lm: LM, prompts: Sequence[Prompt], new: int, prefixes: Prefixes) -
     alone = np.zeros(count, dtype=np.int64)
     runner = Staircase(lm, cache, alone, alone, {}, _nothing)
     writer = TokenChooser(lm, count, new, (), 0.0, 1.0, 0)
-    ids = torch.tensor([p.ids[start:] for p in prompts], device=lm.anatomy.ids.device)
+    ids = torch.tensor([p.ids[start:] for p in prompts], device=lm.runner.input_device)
     written: list[list[int]] = [[] for _ in prompts]
     alive = np.arange(count)
     for step in range(new):

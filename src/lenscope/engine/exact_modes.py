@@ -17,6 +17,7 @@ from lenscope.engine.prefix_cache import Prefixes, size
 from lenscope.engine.staircase import Batched, batched_arguments
 from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import replace
+from lenscope.models.exactness import tolerance
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import probe_text
 
@@ -64,18 +65,18 @@ class ExactModes:
         Seen on short prompts, and, where the model's configuration names a length from which on it may behave otherwise
         that any of these is beyond, on prompts of these lengths.
         """
-        tolerance, end = lm.tolerance(), length + max(0, new - 1)
-        if not self.gap(lm, mode) <= tolerance:
+        limit, end = tolerance(lm.runner), length + max(0, new - 1)
+        if not self.gap(lm, mode) <= limit:
             return False
-        if not any(lm.regimes.key(start, length, end)):
+        if not any(lm.runner.regimes.key(start, length, end)):
             return True
-        at = ProbeRows(start, length, 3, lm.regimes.key(start, length))
-        if not self.gap(lm, mode, at) <= tolerance:
+        at = ProbeRows(start, length, 3, lm.runner.regimes.key(start, length))
+        if not self.gap(lm, mode, at) <= limit:
             return False
-        for cut in lm.regimes.crossed(length, end):
+        for cut in lm.runner.regimes.crossed(length, end):
             before = max(length, cut - 1)
-            at = ProbeRows(start, before, 6, (*lm.regimes.key(start, length), cut, cut - before))
-            if not self.gap(lm, mode, at) <= tolerance:
+            at = ProbeRows(start, before, 6, (*lm.runner.regimes.key(start, length), cut, cut - before))
+            if not self.gap(lm, mode, at) <= limit:
                 return False
         return True
 
@@ -93,8 +94,8 @@ class ExactModes:
                         self.gaps["plain", key] = 0.0
                         self.states[key] = self._probe(lm, "plain", at)
                     if mode != "plain" and not self.bytes_per_token:
-                        prefix = Prefixes(lm).own([tuple(row) for row in lm.anatomy.ids.tolist()])
-                        self.bytes_per_token = 1 + size(prefix) // lm.anatomy.ids.numel()
+                        prefix = Prefixes(lm).own([tuple(row) for row in lm.runner.anatomy.ids.tolist()])
+                        self.bytes_per_token = 1 + size(prefix) // lm.runner.anatomy.ids.numel()
                         self.batched = batched_arguments(lm)
                     if mode != "plain":
                         self.gaps[mode, key] = deviation(self._probe(lm, mode, at), self.states[key])
@@ -117,7 +118,7 @@ class ExactModes:
         else:
             start = min(at.start, last)
             single = (((0, start),), ((n, start),), ((n // 2, start),), ((1, start), (n - 1, last)), ((n // 2, last),))
-        ids = [probe_text(lm.anatomy, length, row) for row in (0, 2)]
+        ids = [probe_text(lm.runner.anatomy, length, row) for row in (0, 2)]
         # every chunk starts where at the earliest its rows do
         starts = () if at is None else (((0, min(at.start, last)),),)
         rows: list[int] = []
@@ -132,7 +133,7 @@ class ExactModes:
                     layers.append(layer)
                     positions.append(position)
                 targets.append(target)
-        vectors = lm.anatomy.states[n // 2][1, :4].flip(-1)
+        vectors = lm.runner.anatomy.states[n // 2][1, :4].flip(-1)
         made = PatchedRows(
             tuple(map(lm.prompt, ids)),
             np.array(targets),
@@ -155,4 +156,4 @@ class ExactModes:
         for _ in self.run(lm, made, choose, steps, mode=mode):
             pass
         found[2:, 4] = 0
-        return lm.own_logits(found.flatten(0, 1))
+        return lm.runner.own_logits(found.flatten(0, 1))

@@ -52,11 +52,11 @@ class HookRunner:
             self.change(layer, h, rows)
             return h
 
-        with self.lm.exclusive.alone(), ExitStack() as undo:
+        with self.lm.runner.exclusive.alone(), ExitStack() as undo:
             for n in self.layers:
-                undo.callback(self.lm.hook(n, lambda h, n=n: patched(n, h)).remove)
+                undo.callback(self.lm.runner.hook(n, lambda h, n=n: patched(n, h)).remove)
             prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
             batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
-            running = Running(prompts, range(len(ids)), len(ids), batch, probe=True)
-            self.lm.capture(running, {self.lm.n_layers}, lambda _, h: kept.append(h[:, -last:].clone()))
+            running = Running(prompts, range(len(ids)), len(ids), batch, without_edits=True)
+            self.lm.runner.capture(running, {self.lm.n_layers}, lambda _, h: kept.append(h[:, -last:].clone()))
         return kept[0]

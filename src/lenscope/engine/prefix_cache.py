@@ -58,7 +58,7 @@ class Prefixes:
         """The cache of at least `length` tokens of `prompt`, kept for the next call."""
         known = next((n for n, (a, b) in enumerate(zip(self.ids, prompt, strict=False)) if a != b), None)
         known = min(len(self.ids), len(prompt)) if known is None else known
-        if self.lm.regimes.of(len(self.ids)) != self.lm.regimes.of(length):
+        if self.lm.runner.regimes.of(len(self.ids)) != self.lm.runner.regimes.of(length):
             # where the model may behave differently at that length, its keys may differ too
             known, self.cache = 0, None
         if self.cache is None or known < length:
@@ -79,9 +79,9 @@ class Prefixes:
         return cache
 
     def _read(self, ids: Sequence[tuple[int, ...]], cache: Cache) -> None:
-        device = self.lm.anatomy.ids.device
+        device = self.lm.runner.input_device
         wanted = forward_kwargs(self.lm.model, use_cache=True, past_key_values=cache, logits_to_keep=1)
-        with self.lm.exclusive.alone(), torch.no_grad():
+        with self.lm.runner.exclusive.alone(), torch.no_grad():
             self.lm.model(input_ids=torch.tensor(ids, device=device), **wanted)
 
     def _shared(self, layer: Any, length: int, rows: int, room: int) -> SharedLayer:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lenscope.models.batches import TOKENS_PER_RUN, Batch
 from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import Running
+from lenscope.models.exactness import tolerance
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import stubbed
@@ -27,7 +28,7 @@ class _Above:
 
     def __init__(self, lm: LM, run: RowStates, layer: int, index: int) -> None:
         self.lm, self.layer = lm, layer
-        self.ids = torch.tensor([p.ids for p in run.prompts], device=lm.anatomy.ids.device)
+        self.ids = torch.tensor([p.ids for p in run.prompts], device=lm.runner.input_device)
         self.together = max(1, TOKENS_PER_RUN // self.ids.numel())
         self.short = layer > 0 and self._agrees(run.states[index, :1], run.states[-1, :1])
 
@@ -43,22 +44,22 @@ class _Above:
             found = self._run(self.ids[:1], h)
         except FAILURES:
             return False
-        logits = (self.lm.own_logits(x.flatten(0, 1)) for x in (found, last))
-        return deviation(*logits) <= self.lm.tolerance()
+        logits = (self.lm.runner.own_logits(x.flatten(0, 1)) for x in (found, last))
+        return deviation(*logits) <= tolerance(self.lm.runner)
 
     def _run(self, ids: Tensor, h: Tensor) -> Tensor:
         lm, kept = self.lm, list[Tensor]()
         prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
         batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
-        running = Running(prompts, range(len(ids)), len(ids), batch, probe=True)
-        with lm.exclusive.alone(), ExitStack() as undo:
+        running = Running(prompts, range(len(ids)), len(ids), batch, without_edits=True)
+        with lm.runner.exclusive.alone(), ExitStack() as undo:
             if self.short:
-                known = lm.anatomy
+                known = lm.runner.anatomy
                 below = replace(known, blocks=known.blocks[: self.layer], outputs=known.outputs[: self.layer])
                 undo.enter_context(stubbed(below, known.stream.unpack(h)))
             else:
-                undo.callback(lm.hook(self.layer, lambda _: h).remove)
-            lm.capture(running, {lm.n_layers}, lambda _, out: kept.append(out.to(lm.device, copy=True)))
+                undo.callback(lm.runner.hook(self.layer, lambda _: h).remove)
+            lm.runner.capture(running, {lm.n_layers}, lambda _, out: kept.append(out.to(lm.device, copy=True)))
         return kept[0]
 
 

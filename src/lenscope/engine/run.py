@@ -19,7 +19,6 @@ from lenscope.engine.plain_hooks import HookRunner
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
-from lenscope.models.exactness import require_causal_at
 from lenscope.models.language_model import LM
 
 # Bytes that the states, keys and values of the rows of one chunk may take.
@@ -88,7 +87,7 @@ def generate(
 
 def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode: str | None) -> Iterator[Chunk]:
     """Every row in exactly one chunk, those of one target and start together, as far as possible in the order given."""
-    if lm.editing:
+    if lm.runner.editing:
         raise LenscopeError("inside edit(): Patchscopes run unedited models; give the edits as patches of their rows")
     if rows.vectors.shape[-1] != lm.hidden_size:
         raise LenscopeError(
@@ -99,7 +98,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode: s
     starts = np.minimum(rows.starts(), lengths[rows.target] - last)
     parted = rows.parted(lm.n_layers)
     for length in set(lengths.tolist()):
-        require_causal_at(lm, length)
+        lm.runner.require_causal_at(length)
     groups: dict[tuple[int, int], list[int]] = {}
     for n, key in enumerate(zip(rows.target.tolist(), starts.tolist(), strict=True)):
         groups.setdefault(key, []).append(n)
@@ -138,7 +137,7 @@ def _prepare(
     """What runs a chunk, and the first ids it is fed."""
     start = 0 if chunk.mode == "plain" else chunk.start
     prompts = [rows.prompts[t].ids for t in rows.target[chunk.rows].tolist()]
-    ids = torch.tensor([p[start:] for p in prompts], device=lm.anatomy.ids.device)
+    ids = torch.tensor([p[start:] for p in prompts], device=lm.runner.input_device)
     patches = Patches(rows, chunk.rows, start, lm)
     if chunk.mode == "plain":
         return HookRunner(lm, patches.layers, patches.apply), ids
@@ -155,9 +154,7 @@ def _prepare(
 
 def modes(lm: LM) -> ExactModes:
     """Which ways of running rows are exact for a model."""
-    with lm.lock:
-        known: ExactModes = lm.measured.setdefault(("modes of rows",), ExactModes(generate))
-    return known
+    return lm.runner.measured.once(("modes of rows",), lambda: ExactModes(generate))
 
 
 def fastest_exact_mode(lm: LM, start: int = 0, length: int = 0, new: int = 0) -> str:

@@ -95,7 +95,7 @@ class Staircase:
                 return h
             rest = count + np.searchsorted(classes[layer], self.history[count:])
             out.append(h[_index(np.concatenate([np.arange(count), rest]), h), -last:])
-            self.lm.require_finite(out[0], layer)
+            self.lm.runner.require_finite(out[0], layer)
             raise _Enough
 
         def fit(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -105,10 +105,10 @@ class Staircase:
             rest = tuple(_picked(a, (n,), self.batched, index) for n, a in enumerate(args[1:], 1))
             return args[:1] + rest, {k: _picked(v, (k,), self.batched, index) for k, v in kwargs.items()}
 
-        with self.lm.exclusive.alone(), ExitStack() as undo:
+        with self.lm.runner.exclusive.alone(), ExitStack() as undo:
             for layer in range(self.lm.n_layers + 1):
-                undo.callback(self.lm.hook(layer, lambda h, layer=layer: arrive(layer, h)).remove)
-            for block in self.lm.anatomy.blocks if self.batched else ():
+                undo.callback(self.lm.runner.hook(layer, lambda h, layer=layer: arrive(layer, h)).remove)
+            for block in self.lm.runner.anatomy.blocks if self.batched else ():
                 undo.callback(block.register_forward_pre_hook(fit, with_kwargs=True).remove)
             if any(isinstance(layer, SharedLayer) for layer in self.cache.layers):
                 undo.enter_context(cascading(self.lm.model))
@@ -165,11 +165,11 @@ def batched_arguments(lm: LM) -> Batched:
                 if path not in ((0,), ("hidden_states",)) and t.ndim > 1:
                     shapes[path] = t.shape[0]
 
-        ids = lm.anatomy.ids[:rows]
-        with lm.exclusive.alone(), ExitStack() as undo, torch.no_grad():
+        ids = lm.runner.anatomy.ids[:rows]
+        with lm.runner.exclusive.alone(), ExitStack() as undo, torch.no_grad():
             # the stream itself need not be (B, T, D); nothing else says which rows are which
             past = lm.model(input_ids=ids[:, :4], **forward_kwargs(lm.model, use_cache=True)).past_key_values
-            for block in lm.anatomy.blocks:
+            for block in lm.runner.anatomy.blocks:
                 undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
             lm.model(input_ids=ids[:, 4:6], **forward_kwargs(lm.model, use_cache=True, past_key_values=past))
         seen.append(shapes)

@@ -36,7 +36,7 @@ class TokenChooser:
         self.lm = lm
         self.stop = tuple(stop)
         self.temperature, self.top_p = temperature, top_p
-        self.ends = np.array(generation.end_ids(lm), dtype=np.int64)
+        self.ends = np.array(generation.end_ids(lm.runner), dtype=np.int64)
         self.draws = (
             np.random.default_rng(seed).random((n, max_new_tokens)) if temperature else np.zeros((0, max_new_tokens))
         )

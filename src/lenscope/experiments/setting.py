@@ -204,7 +204,7 @@ def _model(lm: LM) -> dict[str, Any]:
         "context": lm.context,
         "tokenizer": tokenizer_identity(lm.encoder),
         "chat_template": str(getattr(lm.tokenizer, "chat_template", None)),
-        "ends": sorted(end_ids(lm)),
+        "ends": sorted(end_ids(lm.runner)),
         "marks": [list(marks.row), list(marks.document), list(marks.end)],
         "products": str(fast_products(lm)),
     }

@@ -103,7 +103,7 @@ class HeldOut:
                 mapped = torch.stack(
                     [self._mapped(layer, lenses[n][layer], constants) for n, layer in (at[k] for k in part)]
                 )
-                kl = reduce(lm.readout, lm.vocab_size, mapped, block.last, None, 1, False).kl.to(sums)
+                kl = reduce(lm.runner.readout, lm.vocab_size, mapped, block.last, None, 1, False).kl.to(sums)
                 sums.index_put_((part.to(lm.device)[:, None], self.document), kl, accumulate=True)
         counts = torch.zeros(self.documents, dtype=torch.float64, device=lm.device)
         counts.index_put_((self.document,), counts.new_ones(()), accumulate=True)

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 from lenscope.errors import LenscopeError
 from lenscope.models.deviations import FAILURES, deviation
+from lenscope.models.exactness import tolerance
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Position
@@ -24,7 +25,7 @@ def jacobian(lm: LM, prompt: PromptLike, at: Position, layer: int) -> tuple[Tens
 
     What comes before `at` is computed once, and held as keys and values where that gives the model's own o.
     """
-    if lm.editing or lm.model.training:
+    if lm.runner.editing or lm.model.training:
         raise LenscopeError(f"{lm.name}: is being edited or in training mode; its Jacobian is that of the model as is")
     read = lm.prompt(prompt)
     place = read.every(at)[-1] if isinstance(at, str) else read.position(at)
@@ -38,7 +39,7 @@ def jacobian(lm: LM, prompt: PromptLike, at: Position, layer: int) -> tuple[Tens
         except FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-    if found is None or not deviation(found[1], o) <= lm.tolerance():
+    if found is None or not deviation(found[1], o) <= tolerance(lm.runner):
         found = _differentiated(lm, read.ids, place, number, s, 0)
     return found[0], s, o
 
@@ -47,7 +48,7 @@ def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tenso
     """J (D, D) and o (D) from a run of the tokens from `start` on: rows of a batch, a dimension of o each."""
     width = lm.hidden_size
     rows = max(1, min(width, TOKENS // (len(ids) - start)))
-    device = lm.anatomy.ids.device
+    device = lm.runner.input_device
     made = []
     for first in range(0, width, rows):
         count = min(rows, width - first)
@@ -55,7 +56,7 @@ def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tenso
         if start:
             cache = DynamicCache(config=lm.model.config)
             wanted = forward_kwargs(lm.model, use_cache=True, past_key_values=cache, logits_to_keep=1)
-            with lm.exclusive.alone(), torch.no_grad():
+            with lm.runner.exclusive.alone(), torch.no_grad():
                 lm.model(input_ids=torch.tensor([ids[:start]], device=device), **wanted)
             cache.batch_repeat_interleave(count)
         leaf = s.detach().expand(count, -1).clone().requires_grad_()
@@ -64,9 +65,9 @@ def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tenso
         def put(h: Tensor, leaf: Tensor = leaf) -> Tensor:
             return torch.cat([h[:, : place - start], leaf.to(h)[:, None], h[:, place - start + 1 :]], 1)
 
-        with lm.exclusive.alone(), ExitStack() as undo, torch.enable_grad():
-            undo.callback(lm.hook(layer, put).remove)
-            undo.callback(lm.hook(lm.n_layers, lambda h, last=last: last.append(h[:, -1])).remove)
+        with lm.runner.exclusive.alone(), ExitStack() as undo, torch.enable_grad():
+            undo.callback(lm.runner.hook(layer, put).remove)
+            undo.callback(lm.runner.hook(lm.n_layers, lambda h, last=last: last.append(h[:, -1])).remove)
             given = torch.tensor([ids[start:]] * count, device=device)
             wanted = forward_kwargs(lm.model, use_cache=cache is not None, past_key_values=cache, logits_to_keep=1)
             lm.model(input_ids=given, **wanted)

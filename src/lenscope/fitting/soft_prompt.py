@@ -73,7 +73,7 @@ def fit_soft_prompt(
             raise LenscopeError(f"{name} {value}: give at least {minimum}")
     if not 0 < learning_rate < float("inf") or not 0 < held_out < 1:
         raise LenscopeError(f"learning_rate {learning_rate}, held_out {held_out}: give a rate above 0 and a fraction")
-    if lm.editing or lm.model.training:
+    if lm.runner.editing or lm.model.training:
         raise LenscopeError(
             f"{lm.name}: is being edited or in training mode; soft prompts are learned for the model as is"
         )
@@ -149,13 +149,13 @@ def divergence(lm: LM, ids: Sequence[int], vectors: Tensor, layer: int, pairs: P
     def put(h: Tensor) -> Tensor:
         return torch.cat([h[:, : k - 1], pairs.h.to(h)[:, None], h[:, k:]], 1)
 
-    device = lm.anatomy.ids.device
+    device = lm.runner.input_device
     read = torch.cat([torch.tensor([list(ids)] * n), pairs.ids], 1).to(device)
     last = pairs.final.shape[1]
     wanted = forward_kwargs(lm.model, use_cache=False, logits_to_keep=last)
-    with lm.exclusive.alone(), ExitStack() as undo:
-        undo.callback(lm.hook(0, soft).remove)
-        undo.callback(lm.hook(layer, put).remove)
+    with lm.runner.exclusive.alone(), ExitStack() as undo:
+        undo.callback(lm.runner.hook(0, soft).remove)
+        undo.callback(lm.runner.hook(layer, put).remove)
         logits = lm.model(input_ids=read, **wanted).logits[:, -last:]
     q = wide(logits).log_softmax(-1)
     p = lm.unembed(pairs.final).log_softmax(-1).to(q)

@@ -42,7 +42,7 @@ class StateBlock:
         if not rows and not is_sharded(lm):
             return
         # all processes that hold parts of a model have to run it equally often
-        prompts = [lm.prompt(row) for row in rows or [lm.anatomy.ids[0].tolist()]]
+        prompts = [lm.prompt(row) for row in rows or [lm.runner.anatomy.ids[0].tolist()]]
         at = len(self.slot) * self.length
         here = slice(at, at + batch.ids.numel())
         self.slot.update({row: len(self.slot) + n for n, row in enumerate(batch.row.tolist())})
@@ -53,9 +53,9 @@ class StateBlock:
             if rows:
                 (self.last[here] if layer == lm.n_layers else self.states[layer, here])[:] = h.flatten(0, 1)
 
-        running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
+        running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.runner.input_device))
         with half_precision(lm, self.low):
-            lm.capture(running, range(lm.n_layers + 1), keep)
+            lm.runner.capture(running, range(lm.n_layers + 1), keep)
 
     def forget_uncounted(self) -> None:
         """Keep what is known of counted tokens alone; of which rows they are is forgotten."""

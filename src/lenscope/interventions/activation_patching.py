@@ -51,8 +51,8 @@ def activation_patching(
     difference) where `alternatives` are given; NaN where the two runs are less than 0.01 nats apart.
     Raises LenscopeError where prompts of unequal length are given without pairs.
     """
-    batched, many = lm.prompts(clean)
-    _, others = lm.prompts(corrupted)
+    batched, many = lm.encoder.prompts(clean)
+    _, others = lm.encoder.prompts(corrupted)
     if len(many) != len(others):
         raise LenscopeError(f"{len(many)} clean and {len(others)} corrupted prompts: give one of each to a pair")
     numbers = _layers(lm, layers, 0)

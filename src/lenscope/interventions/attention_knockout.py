@@ -47,7 +47,7 @@ def attention_knockout(
 
     Raises LenscopeError where a query would see nothing, or where the model's attention cannot be told what to hide.
     """
-    batched, many = lm.prompts(prompts)
+    batched, many = lm.encoder.prompts(prompts)
     n = lm.n_layers
     wide_by = max(1, n // 5 - (n // 5 + 1) % 2) if window is None else window
     numbers = _layers(lm, layers, 1)

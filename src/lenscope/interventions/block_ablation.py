@@ -25,6 +25,7 @@ from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN, pad
 from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import EditBlock, Running
+from lenscope.models.exactness import tolerance
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
 from lenscope.models.progress import Progress
@@ -110,19 +111,19 @@ def ablated(lm: LM, layers: int | Sequence[int], change: Change = deletion) -> I
     whatever happened in it. Raises LenscopeError for blocks that do not exist.
     """
     numbers = _blocks(lm, (layers,) if isinstance(layers, int) else layers)
-    with lm.block() as mine, ExitStack() as undo:
+    with lm.runner.block() as mine, ExitStack() as undo:
         for layer in numbers:
-            block = lm.anatomy.blocks[layer - 1]
+            block = lm.runner.anatomy.blocks[layer - 1]
             register = partial(block.register_forward_hook, _changing(lm, mine, layer, change), with_kwargs=True)
-            undo.callback(lm.exclusive.hook(register).remove)
+            undo.callback(lm.runner.exclusive.hook(register).remove)
         yield
 
 
 def _changing(lm: LM, mine: EditBlock, layer: int, change: Change) -> Callable[..., Any]:
-    stream = lm.anatomy.stream
+    stream = lm.runner.anatomy.stream
 
     def after(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if is_stubbed(block) or lm.acts(mine) is None:
+        if is_stubbed(block) or lm.runner.acts(mine) is None:
             return None
         h, out = stream.pack(input_state(args, kwargs)), stream.pack(output_state(output))
         added = _changed(change, out - h, layer)
@@ -165,7 +166,7 @@ def ablate_blocks(
     hooks. Memory is the states of about a thousand tokens at all layers. Raises LenscopeError for text without a
     prediction, blocks that do not exist, and within `edit`.
     """
-    if lm.editing:
+    if lm.runner.editing:
         raise LenscopeError("inside edit() or ablated(): blocks are ablated of a model as it is")
     named = {getattr(changes, "__name__", "change"): changes} if callable(changes) else dict(changes)
     numbers = _blocks(
@@ -211,7 +212,7 @@ def _batches(lm: LM, rows: TextRows) -> Iterator[_Batch]:
         parts = max(1, min(-(-len(many) // most), len(many) // 2))
         for some in np.array_split(np.arange(len(many)), parts):
             held = [many[i] for i in some]
-            device = lm.anatomy.ids.device
+            device = lm.runner.input_device
             yield _Batch(
                 torch.tensor([ids for ids, _, _ in held], device=device),
                 torch.tensor(np.repeat(np.arange(len(held)), [len(p) for _, p, _ in held]), device=device),
@@ -226,23 +227,27 @@ class BlockRun:
     def __init__(self, lm: LM, ids: Tensor, resumes: bool) -> None:
         self.lm, self.resumes = lm, resumes
         prompts = [lm.prompt(row) for row in ids.tolist()]
-        self.running = Running(prompts, range(len(ids)), len(ids), pad(prompts, "right", ids.device), probe=True)
+        self.running = Running(
+            prompts, range(len(ids)), len(ids), pad(prompts, "right", ids.device), without_edits=True
+        )
         self.outputs: list[Any] = []
         self.inputs: list[Tensor] = []
-        pack = lm.anatomy.stream.pack
+        pack = lm.runner.anatomy.stream.pack
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self.inputs.append(pack(input_state(args, kwargs)))
             self.outputs.append(output)
 
-        with lm.exclusive.alone(), ExitStack() as undo:
-            for block in lm.anatomy.blocks:
+        with lm.runner.exclusive.alone(), ExitStack() as undo:
+            for block in lm.runner.anatomy.blocks:
                 undo.callback(block.register_forward_hook(keep, with_kwargs=True).remove)
-            lm.capture(self.running, {lm.n_layers}, lambda _, h: None)
+            lm.runner.capture(self.running, {lm.n_layers}, lambda _, h: None)
 
     def state(self, layer: int) -> Tensor:
         """The state (B, T, D) at a layer of the model as it is."""
-        return self.inputs[0] if not layer else self.lm.anatomy.stream.pack(output_state(self.outputs[layer - 1]))
+        return (
+            self.inputs[0] if not layer else self.lm.runner.anatomy.stream.pack(output_state(self.outputs[layer - 1]))
+        )
 
     def changed(self, layer: int, change: Change) -> tuple[Tensor, Tensor]:
         """The state at `layer` after the change, and what was added less what the block adds, (B, T, D) each."""
@@ -254,14 +259,14 @@ class BlockRun:
     def states(self, layer: int, h: Tensor, read: Collection[int]) -> dict[int, Tensor]:
         """The states at the layers `read` where h is that of `layer`, all of them at or above it."""
         kept: dict[int, Tensor] = {}
-        blocks, state = self.lm.anatomy.blocks, self.lm.anatomy.stream.unpack(h)
-        with self.lm.exclusive.alone(), ExitStack() as undo:
+        blocks, state = self.lm.runner.anatomy.blocks, self.lm.runner.anatomy.stream.unpack(h)
+        with self.lm.runner.exclusive.alone(), ExitStack() as undo:
             if self.resumes:
                 undo.enter_context(_returning(blocks[:layer], [*self.outputs[: layer - 1], None], state, self.outputs))
             else:
                 put = blocks[layer - 1].register_forward_hook(lambda _m, _a, out: with_output_state(out, state))
                 undo.callback(put.remove)
-            self.lm.capture(self.running, {*read}, lambda at, found: kept.update({at: found}))
+            self.lm.runner.capture(self.running, {*read}, lambda at, found: kept.update({at: found}))
         return kept
 
 
@@ -333,7 +338,7 @@ class BlockAblationSums:
         self, h: Sequence[Tensor], final: Tensor, targets: Tensor
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cross-entropy, KL and top token of states (P, D), (n, P) each."""
-        r = reduce(self.lm.readout, self.lm.vocab_size, torch.stack([*h]), final, targets, 1, False)
+        r = reduce(self.lm.runner.readout, self.lm.vocab_size, torch.stack([*h]), final, targets, 1, False)
         if r.kl.isnan().any():
             raise LenscopeError(f"{self.lm.name}: a measure is not a number in {self.lm.dtype}; load it in float32")
         loss, kl, top = (v.cpu().double().numpy() for v in (r.cross_entropy, r.kl, r.top_ids[..., 0]))
@@ -350,12 +355,12 @@ def _resumes(lm: LM) -> bool:
         found: list[list[Tensor]] = []
         try:
             for resumes in (False, True):
-                run = BlockRun(lm, lm.anatomy.ids, resumes)
+                run = BlockRun(lm, lm.runner.anatomy.ids, resumes)
                 places = sorted({1, max(1, n // 2), n})
                 made = [run.states(layer, run.changed(layer, deletion)[0], {n})[n] for layer in places]
-                found.append([lm.own_logits(h.flatten(0, 1)) for h in made])
+                found.append([lm.runner.own_logits(h.flatten(0, 1)) for h in made])
             plain, resumed = (torch.cat(f) for f in found)
-            _resuming[lm] = deviation(resumed, plain) <= lm.tolerance()
+            _resuming[lm] = deviation(resumed, plain) <= tolerance(lm.runner)
         except FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -58,7 +58,7 @@ def causal_tracing(
     (n_layers + 1, T, D) has other vectors to put back instead of the clean states, as controls do: another prompt's
     states, or random ones of the same norms.
     """
-    batched, many = lm.prompts(prompts)
+    batched, many = lm.encoder.prompts(prompts)
     if samples < 1:
         raise LenscopeError(f"samples {samples}: give at least 1")
     if noise is not None and not 0 < noise < float("inf"):
@@ -106,7 +106,7 @@ def causal_tracing(
 
 def embedding_std(lm: LM, prompts: Prompts, subjects: Places) -> float:
     """The standard deviation of all numbers of the subjects' layer-0 states (Meng et al. 2022: σ; noise is 3 σ)."""
-    batched, many = lm.prompts(prompts)
+    batched, many = lm.encoder.prompts(prompts)
     spans = [list(span(p, s)) for p, s in zip(many, _each(subjects, many, batched), strict=True)]
     states = [lm.read(p, 0, at).tensor.flatten() for p, at in zip(many, spans, strict=True)]
     return float(torch.cat(states).double().std())

@@ -139,7 +139,7 @@ def transfer(
             sums = np.zeros(shape)
             for i, layer in enumerate(numbers):
                 h = torch.stack([lens.map(some.h[:, n], layer) for n in range(len(numbers))])
-                r = reduce(lm.readout, lm.vocab_size, h, some.h[:, -1], some.targets, 1, False)
+                r = reduce(lm.runner.readout, lm.vocab_size, h, some.h[:, -1], some.targets, 1, False)
                 sums[:, i] = [_numbers(r.cross_entropy).sum(1), _numbers(r.kl).sum(1)]
             _check(sums, lm)
             before, count, tokens, digest = found
@@ -191,10 +191,10 @@ def _measured(lm: LM, given: Predictions, cells: list[_Cell]) -> tuple[np.ndarra
     for group in groups.unique().tolist():
         mine = (groups == group).nonzero()[:, 0]
         means[group] = torch.zeros(len(cells) + 1, lm.vocab_size, dtype=torch.float64)
-        for some in mine.tensor_split(ceil(len(mine) / averaged_at_once(lm.readout, lm.vocab_size))):
+        for some in mine.tensor_split(ceil(len(mine) / averaged_at_once(lm.runner.readout, lm.vocab_size))):
             states = (lens.map(given.h[some, n], layer) for _, n, lens, layer in cells)
             own: Tensor | None = None
-            read = average(lm.readout, lm.vocab_size, given.h[some, -1], states, given.targets[some])
+            read = average(lm.runner.readout, lm.vocab_size, given.h[some, -1], states, given.targets[some])
             for cell, (r, mean) in enumerate(read):
                 own = r.top_ids if own is None else own
                 columns[some.numpy(), cell] = _columns(r, own, lm)

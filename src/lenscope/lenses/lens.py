@@ -105,7 +105,7 @@ class Lens:
         """
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
         chosen = None if target is None else self.lm.encoder.token_id(target)
-        batched, many = self.lm.prompts(prompts)
+        batched, many = self.lm.encoder.prompts(prompts)
         numbers = self._layers(layers)
         source = provenance(self.lm)
         done = []
@@ -143,7 +143,7 @@ class Lens:
             raise LenscopeError("positions: name as many in the first prompt as in the second")
         states = [_last_positions(s, paired) for s in states]
         h = tuple(side._mapped_all(s, numbers) for (side, _), s in zip(sides, states, strict=True))
-        apart = diverge((self.lm.readout, other.lm.readout), self.lm.vocab_size, (h[0], h[1]))
+        apart = diverge((self.lm.runner.readout, other.lm.runner.readout), self.lm.vocab_size, (h[0], h[1]))
         a, b = (
             side._reduced(s, numbers, None, top_k, provenance(side.lm))
             for (side, _), s in zip(sides, states, strict=True)
@@ -175,7 +175,7 @@ class Lens:
         known = (targets >= 0).cpu()
         final = states[self.lm.n_layers, list(positions)]
         r = reduce(
-            self.lm.readout,
+            self.lm.runner.readout,
             self.lm.vocab_size,
             self._mapped_all(states, layers),
             final,
@@ -187,7 +187,7 @@ class Lens:
         # what the model itself predicts, where the last of the layers does not say it
         own = None
         if layers[-1] != self.lm.n_layers or not (self.f is None or isinstance(self.f, PairMapping)):
-            last = reduce(self.lm.readout, self.lm.vocab_size, final[None], final, None, 1, final_is_last=True)
+            last = reduce(self.lm.runner.readout, self.lm.vocab_size, final[None], final, None, 1, final_is_last=True)
             own = tuple(last.top_ids[0, :, 0].tolist())
         occurring = sorted({*prompt.ids, *np.unique(top_ids).tolist(), *([] if target is None else [target])})
         return Trajectory(

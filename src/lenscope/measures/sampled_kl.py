@@ -65,7 +65,7 @@ class SampledKL:
         next_token: bool = False,
     ) -> None:  # fmt: skip
         self.lm, self.seed, self.low, self.next_token = lm, seed, low, next_token
-        self.readout = lm.readout
+        self.readout = lm.runner.readout
         self.dtype = wide(torch.empty(0, dtype=lm.dtype)).dtype
         self.columns = None if columns is None or columns >= lm.vocab_size else columns
         order = mean.argsort(descending=True)

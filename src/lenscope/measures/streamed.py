@@ -373,7 +373,7 @@ def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Of equal logits the lowest id wins.
     """
-    readout, vocab = lm.readout, lm.vocab_size
+    readout, vocab = lm.runner.readout, lm.vocab_size
     parts = []
     for some in h.split(1024 if readout.splits else max(1, WHOLE // (4 * vocab))):
         x = readout.prepare(some)

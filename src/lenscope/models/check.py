@@ -48,7 +48,7 @@ def check(lm: LM) -> ModelCheck:
     no failure: such prompts run in groups of equal length.
     """
     tolerance = TOLERANCE.get(lm.dtype, 1e-4)
-    anatomy, verified = lm.anatomy, lm.verified
+    anatomy, verified = lm.runner.anatomy, lm.runner.verified
     kinds = sorted({type(b).__name__ for b in anatomy.blocks})
     stream = "" if len(anatomy.stream.rest) == 1 else f", a stream of {' × '.join(map(str, anatomy.stream.rest))}"
     embedded = anatomy.model.get_input_embeddings()(anatomy.ids)
@@ -73,16 +73,17 @@ def check(lm: LM) -> ModelCheck:
         noop, earlier = _patched(lm, layer)
         found.append(_law(f"self-patch at layer {layer} changes nothing", noop, tolerance))
         found.append(_law(f"a patch at layer {layer} leaves earlier positions", earlier, tolerance))
-    right, made, same_run = exactness.right_padding_deviation(lm), generation.check_generation(lm), lm.tolerance()
+    same_run = exactness.tolerance(lm.runner)
+    right, generated = exactness.right_padding_deviation(lm.runner), generation.check_generation(lm.runner)
     found.append(_expedient("right padding (reading)", right, same_run, "prompts of unequal length are read in groups"))
     found.append(
-        _expedient("cache (generating)", made.cached, same_run, "generates without a cache, one prompt a time")
+        _expedient("cache (generating)", generated.cached, same_run, "generates without a cache, one prompt a time")
     )
     found.append(
-        _expedient("left padding (generating)", made.padded, same_run, "prompts of unequal length run in groups")
+        _expedient("left padding (generating)", generated.padded, same_run, "prompts of unequal length run in groups")
     )
-    if made.failure:
-        found.append(Finding("unsupported by transformers", made.failure))
+    if generated.failure:
+        found.append(Finding("unsupported by transformers", generated.failure))
     written, recomputed = _continuations(lm)
     same: bool | None = written == recomputed
     value = "equal" if same else f"differ: {written} and {recomputed}"
@@ -113,7 +114,7 @@ def _expedient(name: str, found: float, tolerance: float, otherwise: str) -> Fin
 
 def _patched(lm: LM, layer: int) -> tuple[float, float]:
     """How far the last layer moves when a state is put in its own place, and before the place of a foreign state."""
-    prompt = lm.anatomy.ids[0].tolist()
+    prompt = lm.runner.anatomy.ids[0].tolist()
     place = len(prompt) // 2
     before = lm.read(prompt, layers=sorted({layer, lm.n_layers}))
     last = before[lm.n_layers, :]
@@ -126,7 +127,7 @@ def _patched(lm: LM, layer: int) -> tuple[float, float]:
 
 
 def _continuations(lm: LM) -> tuple[list[int], list[int]]:
-    prompt = lm.anatomy.ids[0].tolist()
+    prompt = lm.runner.anatomy.ids[0].tolist()
     cached = list(lm.generate(prompt, 8).ids)
     ids = list(prompt)
     for _ in cached:

@@ -1,7 +1,7 @@
 """Edits of the residual stream: what is written where, and by which operation.
 
 Knows: how a vector is put at (layer, position, row) of a batch that is running.
-Does not know: models, hooks (model.py places them), or what an edit is meant to show.
+Does not know: models, hooks (runner.py places them), or what an edit is meant to show.
 """
 
 from collections.abc import Callable, Sequence
@@ -147,9 +147,9 @@ def as_vectors(value: Any, what: str) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class EditBlock:
-    """One open `with` block in which a model, an `LM`, is edited."""
+    """One open `with` block in which the model of a runner is edited."""
 
-    lm: Any
+    runner: Any
 
 
 # The blocks of edits that are open here: in this thread, or in this task of an event loop.
@@ -160,16 +160,16 @@ open_blocks: ContextVar[tuple[EditBlock, ...]] = ContextVar("lenscope_open_block
 class Running:
     """The batch that a model is running: its prompts, their numbers among all that were asked for, and the padding.
 
-    `probe` runs measure the model itself: no edit applies. `blocks` are the open `with` blocks of edits of the thread
-    or task that runs the batch: those of others do not apply to it. `passes` counts forward passes: during generation
-    only the first one, or any that feeds the prompt again, covers the prompt's positions.
+    To runs `without_edits`, which measure the model itself, no edit applies. `blocks` are the `with` blocks of edits
+    that are open in the thread or task that runs the batch: those of others do not apply to it. `passes` counts forward
+    passes: during generation only the first one, or any that feeds the prompt again, covers the prompt's positions.
     """
 
     prompts: Sequence[Prompt]
     numbers: Sequence[int]
     total: int
     batch: Batch
-    probe: bool = False
+    without_edits: bool = False
     passes: int = 0
     blocks: tuple[EditBlock, ...] = ()
 

@@ -6,7 +6,7 @@ Does not know: how states are read or edited (model.py runs the passes), text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from lenscope.errors import LenscopeError
 from lenscope.models.batches import Batch, length_groups, pad
 from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.edits import Running
+from lenscope.models.exactness import tolerance
+from lenscope.models.measurements import Key
 from lenscope.models.prompts import Prompt
+from lenscope.models.readout import wide
 from lenscope.models.residual_stream import probe_text
-
-if TYPE_CHECKING:
-    from lenscope.models.language_model import LM
+from lenscope.models.runner import Runner
 
 # tokens written to measure a cache, and to measure it across a length from which on a model may behave differently
 PROBE_TOKENS, CROSSING_TOKENS = 4, 6
@@ -39,152 +40,155 @@ class GenerationCheck:
     failure: str = ""
 
 
-def generate_greedily(lm: "LM", prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
+def generate_greedily(runner: Runner, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """The greedy continuation of each prompt, up to an end-of-text token or `max_new_tokens`."""
-    ends = end_ids(lm)
+    ends = end_ids(runner)
     out: list[list[int]] = [[] for _ in prompts]
-    for group in length_groups(prompts, lambda short, long: _pads(lm, short, long, max_new_tokens)):
+    for group in length_groups(prompts, lambda short, long: _pads(runner, short, long, max_new_tokens)):
         # rows of one length stop together wherever their cache no longer gives what reading anew gives
         left = list(group)
         while left:
             start = len(prompts[left[-1]]) + len(out[left[-1]])
             new = max_new_tokens - len(out[left[-1]])
-            cached = _tokens_from_cache(lm, start, new)
+            cached = _tokens_from_cache(runner, start, new)
             if cached:
-                batch = _grown(lm, prompts, out, left)
+                batch = _grown(runner, prompts, out, left)
                 running = Running([prompts[i] for i in left], left, len(prompts), batch)
-                for i, ids in zip(left, _generate(lm, running, cached, ends), strict=True):
+                for i, ids in zip(left, _generate(runner, running, cached, ends), strict=True):
                     out[i] += ids
             else:
                 for i in left:
-                    out[i] += _recompute(lm, prompts[i], i, len(prompts), out[i], new, ends)
+                    out[i] += _recompute(runner, prompts[i], i, len(prompts), out[i], new, ends)
             left = [i for i in left if len(out[i]) < max_new_tokens and out[i][-1] not in ends]
     return [tuple(ids) for ids in out]
 
 
-def check_generation(lm: "LM") -> GenerationCheck:
+def check_generation(runner: Runner) -> GenerationCheck:
     """Measure, once per model, on a pair of short prompts of unequal length."""
-    if ("generation",) not in lm.measured:
-        prompts = [lm.prompt(probe_text(lm.anatomy, n, row)) for n, row in ((7, 0), (4, 2))]
-        try:
-            alone = [_gap(lm, [p]) for p in prompts]
-            found = GenerationCheck(max(alone), _gap(lm, prompts))
-        except LenscopeError as error:
-            found = GenerationCheck(float("inf"), float("inf"), str(error))
-        lm.measured["generation",] = found
-    checked: GenerationCheck = lm.measured["generation",]
-    return checked
+    return runner.measured.once(("generation",), lambda: _checked(runner))
 
 
-def _pads(lm: "LM", short: int, long: int, new: int) -> bool:
+def _checked(runner: Runner) -> GenerationCheck:
+    prompts = [runner.encoder.prompt(probe_text(runner.anatomy, n, row)) for n, row in ((7, 0), (4, 2))]
+    try:
+        alone = [_gap(runner, [p]) for p in prompts]
+        return GenerationCheck(max(alone), _gap(runner, prompts))
+    except LenscopeError as error:
+        return GenerationCheck(float("inf"), float("inf"), str(error))
+
+
+def _pads(runner: Runner, short: int, long: int, new: int) -> bool:
     """Whether prompts of `short` to `long` tokens, padded on the left, write what each writes alone.
 
     Not tried where they come to a length, before they end, from which on the model may behave differently.
     """
-    lengths = lm.regimes.key(short, long, long - short, short + new - 1, long + new - 1)
+    lengths = runner.regimes.key(short, long, long - short, short + new - 1, long + new - 1)
     if not any(lengths):
-        return check_generation(lm).padded <= lm.tolerance()
+        return check_generation(runner).padded <= tolerance(runner)
     if lengths[0] != lengths[3] or lengths[1] != lengths[4]:
         return False
-    return _measured(lm, ("left padding", *lengths), [long, short], min(new, PROBE_TOKENS)) <= lm.tolerance()
+    return _measured(runner, ("left padding", *lengths), [long, short], min(new, PROBE_TOKENS)) <= tolerance(runner)
 
 
-def _tokens_from_cache(lm: "LM", start: int, new: int) -> int:
+def _tokens_from_cache(runner: Runner, start: int, new: int) -> int:
     """How many of `new` tokens may be written from the cache of a text of `start` tokens."""
-    tolerance, regimes = lm.tolerance(), lm.regimes
+    limit, regimes = tolerance(runner), runner.regimes
     # the last token that is written is not read any more
     end = start + new - 1
     if not any(regimes.key(start, end)):
-        return new if check_generation(lm).cached <= tolerance else 0
-    inside = _measured(lm, ("cache", regimes.of(start)), [start], PROBE_TOKENS)
-    if not inside <= tolerance:
+        return new if check_generation(runner).cached <= limit else 0
+    inside = _measured(runner, ("cache", regimes.of(start)), [start], PROBE_TOKENS)
+    if not inside <= limit:
         return 0
     for cut in regimes.crossed(start, end):
         before = max(start, cut - 1)
-        if not _measured(lm, ("cache across", cut, cut - before), [before], CROSSING_TOKENS) <= tolerance:
+        if not _measured(runner, ("cache across", cut, cut - before), [before], CROSSING_TOKENS) <= limit:
             return cut - start + 1
     return new
 
 
-def _measured(lm: "LM", key: tuple[Any, ...], lengths: Sequence[int], tokens: int) -> float:
+def _measured(runner: Runner, key: Key, lengths: Sequence[int], tokens: int) -> float:
     """As `_gap` of prompts of some lengths, measured once for each key; infinite where the model fails."""
-    if key not in lm.measured:
-        room = tokens if lm.context is None else min(tokens, lm.context - max(lengths))
-        prompts = [lm.prompt(probe_text(lm.anatomy, n, 2 * row)) for row, n in enumerate(lengths)]
+
+    def gap() -> float:
+        context = runner.encoder.context
+        room = tokens if context is None else min(tokens, context - max(lengths))
+        prompts = [runner.encoder.prompt(probe_text(runner.anatomy, n, 2 * row)) for row, n in enumerate(lengths)]
         try:
-            lm.measured[key] = _gap(lm, prompts, room) if room > 0 else 0.0
+            return _gap(runner, prompts, room) if room > 0 else 0.0
         except LenscopeError:
-            lm.measured[key] = float("inf")
-    gap: float = lm.measured[key]
-    return gap
+            return float("inf")
+
+    return runner.measured.once(key, gap)
 
 
-def _gap(lm: "LM", prompts: list[Prompt], tokens: int = PROBE_TOKENS) -> float:
+def _gap(runner: Runner, prompts: list[Prompt], tokens: int = PROBE_TOKENS) -> float:
     """The deviation of the logits that generate() picks tokens from, against reading the text afresh."""
     steps: list[Tensor] = []
-    batch = pad(prompts, "left", lm.anatomy.ids.device)
-    with lm.exclusive.alone():
-        watch = lm.hook(lm.n_layers, lambda h: steps.append(h[:, -1].clone()))
+    batch = pad(prompts, "left", runner.input_device)
+    with runner.exclusive.alone():
+        watch = runner.hook(runner.n_layers, lambda h: steps.append(h[:, -1].clone()))
         try:
-            written = _generate(lm, Running(prompts, range(len(prompts)), len(prompts), batch, probe=True), tokens, [])
+            running = Running(prompts, range(len(prompts)), len(prompts), batch, without_edits=True)
+            written = _generate(runner, running, tokens, [])
         finally:
             watch.remove()
     found: list[Tensor] = []
     expected: list[Tensor] = []
     for row, (prompt, ids) in enumerate(zip(prompts, written, strict=True)):
         for n in range(len(ids)):
-            expected.append(lm.probe([*prompt.ids, *ids[:n]])[-1])
+            expected.append(runner.read_plain([*prompt.ids, *ids[:n]])[-1])
             found.append(steps[n][row])
-    return deviation(lm.own_logits(torch.stack(found)), lm.own_logits(torch.stack(expected)))
+    return deviation(runner.own_logits(torch.stack(found)), runner.own_logits(torch.stack(expected)))
 
 
-def _grown(lm: "LM", prompts: Sequence[Prompt], written: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
+def _grown(runner: Runner, prompts: Sequence[Prompt], written: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
     """The texts of some rows so far, prompt and what was written, padded on the left."""
     texts = [Prompt("", (*prompts[i].ids, *written[i]), (), ()) for i in rows]
-    return pad(texts, "left", lm.anatomy.ids.device)
+    return pad(texts, "left", runner.input_device)
 
 
-def _generate(lm: "LM", running: Running, max_new_tokens: int, ends: list[int]) -> list[tuple[int, ...]]:
+def _generate(runner: Runner, running: Running, max_new_tokens: int, ends: list[int]) -> list[tuple[int, ...]]:
     """transformers' greedy generate on a left-padded batch."""
     batch = running.batch
     # A config of our own in place of the checkpoint's: generate() fills whatever is left open from the latter.
     pinned = GenerationConfig(
         do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=(ends or [0])[0], use_cache=True
     )
-    kept = lm.model.generation_config
+    kept = runner.model.generation_config
 
     def look(h: Tensor) -> None:
         # the last position of every row is a token of its text: pads stand on the left
-        lm.require_finite(h[:, -1], lm.n_layers)
+        runner.require_finite(h[:, -1], runner.n_layers)
 
     try:
-        with lm.running(running), lm.watching(lm.n_layers, look):
-            lm.model.generation_config = pinned
-            model: Any = lm.model  # its generate comes from a mixin that type checkers do not see
+        with runner.running(running), runner.watching(runner.n_layers, look):
+            runner.model.generation_config = pinned
+            model: Any = runner.model  # its generate comes from a mixin that type checkers do not see
             try:
                 ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
             finally:
-                lm.model.generation_config = kept
+                runner.model.generation_config = kept
     except FAILURES as error:
         if isinstance(error, LenscopeError | torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise LenscopeError(f"{lm.name}: transformers cannot generate with this model ({reason})") from error
+        raise LenscopeError(f"{runner.name}: transformers cannot generate with this model ({reason})") from error
     return [_until_end(row, ends) for row in ids[:, batch.ids.shape[1] :].tolist()]
 
 
 def _recompute(
-    lm: "LM", prompt: Prompt, number: int, total: int, before: Sequence[int], new: int, ends: list[int]
+    runner: Runner, prompt: Prompt, number: int, total: int, before: Sequence[int], new: int, ends: list[int]
 ) -> list[int]:
     """Up to `new` greedy tokens without a cache: prompt and what was written are read from the start for every one."""
     written: list[int] = []
     kept: list[Tensor] = []
     while len(written) < new and not (written and written[-1] in ends):
-        ids = torch.tensor([[*prompt.ids, *before, *written]], device=lm.anatomy.ids.device)
+        ids = torch.tensor([[*prompt.ids, *before, *written]], device=runner.input_device)
         # the prompt itself, without what was written: edits name its positions
         running = Running([prompt], [number], total, Batch(ids, torch.ones_like(ids), (0,), (ids.shape[1],)))
-        lm.capture(running, {lm.n_layers}, lambda _, h: kept.append(h[0, -1]))
-        written.append(int(lm.unembed(kept.pop()).argmax()))
+        runner.capture(running, {runner.n_layers}, lambda _, h: kept.append(h[0, -1]))
+        written.append(int(wide(runner.own_logits(kept.pop()[None])).argmax()))
     return written
 
 
@@ -193,9 +197,9 @@ def _until_end(row: list[int], ends: list[int]) -> tuple[int, ...]:
     return tuple(row[:stop])
 
 
-def end_ids(lm: "LM") -> list[int]:
+def end_ids(runner: Runner) -> list[int]:
     """The token ids that end a text."""
-    ends = getattr(lm.model.generation_config, "eos_token_id", None)
+    ends = getattr(runner.model.generation_config, "eos_token_id", None)
     if ends is None:
-        ends = getattr(lm.model.config.get_text_config(), "eos_token_id", None)
+        ends = getattr(runner.model.config.get_text_config(), "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

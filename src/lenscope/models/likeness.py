@@ -82,8 +82,8 @@ def _environment(lm: "LM") -> str:
 def _probe(lm: "LM") -> list[float]:
     """Some logits of two short texts, to three digits."""
     step = max(1, lm.vocab_size // PROBED)
-    texts = (lm.anatomy.ids[row].tolist() for row in (0, 2))
-    logits = torch.cat([lm.unembed(lm.probe(ids)[-1])[::step][:PROBED] for ids in texts])
+    texts = (lm.runner.anatomy.ids[row].tolist() for row in (0, 2))
+    logits = torch.cat([lm.unembed(lm.runner.read_plain(ids)[-1])[::step][:PROBED] for ids in texts])
     return [float(f"{value:.3g}") for value in logits.tolist()]
 
 

@@ -34,7 +34,7 @@ def provenance(lm: "LM") -> dict[str, Any]:
         "dtype": str(lm.dtype).removeprefix("torch."),
         "device": str(lm.device),
         "attention": attention,
-        "readout": lm.readout.description,
-        "readout_deviation": lm.verified.deviation,
+        "readout": lm.runner.readout.description,
+        "readout_deviation": lm.runner.verified.deviation,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

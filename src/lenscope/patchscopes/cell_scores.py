@@ -79,7 +79,7 @@ class CellScores:
         together = (target == target[0]).all()
         # one unpatched run for all, or each row beside that of its own target
         states, base = (h[:, None], self.base[target[:1]]) if together else (h[None], self.base[target])
-        r = reduce(self.lm.readout, self.lm.vocab_size, states, base, None, self.ids.shape[1], False)
+        r = reduce(self.lm.runner.readout, self.lm.vocab_size, states, base, None, self.ids.shape[1], False)
         self.ids[mine] = r.top_ids.reshape(len(mine), -1).cpu().numpy()
         self.log_probs[mine] = r.top_log_probs.reshape(len(mine), -1).cpu().numpy()
         for name in ("max_probability", "entropy", "kl"):
@@ -89,15 +89,15 @@ class CellScores:
         single = {n: [i[0] if len(i) == 1 else -1 for i in ids] for n, ids in self.answers.items()}
         if any(max(ids) >= 0 for ids in single.values()):
             _, _, totals = top_token(self.lm, self.base)
-            x, z = self.lm.readout.prepare(h), self.lm.readout.prepare(self.base)
-            top = wide(self.lm.readout.tokens(x, r.top_ids.reshape(len(mine), -1)[:, 0]))
+            x, z = self.lm.runner.readout.prepare(h), self.lm.runner.readout.prepare(self.base)
+            top = wide(self.lm.runner.readout.tokens(x, r.top_ids.reshape(len(mine), -1)[:, 0]))
             total = top - r.top_log_probs.reshape(len(mine), -1)[:, 0]
             for name, ids in single.items():
                 # each target's own token; where the answer has several there, what is computed is not used
                 token = torch.tensor(ids, device=x.device)
                 here = torch.from_numpy(np.flatnonzero(np.array(ids)[target] >= 0))
-                patched = wide(self.lm.readout.tokens(x, token[torch.from_numpy(target)].clamp_min(0))) - total
-                plain = wide(self.lm.readout.tokens(z, token.clamp_min(0))) - totals
+                patched = wide(self.lm.runner.readout.tokens(x, token[torch.from_numpy(target)].clamp_min(0))) - total
+                plain = wide(self.lm.runner.readout.tokens(z, token.clamp_min(0))) - totals
                 self._answer(name, mine[here.numpy()], patched[here], plain[torch.from_numpy(target)][here])
 
     def _compare(self, rows: np.ndarray) -> None:
@@ -109,7 +109,7 @@ class CellScores:
         chosen = self.ids[mine, 0]
         lm = self.source_lm
         states = self.states[torch.from_numpy(final)].to(lm.device, lm.dtype)
-        z = wide(lm.readout.tokens(lm.readout.prepare(states), torch.from_numpy(chosen).to(lm.device)))
+        z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(states), torch.from_numpy(chosen).to(lm.device)))
         self.measures["surprisal"][mine] = (self.own_total[torch.from_numpy(final)] - z).cpu().numpy()
         self.measures["precision"][mine] = self.own_top[final] == chosen
 
@@ -157,7 +157,7 @@ def log_prob(lm: LM, h: Tensor, ids: Sequence[int]) -> Tensor:
     flat = h.flatten(0, 1)
     _, _, total = top_token(lm, flat)
     wanted = torch.tensor(ids, device=flat.device).repeat(len(h))
-    z = wide(lm.readout.tokens(lm.readout.prepare(flat), wanted))
+    z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(flat), wanted))
     return (z - total).double().view(h.shape[:2]).sum(1)
 
 

@@ -69,7 +69,7 @@ class _Places:
         row, token = (torch.tensor(v, device=h.device) for v in (self.row, self.token))
         for layer, states in enumerate(h):
             _, _, total = top_token(lm, states)
-            z = wide(lm.readout.tokens(lm.readout.prepare(states[row]), token)) - total[row]
+            z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(states[row]), token)) - total[row]
             found[layer] = z.double().cpu().numpy()
         ends = np.cumsum([len(a) for some in self.answers for a in some])
         summed = np.add.reduceat(found, [0, *ends[:-1]], axis=1)
@@ -169,7 +169,7 @@ def _states(lm: LM, prompts: Sequence[Prompt], places: _Places, layers: list[int
     several = [i for i, inner in enumerate(places.inner) if inner]
     for i in several:
         longest = len(prompts[i]) + max(map(len, places.inner[i]))
-        forks = not lm.editing and rows.exact(lm, "fork", len(prompts[i]), longest)
+        forks = not lm.runner.editing and rows.exact(lm, "fork", len(prompts[i]), longest)
         read = _forked if forks else _whole
         parts = list(read(lm, prompts[i], places.inner[i], layers))
         out[:, starts[i] : starts[i + 1]] = torch.cat(parts, 1)
@@ -194,9 +194,9 @@ def _forked(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: li
     def keep(layer: int, h: Tensor) -> None:
         kept[layer] = h[0, -1:].to(lm.device, copy=True)
 
-    with lm.exclusive.alone(), ExitStack() as undo:
+    with lm.runner.exclusive.alone(), ExitStack() as undo:
         for n in layers:
-            undo.callback(lm.hook(n, lambda h, n=n: keep(n, h)).remove)
+            undo.callback(lm.runner.hook(n, lambda h, n=n: keep(n, h)).remove)
         cache = Prefixes(lm).own([prompt.ids])
     yield torch.stack([kept[n] for n in layers])
     within: dict[int, Tensor] = {}
@@ -208,6 +208,6 @@ def _forked(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: li
     # pads come after all that is read, and no state sees what comes after it
     ids = [[*tokens, *[tokens[-1]] * (longest - len(tokens))] for tokens in inner]
     own = np.zeros(len(inner), dtype=np.int64)
-    Staircase(lm, cache, own, own, {}, take).run(torch.tensor(ids, device=lm.anatomy.ids.device))
+    Staircase(lm, cache, own, own, {}, take).run(torch.tensor(ids, device=lm.runner.input_device))
     for n, tokens in enumerate(inner):
         yield torch.stack([within[layer][n, : len(tokens)] for layer in layers])

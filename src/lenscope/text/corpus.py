@@ -213,7 +213,7 @@ class Corpus:
 
     def _write(self, wanted: int, rows: int, start: int, rank: int, world: int) -> Iterator[TokenBatch]:
         marks = find_marks(self.lm)
-        special = [*mark_ids(self.lm).tolist(), *end_ids(self.lm)]
+        special = [*mark_ids(self.lm).tolist(), *end_ids(self.lm.runner)]
         # which model writes, as it is now
         writer = model_hash(self.lm.model) or id(self.lm.model)
         seed = (self.seed, *(round(share * 2**32) for share in self.part))

@@ -38,7 +38,7 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
     out[:, :shown] = starts
     if shown == length:
         return out
-    ends = np.array([i for i in generation.end_ids(lm) if i not in first], dtype=np.int64)
+    ends = np.array([i for i in generation.end_ids(lm.runner) if i not in first], dtype=np.int64)
     # how many tokens of `first` are still to be written
     due = np.zeros(len(numbers), dtype=np.int64)
 

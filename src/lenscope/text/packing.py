@@ -44,7 +44,7 @@ def pack(lm: LM, documents: Iterable[Document], length: int) -> Iterator[np.ndar
 def mark_ids(lm: LM) -> np.ndarray:
     """The ids of all tokens that are no text: those around documents, and the special tokens of the tokenizer."""
     marks = find_marks(lm)
-    special = end_ids(lm) if lm.encoder.spelling is None else lm.encoder.spelling.special
+    special = end_ids(lm.runner) if lm.encoder.spelling is None else lm.encoder.spelling.special
     return np.array(sorted({*marks.row, *marks.document, *marks.end, *special}), dtype=np.int64)
 
 
@@ -113,7 +113,7 @@ def find_marks(lm: LM) -> Marks:
     if tokenizer is None:
         config = lm.model.config.get_text_config()
         named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
-        ids = [i for i in (*named, *end_ids(lm)) if isinstance(i, int) and 0 <= i < known]
+        ids = [i for i in (*named, *end_ids(lm.runner)) if isinstance(i, int) and 0 <= i < known]
         return Marks((), tuple(ids[:1]), ())
     before, behind = _around(lm)
     if before or behind:

@@ -50,8 +50,8 @@ def _run(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequ
     prompts = [prompt for prompt, _, _ in rows]
     wanted = (*layers, lm.n_layers)
     kept: dict[int, Tensor] = {}
-    running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.anatomy.ids.device))
-    lm.capture(running, set(wanted), lambda layer, h: kept.update({layer: h.to(lm.device, copy=True)}))
+    running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.runner.input_device))
+    lm.runner.capture(running, set(wanted), lambda layer, h: kept.update({layer: h.to(lm.device, copy=True)}))
     counts = torch.from_numpy(np.stack([c for _, c, _ in rows]))
     return RowStates(tuple(prompts), torch.stack([kept[n] for n in wanted]), counts, np.stack([u for _, _, u in rows]))
 

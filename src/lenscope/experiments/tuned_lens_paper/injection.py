@@ -241,7 +241,7 @@ def _plain(setting: Setting, texts: Sequence[str], layers: tuple[int, ...], unit
             finals = torch.cat([s[lm.n_layers, :][:-1] for s in read])
             following = torch.tensor([i for n in some for i in many[n].ids[1:]], device=finals.device)
             if len(finals):
-                z = wide(lm.readout.tokens(lm.readout.prepare(finals), following))
+                z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(finals), following))
                 own = (top_token(lm, finals)[2] - z).double().cpu().split([len(many[i]) - 1 for i in some])
             for n, (i, s) in enumerate(zip(some, read, strict=True)):
                 states[i] = s[list(layers), slice(min(1, len(many[i]) - 1), None)].double().mean(1)
