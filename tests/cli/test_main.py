@@ -1,0 +1,128 @@
+"""The command line where things fail: pipes, disks, interruptions, memory; each is a line and a status."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import lenscope as ls
+
+MAIN = "from lenscope.cli.main import main; main()"
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+
+
+def process(code, *arguments, **how):
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output="stdout" not in how, check=False, **how)
+
+
+def test_help_and_version_do_not_load_the_heavy_libraries():
+    code = "import sys; from lenscope.cli.main import command_line; command_line(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_and_version(run):
+    for command in ([], ["lens"], ["check"], ["demo"]):
+        status, out, _ = run(*command, "--help")
+        assert status == 0
+        assert "Usage" in out
+    assert run("--version") == (0, f"lenscope {ls.__version__}\n", "")
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "lenscope", "--version"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"lenscope {ls.__version__}\n")
+
+
+def test_an_unknown_command_is_one_line(mistaken):
+    assert "No such command 'peer'" in mistaken("peer")
+
+
+def test_an_argument_that_is_no_text_is_one_line(run):
+    status, out, err = run("lens", "caf\udce9")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "caf\\udce9: is no text" in err
+
+
+def test_an_error_is_one_line_whatever_it_names(run):
+    status, _, err = run("lens", "hi", "--layers", "\x1b[31m\u202e\n9")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "<1B>[31m<202E>" in err
+    status, _, err = run("lens", "hi", "--no\x1b[31m")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "\x1b" not in err
+
+
+@FULL
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["reproduce"], ["reproduce", "--json"], ["lens", "--help"]]
+)
+def test_a_full_disk_behind_stdout_is_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        done = process(MAIN, *arguments, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "lenscope: the output cannot be written (No space left on device)\n"
+
+
+def test_a_closed_pipe_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = process(MAIN, "reproduce", stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_cannot_be_saved_was_shown(run, model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ls.Grid, "save", full)
+    status, out, err = run("patch", "the cat", "-m", model, "-t", "a b", "-n", "1", "-o", str(tmp_path / "g.json"))
+    assert status == 2
+    assert "p(1st)" in out
+    assert err.endswith("cannot be written (No space left on device)\n")
+    monkeypatch.setattr("lenscope.lenses.trajectory_files.Json._add", full)
+    status, out, err = run("lens", "hi", "-m", model, "-o", str(tmp_path / "r.json"))
+    assert status == 2
+    assert "colour" in out
+    assert "r.json: cannot be written (No space left on device)" in err
+    assert [p.name for p in tmp_path.iterdir()] == []
+
+
+PRESS = """
+import os, signal, sys
+# a process that was started in the background would ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
+pressed = sys.argv.pop(1)
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == pressed:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+from lenscope.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["typer", "lenscope.cli.lens", "rich.table", "lenscope.models.loading", "torch", "numpy"]
+)
+def test_an_interruption_while_things_are_imported_is_one_line(module, model):
+    done = process(PRESS, module, "lens", "hi", "-m", model)
+    assert (done.returncode, done.stdout) == (130, b"")
+    assert done.stderr.decode() == "lenscope: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried")]
+)
+def test_too_little_memory_is_one_line(run, model, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ls.Lens, "trajectory", fail)
+    status, out, err = run("lens", "hi", "-m", model)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "out of memory" in err

@@ -1,0 +1,38 @@
+"""The command of Patchscopes, on the real model and on a tiny one."""
+
+import json
+
+import lenscope as ls
+
+
+def test_patch_explains_layer_by_layer_and_says_mistakes_in_one_line(smollm2, run, tmp_path):
+    """The paper's example, on the real model."""
+    path = tmp_path / "said.json"
+    code, out, _ = run("patch", "Diana, Princess of Wales", "--layers", "0,12", "-n", "6", "-o", str(path), "--json")
+    grid = json.loads(out)
+    assert code == 0
+    assert grid["cells"]["layer"] == [0, 12]
+    assert "Country" in grid["texts"][0]
+    assert "British monarch" in grid["texts"][1]
+    assert json.loads(path.read_text()) == grid
+    for wrong, message in (
+        (["--at", "nobody"], "'nobody': not in the prompt"),
+        (["--layers", "40"], "layer 40: smollm2-135m has layers 0–30"),
+        (["--below", "x"], "target, none, source"),
+        (["--target", "idenity"], "there are identity, entity"),
+        (["--mapping", str(tmp_path)], "mapping"),
+    ):
+        code, out, err = run("patch", "Diana", *wrong)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_an_interruption_is_one_line_and_status_130(run, model, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ls.LM, "read", stop)
+    code, out, err = run("patch", "the cat", "-m", model, "-t", "a b")
+    assert (code, out) == (130, "")
+    assert err.endswith("lenscope: interrupted\n")
