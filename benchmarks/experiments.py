@@ -55,8 +55,8 @@ def tasks(lm: ls.LM) -> dict[str, Task]:
     same = tuple((n, n) for n in every)
     ninth = sorted(set(np.linspace(0, lm.n_layers, 9).round().astype(int).tolist()))
     return {
-        "next-token": Task(DOCUMENT, methods.named("identity"), 0, same),
-        "entities": Task("Diana, Princess of Wales", methods.named("entity"), 20, same),
+        "next-token": Task(DOCUMENT, methods.named_target("identity"), 0, same),
+        "entities": Task("Diana, Princess of Wales", methods.named_target("entity"), 20, same),
         "attributes": Task(SENTENCE, HOP, 10, tuple((s, t) for s in ninth for t in ninth), True),
         "multihop": Task(PHRASE, HOP, 8, tuple((s, t) for s in third for t in third), True),
     }

@@ -64,7 +64,7 @@ def main() -> None:
     lm = ls.load(args.model)
     layers = list(range(0, lm.n_layers + 1, args.step))
     states = lm.read([r["name"] for r in rows], positions=-1)
-    target = methods.named("entity")
+    target = methods.named_target("entity")
     shares = {}
     for below in BELOW:
         scope = ls.Patchscope(lm, ls.Target(target.prompt, target.at, target.every, below))

@@ -16,7 +16,7 @@ from lenscope.directions.covariances import (
     covariance_similarity,
     covariances,
     largest_components,
-    pooled,
+    pool_covariances,
     trimmed,
 )
 from lenscope.errors import LenscopeError
@@ -122,25 +122,25 @@ def test_parts_pool_to_the_whole(lm64, corpus):
     batches = rows_of(corpus, 256)
     parts = [covariances(lm64, some) for some in by_document(batches, 3)]
     whole = covariances(lm64, batches)
-    both = pooled(parts)
+    both = pool_covariances(parts)
     assert both.count == whole.count
     assert torch.allclose(both.matrices, whole.matrices, atol=1e-11, rtol=0)
     assert torch.allclose(both.means, whole.means, atol=1e-12, rtol=0)
     # a part twice and another not at all, as a resample takes them
     x = [stored(lm64, some) for some in by_document(batches, 3)]
-    again = pooled(parts, [2, 0, 1])
+    again = pool_covariances(parts, [2, 0, 1])
     assert again.matrices.numpy() == pytest.approx(covariance(np.concatenate([x[0], x[0], x[2]])), abs=1e-10)
 
 
 def test_pooling_refuses_what_does_not_fit(lm64, corpus):
     some = covariances(lm64, rows_of(corpus, 32), [1])
     with pytest.raises(LenscopeError, match="not all 0"):
-        pooled([some, some], [0, 0])
+        pool_covariances([some, some], [0, 0])
     with pytest.raises(LenscopeError, match="give one of each"):
-        pooled([some], [1, 2])
+        pool_covariances([some], [1, 2])
     other = Covariances((2,), some.count, some.means, some.matrices)
     with pytest.raises(LenscopeError, match="different layers"):
-        pooled([some, other])
+        pool_covariances([some, other])
     with pytest.raises(LenscopeError, match=r"rows: \[5, 6\] has no position that counts"):
         covariances(lm64, [[5, 6]])
     with pytest.raises(LenscopeError, match="no prediction counts"):

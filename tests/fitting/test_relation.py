@@ -138,7 +138,7 @@ def test_a_relation_is_the_mean_of_its_prompts(gpt):
 def test_the_attribute_lens_unembeds_the_relation(gpt):
     f = extraction.fit_relation(gpt, extraction.relation_prompts("So {} has", EXAMPLES), [s for s, _ in EXAMPLES], 2)
     states = gpt.read("So Paris has", positions="Paris")
-    grid = methods.lens(gpt, "So Paris has", f, at="Paris").predict(states, [(2, 4)], top_k=tiny.VOCAB)
+    grid = methods.lens_patchscope(gpt, "So Paris has", f, at="Paris").predict(states, [(2, 4)], top_k=tiny.VOCAB)
     with torch.no_grad():
         h = f(states[2, "Paris"], 2, 4)
         expected = gpt.model.lm_head(gpt.model.transformer.ln_f(h)).log_softmax(-1)

@@ -144,7 +144,8 @@ def test_noise_is_three_deviations_of_the_subjects_embeddings(lm64):
     assert embedding_std(lm64, PROMPT, "cat") == pytest.approx(expected, abs=1e-12)
     assert causal_tracing(lm64, PROMPT, "cat", samples=1).totals["noise"][0] == pytest.approx(3 * expected, rel=1e-6)
     pooled = embedding_std(lm64, [PROMPT, OTHER], ["cat", "dog"])
-    parts = [lm64.read(p, 0, list(iv.span(lm64.prompt(p), s))).tensor for p, s in ((PROMPT, "cat"), (OTHER, "dog"))]
+    subjects = (PROMPT, "cat"), (OTHER, "dog")
+    parts = [lm64.read(p, 0, list(iv.positions_of(lm64.prompt(p), s))).tensor for p, s in subjects]
     assert pooled == pytest.approx(float(torch.cat([t.flatten() for t in parts]).std()), abs=1e-12)
 
 

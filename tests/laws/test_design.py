@@ -38,7 +38,7 @@ def test_files_that_a_page_names_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_names_that_a_page_gives_are_there(page):
-    """As `lenscope.patchscopes.methods.named` and `ls.tasks.mentions`: rooms, modules and what they hold."""
+    """As `lenscope.patchscopes.methods.named_target` and `ls.tasks.mentions`: rooms, modules and what they hold."""
     for name in re.findall(r"\b(?:lenscope|ls)((?:\.\w+)+)", page.read_text()):
         here: Any = lenscope
         for part in name[1:].split("."):

@@ -98,7 +98,7 @@ def unembedded(lm, h):
 @pytest.mark.parametrize("at", [1, -1, "France"])
 def test_the_logit_lens_is_norm_and_head(lm64, plain, at):
     read = lm64.read(SOURCE, positions=at)
-    grid = methods.lens(lm64, SOURCE, at=at).predict(read, top_k=V)
+    grid = methods.lens_patchscope(lm64, SOURCE, at=at).predict(read, top_k=V)
     place = lm64.prompt(SOURCE).position(at)
     lens = ls.Lens(lm64).trajectory(SOURCE, positions=[place])
     assert grid.layer.tolist() == [4] * 5
@@ -115,7 +115,7 @@ def test_the_tuned_lens_is_norm_and_head_of_f(lm64, plain):
     def f(h, layer):
         return h.double() @ a[layer].T + layer
 
-    grid = methods.lens(lm64, SOURCE, f).predict(lm64.read(SOURCE, positions=-1), top_k=V)
+    grid = methods.lens_patchscope(lm64, SOURCE, f).predict(lm64.read(SOURCE, positions=-1), top_k=V)
     lens = ls.Lens(lm64, f).trajectory(SOURCE, positions=-1)
     for n, cell in enumerate(grid):
         same(distribution(grid, n), unembedded(lm64, a[n] @ plain[n, -1] + n))
@@ -132,7 +132,7 @@ def test_the_linear_shortcut_is_least_squares(lm64):
     x, y = (torch.cat([p[layer] for p in pairs]).numpy() for layer in (1, 4))
     solution = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0]
     h = lm64.read(SOURCE, positions=-1)
-    grid = methods.lens(lm64, SOURCE, f).predict(h, [(1, 4)], top_k=V)
+    grid = methods.lens_patchscope(lm64, SOURCE, f).predict(h, [(1, 4)], top_k=V)
     expected = np.append(h[1, -1].numpy(), 1) @ solution
     same(distribution(grid, 0), unembedded(lm64, torch.from_numpy(expected)), atol=1e-4)
 
@@ -178,7 +178,7 @@ def test_zero_shot_features_are_asked_for_at_all_pairs_of_layers(lm64, roomy, st
         h = plain[grid[n].source.layer, grid[n].source.position]
         same(distribution(grid, n), by_hand(lm64.model, ids, {(grid[n].layer, len(ids) - 1): h}))
     for name, text in methods.RELATIONS.items():
-        prompt, slots = methods.named(name).resolve(roomy)
+        prompt, slots = methods.named_target(name).resolve(roomy)
         assert prompt.text == text
         assert prompt.tokens[slots[0]].strip() == "x", name
     assert methods.feature_extraction(lm64, "The river through x").resolved[0][0].text == "The river through x"
@@ -341,4 +341,4 @@ def test_answers_of_several_tokens_are_read_with_the_targets_edits(lm64, states)
 
 def test_unknown_names_are_told_the_known_ones():
     with pytest.raises(ls.LenscopeError, match="there are identity, entity, fruit_inside_color"):
-        methods.named("nothing")
+        methods.named_target("nothing")

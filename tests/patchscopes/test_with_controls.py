@@ -21,7 +21,7 @@ from lenscope.patchscopes.with_controls import (
     ControlledTexts,
     generate_with_controls,
     score_with_controls,
-    table,
+    texts_by_cell,
 )
 
 NAMES = ["The cat", "France", "a test of the mat", "Paris is"]
@@ -93,7 +93,7 @@ def test_shuffled_sources_are_what_other_states_say(lm64, scope):
     answers = ["a", "b", "a", "b"]
     found = generate_with_controls(scope, states, NAMES, [1, 3], answers=answers, max_new_tokens=NEW, seed=3)
     grid = scope.generate(shuffled_sources(states, answers, 3), [1, 3], max_new_tokens=NEW)
-    cells, expected = table(grid)
+    cells, expected = texts_by_cell(grid)
     assert cells == found.cells == tuple((a, b) for a in range(5) for b in (1, 3))
     assert (found.said[SHUFFLED] == expected).all()
     assert (found.said[SHUFFLED] != found.said[VECTOR]).any()

@@ -8,7 +8,7 @@ import tiny
 import lenscope as ls
 from lenscope.fitting.model_to_model import aligned
 from lenscope.models.prompts import Encoder
-from lenscope.text.packing import Marks, counted, find_marks, mark_ids
+from lenscope.text.packing import Marks, counted_positions, find_marks, mark_ids
 
 
 def model(tokenizer):
@@ -58,7 +58,7 @@ def test_marks_written_in_documents_do_not_count(marked, mark):
 
 def test_which_positions_count(marked):
     ids = [5, 6, marked.encoder.token_id("<|im_start|>"), 7]
-    assert counted(ids, mark_ids(marked)).tolist() == [False, True, False, True]
+    assert counted_positions(ids, mark_ids(marked)).tolist() == [False, True, False, True]
 
 
 def test_marks_in_texts_align_no_models(marked):

@@ -41,10 +41,10 @@ def demo_command(
     from lenscope.display.page import page
     from lenscope.files.writing import write_text
     from lenscope.lenses.lens import Lens
-    from lenscope.patchscopes.methods import named
+    from lenscope.patchscopes.methods import named_target
     from lenscope.patchscopes.patchscope import Patchscope
     from lenscope.text.corpus import Corpus
-    from lenscope.text.installed import texts
+    from lenscope.text.installed import installed_texts
 
     console = Screen()
     plain = Lens(lm).trajectory(PROMPT, target=TARGET)
@@ -55,7 +55,7 @@ def demo_command(
     show(console, plain.table(width=console.width))
     console.print(rising(plain))
 
-    corpus = Corpus.open(lm, texts())
+    corpus = Corpus.open(lm, installed_texts())
     how: dict[str, Any] = {"tokens": TOKENS, "recipe": "muon", "held_out": 0.1, "seed": 0}
     console.print()
     if finished is None or other_run(finished, lm, corpus, **how):
@@ -74,7 +74,7 @@ def demo_command(
     show(console, beside(plain, tuned))
 
     states = lm.read(ENTITY, positions=-1)
-    explained = Patchscope(lm, named("entity")).generate(states, "same", max_new_tokens=12)
+    explained = Patchscope(lm, named_target("entity")).generate(states, "same", max_new_tokens=12)
     console.print()
     console.print(headline(lm, repr(ENTITY), console.width, "patchscope"))
     show(console, explained.table(width=console.width))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.directions.basis import Basis, _check
+from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import wide_readout
 from lenscope.engine.resume import _Above
 from lenscope.errors import LenscopeError
@@ -22,7 +22,7 @@ from lenscope.statistics.derangements import shift_ring
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.predictions import TextRows
-from lenscope.text.row_states import _counts, _numbers, row_states
+from lenscope.text.row_states import as_float64, counts_by_unit, row_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +86,14 @@ def alignment(
 
     Raises LenscopeError for a basis of another model, and where one row has more than half of the positions.
     """
-    _check(lm, basis)
+    check_model(lm, basis)
     given = {"logit lens": None} if lenses is None else lenses
     made = [Lens(lm, f, name=name) for name, f in given.items()]
     readout = wide_readout(lm)
     for lens in made:
         lens_layers(lens, basis.layers)
     some = row_states(lm, rows, basis.layers)
-    counts = _counts(some)
+    counts = counts_by_unit(some)
     sums = np.zeros((2, len(made), len(counts), len(basis.layers)))
     row = np.concatenate([np.nonzero(run.counted.numpy())[0] + 10**6 * n for n, run in enumerate(some)])
     source = torch.from_numpy(places_of_other_rows(row, seed))
@@ -162,4 +162,4 @@ def _similarity(lenses: list[Lens], readout: Readout, layer: int, final: Tensor,
         weights = own.exp().mean(0)
         read = (log_probs(readout, lens.map(h[:, part], layer)) for lens in lenses)
         found.append(torch.stack([aitchison_cosine(r[1] - r[0], own[1] - own[0], weights) for r in read]))
-    return _numbers(torch.cat(found, 1))
+    return as_float64(torch.cat(found, 1))

@@ -1,7 +1,7 @@
-"""Directions of the residual stream: bases of states per layer, and what ablating each direction does.
+"""A basis: orthonormal directions of the states of each layer, in order of what ablating them does to a lens.
 
-Knows: shapes, units, orders and signs, the files of bases, intervals, tables for a terminal.
-Does not know: models, how directions are found (causal.py), how they are ablated in a model (ablation.py).
+Knows: shapes, units, orders and signs, the files of bases, states without a direction or with another one's.
+Does not know: how directions are found (causal_basis.py), how they are ablated in a model (influence.py).
 """
 
 import os
@@ -45,10 +45,10 @@ class Basis:
     def __post_init__(self) -> None:
         count, k, size = self.directions.shape if self.directions.ndim == 3 else (0, 0, 0)
         wanted = {"energies": (count, k), "mean": (count, size), "spread": (count, k)}
-        found = {name: tuple(getattr(self, name).shape) for name in wanted}
-        if not k or found != wanted or len(self.layers) != count or size != self.model.get("hidden_size"):
+        shapes = {name: tuple(getattr(self, name).shape) for name in wanted}
+        if not k or shapes != wanted or len(self.layers) != count or size != self.model.get("hidden_size"):
             raise LenscopeError(
-                f"basis: directions of shape {tuple(self.directions.shape)} with {found} for {len(self.layers)} "
+                f"basis: directions of shape {tuple(self.directions.shape)} with {shapes} for {len(self.layers)} "
                 "layers; give (layers, k, D), with energies and spread (layers, k) and a mean (layers, D)"
             )
         if not all(bool(torch.isfinite(getattr(self, name)).all()) for name in ("directions", *wanted)):
@@ -108,19 +108,20 @@ class Basis:
 def load_basis(folder: str | os.PathLike[str]) -> Basis:
     """Read what `Basis.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
     with checked_reading(folder, "is no basis that lenscope saved"):
-        config, found = artifacts.read_folder(folder, STEM)
+        config, tensors = artifacts.read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         layers = tuple(int(n) for n in config["layers"])
         about = str(config["kind"]), str(config["lens"]), dict(config["model"]), dict(config["provenance"])
-        basis = Basis(found["directions"], found["energies"], found["mean"], found["spread"], layers, *about)
+        basis = Basis(tensors["directions"], tensors["energies"], tensors["mean"], tensors["spread"], layers, *about)
         gram = basis.directions.double() @ basis.directions.double().mT
         if not torch.allclose(gram, torch.eye(basis.k, dtype=gram.dtype).expand_as(gram), atol=1e-3):
             raise ValueError("its directions are not orthonormal")
         return basis
 
 
-def _check(lm: LM, basis: Basis) -> None:
+def check_model(lm: LM, basis: Basis) -> None:
+    """Raise LenscopeError where a basis was extracted from another model."""
     if not is_of(basis.model, lm):
         raise LenscopeError(
             f"basis: extracted from {basis.model['model']}, not from {lm.name} or not these weights; extract one anew"

@@ -21,7 +21,7 @@ from lenscope.models.likeness import model_identity
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import wide
-from lenscope.text.packing import counted, mark_ids
+from lenscope.text.packing import counted_positions, mark_ids
 from lenscope.text.predictions import TextRows, nothing_counts
 from lenscope.text.row_states import row_states
 
@@ -254,7 +254,7 @@ def _gathered(lm: LM, rows: TextRows | HiddenStates, layers: tuple[int, ...]) ->
         marks = mark_ids(lm)
         found = []
         for one in rows.split():
-            counts = counted(one.prompts[0].ids, marks)
+            counts = counted_positions(one.prompts[0].ids, marks)
             found.append(one[list(layers), :][:, torch.from_numpy(counts[list(one.positions[0])])])
         if not any(h.shape[1] for h in found):
             raise nothing_counts("position")

@@ -65,7 +65,7 @@ def covariances(
     return Covariances(numbers, count, means, scatter.div_(count))
 
 
-def pooled(parts: Sequence[Covariances], weights: Sequence[float] | None = None) -> Covariances:
+def pool_covariances(parts: Sequence[Covariances], weights: Sequence[float] | None = None) -> Covariances:
     """The covariances of several parts of a text together, each taken `weights` times (by default once).
 
     Exactly what the parts' positions give when read as one text. Raises LenscopeError for parts of different layers,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope import visible_text as visible
-from lenscope.directions.basis import Basis, _check
+from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import energies, wide_readout
 from lenscope.engine.resume import _Above
 from lenscope.lenses.lens import Lens, lens_layers
@@ -26,7 +26,7 @@ from lenscope.models.readout import wide
 from lenscope.statistics.estimates import spearman
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.predictions import TextRows
-from lenscope.text.row_states import _counts, _numbers, row_states
+from lenscope.text.row_states import as_float64, counts_by_unit, row_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +112,11 @@ def influence(
     The blocks above a layer run for many directions together, those below not at all where that was seen to give the
     same. Raises LenscopeError for a basis of another model.
     """
-    _check(lm, basis)
+    check_model(lm, basis)
     lens, readout = Lens(lm, f), wide_readout(lm)
     lens_layers(lens, basis.layers)
     some = row_states(lm, rows, basis.layers)
-    counts = _counts(some)
+    counts = counts_by_unit(some)
     sums = np.zeros((2, len(counts), len(basis.layers), basis.k))
     for n, run in enumerate(some):
         units, final = run.units[run.counted.numpy()], run.states[-1][run.counted]
@@ -125,7 +125,7 @@ def influence(
             h = states[run.counted].to(wide(final[:0]).dtype)
             ablated = basis.ablated(h, layer)
             on_lens = energies(lens, readout, h, ablated, layer)
-            np.add.at(sums[0, :, i], units, _numbers(on_lens.T))
+            np.add.at(sums[0, :, i], units, as_float64(on_lens.T))
             above = _Above(lm, run, layer, i)
             for at in range(0, basis.k, above.together):
                 part = slice(at, at + above.together)
@@ -133,7 +133,7 @@ def influence(
                 changed[:, run.counted] = ablated[part].to(states)
                 last = above(changed)[:, run.counted]
                 kl = reduce(lm.runner.readout, lm.vocab_size, last, final, None, 1, False).kl
-                np.add.at(sums[1, :, i, part], units, _numbers(kl.T))
+                np.add.at(sums[1, :, i, part], units, as_float64(kl.T))
         if progress is not None:
             progress(n + 1, len(some))
     return Influence(basis, sums, counts, {**provenance(lm), "lens": repr(f), "tokens": int(counts.sum())})

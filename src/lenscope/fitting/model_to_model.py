@@ -240,7 +240,7 @@ class PairReader:
         return torch.cat(mixed).roll(sum(counts) // 2).to(self.device)
 
 
-class _Sums:
+class PairSums:
     """What a regression needs of the states, summed in float64 over positions, from a first batch's mean.
 
     `wrong` is `xy` with each x beside a y of another text, all else being equal; a control does with float32.
@@ -270,14 +270,14 @@ class _Sums:
             self.wrong[s].addmm_(own.T, other)
 
 
-class _Regression:
+class RidgeRegression:
     """Ridge regressions from one source layer to all target layers, for every ridge at once, and their controls.
 
     In the eigenvectors of x's correlations a ridge only divides: ŷ = ȳ + (z / (eigenvalues + ridge)) r. `r` is that of
     the true pairs and of the wrong ones. Takes the sums' cross products away, as they are as large as its own.
     """
 
-    def __init__(self, sums: _Sums, s: int) -> None:
+    def __init__(self, sums: PairSums, s: int) -> None:
         mean, y_mean = sums.x[s] / sums.n, sums.y / sums.n
         cov = sums.xx[s] / sums.n - mean.outer(mean)
         std = cov.diagonal().clamp_min(0).sqrt()
@@ -322,17 +322,17 @@ class _Regression:
         return 1 / (self.eigenvalues.clamp_min(0) + ridge)
 
 
-def _regressions(job: PairReader, train: list[Text]) -> list[_Regression]:
+def _regressions(job: PairReader, train: list[Text]) -> list[RidgeRegression]:
     sums = None
     for x, y, counts in job.states(train):
-        sums = sums or _Sums(x, y)
+        sums = sums or PairSums(x, y)
         sums.add(x, y, job.elsewhere(counts))
     assert sums is not None
-    return [_Regression(sums, s) for s in reversed(range(len(sums.x)))][::-1]
+    return [RidgeRegression(sums, s) for s in reversed(range(len(sums.x)))][::-1]
 
 
 def _measured(
-    job: PairReader, test: list[Text], fitted: Affine, shuffled: Affine, regressions: list[_Regression]
+    job: PairReader, test: list[Text], fitted: Affine, shuffled: Affine, regressions: list[RidgeRegression]
 ) -> list[list[dict[str, float | None]]]:
     """Per pair R² and, for the target's last layer, precision@1, of the mapping and its two controls."""
     controls = ("", "_shuffled", "_copy")

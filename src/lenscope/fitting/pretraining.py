@@ -35,7 +35,7 @@ from lenscope.models.progress import Progress
 from lenscope.models.provenance import model_hash
 from lenscope.models.spelling import BETWEEN
 from lenscope.text.corpus import Corpus
-from lenscope.text.documents import Stream
+from lenscope.text.documents import DocumentStream
 
 HEAD = 32
 # of AdamW: how slowly its means of gradients and of their squares change, and its step beside one of Muon
@@ -211,7 +211,7 @@ class PretrainingRun:
         told: dict[str, Any] = {"model": model_hash(lm.model), "corpus": self.corpus.provenance()}
         told |= {"plan": asdict(self.plan), "products": str(self.low or lm.dtype).removeprefix("torch.")}
         # a name alone says nothing of what a stream brings
-        if isinstance(self.corpus.documents, Stream):
+        if isinstance(self.corpus.documents, DocumentStream):
             told["text"] = self.corpus.digest(self.plan.steps * self.plan.rows * self.corpus.length)
         # paths and the tokenizer's name may differ where the content is the same
         identity = json.loads(json.dumps(told, ensure_ascii=False))

@@ -30,7 +30,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.precision import fast_products, low_precision
 from lenscope.models.progress import Progress
 from lenscope.text.corpus import Corpus
-from lenscope.text.documents import Data, Stream
+from lenscope.text.documents import Data, DocumentStream
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
 ROOM = 1 << 29
@@ -92,7 +92,7 @@ def fit(
             "text": digest,
             "products": str(low or lm.dtype).removeprefix("torch."),
         }
-        finished = None if folder is None else finished_lens(folder)
+        finished = None if folder is None else lens_in_folder(folder)
         if finished is not None:
             other = _difference(finished, lm, settings)
             if other:
@@ -127,7 +127,7 @@ def fit(
     return lens
 
 
-def finished_lens(folder: str | Path) -> Affine | None:
+def lens_in_folder(folder: str | Path) -> Affine | None:
     """The lens in the folder of a run, if there is one; LenscopeError where anything else would be overwritten."""
     if not (Path(folder) / CONFIG).exists():
         return None
@@ -154,7 +154,7 @@ def other_run(
     }
     wanted["tokens"] = ceil(tokens / text.length) * text.length
     # a name alone says nothing of what a stream brings
-    if isinstance(text.documents, Stream):
+    if isinstance(text.documents, DocumentStream):
         wanted["text"] = text.digest(tokens)
     return _difference(lens, lm, wanted)
 

@@ -1,4 +1,8 @@
-"""interventions.activation_patching"""
+"""Activation patching: what a state of one prompt's run does to an answer in the run of another.
+
+Knows: which positions of two prompts stand for each other, and what part of the way an answer recovers.
+Does not know: how rows are run, what effects are saved as.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +15,15 @@ from lenscope.interventions.effects import Effects, TracedPrompt, baselines, mea
 from lenscope.interventions.prompt_cells import (
     Answers,
     Prompts,
-    _answer,
-    _each,
-    _effects,
-    _layers,
-    _log_probs,
-    _plain,
-    _rows,
-    _text,
-    _windows,
+    answer_or_next_token,
+    answers_after_prompt,
+    answers_after_rows,
+    as_effects,
+    cell_layers,
+    joined_tokens,
+    layer_windows,
+    one_for_each,
+    replacing_rows,
 )
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Position, Positions, Prompt
@@ -55,22 +59,22 @@ def activation_patching(
     _, others = lm.encoder.prompts(corrupted)
     if len(many) != len(others):
         raise LenscopeError(f"{len(many)} clean and {len(others)} corrupted prompts: give one of each to a pair")
-    numbers = _layers(lm, layers, 0)
-    low, high = _windows(numbers, window, 0, lm.n_layers)
-    found = []
+    numbers = cell_layers(lm, layers, 0)
+    low, high = layer_windows(numbers, window, 0, lm.n_layers)
+    traced = []
     for prompt, other, answer, second in zip(
-        many, others, _each(answers, many, batched), _each(alternatives, many, batched), strict=True
+        many, others, one_for_each(answers, many, batched), one_for_each(alternatives, many, batched), strict=True
     ):
         pairs = _aligned(prompt, other, positions)
-        asked = [_answer(lm, prompt, a) for a in ([answer] if alternatives is None else [answer, second])]
+        asked = [answer_or_next_token(lm, prompt, a) for a in ([answer] if alternatives is None else [answer, second])]
         states = lm.read(prompt).tensor[0]
         parts = []
         for n, (a, b) in enumerate((low[i], high[i]) for i in range(len(numbers)) for _ in pairs):
             source, target = pairs[n % len(pairs)]
             parts += [(n, at, target, at * len(prompt) + source) for at in range(a, b + 1)]
-        made = _rows(other, len(numbers) * len(pairs), states.flatten(0, 1), *np.array(parts).T)
-        lp = _log_probs(lm, made, asked).reshape(len(numbers), len(pairs), -1)
-        whole, base = _plain(lm, prompt, asked), _plain(lm, other, asked)
+        rows = replacing_rows(other, len(numbers) * len(pairs), states.flatten(0, 1), *np.array(parts).T)
+        lp = answers_after_rows(lm, rows, asked).reshape(len(numbers), len(pairs), -1)
+        whole, base = answers_after_prompt(lm, prompt, asked), answers_after_prompt(lm, other, asked)
         measures = measured(lp[..., :1], base[:1])
         totals = baselines(whole[0], base[:1])
         now, full, none = lp[..., 0], whole[0], base[0]
@@ -80,19 +84,19 @@ def activation_patching(
             totals |= {"clean_difference": full, "corrupted_difference": none}
         apart = full - none
         measures["recovered"] = (now - none) / apart if abs(apart) >= LEAST else np.full_like(now, np.nan)
-        answered, rival = [*(_text(lm, ids) for ids in asked), ""][:2]
+        answered, rival = [*(joined_tokens(lm, ids) for ids in asked), ""][:2]
         about = TracedPrompt(
             other.text, other.tokens, tuple((b,) for _, b in pairs), answered, rival, other=prompt.text
         )
-        found.append((about, measures, totals))
-    return _effects(lm, "activation patching", numbers, found, {"window": window})
+        traced.append((about, measures, totals))
+    return as_effects(lm, "activation patching", numbers, traced, {"window": window})
 
 
 def _aligned(clean: Prompt, corrupted: Prompt, positions: Any) -> list[tuple[int, int]]:
     """Pairs of positions, of the clean and of the corrupted prompt."""
-    some = positions if isinstance(positions, list | tuple) else []
-    if some and all(isinstance(p, tuple) and len(p) == 2 for p in some):
-        return [(clean.position(a), corrupted.position(b)) for a, b in some]
+    several = positions if isinstance(positions, list | tuple) else []
+    if several and all(isinstance(p, tuple) and len(p) == 2 for p in several):
+        return [(clean.position(a), corrupted.position(b)) for a, b in several]
     if len(clean) != len(corrupted):
         raise LenscopeError(
             f"the clean prompt has {len(clean)} tokens, the corrupted one {len(corrupted)}: give positions as pairs "

@@ -1,4 +1,8 @@
-"""interventions.attention_knockout"""
+"""Attention knockout: what an answer loses when some positions may not attend to others.
+
+Knows: which attention is barred in which blocks, and what may not be.
+Does not know: how rows are run, what effects are saved as.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,16 +16,16 @@ from lenscope.interventions.prompt_cells import (
     Answers,
     Places,
     Prompts,
-    _answer,
-    _each,
-    _effects,
-    _layers,
-    _log_probs,
-    _plain,
-    _rows,
-    _text,
-    _windows,
-    span,
+    answer_or_next_token,
+    answers_after_prompt,
+    answers_after_rows,
+    as_effects,
+    cell_layers,
+    joined_tokens,
+    layer_windows,
+    one_for_each,
+    positions_of,
+    replacing_rows,
 )
 from lenscope.models.language_model import LM
 
@@ -50,14 +54,13 @@ def attention_knockout(
     batched, many = lm.encoder.prompts(prompts)
     n = lm.n_layers
     wide_by = max(1, n // 5 - (n // 5 + 1) % 2) if window is None else window
-    numbers = _layers(lm, layers, 1)
-    low, high = _windows(numbers, wide_by, 1, n)
-    found = []
-    for prompt, hidden, answer, looking in zip(
-        many, _each(keys, many, batched), _each(answers, many, batched), _each(queries, many, batched), strict=True
-    ):
-        marked = span(prompt, looking)
-        places = [(p,) for p in range(max(marked) + 1)] if hidden is None else [span(prompt, hidden)]
+    numbers = cell_layers(lm, layers, 1)
+    low, high = layer_windows(numbers, wide_by, 1, n)
+    traced = []
+    each = (one_for_each(value, many, batched) for value in (keys, answers, queries))
+    for prompt, hidden, answer, looking in zip(many, *each, strict=True):
+        marked = positions_of(prompt, looking)
+        places = [(p,) for p in range(max(marked) + 1)] if hidden is None else [positions_of(prompt, hidden)]
         edges = [_edges(place, marked, len(prompt)) for place in places]
         parts = [
             (i * len(places) + j, low[i] - 1, high[i], *edge)
@@ -65,25 +68,27 @@ def attention_knockout(
             for j in range(len(places))
             for edge in edges[j]
         ]
-        ids = _answer(lm, prompt, answer)
+        ids = answer_or_next_token(lm, prompt, answer)
         none = np.zeros(0, dtype=np.int64)
-        made = _rows(prompt, len(numbers) * len(places), torch.zeros(1, lm.hidden_size), none, none, none, none)
-        lp = _log_probs(lm, replace(made, bars=np.array(parts)), [ids]).reshape(len(numbers), len(places), 1)
-        base = _plain(lm, prompt, [ids])
-        about = TracedPrompt(prompt.text, prompt.tokens, tuple(places), _text(lm, ids), marked=marked)
-        found.append((about, measured(lp, base), {"clean": np.exp(base[0]), "clean_log_prob": base[0]}))
-    return _effects(lm, "attention knockout", numbers, found, {"window": wide_by})
+        made = replacing_rows(
+            prompt, len(numbers) * len(places), torch.zeros(1, lm.hidden_size), none, none, none, none
+        )
+        lp = answers_after_rows(lm, replace(made, bars=np.array(parts)), [ids]).reshape(len(numbers), len(places), 1)
+        base = answers_after_prompt(lm, prompt, [ids])
+        about = TracedPrompt(prompt.text, prompt.tokens, tuple(places), joined_tokens(lm, ids), marked=marked)
+        traced.append((about, measured(lp, base), {"clean": np.exp(base[0]), "clean_log_prob": base[0]}))
+    return as_effects(lm, "attention knockout", numbers, traced, {"window": wide_by})
 
 
 def _edges(keys: Sequence[int], queries: Sequence[int], length: int) -> list[tuple[int, int, int]]:
     """(first query, query after the last, key) of what is barred; -1: the last position and all that follow it."""
-    found = []
+    edges = []
     for q in queries:
         barred = [k for k in keys if k <= q]
         # the token before is in every window of local attention; without both, a query might see nothing
         if q in barred and (q == 0 or q - 1 in barred):
             raise LenscopeError(f"keys {q}: query {q}, hidden from itself, must still see the token before it")
-        found += [(q, -1 if q == length - 1 else q + 1, k) for k in barred]
-    if not found:
+        edges += [(q, -1 if q == length - 1 else q + 1, k) for k in barred]
+    if not edges:
         raise LenscopeError(f"keys {list(keys)}: come after the queries {list(queries)}, which never see them")
-    return found
+    return edges

@@ -189,7 +189,7 @@ def ablate_blocks(
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class EqualRows:
     """Rows of equal length, ids (B, T), and their predictions: row, position and next token (P,), and unit."""
 
     ids: Tensor
@@ -198,7 +198,7 @@ class _Batch:
     units: np.ndarray
 
 
-def _batches(lm: LM, rows: TextRows) -> Iterator[_Batch]:
+def _batches(lm: LM, rows: TextRows) -> Iterator[EqualRows]:
     """All rows, as many of equal length together as fit; never one alone that could run with others."""
     by_length: dict[int, list[tuple[tuple[int, ...], np.ndarray, np.ndarray]]] = {}
     units: dict[tuple[str, int], int] = {}
@@ -213,7 +213,7 @@ def _batches(lm: LM, rows: TextRows) -> Iterator[_Batch]:
         for some in np.array_split(np.arange(len(many)), parts):
             held = [many[i] for i in some]
             device = lm.runner.input_device
-            yield _Batch(
+            yield EqualRows(
                 torch.tensor([ids for ids, _, _ in held], device=device),
                 torch.tensor(np.repeat(np.arange(len(held)), [len(p) for _, p, _ in held]), device=device),
                 torch.tensor(np.concatenate([p for _, p, _ in held]), device=device),
@@ -291,7 +291,7 @@ class BlockAblationSums:
             self.clean[name][i, m] = 0
             self.read_sums[name][i, :, [b for b, layer in enumerate(layers) if layer <= read[m]], m] = 0
 
-    def take(self, batch: _Batch, run: BlockRun) -> None:
+    def take(self, batch: EqualRows, run: BlockRun) -> None:
         """Add what a batch shows: its run as it is, and with each block changed."""
         last, at = self.lm.n_layers, (batch.row, batch.position)
         final, targets = run.state(last)[at], batch.ids[batch.row, batch.position + 1]

@@ -1,4 +1,8 @@
-"""interventions.causal_tracing"""
+"""Causal tracing: where a clean state, put back, restores an answer whose subject was corrupted.
+
+Knows: how large the noise is, which states a row takes of the corrupted run and which of the clean one.
+Does not know: how rows are run, what effects are saved as.
+"""
 
 from collections.abc import Sequence
 
@@ -13,16 +17,16 @@ from lenscope.interventions.prompt_cells import (
     Answers,
     Places,
     Prompts,
-    _after,
-    _answer,
-    _each,
-    _effects,
-    _layers,
-    _longer,
-    _rows,
-    _text,
-    _windows,
-    span,
+    answer_or_next_token,
+    answers_after_one_prefix,
+    as_effects,
+    cell_layers,
+    joined_tokens,
+    layer_windows,
+    one_for_each,
+    positions_of,
+    replacing_rows,
+    with_answer_begun,
 )
 from lenscope.models import edits
 from lenscope.models.edits import Edit
@@ -63,18 +67,16 @@ def causal_tracing(
         raise LenscopeError(f"samples {samples}: give at least 1")
     if noise is not None and not 0 < noise < float("inf"):
         raise LenscopeError(f"noise {noise}: give a positive standard deviation, such as 3 * embedding_std(...)")
-    numbers = _layers(lm, layers, 0)
-    given = _each(None if restore is None else [restore] if isinstance(restore, Tensor) else restore, many, True)
-    found = []
-    for prompt, subject, answer, at, other in zip(
-        many, _each(subjects, many, batched), _each(answers, many, batched), _each(positions, many, batched), given,
-        strict=True,
-    ):  # fmt: skip
-        marked = span(prompt, subject)
-        ids = _answer(lm, prompt, answer)
-        places = prompt.positions() if at is None else span(prompt, at)
+    numbers = cell_layers(lm, layers, 0)
+    given = one_for_each(None if restore is None else [restore] if isinstance(restore, Tensor) else restore, many, True)
+    traced = []
+    each = (one_for_each(value, many, batched) for value in (subjects, answers, positions))
+    for prompt, subject, answer, at, other in zip(many, *each, given, strict=True):
+        marked = positions_of(prompt, subject)
+        ids = answer_or_next_token(lm, prompt, answer)
+        places = prompt.positions() if at is None else positions_of(prompt, at)
         sigma = 3 * embedding_std(lm, prompt, list(marked)) if noise is None else noise
-        longer = _longer(lm, prompt, ids)
+        longer = with_answer_begun(lm, prompt, ids)
         clean = lm.read(longer).tensor[0]
         if other is not None and other.shape != (lm.n_layers + 1, len(prompt), lm.hidden_size):
             raise LenscopeError(
@@ -92,22 +94,23 @@ def causal_tracing(
         back = clean[:, : len(prompt)] if other is None else other.to(clean)
         lp = np.broadcast_to(base, (len(numbers), len(places), samples)).copy()
         if run:
-            made = _restoring(longer, corrupted, back, min(marked), numbers, run, window)
+            rows = _restoring(longer, corrupted, back, min(marked), numbers, run, window)
             known = [places.index(p) for p in run]
-            lp[:, known] = _after(lm, made, [ids]).reshape(len(numbers), -1, samples)
+            lp[:, known] = answers_after_one_prefix(lm, rows, [ids]).reshape(len(numbers), -1, samples)
         own = log_prob(lm, clean[-1:, -len(ids) :], ids).cpu().numpy()
         error = (np.exp(lp) - np.exp(base)).std(-1, ddof=1) / samples**0.5 if samples > 1 else lp[..., 0] * np.nan
         measures = measured(lp, base) | {"standard_error": error}
-        about = TracedPrompt(prompt.text, prompt.tokens, tuple((p,) for p in places), _text(lm, ids), marked=marked)
-        found.append((about, measures, baselines(own[0], base) | {"noise": sigma}))
+        cells = tuple((p,) for p in places)
+        about = TracedPrompt(prompt.text, prompt.tokens, cells, joined_tokens(lm, ids), marked=marked)
+        traced.append((about, measures, baselines(own[0], base) | {"noise": sigma}))
     how = {"window": window, "samples": samples, "seed": seed, "restore": "clean" if restore is None else "given"}
-    return _effects(lm, "causal tracing", numbers, found, how)
+    return as_effects(lm, "causal tracing", numbers, traced, how)
 
 
 def embedding_std(lm: LM, prompts: Prompts, subjects: Places) -> float:
     """The standard deviation of all numbers of the subjects' layer-0 states (Meng et al. 2022: σ; noise is 3 σ)."""
     batched, many = lm.encoder.prompts(prompts)
-    spans = [list(span(p, s)) for p, s in zip(many, _each(subjects, many, batched), strict=True)]
+    spans = [list(positions_of(p, s)) for p, s in zip(many, one_for_each(subjects, many, batched), strict=True)]
     states = [lm.read(p, 0, at).tensor.flatten() for p, at in zip(many, spans, strict=True)]
     return float(torch.cat(states).double().std())
 
@@ -122,14 +125,14 @@ def _restoring(
     restores anything: below, every row shares the clean run, whose states are not used.
     """
     samples, depth, length, _ = corrupted.shape
-    low, high = (np.array(ends) for ends in _windows(layers, window, 0, depth - 1))
+    low, high = (np.array(ends) for ends in layer_windows(layers, window, 0, depth - 1))
     index, at, sample = (
         a.reshape(-1) for a in np.meshgrid(range(len(layers)), np.array(places, dtype=np.int64), range(samples),
                                            indexing="ij")
     )  # fmt: skip
     row, position = (a.reshape(-1) for a in np.meshgrid(np.arange(len(at)), np.arange(first, length), indexing="ij"))
-    kept = position != at[row]
-    row, position = row[kept], position[kept]
+    corrupt = position != at[row]
+    row, position = row[corrupt], position[corrupt]
     start = low[index]
     parts = [(row, start[row], position, (sample[row] * depth + start[row]) * length + position)]
     for step in range(int((high - low).max(initial=0)) + 1):
@@ -137,4 +140,4 @@ def _restoring(
         layer = start[mine] + step
         parts.append((mine, layer, at[mine], samples * depth * length + layer * back.shape[1] + at[mine]))
     vectors = torch.cat([corrupted.flatten(0, 2), back.flatten(0, 1)])
-    return _rows(prompt, len(at), vectors, *(np.concatenate(c) for c in zip(*parts, strict=True)))
+    return replacing_rows(prompt, len(at), vectors, *(np.concatenate(c) for c in zip(*parts, strict=True)))

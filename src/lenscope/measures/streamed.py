@@ -71,7 +71,7 @@ def top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-class _Sums:
+class VocabularySums:
     """Running sums over the vocabulary for states x (G, P, D): what every measure is made of.
 
     With m the largest logit so far, all sums are of exp(z - m), rescaled when m grows.
@@ -86,7 +86,7 @@ class _Sums:
         self.top: tuple[Tensor, Tensor] | None = None
         self.m = self.s = self.sz = self.cross = torch.empty(0)
 
-    def add(self, z: Tensor, start: int, final: "_Sums | None", final_e: Tensor | None) -> Tensor:
+    def add(self, z: Tensor, start: int, final: "VocabularySums | None", final_e: Tensor | None) -> Tensor:
         """Take in the logits z (G, P, C) of the tokens from `start`; overwrites z, returns exp(z - m).
 
         `final` are the sums of the model's final distribution, already advanced by this piece, `final_e` their
@@ -139,7 +139,8 @@ class _Sums:
         above = (z > self.target_logits[..., None]).sum(-1, dtype=torch.int32)
         self.rank = above if self.rank is None else self.rank + above
 
-    def reduced(self, final: "_Sums") -> Reduced:
+    def reduced(self, final: "VocabularySums") -> Reduced:
+        """The measures of the states, against those of the last layer."""
         assert self.top is not None
         if not (torch.isfinite(self.m).all() and torch.isfinite(self.s).all()):
             raise LenscopeError(
@@ -246,13 +247,13 @@ class _Kept:
         self.shifts = [m] * len(self.pieces)
         return self.pieces
 
-    def summed(self, sums: _Sums) -> Tensor:
+    def summed(self, sums: VocabularySums) -> Tensor:
         """Σ over rows of the probabilities, (V,)."""
         both = zip(self.pieces, self.shifts, strict=True)
         return torch.cat([((shift - sums.m[0]).exp() / sums.s[0]) @ e for e, shift in both]).cpu().double()
 
 
-def _summed_in_double(readout: Readout, sums: _Sums, pieces: list[tuple[int, int]]) -> Tensor:
+def _summed_in_double(readout: Readout, sums: VocabularySums, pieces: list[tuple[int, int]]) -> Tensor:
     """As `_Kept.summed`, from logits made again: float64 holds probabilities down to exp(-744)."""
     log_z = (sums.m + sums.s.log())[0].cpu().double()[:, None]
     made = (_logits(readout, sums.x, *piece)[0].cpu().double() for piece in pieces)
@@ -274,7 +275,7 @@ def _walk(
     return Reduced(*(torch.cat([getattr(d, name) for d in done]) for name in Reduced.__dataclass_fields__))
 
 
-def _sums(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> _Sums:
+def _sums(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> VocabularySums:
     """A readout that splits prepares its states once; one that does not would make all logits: it waits."""
     rows = h.flatten(0, 1)
     x = readout.prepare(rows) if readout.splits else rows
@@ -282,7 +283,7 @@ def _sums(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> _Sums:
     if targets is not None:
         ready = x if readout.splits else readout.prepare(rows)
         logits = wide(readout.tokens(ready, targets.repeat(len(h)))).view(h.shape[:2])
-    return _Sums(x.view(*h.shape[:2], -1), targets, logits, k)
+    return VocabularySums(x.view(*h.shape[:2], -1), targets, logits, k)
 
 
 def _logits(readout: Readout, x: Tensor, start: int, stop: int) -> Tensor:

@@ -8,11 +8,11 @@ Ghandeharioun et al. 2024, Table 1, and what came after; T is the target prompt,
 
 | method | call | T | f | ℓ* |
 |---|---|---|---|---|
-| logit lens (nostalgebraist 2020) | `lens(lm, prompt)` | the source's | identity | n_layers |
-| tuned lens (Belrose et al. 2023) | `lens(lm, prompt, translators)` | the source's | affine | n_layers |
-| linear shortcut (Din et al. 2023) | `lens(lm, prompt, fit_mapping(lm, lm, …))` | the source's | affine | n_layers |
-| LRE attribute lens (Hernandez et al. 2023) | `lens(lm, prompt, fit_relation(…))` | the source's | affine | n_layers |
-| Future Lens, linear (Pal et al. 2023) | `lens(lm, prompt, f)`, N tokens ahead | the source's | affine | n_layers |
+| logit lens (nostalgebraist 2020) | `lens_patchscope(lm, p)` | the source's | identity | n_layers |
+| tuned lens (Belrose et al. 2023) | `lens_patchscope(lm, p, fit(…))` | the source's | affine | n_layers |
+| linear shortcut (Din et al. 2023) | `lens_patchscope(lm, p, fit_mapping(…))` | the source's | affine | n_layers |
+| LRE attribute lens (Hernandez et al. 2023) | `lens_patchscope(lm, p, fit_relation(…))` | the source's | affine | n_layers |
+| Future Lens, linear (Pal et al. 2023) | `lens_patchscope(lm, p, f)`, N tokens ahead | the source's | affine | n_layers |
 | Future Lens, fixed prompt | `future_lens(lm)` | asks for more | identity | ℓ |
 | Future Lens, learned prompt | `future_lens(lm, fit_soft_prompt(…))` | learned | identity | ℓ, as learned |
 | token identity (§4.1) | `token_identity(lm)` | repeats tokens | identity | ℓ |
@@ -68,14 +68,14 @@ TARGETS = {
 MARK = "LENSCOPE-PLACEHOLDERS"
 
 
-def named(name: str) -> Target:
+def named_target(name: str) -> Target:
     """A target prompt by its name; LenscopeError if there is none of that name."""
     if name not in TARGETS:
         raise LenscopeError(f"target {name!r}: there are {', '.join(TARGETS)}; or give a target prompt of your own")
     return TARGETS[name]
 
 
-def lens(lm: LM, prompt: PromptLike, f: StateMap | None = None, *, at: Position = -1) -> Patchscope:
+def lens_patchscope(lm: LM, prompt: PromptLike, f: StateMap | None = None, *, at: Position = -1) -> Patchscope:
     """A lens as a Patchscope: T is the source prompt up to the source's position `at`, ℓ* is n_layers.
 
     With f None the logit lens; tuned lens, linear shortcut, LRE attribute lens and linear Future Lens by their f. What

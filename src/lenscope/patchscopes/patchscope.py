@@ -247,7 +247,7 @@ class Patchscope:
             states = self.lm.read([p.ids for p in prompts], self.lm.n_layers, slice(-tokens, None))
         return states[self.lm.n_layers, :]
 
-    def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "_Plan":
+    def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "SweepPlan":
         found = gather(sources, self.source_lm.name)
         source, layer = cells(found, self.layers if layers is None else layers, self.lm)
         target = np.repeat(np.arange(len(self.targets)), len(source))
@@ -285,7 +285,7 @@ class Patchscope:
         op = np.zeros(len(row), dtype=np.int64)
         prompts = tuple(p for p, _ in self.resolved)
         made = PatchedRows(prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(bars))
-        return _Plan(found, self._with_fixed(made), source, layer)
+        return SweepPlan(found, self._with_fixed(made), source, layer)
 
     def _with_fixed(self, made: PatchedRows) -> PatchedRows:
         """The rows with their targets' own edits, which are made before the sources come in."""
@@ -308,7 +308,7 @@ class Patchscope:
             ops=tuple(ops),
         )  # fmt: skip
 
-    def _grid(self, plan: "_Plan", done: list[np.ndarray], fill: Callable[[np.ndarray], dict[str, Any]]) -> Grid:
+    def _grid(self, plan: "SweepPlan", done: list[np.ndarray], fill: Callable[[np.ndarray], dict[str, Any]]) -> Grid:
         kept = np.sort(np.concatenate(done)) if done else np.zeros(0, dtype=np.int64)
         columns = fill(kept)
         known = sorted({int(i) for i in np.unique(columns["ids"]) if i >= 0})
@@ -341,7 +341,7 @@ class Patchscope:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class SweepPlan:
     """What a call runs: its sources, its rows, and which cell each row is."""
 
     sources: Sources

@@ -172,7 +172,7 @@ def generate_with_controls(
                 progress(done + turn * total, 2 * total)
 
         how: Any = {"max_new_tokens": max_new_tokens, "stop": stops, "progress": advance}
-        written.append(table(scope.generate(some, layers, **how)))
+        written.append(texts_by_cell(scope.generate(some, layers, **how)))
     (cells, own), (_, random) = written
     plain = continue_texts(scope.lm, [*prompts_with_text(scope, texts), scope.resolved[0][0]], max_new_tokens, stops)
     return ControlledTexts(
@@ -187,7 +187,7 @@ def generate_with_controls(
     )
 
 
-def table(grid: Grid) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
+def texts_by_cell(grid: Grid) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
     """The texts of a grid of one target as (prompts, cells), and the (source layer, target layer) of each cell.
 
     The grid's sources are hidden states of several prompts, one position each, all at the same layers.

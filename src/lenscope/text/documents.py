@@ -89,7 +89,7 @@ def find_documents(data: Data, field: str = "text") -> Documents:
     ):
         data = _column(data)
     if callable(data):
-        return Stream(getattr(data, "__name__", "stream"), lambda _: data())
+        return DocumentStream(getattr(data, "__name__", "stream"), lambda _: data())
     if isinstance(data, str | os.PathLike):
         name = os.fspath(data)
         paths = _files(name)
@@ -105,7 +105,7 @@ def find_documents(data: Data, field: str = "text") -> Documents:
         return _shelf("list of texts", data, field)
     if iter(data) is data:
         return _shelf("iterator", data, field)
-    return Stream(type(data).__name__, lambda _: iter(data))
+    return DocumentStream(type(data).__name__, lambda _: iter(data))
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Shelf(Documents):
 
 
 @final
-class Stream(Documents):
+class DocumentStream(Documents):
     """Documents that only come one after the other, each time anew; shuffled within a buffer."""
 
     def __init__(
@@ -306,7 +306,7 @@ def _files(name: str) -> list[Path] | None:
     return found
 
 
-def _hub(name: str, field: str) -> Stream:
+def _hub(name: str, field: str) -> DocumentStream:
     """A data set of the hub, streamed."""
     where, *more = name.split(":")
     path, _, revision = where.partition("@")
@@ -328,7 +328,7 @@ def _hub(name: str, field: str) -> Stream:
             # the shards in a random order; within them the stream's own buffer shuffles
             yield from found.shuffle(seed=seed, buffer_size=1)
 
-    return Stream(name, rows, field, {"hub": asked, "datasets": datasets.__version__})
+    return DocumentStream(name, rows, field, {"hub": asked, "datasets": datasets.__version__})
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Knows: where it lies. Does not know: what it is for.
 from importlib.metadata import distributions
 
 
-def texts() -> list[str]:
+def installed_texts() -> list[str]:
     """English that is there without a download: Python's language reference, and what the installed packages say."""
     told = {d.name: (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()}
     found = [told[name] for name in sorted(told) if told[name].strip()]

@@ -48,7 +48,7 @@ def mark_ids(lm: LM) -> np.ndarray:
     return np.array(sorted({*marks.row, *marks.document, *marks.end, *special}), dtype=np.int64)
 
 
-def counted(ids: Sequence[int] | np.ndarray, marks: np.ndarray) -> np.ndarray:
+def counted_positions(ids: Sequence[int] | np.ndarray, marks: np.ndarray) -> np.ndarray:
     """Which positions of a row of ids (T,) count in a fit or a measurement: not the first one, and no mark.
 
     Their states are attention sinks, of another size than all others (SmolLM2-135M, layer 15: 100 times as long).

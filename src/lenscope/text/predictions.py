@@ -21,7 +21,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
 from lenscope.text.corpus import TokenBatch
-from lenscope.text.packing import counted, mark_ids, text_bytes
+from lenscope.text.packing import counted_positions, mark_ids, text_bytes
 
 # A text, the ids of one row, or many rows of a corpus.
 TextRows = Iterable[str | Sequence[int] | TokenBatch]
@@ -131,7 +131,7 @@ def counted_rows(lm: LM, rows: TextRows, ahead: int) -> Iterator[tuple[int, list
 
 def _of_item(lm: LM, item: Any, number: int, marks: np.ndarray, ahead: int) -> Row:
     prompt = lm.prompt(item)
-    counts = _followed(counted(prompt.ids, marks), ahead)
+    counts = _followed(counted_positions(prompt.ids, marks), ahead)
     if not counts.any():
         ends = "first" if not ahead else "first and the last"
         raise LenscopeError(

@@ -1,4 +1,8 @@
-"""text.row_states"""
+"""The states of rows of text, in runs of rows of equal length, for what runs again from a changed state.
+
+Knows: which rows run together, which of their positions count, what is resampled as one.
+Does not know: what is done to states, which predictions are measured (predictions.py).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,34 +36,40 @@ class RowStates:
 def row_states(lm: LM, rows: TextRows, layers: Sequence[int]) -> list[RowStates]:
     """All rows of some text that have positions that count, with their states at `layers` and at the last layer."""
     known: dict[tuple[str, int], int] = {}
-    found: list[tuple[Prompt, np.ndarray, np.ndarray]] = []
-    for _, some in counted_rows(lm, rows, 0):
-        for row in some:
+    counting: list[tuple[Prompt, np.ndarray, np.ndarray]] = []
+    for _, item in counted_rows(lm, rows, 0):
+        for row in item:
             units = [known.setdefault((row.kind, unit), len(known)) for unit in row.units.tolist()]
-            found.append((row.prompt, row.counted, np.array(units)))
-    if not found:
+            counting.append((row.prompt, row.counted, np.array(units)))
+    if not counting:
         raise nothing_counts("position")
-    made = []
-    for group in length_groups([prompt for prompt, _, _ in found], lambda short, long: False):
-        most = max(1, TOKENS // len(found[group[0]][0]))
-        made += [_run(lm, [found[i] for i in group[at : at + most]], layers) for at in range(0, len(group), most)]
-    return made
+    runs = []
+    for group in length_groups([prompt for prompt, _, _ in counting], lambda short, long: False):
+        most = max(1, TOKENS // len(counting[group[0]][0]))
+        parts = (group[at : at + most] for at in range(0, len(group), most))
+        runs += [read_together(lm, [counting[i] for i in part], layers) for part in parts]
+    return runs
 
 
-def _run(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequence[int]) -> RowStates:
+def read_together(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], layers: Sequence[int]) -> RowStates:
+    """Rows of equal length, read in one run: each a prompt, which of its positions count, and the units of these."""
     prompts = [prompt for prompt, _, _ in rows]
     wanted = (*layers, lm.n_layers)
-    kept: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
     running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.runner.input_device))
-    lm.runner.capture(running, set(wanted), lambda layer, h: kept.update({layer: h.to(lm.device, copy=True)}))
+    lm.runner.capture(running, set(wanted), lambda layer, h: states.update({layer: h.to(lm.device, copy=True)}))
     counts = torch.from_numpy(np.stack([c for _, c, _ in rows]))
-    return RowStates(tuple(prompts), torch.stack([kept[n] for n in wanted]), counts, np.stack([u for _, _, u in rows]))
+    return RowStates(
+        tuple(prompts), torch.stack([states[n] for n in wanted]), counts, np.stack([u for _, _, u in rows])
+    )
 
 
-def _counts(some: list[RowStates]) -> np.ndarray:
-    units = np.concatenate([run.units[run.counted.numpy()] for run in some])
-    return np.bincount(units, minlength=int(max(run.units.max() for run in some)) + 1)
+def counts_by_unit(runs: list[RowStates]) -> np.ndarray:
+    """How many positions count of each unit, (units,)."""
+    units = np.concatenate([run.units[run.counted.numpy()] for run in runs])
+    return np.bincount(units, minlength=int(max(run.units.max() for run in runs)) + 1)
 
 
-def _numbers(values: Tensor) -> np.ndarray:
+def as_float64(values: Tensor) -> np.ndarray:
+    """The numbers of a tensor in an array of float64."""
     return values.cpu().double().numpy()

@@ -21,7 +21,7 @@ from lenscope.models.provenance import model_hash
 from lenscope.patchscopes.controls import prompts_with_text
 from lenscope.patchscopes.methods import entity_description
 from lenscope.patchscopes.patchscope import Patchscope
-from lenscope.patchscopes.with_controls import continue_texts, table
+from lenscope.patchscopes.with_controls import continue_texts, texts_by_cell
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select
 from lenscope.tasks.relations import Entity, builtin_entities
@@ -124,7 +124,7 @@ def descriptions(
         for what, (scope, cells) in runs.items():
             with setting.progress(f"descriptions: {source.name} → {scope.lm.name}, {what}") as advance:
                 options: Any = {"max_new_tokens": WRITTEN, "stop": "\n", "progress": advance}
-                made[what] = table(scope.generate(states, cells, **options))[1].tolist()
+                made[what] = texts_by_cell(scope.generate(states, cells, **options))[1].tolist()
         names = [e.name for e in entities]
         plain = continue_texts(target, [*prompts_with_text(across, names), across.resolved[0][0]], WRITTEN, "\n")
         elsewhere = others([e.description for e in entities], setting.seed)

@@ -19,7 +19,7 @@ from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.wording import cached_json, curve, interval
 from lenscope.patchscopes.controls import prompts_with_text
-from lenscope.patchscopes.methods import entity_description, named
+from lenscope.patchscopes.methods import entity_description, named_target
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.with_controls import (
     CONDITIONS,
@@ -33,7 +33,7 @@ from lenscope.patchscopes.with_controls import (
     Score,
     continue_texts,
     generate_with_controls,
-    table,
+    texts_by_cell,
 )
 from lenscope.statistics.estimates import difference, mean, spearman
 from lenscope.statistics.intervals import Estimate, group_difference
@@ -144,7 +144,7 @@ def _entities(setting: Setting) -> list[Entity]:
 
 
 def _prompt() -> str:
-    return str(named("entity").prompt)
+    return str(named_target("entity").prompt)
 
 
 def _long(text: str) -> set[str]:
@@ -156,7 +156,7 @@ def _described(texts: np.ndarray) -> np.ndarray:
 
 
 def _scope(setting: Setting, below: str = "target") -> Patchscope:
-    return Patchscope(setting.lm, replace(named("entity"), below=below), layers="same")
+    return Patchscope(setting.lm, replace(named_target("entity"), below=below), layers="same")
 
 
 def _said(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> ControlledTexts:
@@ -185,7 +185,7 @@ def _below(setting: Setting, names: Sequence[str], own: ControlledTexts, how: di
             pairs = [(n, n) for n in how["layers"]]
             with setting.progress(f"descriptions, below: {below}") as advance:
                 options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "progress": advance}
-                return table(_scope(setting, below).generate(states, pairs, **options))[1].tolist()
+                return texts_by_cell(_scope(setting, below).generate(states, pairs, **options))[1].tolist()
 
         texts = cached_json(setting, f"entities-{below}", make, names=list(names), **how)
         found[below] = np.array(texts, dtype=object)
@@ -285,7 +285,7 @@ def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
                 lm.read(after_document_mark(lm, names), how["layers"], -1), progress=advance, **options
             )
         return {
-            "vector": table(grid)[1].tolist(),
+            "vector": texts_by_cell(grid)[1].tolist(),
             "text": continue_texts(lm, prompts_with_text(scope, names), **options),
         }
 

@@ -18,7 +18,14 @@ from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, Target
-from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR, continue_texts, generate_with_controls, table
+from lenscope.patchscopes.with_controls import (
+    RANDOM,
+    SHUFFLED,
+    VECTOR,
+    continue_texts,
+    generate_with_controls,
+    texts_by_cell,
+)
 from lenscope.statistics.derangements import derange
 from lenscope.statistics.selection import balanced
 from lenscope.tasks.known_facts import answers_correctly
@@ -212,7 +219,7 @@ def _back_patched(
         # a seed of its own, else all questions have the same directions
         some = [own, random_vectors(own, setting.seed + n), made[others[n]][1]]
         states = _beside(own, some)
-        texts = table(scope.generate(states, pairs, max_new_tokens=new, stop="\n"))[1]
+        texts = texts_by_cell(scope.generate(states, pairs, max_new_tokens=new, stop="\n"))[1]
         for way, row in zip(said, texts.tolist(), strict=True):
             said[way].append(row)
         advance(n + 1, len(made))

@@ -35,7 +35,7 @@ from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.rank_correlations import correlations, shuffled
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import find_documents
-from lenscope.text.installed import texts
+from lenscope.text.installed import installed_texts
 
 DATA = "text"
 CLAIM = (
@@ -136,7 +136,7 @@ def _given(setting: Setting, beside: Checkpoints) -> Study:
 
 def _trained(setting: Setting, folder: Path) -> Study:
     plan = setting.sized(*PLANS)
-    data: Any = [Path(t) for t in setting.text] or texts()
+    data: Any = [Path(t) for t in setting.text] or installed_texts()
     documents = (d for d in find_documents(data).read(setting.seed, 0) if isinstance(d, str))
     start = blank(_up_to(LEARNED_FROM, documents), seed=setting.seed)
     text, held = Corpus.open(start, data, seed=setting.seed, epochs=EPOCHS).split(HELD_OUT)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.directions.covariances import covariance_similarity, covariances, largest_components, pooled
+from lenscope.directions.covariances import covariance_similarity, covariances, largest_components, pool_covariances
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
@@ -152,7 +152,7 @@ def _similarities(setting: Setting, parts: Sequence[Sequence[TokenBatch]], taken
     whole, trimmed, share = [], [], []
     with setting.progress("resamples of the covariances") as advance:
         for n, weights in enumerate(taken, 1):
-            matrices = pooled(found, weights.tolist()).matrices
+            matrices = pool_covariances(found, weights.tolist()).matrices
             values, vectors = largest_components(matrices, TOP)
             share.append(values.sum(1) / matrices.diagonal(dim1=1, dim2=2).sum(1))
             whole.append(torch.from_numpy(covariance_similarity(matrices)))
