@@ -68,7 +68,7 @@ def raw(monkeypatch):
     """What is found in float64, before it becomes float32 columns: (run, measures, totals) per prompt."""
     for method in ("causal_tracing", "activation_patching", "attention_knockout"):
         module = importlib.import_module(f"lenscope.interventions.{method}")
-        monkeypatch.setattr(module, "_effects", lambda lm, method, numbers, found, how: found)
+        monkeypatch.setattr(module, "as_effects", lambda lm, method, numbers, traced, how: traced)
 
 
 def tokens(lm, text, answer):

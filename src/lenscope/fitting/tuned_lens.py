@@ -92,7 +92,7 @@ def fit(
             "text": digest,
             "products": str(low or lm.dtype).removeprefix("torch."),
         }
-        finished = None if folder is None else lens_in_folder(folder)
+        finished = None if folder is None else finished_lens(folder)
         if finished is not None:
             other = _difference(finished, lm, settings)
             if other:
@@ -127,7 +127,7 @@ def fit(
     return lens
 
 
-def lens_in_folder(folder: str | Path) -> Affine | None:
+def finished_lens(folder: str | Path) -> Affine | None:
     """The lens in the folder of a run, if there is one; LenscopeError where anything else would be overwritten."""
     if not (Path(folder) / CONFIG).exists():
         return None

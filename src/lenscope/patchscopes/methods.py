@@ -11,8 +11,8 @@ Ghandeharioun et al. 2024, Table 1, and what came after; T is the target prompt,
 | logit lens (nostalgebraist 2020) | `lens_patchscope(lm, p)` | the source's | identity | n_layers |
 | tuned lens (Belrose et al. 2023) | `lens_patchscope(lm, p, fit(…))` | the source's | affine | n_layers |
 | linear shortcut (Din et al. 2023) | `lens_patchscope(lm, p, fit_mapping(…))` | the source's | affine | n_layers |
-| LRE attribute lens (Hernandez et al. 2023) | `lens_patchscope(lm, p, fit_relation(…))` | the source's | affine | n_layers |
-| Future Lens, linear (Pal et al. 2023) | `lens_patchscope(lm, p, f)`, N tokens ahead | the source's | affine | n_layers |
+| LRE attribute (Hernandez et al. 2023) | `lens_patchscope(lm, p, f)` | the source's | affine | n_layers |
+| Future Lens, linear (Pal et al. 2023) | `lens_patchscope(lm, p, f)`, N ahead | the source's | affine | n_layers |
 | Future Lens, fixed prompt | `future_lens(lm)` | asks for more | identity | ℓ |
 | Future Lens, learned prompt | `future_lens(lm, fit_soft_prompt(…))` | learned | identity | ℓ, as learned |
 | token identity (§4.1) | `token_identity(lm)` | repeats tokens | identity | ℓ |
