@@ -1,15 +1,13 @@
-"""Results as values: equal where all that they hold is equal, shown in one short line, asked for a measure by name.
+"""Results as values: equal where all that they hold is equal, shown in one short line.
 
 Knows: arrays, tensors and JSON values, NaN among them. Does not know: which results there are, files.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
-
-from lenscope.errors import LenscopeError
 
 
 class Compared:
@@ -56,9 +54,3 @@ def brief(value: Any) -> str:
         return str(getattr(value, "__name__", type(value).__name__))
     text = "".join(c if c.isprintable() else "�" for c in repr(value))
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-def check_measure(name: str, known: Iterable[str]) -> None:
-    """Raise LenscopeError unless `name` is one of `known`."""
-    if name not in known:
-        raise LenscopeError(f"measure {name!r}: there are {', '.join(known)}")

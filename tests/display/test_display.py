@@ -15,12 +15,13 @@ from lenscope import visible_text as visible
 from lenscope.cli import demo
 from lenscope.cli import detect as detecting
 from lenscope.cli.terminal import Screen, fitted_table, item_bar
-from lenscope.display import heat_table as tables
 from lenscope.display import numbers
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
+from lenscope.display.heat_table import colour_caption, shades_of
 from lenscope.display.page import page
 from lenscope.experiments.report import Report
-from lenscope.patchscopes.grid import Grid, Source, Spot
+from lenscope.patchscopes.grid import Grid
+from lenscope.patchscopes.grid_cells import Source, Spot
 
 # colours, a title, the cursor, an 8-bit escape, text turned around, hidden, on new lines; markup of rich and of figures
 NASTY = "a\x1b[31mb\x1b]0;t\x07c\x9b2Jd\u202ee\u2066f\u200bg\nh\ri\x7fj[red]k[/red]:smile:$x^2$\ud83d\u2028\U000e0041"
@@ -170,9 +171,9 @@ def test_a_table_fits_where_it_is_shown(lm):
 
 def test_numbers_that_are_negative_are_colours_and_a_rank_without_a_target_is_none():
     values = np.array([[-9.0, -1.0]])
-    assert tables.shades(values, "log_prob: Paris").tolist() == [[0.0, 1.0]]
-    assert "-9.0 … -1.0" in tables.caption("log_prob: Paris", values, 0, "nats", "").plain
-    assert np.isnan(tables.shades(np.array([[-1, 4]]), "rank")[0, 0])
+    assert shades_of(values, "log_prob: Paris").tolist() == [[0.0, 1.0]]
+    assert "-9.0 … -1.0" in colour_caption("log_prob: Paris", values, 0, "nats", "")
+    assert np.isnan(shades_of(np.array([[-1, 4]]), "rank")[0, 0])
     assert numbers.figure(-1, "rank") == "–"
 
 

@@ -98,7 +98,7 @@ def patch_command(
         require_model(target_model)
     if mapping is not None:
         require_mapping(mapping)
-    from lenscope.patchscopes.grid import ANSWERS, MEASURES
+    from lenscope.patchscopes.grid_cells import ANSWERS, MEASURES
     from lenscope.patchscopes.methods import TARGETS
     from lenscope.patchscopes.patchscope import BELOW, Patchscope, SweepInterrupted, Target
 

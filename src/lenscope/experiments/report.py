@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
-from rich.text import Text
 
 from lenscope import visible_text as visible
-from lenscope.display import heat_table as tables
 from lenscope.display.figures import Figure
 from lenscope.display.numbers import round_number
+from lenscope.display.tables import TableColumn, fit_to_width, plain_table
 from lenscope.errors import LenscopeError
 from lenscope.files.file_names import safe_name
 from lenscope.files.writing import whole_files
@@ -55,24 +54,7 @@ class Report:
         """
         if name not in self.tables:
             raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables)}")
-        return tables.fitted(lambda room: self._table(self.tables[name], room), width)
-
-    def _table(self, rows: ReportTable, width: int | None) -> Table:
-        cells = [[shown(v) for v in row.values()] for row in rows]
-        brief = [[shown(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
-        names = list(rows[0]) if rows else []
-        cut = width is not None and _wide(names, cells) > width and cells != brief
-        made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=None)
-        for column in names:
-            plain = isinstance(rows[0][column], str)
-            made.add_column(
-                Text(visible.plain(column)), justify="left" if plain else "right", overflow="fold", vertical="bottom"
-            )
-        for line in brief if cut else cells:
-            made.add_row(*map(Text, line))
-        if cut:
-            made.caption = Text("95 % intervals are in the report; they do not fit here", style="dim", justify="left")
-        return made
+        return fit_to_width(lambda room: _drawn(self.tables[name], room), width)
 
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files beside it."""
@@ -85,20 +67,20 @@ class Report:
             parts.append(f"![{figure.name}]({safe_name(figure.name)}.png)")
         for name, rows in self.tables.items():
             parts.append(f"## {name}\n\n{_pipes(rows)}")
-        told = "\n".join(f"- {key}: {visible.plain(value)}" for key, value in self.settings.items())
-        parts.append(f"## Settings\n\n{told}\n\nValues in brackets are 95 % bootstrap intervals.")
+        settings = "\n".join(f"- {key}: {visible.plain(value)}" for key, value in self.settings.items())
+        parts.append(f"## Settings\n\n{settings}\n\nValues in brackets are 95 % bootstrap intervals.")
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """The report without its figures as JSON values; NaN as None, an Estimate as [value, low, high]."""
-        found = {name: [{k: _json(v) for k, v in row.items()} for row in rows] for name, rows in self.tables.items()}
+        tables = {name: [{k: _json(v) for k, v in row.items()} for row in rows] for name, rows in self.tables.items()}
         return {
             "kind": "report",
             "experiment": self.experiment,
             "model": self.model,
             "claim": self.claim,
             "reading": self.reading,
-            "tables": found,
+            "tables": tables,
             "settings": {k: _json(v) for k, v in self.settings.items()},
             "provenance": self.provenance,
         }
@@ -122,6 +104,19 @@ class Report:
     def _head(self) -> dict[str, Any]:
         head = self.to_json()
         return {name: head[name] for name in ("kind", "experiment", "model", "settings", "provenance")}
+
+
+def _drawn(rows: ReportTable, width: int | None) -> Table:
+    cells = [[shown(v) for v in row.values()] for row in rows]
+    brief = [[shown(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
+    names = list(rows[0]) if rows else []
+    cut = width is not None and _wide(names, cells) > width and cells != brief
+    columns = [
+        TableColumn(visible.plain(name), "left" if isinstance(rows[0][name], str) else "right", folds="all")
+        for name in names
+    ]
+    caption = "95 % intervals are in the report; they do not fit here" if cut else ""
+    return plain_table(columns, brief if cut else cells, caption, gap=2, headings="bottom")
 
 
 def _wide(names: Sequence[str], cells: Sequence[Sequence[str]]) -> int:

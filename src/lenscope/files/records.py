@@ -9,7 +9,7 @@ A new class of results extends `Record`; its kind, with what users call it, stan
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -91,6 +91,12 @@ class Record(Compared, ABC):
     def to_dataframe(self) -> Any:
         """A pandas.DataFrame with the rows of the Parquet file. Raises LenscopeError without pandas."""
         return data_frame(self._rows())
+
+
+def check_measure(name: str, known: Iterable[str]) -> None:
+    """Raise LenscopeError unless `name` is one of the measures that a result has."""
+    if name not in known:
+        raise LenscopeError(f"measure {name!r}: there are {', '.join(known)}")
 
 
 def save_record(record: Record, path: str | os.PathLike[str]) -> None:

@@ -1,7 +1,7 @@
 """Effects: what interventions on a prompt's own run did to an answer, by layer and place, with their provenance.
 
-Knows: which cell was intervened on, the units of effects, the file formats, effects as a table for a terminal.
-Does not know: models, how cells are computed (interventions.py).
+Knows: which cell was intervened on, the units of effects, the file formats, which of them a table shows.
+Does not know: models, how cells are computed .
 """
 
 import os
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from rich.table import Table
-from rich.text import Text
 
 from lenscope import visible_text as visible
-from lenscope.display import heat_table as tables
+from lenscope.display.heat_table import colour_caption, heat_table, shades_of
 from lenscope.display.numbers import signed_figure
+from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.errors import LenscopeError
 from lenscope.files.digests import FORMAT, Column, unstamped
 from lenscope.files.json_values import (
@@ -143,43 +143,37 @@ class Effects(Record):
         Places that do not fit are left out from the start of the prompt, and the caption says so.
         """
         values = self.cells(measure, run)
-        return tables.fitted(lambda room: self._table(measure, values, run, room), width)
+        return fit_to_width(lambda room: self._drawn(measure, values, run, room), width)
 
-    def _table(self, measure: str, values: np.ndarray, run: int, width: int | None) -> Table:
+    def _drawn(self, measure: str, values: np.ndarray, run: int, width: int | None) -> Table:
         mine = self.runs[run]
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         longest = max(len(visible.token(mine.label(n))) for n in range(len(mine.places)))
         room = (width or 10**4) - 4
         size = max(NARROW, min(WIDE, longest, room // len(mine.places) - 1))
-        shown = range(max(0, len(mine.places) - max(1, (room + 1) // (size + 1))), len(mine.places))
-        made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True, header_style="bold")
-        made.add_column("", justify="right", no_wrap=True)
-        for n in shown:
+        first = max(0, len(mine.places) - max(1, (room + 1) // (size + 1)))
+        columns = []
+        for n in range(first, len(mine.places)):
             star = "*" if set(mine.places[n]) & set(mine.marked) else ""
-            head = visible.token(mine.label(n), size - len(star)) + star
-            made.add_column(Text(head), width=size, no_wrap=True, justify="right")
+            columns.append(TableColumn(visible.token(mine.label(n), size - len(star)) + star, "right", size))
         # an empty column, so that the caption of a narrow table is not broken to pieces
-        made.add_column("", width=max(1, 64 - (size + 1) * len(shown)))
-        for row in reversed(range(len(self.layers))):
-            shades = (values[row] - low) / max(high - low, 1e-12)
-            cells = [
-                Text(signed_figure(values[row, n], measure in SHARES).rjust(size), style=tables.style(float(shades[n])))
-                for n in shown
-            ]
-            made.add_row(Text(str(self.layers[row]), style="dim"), *cells)
-        span = (
-            f" {signed_figure(low, measure in SHARES)} … {signed_figure(high, measure in SHARES)}"
-            if finite.size
-            else ""
+        room_for_caption = TableColumn("", width=max(1, 64 - (size + 1) * len(columns)))
+        totals = ", ".join(f"{name} {_figure(v[run], name)}" for name, v in self.totals.items())
+        colours = colour_caption(
+            measure,
+            values,
+            first,
+            self.unit(measure),
+            "*: marked" if mine.marked else "",
+            number=lambda value, name: _figure(float(value), name),
+            of="places",
         )
-        sums = ", ".join(f"{n} {signed_figure(v[run], n in SHARES)}" for n, v in self.totals.items())
-        note = f"{self.method}, answer {mine.answer!r}; {sums}\ncolour: {measure}{span} ({self.unit(measure)})"
-        note += "; *: marked" if mine.marked else ""
-        if shown.start:
-            note += f"; the first {shown.start} places do not fit: choose with positions, or a wider terminal"
-        made.caption = Text("\n".join(map(visible.plain, note.split("\n"))), style="dim", justify="left")
-        return made
+        return heat_table(
+            [*columns, room_for_caption],
+            [str(layer) for layer in self.layers],
+            [[_figure(value, measure).rjust(size) for value in row] for row in values[:, first:]],
+            shades_of(values, measure)[:, first:],
+            f"{visible.plain(f'{self.method}, answer {mine.answer!r}; {totals}')}\n{colours}",
+        )
 
     def _document(self, lists: Lists) -> dict[str, Any]:
         cells: dict[str, Any] = {name: getattr(self, name).tolist() for name in ("run", "layer", "place")}
@@ -324,6 +318,11 @@ def load_effects(path: str | os.PathLike[str]) -> Effects:
     """Read what `Effects.save` wrote, equal to what was saved; LenscopeError if it holds none, or damaged ones."""
     effects: Effects = load_record(path, (Effects,))
     return effects
+
+
+def _figure(value: float, name: str) -> str:
+    """The value of a measure or a total as a table shows it."""
+    return signed_figure(value, name in SHARES)
 
 
 def _floats(values: Any) -> np.ndarray:

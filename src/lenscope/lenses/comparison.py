@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from lenscope.contents import check_measure
-from lenscope.display import heat_table as tables
+from lenscope import visible_text as visible
+from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.files.digests import FORMAT
 from lenscope.files.json_values import check_within, float_array, whole_numbers
 from lenscope.files.parquet_tables import number_column
-from lenscope.files.records import Lists, Record
+from lenscope.files.records import Lists, Record, check_measure
 from lenscope.lenses.trajectory import Trajectory
 
 DISTANCES = {
@@ -116,4 +117,25 @@ class Comparison(Record):
 
     def table(self, measure: str = "js", *, width: int | None = None) -> Table:
         """Layers × paired positions for a terminal: both top tokens, coloured by a measure of their distance."""
-        return tables.fitted(lambda room: tables.comparison_table(self, measure, room), width)
+        return fit_to_width(lambda room: self._drawn(measure, room), width)
+
+    def _drawn(self, measure: str, width: int | None) -> Table:
+        """Layers (last on top) × paired positions, each cell the two top tokens, coloured by how far apart they are."""
+        values = self.measure(measure)
+        shown, size = fit_columns(len(self.positions), len(str(self.first.n_layers)), width)
+        sides = (self.first, self.second)
+        heads = [[visible.token(t.vocabulary[t.ids[t.positions[n]]], size) for t in sides] for n in shown]
+        hidden, note = len(self.positions) - len(shown), "above: first, below: second"
+        return heat_table(
+            [TableColumn("\n".join(tokens), width=size) for tokens in heads],
+            [str(layer) for layer in self.layers],
+            [[self._cell(row, n, measure, size) for n in shown] for row in range(len(self.layers))],
+            shades_of(values, measure)[:, shown.start : shown.stop],
+            colour_caption(measure, values, hidden, self.units[measure], note),
+            corner="layer" if max(self.layers) > 99 else "",
+        )
+
+    def _cell(self, row: int, column: int, measure: str, size: int) -> str:
+        first, second = (t.vocabulary[int(t.top_ids[row, column, 0])] for t in (self.first, self.second))
+        value = float(self.measure(measure)[row, column])
+        return f"{token_and_figure(first, value, measure, size)}\n{visible.token(second, size)}"

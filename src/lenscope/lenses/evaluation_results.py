@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from lenscope import visible_text as visible
-from lenscope.contents import check_measure
-from lenscope.display import heat_table as tables
 from lenscope.display.numbers import four_digits
+from lenscope.display.tables import TableColumn, dim, fit_to_width, plain_table, with_aside
 from lenscope.files.digests import FORMAT, Column, unstamped
 from lenscope.files.json_values import (
     check_within,
@@ -30,7 +28,7 @@ from lenscope.files.json_values import (
     whole_number,
 )
 from lenscope.files.parquet_tables import number_column, reordered, row_order
-from lenscope.files.records import Lists, Record, load_record
+from lenscope.files.records import Lists, Record, check_measure, load_record
 from lenscope.lenses.transfer_results import TRANSFERRED, Transfer
 
 # name → unit
@@ -103,31 +101,30 @@ class Evaluation(Record):
         names = [measures] if isinstance(measures, str) else list(measures)
         for name in names:
             check_measure(name, MEASURES)
-        return tables.fitted(lambda room: self._table(names, room), width)
+        return fit_to_width(lambda room: self._drawn(names, room), width)
 
-    def _table(self, names: list[str], width: int | None) -> Table:
+    def _drawn(self, names: list[str], width: int | None) -> Table:
         room = (width or 10**4) - 7
         bounds = len(names) == 1 and room >= len(self.lenses) * WITH_INTERVAL
         fits = max(1, room // (len(self.lenses) * VALUE))
         shown, hidden = names[:fits], names[fits:]
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column("layer", justify="right", no_wrap=True, vertical="bottom")
         size = (WITH_INTERVAL if bounds else VALUE) - 1
-        for lens in self.lenses:
-            for name in shown:
-                heading = Text(f"{visible.plain(lens)}\n{SHORT.get(name, name)}", overflow="fold")
-                table.add_column(heading, justify="right", width=size, vertical="bottom")
-        for n, layer in enumerate(self.layers):
-            cells = [
-                self._cell(self.values[name][i, n], bounds, self._differs(name, i, n))
-                for i in range(len(self.lenses))
-                for name in shown
+        pairs = [(i, name) for i in range(len(self.lenses)) for name in shown]
+        heads = [f"{visible.plain(self.lenses[i])}\n{SHORT.get(name, name)}" for i, name in pairs]
+        rows = [
+            [
+                dim(str(layer)),
+                *(self._cell(self.values[name][i, n], bounds, self._differs(name, i, n)) for i, name in pairs),
             ]
-            table.add_row(Text(str(layer), style="dim"), *cells)
-        own = [self._cell(self.own[name], bounds, False) for _ in self.lenses for name in shown]
-        table.add_row(Text("model", style="dim"), *own)
-        table.caption = Text(self._caption(shown, hidden, bounds or len(names) > 1), style="dim", justify="left")
-        return table
+            for n, layer in enumerate(self.layers)
+        ]
+        own = [dim("model"), *(self._cell(self.own[name], bounds, False) for _, name in pairs)]
+        return plain_table(
+            [TableColumn("layer", "right"), *(TableColumn(head, "right", size, folds="heading") for head in heads)],
+            [*rows, own],
+            self._caption(shown, hidden, bounds or len(names) > 1),
+            headings="bottom",
+        )
 
     def _differs(self, name: str, lens: int, layer: int) -> bool:
         if name not in self.differences:
@@ -138,10 +135,7 @@ class Evaluation(Record):
     @staticmethod
     def _cell(value: np.ndarray, bounds: bool, strong: bool) -> Text:
         middle, low, high = (four_digits(v) for v in value)
-        text = Text(middle, style=Style(bold=strong))
-        if bounds and np.isfinite(value[1:]).all():
-            text.append(f" {low}–{high}", style="dim")
-        return text
+        return with_aside(middle, f" {low}–{high}" if bounds and np.isfinite(value[1:]).all() else "", strong)
 
     def _caption(self, shown: Sequence[str], hidden: Sequence[str], whole: bool) -> str:
         text = "; ".join(f"{SHORT.get(name, name)}: {MEASURES[name]}" for name in shown)

@@ -16,8 +16,9 @@ import pyarrow as pa
 import torch
 from rich.table import Table
 
-from lenscope.contents import check_measure
-from lenscope.display import heat_table as tables
+from lenscope import visible_text as visible
+from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.errors import LenscopeError
 from lenscope.files.digests import FORMAT, Column, stamped, unstamped
 from lenscope.files.json_values import (
@@ -43,7 +44,7 @@ from lenscope.files.parquet_tables import (
     row_order,
     write_parquet,
 )
-from lenscope.files.records import Lists, Record, document_of, write_json
+from lenscope.files.records import Lists, Record, check_measure, document_of, write_json
 from lenscope.files.writing import write_text
 from lenscope.measures import definitions as measures
 
@@ -120,7 +121,39 @@ class Trajectory(Record):
 
     def table(self, measure: str = "max_probability", *, top_k: int = 1, width: int | None = None) -> Table:
         """Layers × positions for a terminal: the top tokens, coloured by a measure; fits `width` columns if given."""
-        return tables.fitted(lambda room: tables.trajectory_table(self, measure, top_k, room), width)
+        return fit_to_width(lambda room: self._drawn(measure, top_k, room), width)
+
+    def _drawn(self, measure: str, top_k: int, width: int | None) -> Table:
+        """Layers (last on top) × positions, each cell its top tokens; the prompt's tokens head the columns.
+
+        Columns that do not fit `width` are left out from the start of the prompt, and the caption says so.
+        """
+        values = self.measure(measure)
+        if not 1 <= top_k <= self.top_ids.shape[2]:
+            raise LenscopeError(f"top_k {top_k}: this trajectory has the {self.top_ids.shape[2]} most probable tokens")
+        shown, size = fit_columns(len(self.positions), len(str(self.n_layers)), width)
+        tokens = [self.vocabulary[self.ids[self.positions[n]]] for n in shown]
+        depth = self.prediction_depth[shown.start : shown.stop]
+        cells = [[self._cell(row, n, measure, top_k, size) for n in shown] for row in range(len(self.layers))]
+        hidden, note = len(self.positions) - len(shown), "bold: the top token stays to the end"
+        return heat_table(
+            [TableColumn(visible.token(token, size), width=size) for token in tokens],
+            [str(layer) for layer in self.layers],
+            cells,
+            shades_of(values, measure)[:, shown.start : shown.stop],
+            colour_caption(measure, values, hidden, self.units[measure], note),
+            bold=np.array([(depth >= 0) & (depth <= layer) for layer in self.layers]),
+            corner="layer" if max(self.layers) > 99 else "",
+        )
+
+    def _cell(self, row: int, column: int, measure: str, top_k: int, size: int) -> str:
+        tokens = [self.vocabulary[int(i)] for i in self.top_ids[row, column, :top_k]]
+        if top_k == 1:
+            return token_and_figure(tokens[0], self.measure(measure)[row, column], measure, size)
+        shares = np.exp(self.top_log_probs[row, column, :top_k])
+        return "\n".join(
+            token_and_figure(t, float(p), "max_probability", size) for t, p in zip(tokens, shares, strict=True)
+        )
 
     def _document(self, lists: Lists) -> dict[str, Any]:
         ranks = lists(self.rank.astype(object))

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from rich.table import Table
-from rich.text import Text
 
-from lenscope.contents import check_measure
-from lenscope.display import heat_table as tables
 from lenscope.display.numbers import four_digits
+from lenscope.display.tables import TableColumn, dim, fit_to_width, plain_table
 from lenscope.files.digests import FORMAT, Column, unstamped
 from lenscope.files.json_values import (
     check_within,
@@ -25,7 +23,7 @@ from lenscope.files.json_values import (
     whole_number,
 )
 from lenscope.files.parquet_tables import number_column, reordered, row_order
-from lenscope.files.records import Lists, Record
+from lenscope.files.records import Lists, Record, check_measure
 
 # name → unit
 TRANSFERRED = {
@@ -75,22 +73,23 @@ class Transfer(Record):
     def table(self, measure: str = "cross_entropy", *, width: int | None = None) -> Table:
         """The penalties for a terminal: a line per translator, a column per layer tested; fits `width` if given."""
         values = self.penalty(measure)
-        return tables.fitted(lambda room: self._table(measure, values, room), width)
+        return fit_to_width(lambda room: self._drawn(measure, values, room), width)
 
-    def _table(self, measure: str, values: np.ndarray, width: int | None) -> Table:
+    def _drawn(self, measure: str, values: np.ndarray, width: int | None) -> Table:
         step = max(1, -(-len(self.layers) // max(1, ((width or 10**4) - 8) // 7)))
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column("trained", justify="right", no_wrap=True)
-        for layer in self.layers[::step]:
-            table.add_column(str(layer), justify="right", no_wrap=True, width=6)
-        for layer, line in zip(self.layers[::step], values[::step, ::step], strict=True):
-            table.add_row(Text(str(layer), style="dim"), *(Text(four_digits(v)) for v in line))
-        text = (
+        layers = self.layers[::step]
+        caption = (
             f"{measure.replace('_', ' ')} of a layer's translator on another layer's states, minus its own one's; nats"
         )
-        text += f"; {self.tokens:,} tokens" + (f"; only every {step}th layer fits" if step > 1 else "")
-        table.caption = Text(text, style="dim", justify="left")
-        return table
+        caption += f"; {self.tokens:,} tokens" + (f"; only every {step}th layer fits" if step > 1 else "")
+        return plain_table(
+            [TableColumn("trained", "right"), *(TableColumn(str(layer), "right", 6) for layer in layers)],
+            [
+                [dim(str(layer)), *map(four_digits, line)]
+                for layer, line in zip(layers, values[::step, ::step], strict=True)
+            ],
+            caption,
+        )
 
     def _document(self, lists: Lists) -> dict[str, Any]:
         return {**self._head(lists), **{name: lists(getattr(self, name)) for name in TRANSFERRED}}

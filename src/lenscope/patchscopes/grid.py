@@ -1,7 +1,7 @@
 """Grids: what a model said of hidden states patched into it, cell by cell, with their addresses and provenance.
 
-Knows: which source went where, the tokens and measures of each cell, the file formats.
-Does not know: models, how cells are computed, drawing.
+Knows: which source went where, the tokens and measures of each cell, what of them files hold.
+Does not know: models, how cells are computed, how they are drawn.
 """
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from lenscope.display import heat_table as tables
+from lenscope.display.tables import fit_to_width
 from lenscope.errors import LenscopeError
 from lenscope.files.digests import FORMAT, Column, unstamped
 from lenscope.files.json_values import (
@@ -30,62 +30,8 @@ from lenscope.files.json_values import (
 )
 from lenscope.files.parquet_tables import list_column, number_column, reordered, row_order, text_column
 from lenscope.files.records import Lists, Record, load_record
-from lenscope.patchscopes import grid_table as griddraw
-
-# name → unit of what every cell may have; answers add "log_prob:ANSWER" and "pmi:ANSWER", in nats
-MEASURES = {
-    "max_probability": "probability of the top token, 0–1",
-    "entropy": "nats",
-    "kl": "nats, KL(unpatched ‖ patched)",
-    "surprisal": "nats, of the top token under the source model's own prediction",
-    "precision": "1 where the top token is the source model's own, else 0",
-    "mean_log_prob": "nats per written token",
-}
-ANSWERS = {
-    "log_prob": "nats, ln p(answer)",
-    "pmi": "nats, ln p(answer | patched) - ln p(answer | unpatched)",
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """The address a vector came from; `label` alone where it came from no hidden state."""
-
-    label: str
-    model: str = ""
-    text: str = ""
-    token: str = ""
-    position: int = -1
-    layer: int = -1
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A target prompt: its text, its tokens' texts, and the positions that are patched."""
-
-    text: str
-    tokens: tuple[str, ...]
-    positions: tuple[int, ...]
-    below: str = "target"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a grid."""
-
-    source: Source
-    target: Spot
-    layer: int
-    text: str
-    ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    log_probs: tuple[float, ...]
-    measures: dict[str, float]
-    ended: str
-
-
-ENDED = ("end", "stop", "length")
-BELOW = ("target", "none", "source")
+from lenscope.patchscopes import grid_table
+from lenscope.patchscopes.grid_cells import BELOW, ENDED, Cell, Source, Spot, unit_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,11 +120,42 @@ class Grid(Record):
 
     def unit(self, name: str) -> str:
         """The unit of a measure."""
-        return MEASURES.get(name) or ANSWERS[name.split(":")[0]]
+        return unit_of(name)
 
     def table(self, measure: str = "", *, width: int | None = None) -> Table:
-        """For a terminal: a heat map where the cells are a full grid, else one line per cell."""
-        return tables.fitted(lambda room: griddraw.table(self, measure, room), width)
+        """For a terminal: a heat map where one target's cells are every source at several layers, else a line per cell.
+
+        `measure` colours the cells; "" is the first answer's log-probability where the grid has answers, else the
+        probability of the top or first token.
+        """
+        return fit_to_width(lambda room: self._drawn(measure, room), width)
+
+    def _drawn(self, measure: str, width: int | None) -> Table:
+        if not len(self):
+            raise LenscopeError("the grid has no cells to show")
+        answers = [name for name in self.measures if name.startswith(grid_table.ANSWER)]
+        measure = measure or (answers[0] if answers else "max_probability")
+        values = self.column(measure)
+        if values.dtype == object or values.ndim > 1:
+            raise LenscopeError(f"measure {measure!r}: give one of {', '.join(self.measures)}")
+        unit = self.unit(measure)
+        if self.kind == "generate" and measure == "max_probability":
+            unit = "probability of the first token that was written, 0–1"
+        shown = np.unique(self.source).tolist()
+        full = len(self.targets) == 1 and len(self.layers) > 1 and len(self.sources) > 1
+        if full and len(self) == len(shown) * len(self.layers):
+            return grid_table.heat_map(
+                [self.sources[n] for n in shown],
+                self.layers,
+                self.cells("text"),
+                self.cells(measure),
+                measure,
+                unit,
+                [name for name in answers if name != measure],
+                width,
+            )
+        measured = {name: self.column(name) for name in (measure, *(name for name in answers if name != measure))}
+        return grid_table.cell_lines(list(self), measured, unit, self.kind == "generate", width)
 
     def _document(self, lists: Lists) -> dict[str, Any]:
         cells: dict[str, Any] = {name: getattr(self, name).tolist() for name in ("source", "layer", "target")}

@@ -26,7 +26,8 @@ from lenscope.models.progress import Progress
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
 from lenscope.patchscopes.cell_scores import CellScores, log_prob, name_answers
-from lenscope.patchscopes.grid import Grid, Spot
+from lenscope.patchscopes.grid import Grid
+from lenscope.patchscopes.grid_cells import Spot
 from lenscope.patchscopes.sources import Layers, Sources, Vectors, cells, gather
 
 BELOW = ("target", "none", "source")

@@ -20,7 +20,7 @@ from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
-from lenscope.patchscopes.grid import Source
+from lenscope.patchscopes.grid_cells import Source
 
 Layers = None | int | str | slice | Sequence[int] | Sequence[tuple[int, int]] | Sequence[int | tuple[int, int]]
 
