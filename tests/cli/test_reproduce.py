@@ -11,6 +11,7 @@ import torch
 
 import lenscope as ls
 from lenscope import experiments
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.intervals import Estimate
@@ -37,9 +38,10 @@ def given(monkeypatch):
         return Report("fake", setting.lm.name, "a claim", "a reading", {"by layer": rows}, settings=setting.settings())
 
     module = ModuleType("fake")
-    module.DATA, module.run = "text", made
-    monkeypatch.setitem(experiments.EXPERIMENTS, "fake", "what it shows")
-    monkeypatch.setitem(sys.modules, "lenscope.experiments.fake", module)
+    module.EXPERIMENT = Experiment(data="text", run=made)
+    for listed in (experiments.EXPERIMENTS, experiments.PAPERS["patchscopes_paper"]):
+        monkeypatch.setitem(listed, "fake", "what it shows")
+    monkeypatch.setitem(sys.modules, "lenscope.experiments.patchscopes_paper.fake", module)
     return seen
 
 
@@ -110,9 +112,10 @@ def test_an_interrupted_experiment_says_what_stays(run, model, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     module = ModuleType("fake")
-    module.DATA, module.run = "text", stopped
-    monkeypatch.setitem(experiments.EXPERIMENTS, "fake", "what it shows")
-    monkeypatch.setitem(sys.modules, "lenscope.experiments.fake", module)
+    module.EXPERIMENT = Experiment(data="text", run=stopped)
+    for listed in (experiments.EXPERIMENTS, experiments.PAPERS["patchscopes_paper"]):
+        monkeypatch.setitem(listed, "fake", "what it shows")
+    monkeypatch.setitem(sys.modules, "lenscope.experiments.patchscopes_paper.fake", module)
     status, _, err = run("reproduce", "fake", "-m", model, "-o", str(tmp_path))
     assert status == 130
     assert "goes on from there" in err
@@ -128,19 +131,19 @@ def test_what_is_done_is_kept_for_the_same_run(lm, tmp_path):
     def at(**changed):
         return Setting(lm, **{"folder": tmp_path, "seed": 1, **changed})
 
-    first = at().kept("part", make, size=3)
-    assert torch.equal(at().kept("part", make, size=3)["numbers"], first["numbers"])
+    first = at().cached("part", make, size=3)
+    assert torch.equal(at().cached("part", make, size=3)["numbers"], first["numbers"])
     assert len(calls) == 1
-    at().kept("part", make, size=4)
-    at(seed=2).kept("part", make, size=4)
-    at(quick=True).kept("part", make, size=4)
+    at().cached("part", make, size=4)
+    at(seed=2).cached("part", make, size=4)
+    at(quick=True).cached("part", make, size=4)
     assert len(calls) == 4
     # a damaged file is made again
-    (weights,) = (tmp_path / "kept" / "part").glob("*.safetensors")
+    (weights,) = (tmp_path / "cached" / "part").glob("*.safetensors")
     weights.write_bytes(b"damaged")
-    at(quick=True).kept("part", make, size=4)
+    at(quick=True).cached("part", make, size=4)
     assert len(calls) == 5
-    Setting(lm).kept("part", make)
+    Setting(lm).cached("part", make)
     assert len(calls) == 6
 
 
@@ -160,7 +163,7 @@ def test_a_quick_run_has_short_samples_and_text_as_long_as_ever(lm, tmp_path, mo
 
 
 def test_a_lens_is_fitted_on_the_text_once_and_kept(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("lenscope.experiments.setting.FITTED", (512, 1024))
+    monkeypatch.setattr("lenscope.experiments.setting.FITTED", {"quick": 512, "full": 1024})
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps({"text": t}) for t in TEXT))
     setting = Setting(lm, text=(str(text),), quick=True, folder=tmp_path)

@@ -411,11 +411,11 @@ def test_injections_stand_before_the_last_answer_and_name_a_wrong_one():
 
 
 def test_the_experiment_from_end_to_end(lm, tuned, tmp_path, monkeypatch):
-    monkeypatch.setattr(injection, "QUESTIONS", (12, 12))
-    monkeypatch.setattr(injection, "TEXTS", (16, 16))
+    monkeypatch.setattr(injection, "QUESTIONS", {"quick": 12, "full": 12})
+    monkeypatch.setattr(injection, "TEXTS", {"quick": 16, "full": 16})
     monkeypatch.setattr(injection, "TASKS", ("kinds",))
-    monkeypatch.setattr(injection, "REPEATS", (1, 1))
-    report = injection.run(Setting(lm, lens=tuned.f, quick=True, folder=tmp_path))
+    monkeypatch.setattr(injection, "REPEATS", {"quick": 1, "full": 1})
+    report = injection.EXPERIMENT.run(Setting(lm, lens=tuned.f, quick=True, folder=tmp_path))
     assert [*report.tables] == [
         *("tasks", "injected", "injected, sorted answers", "neutral", "chosen", "texts", "Table 1", "left out")
     ]
@@ -425,8 +425,8 @@ def test_the_experiment_from_end_to_end(lm, tuned, tmp_path, monkeypatch):
     assert all(isinstance(row[d], Estimate) and 0 <= row[d].value <= 1 for d in detectors)
     # length by hand: every held-out question with every other one's injection
     setting = Setting(lm, lens=tuned.f, quick=True)
-    questions = injected.some(setting, "kinds", BUILTIN["kinds"], 12, Counter())
-    normal = injection.few_shot(questions, 3, 0)
+    questions = injected._drawn(setting, "kinds", BUILTIN["kinds"], 12, Counter())
+    normal = injection.few_shot_prompts(questions, 3, 0)
     wrong = injection.wrong_answers(questions, 0)
     odd = [
         p[: p.rfind("Answer:")] + injection.INJECTION.format(q.choices[w]) + "Answer:"
@@ -442,12 +442,12 @@ def test_the_experiment_from_end_to_end(lm, tuned, tmp_path, monkeypatch):
     report.save(tmp_path)
     # what was kept is used again
     monkeypatch.setattr(injection, "answer_log_likelihoods", None)
-    monkeypatch.setattr(injection, "describe", None)
-    assert injection.run(Setting(lm, lens=tuned.f, quick=True, folder=tmp_path)).reading == report.reading
+    monkeypatch.setattr(injection, "measure_prompts", None)
+    assert injection.EXPERIMENT.run(Setting(lm, lens=tuned.f, quick=True, folder=tmp_path)).reading == report.reading
 
 
 def test_the_experiment_takes_files(lm, tuned, tmp_path, monkeypatch):
-    monkeypatch.setattr(injection, "REPEATS", (1, 1))
+    monkeypatch.setattr(injection, "REPEATS", {"quick": 1, "full": 1})
     (tmp_path / "q.jsonl").write_text(
         "\n".join(
             json.dumps({"query": f"{q.query}", "choices": q.choices, "gold": q.gold, "task": "sciq"})
@@ -460,7 +460,7 @@ def test_the_experiment_takes_files(lm, tuned, tmp_path, monkeypatch):
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = (str(tmp_path / "q.jsonl"), str(tmp_path / "t.jsonl"))
-    report = injection.run(Setting(lm, lens=tuned.f, quick=True, data=data))
+    report = injection.EXPERIMENT.run(Setting(lm, lens=tuned.f, quick=True, data=data))
     assert [r["task"] for r in report.tables["tasks"]] == ["sciq"]
     assert [r["task"] for r in report.tables["Table 1"]] == ["sciq"]
     assert [(r["attacks"], r["number"]) for r in report.tables["texts"]] == [("all", 4), ("a", 2), ("b", 2)]
@@ -476,7 +476,7 @@ def test_what_an_experiment_leaves_out_is_counted_with_the_reason(lm, tuned, tmp
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": t, "label": 0}) for t in ("a", " ", "a")))
     setting = Setting(lm, lens=tuned.f, data=(str(tmp_path / "q.jsonl"), str(tmp_path / "t.jsonl")))
     left_out = Counter()
-    questions, texts = injected.data(setting, (), 10, left_out)
+    questions, texts = injected.questions_and_texts(setting, (), 10, left_out)
     assert [len(mine) for mine in questions.values()] == [10]
     assert len(texts) == 2
     assert left_out == {
@@ -488,7 +488,7 @@ def test_what_an_experiment_leaves_out_is_counted_with_the_reason(lm, tuned, tmp
     }
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, odd)))
     with pytest.raises(ls.LenscopeError, match="none of 3 questions ends in 'Answer:'"):
-        injected.data(replace(setting, data=(str(tmp_path / "q.jsonl"),)), (), 10, Counter())
+        injected.questions_and_texts(replace(setting, data=(str(tmp_path / "q.jsonl"),)), (), 10, Counter())
 
 
 # -- the commands

@@ -515,12 +515,12 @@ def setting(text, tmp_path_factory):
 def test_the_fidelity_experiment_reports_what_the_library_gives(setting, monkeypatch):
     for name, small in {"FOUND": 192, "MEASURED": 128, "K": 4, "LAYERS": 3}.items():
         monkeypatch.setattr(fidelity, name, (small, 0))
-    report = fidelity.run(setting)
+    report = fidelity.EXPERIMENT.run(setting)
     rows = report.tables["fidelity"]
     assert [r["layer"] for r in rows] == [0, 2, 3]
     lm = setting.lm
     parts = setting.held_out.split(0.5)
-    sizes = fidelity.FOUND[0], fidelity.MEASURED[0]
+    sizes = fidelity.FOUND_ON["quick"], fidelity.MEASURED_ON["quick"]
     found, measured = (list(p.batches(n, 8)) for p, n in zip(parts, sizes, strict=True))
     basis = random_basis(lm, found, setting.lens, [2], k=4)
     again = influence(lm, measured, basis, setting.lens)
@@ -533,7 +533,7 @@ def test_the_fidelity_experiment_reports_what_the_library_gives(setting, monkeyp
             row["causal basis"].value - row["random directions"].value
         )
     assert "Fidelity" in report.reading
-    assert fidelity.run(setting).tables["influence"] == sums
+    assert fidelity.EXPERIMENT.run(setting).tables["influence"] == sums
 
 
 def test_the_alignment_experiment_reports_what_the_library_gives(setting, monkeypatch):
@@ -541,13 +541,13 @@ def test_the_alignment_experiment_reports_what_the_library_gives(setting, monkey
 
     for name, small in {"FOUND": 192, "MEASURED": 256, "K": 4, "LAYERS": 3}.items():
         monkeypatch.setattr(experiment, name, (small, 0))
-    report = experiment.run(setting)
+    report = experiment.EXPERIMENT.run(setting)
     rows = report.tables["alignment"]
     lm = setting.lm
     first, second = setting.held_out.split(0.5)
-    basis = random_basis(lm, list(first.batches(experiment.FOUND[0], 8)), setting.lens, [0, 2, 3], k=4)
+    basis = random_basis(lm, list(first.batches(experiment.FOUND_ON["quick"], 8)), setting.lens, [0, 2, 3], k=4)
     again = alignment(
-        lm, list(second.batches(experiment.MEASURED[0], 8)), basis, {"tuned": setting.lens, "logit": None}
+        lm, list(second.batches(experiment.MEASURED_ON["quick"], 8)), basis, {"tuned": setting.lens, "logit": None}
     )
     for row in rows:
         expected = again.estimate("logit", row["layer"])

@@ -160,8 +160,8 @@ def patched(lm, source, target, at, to, count):
 def ran(lm64, tmp_path_factory):
     """A quick run on a tiny model that is taken to know everything, and the texts of all its cells by plain hooks."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(module, "known", lambda lm, relation, *_: np.ones(len(relation.facts), dtype=bool))
-    patch.setattr(module, "TOKENS", (5, 5))
+    patch.setattr(module, "known_facts", lambda lm, relation, *_: np.ones(len(relation.facts), dtype=bool))
+    patch.setattr(module, "TOKENS", {"quick": 5, "full": 5})
     torch.set_grad_enabled(False)
     target, layers = "The test of x", range(lm64.n_layers + 1)
     texts = {
@@ -181,7 +181,7 @@ def ran(lm64, tmp_path_factory):
     lines += [f"small\t{s}\tdog\t\t\t" for s in SUBJECTS[:3]]
     (folder / "facts.tsv").write_text("\n".join(lines) + "\n")
     setting = Setting(lm64, data=(str(folder / "facts.tsv"),), quick=True, folder=folder)
-    report = module.run(setting)
+    report = module.EXPERIMENT.run(setting)
     yield setting, report, texts, answers, patch
     patch.undo()
 
@@ -250,15 +250,15 @@ def test_an_interrupted_run_goes_on_with_what_it_has(ran):
         raise AssertionError("was run again")
 
     with patch.context() as again:
-        for name in ("known", "probe"):
+        for name in ("known_facts", "probe"):
             again.setattr(module, name, fail)
-        repeated = module.run(setting)
+        repeated = module.EXPERIMENT.run(setting)
     assert repeated.to_json()["tables"] == report.to_json()["tables"]
 
 
 def test_a_model_that_knows_nothing_is_refused(ran, tmp_path):
     setting, _, _, _, patch = ran
     with patch.context() as again:
-        again.setattr(module, "known", lambda lm, relation, *_: np.zeros(len(relation.facts), dtype=bool))
+        again.setattr(module, "known_facts", lambda lm, relation, *_: np.zeros(len(relation.facts), dtype=bool))
         with pytest.raises(LenscopeError, match="none of 2 has them"):
-            module.run(Setting(setting.lm, data=setting.data, quick=True))
+            module.EXPERIMENT.run(Setting(setting.lm, data=setting.data, quick=True))

@@ -59,10 +59,10 @@ def target():
 
 
 def small(monkeypatch):
-    monkeypatch.setattr(module, "DOCUMENTS", (16, 16))
-    monkeypatch.setattr(module, "LAYERS", ((3, 2), (3, 2)))
-    monkeypatch.setattr(module, "TOKENS", (800, 800))
-    monkeypatch.setattr(module, "ENTITIES", (8, 8))
+    monkeypatch.setattr(module, "DOCUMENTS", {"quick": 16, "full": 16})
+    monkeypatch.setattr(module, "LAYERS", {"quick": (3, 2), "full": (3, 2)})
+    monkeypatch.setattr(module, "TOKENS", {"quick": 800, "full": 800})
+    monkeypatch.setattr(module, "ENTITIES", {"quick": 8, "full": 8})
     monkeypatch.setattr(told_module, "WRITTEN", 3)
     monkeypatch.setattr(module, "sign_flips", partial(sign_flips, resamples=500))
 
@@ -101,7 +101,7 @@ def test_the_experiment_end_to_end(source, target, tmp_path, monkeypatch):
     path.write_text("\n".join(json.dumps({"text": t}) for t in numbered(220)))
     where = {"data": (str(path),), "text": (str(path),), "quick": True, "folder": tmp_path, "target_lm": target}
     setting = Setting(source, **where)
-    report = module.run(setting)
+    report = module.EXPERIMENT.run(setting)
     for number, models in enumerate([(source, target), (target, source)]):
         name = f"{models[0].name} → {models[1].name}"
         a, b = (lm.n_layers for lm in models)
@@ -127,12 +127,12 @@ def test_the_experiment_end_to_end(source, target, tmp_path, monkeypatch):
         told = {r["patched"]: r for r in report.tables["entity descriptions, RougeL"] if r["direction"] == name}
         assert len(told) == 6
     # another document's state, in the same prompt, tells what it tells there
-    kept = setting.kept("readings-there", lambda: pytest.fail("made again"), **kept_settings(setting, source, target))
+    kept = setting.cached("readings-there", lambda: pytest.fail("made again"), **kept_settings(setting, source, target))
     for where_to in (IDENTITY, ALONE):
-        mapped, shuffled = (kept[f"{where_to}, {what}"] for what in (MAPPED, SHUFFLED))
+        mapped, shuffled = (kept[where_to, what] for what in (MAPPED, SHUFFLED))
         assert sorted(mapped.tolist()) == sorted(shuffled.tolist())
-    assert not torch.equal(kept[f"{CONTEXT}, {RANDOM}"], kept[f"{CONTEXT}, {MAPPED}"])
-    again = module.run(Setting(source, **where))
+    assert not np.array_equal(kept[CONTEXT, RANDOM], kept[CONTEXT, MAPPED])
+    again = module.EXPERIMENT.run(Setting(source, **where))
     assert again.tables == report.tables
     assert again.reading == report.reading
     report.save(tmp_path)

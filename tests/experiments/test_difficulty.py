@@ -303,9 +303,9 @@ def learned_by_hand(tops):
 
 
 def test_the_experiment_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(difficulty, "PLANS", (replace(PLAN, steps=14, rows=4, rate=0.03), PLAN))
-    monkeypatch.setattr(difficulty, "MEASURED", (512, 512))
-    monkeypatch.setattr(difficulty, "FITTED", (1024, 1024))
+    monkeypatch.setattr(difficulty, "PLANS", {"quick": replace(PLAN, steps=14, rows=4, rate=0.03), "full": PLAN})
+    monkeypatch.setattr(difficulty, "MEASURED", {"quick": 512, "full": 512})
+    monkeypatch.setattr(difficulty, "FITTED", {"quick": 1024, "full": 1024})
     monkeypatch.setattr(difficulty, "TASK", 20)
     monkeypatch.setattr(difficulty, "correlations", partial(association.correlations, resamples=30))
     monkeypatch.setattr(difficulty, "blank", partial(blank, vocabulary=300, layers=3, hidden_size=32, context=32))
@@ -314,7 +314,7 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
     setting = Setting(
         ls.LM(tiny.model("llama"), tiny.tokenizer(), "tiny"), text=(str(path),), quick=True, folder=tmp_path
     )
-    report = difficulty.run(setting)
+    report = difficulty.EXPERIMENT.run(setting)
     report.save(tmp_path)
     made = Checkpoints.found(tmp_path / "pretrained")
     assert list(made.steps) == report.settings["checkpoints"]
@@ -360,9 +360,9 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
 
     # finished trainings are not repeated, and checkpoints of one's own give the same
     monkeypatch.setattr(pretraining.PretrainingRun, "advance", lambda *_: pytest.fail("trained again"))
-    assert difficulty.run(setting).tables == report.tables
+    assert difficulty.EXPERIMENT.run(setting).tables == report.tables
     (fitted,) = tmp_path.glob("lens-*")
     own = Setting(lm, text=(str(path),), lens=ls.load_lens(fitted, lm), quick=True)
-    assert difficulty.run(own).tables == report.tables
+    assert difficulty.EXPERIMENT.run(own).tables == report.tables
     with pytest.raises(ls.LenscopeError, match="give text"):
-        difficulty.run(Setting(lm))
+        difficulty.EXPERIMENT.run(Setting(lm))

@@ -290,20 +290,20 @@ def test_fine_tunes_that_cannot_be(lm):
 @pytest.fixture
 def small(monkeypatch):
     for module in (transplant, drift):
-        monkeypatch.setattr(module, "TEXT", (640, 640))
-        monkeypatch.setattr(module, "EVERY", (3, 3))
-    monkeypatch.setattr(transplant, "FITTED", (512, 512))
-    monkeypatch.setattr("lenscope.experiments.setting.FITTED", (512, 512))
-    monkeypatch.setattr(transplant, "STEPS", (6, 6))
+        monkeypatch.setattr(module, "TEXT", {"quick": 640, "full": 640})
+        monkeypatch.setattr(module, "EVERY", {"quick": 3, "full": 3})
+    monkeypatch.setattr(transplant, "FITTED", {"quick": 512, "full": 512})
+    monkeypatch.setattr("lenscope.experiments.setting.FITTED", {"quick": 512, "full": 512})
+    monkeypatch.setattr(transplant, "STEPS", {"quick": 6, "full": 6})
     monkeypatch.setattr(transplant, "RATE", 3e-3)
-    monkeypatch.setattr(drift, "RESAMPLES", (12, 12))
+    monkeypatch.setattr(drift, "RESAMPLES", {"quick": 12, "full": 12})
     monkeypatch.setattr(drift, "GROUPS", 3)
     monkeypatch.setattr(transplant, "GROUPS", 3)
 
 
 def test_the_report_is_what_the_text_gives(lm, folder, small, tmp_path, monkeypatch):
     setting = Setting(lm, text=(str(folder),), data=(str(folder),), quick=True, lens=affine(lm), folder=tmp_path)
-    report = drift.run(setting)
+    report = drift.EXPERIMENT.run(setting)
     assert list(report.tables) == [
         "similarity by distance", "similarity by layer", "transfer penalty in bits per byte", "penalty and similarity",
         "fine-tune, own loss in bits per byte", "fine-tune, KL in bits per byte",
@@ -355,11 +355,13 @@ def test_the_report_is_what_the_text_gives(lm, folder, small, tmp_path, monkeypa
         assert row["transferred - fitted anew"].value == pytest.approx(apart, abs=1e-9)
     report.save(tmp_path)
     # what was done is kept, but for the weights of the fine-tune
-    kept = {p.name for p in (tmp_path / "kept").iterdir()}
+    kept = {p.name for p in (tmp_path / "cached").iterdir()}
     assert kept == {"similarity", "fine-tuning", *(f"transfer {n}" for n in range(len(by_document(rows, 3))))}
     for module, name in ((drift, "transfer"), (drift, "covariances"), (transplant, "fine_tune"), (transplant, "fit")):
         monkeypatch.setattr(module, name, pytest.fail)
-    again = drift.run(Setting(lm, text=setting.text, data=setting.data, quick=True, lens=affine(lm), folder=tmp_path))
+    again = drift.EXPERIMENT.run(
+        Setting(lm, text=setting.text, data=setting.data, quick=True, lens=affine(lm), folder=tmp_path)
+    )
     assert repr(again.tables) == repr(report.tables)
     assert again.reading == report.reading
 
@@ -386,7 +388,7 @@ def test_an_interrupted_fine_tune_goes_on_with_the_same_weights(lm, folder, smal
     changed = transplant.transplant(Setting(lm, **given))
     assert all(torch.equal(w, seen[1][n]) for n, w in seen[0].items())
     assert changed.layers == (0, 1, 2, 3)
-    assert not (tmp_path / "kept" / "fine-tuned model").exists()
+    assert not (tmp_path / "cached" / "fine-tuned model").exists()
 
 
 def test_lenses_of_a_fine_tune_are_what_evaluate_gives(lm, folder, small):
@@ -409,7 +411,7 @@ def test_partial_correlations_are_those_of_residual_ranks():
     x, y = z + random.normal(size=80), z - random.normal(size=80)
     ranks = [stats.rankdata(v) for v in (x, y, z)]
     rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
-    assert drift.partial(x, y, z) == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-12)
+    assert drift.partial_rank_correlation(x, y, z) == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-12)
     assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
 
 

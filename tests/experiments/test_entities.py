@@ -13,7 +13,6 @@ import lenscope as ls
 from lenscope.experiments.patchscopes_paper import entities as module
 from lenscope.experiments.patchscopes_paper.entities import copied, described, pick
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import cached_json
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.intervals import group_difference
 from lenscope.statistics.selection import balanced, crossed
@@ -88,9 +87,9 @@ def test_texts_are_kept(lm64, tmp_path):
         return {"é": [["ü", 1, None]]}
 
     setting = Setting(lm64, folder=tmp_path)
-    assert cached_json(setting, "x", make, size=1) == cached_json(setting, "x", make, size=1) == {"é": [["ü", 1, None]]}
+    assert setting.cached("x", make, size=1) == setting.cached("x", make, size=1) == {"é": [["ü", 1, None]]}
     assert len(calls) == 1
-    cached_json(setting, "x", make, size=2)
+    setting.cached("x", make, size=2)
     assert len(calls) == 2
 
 
@@ -141,14 +140,14 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     ]
     data = tmp_path / "e.jsonl"
     data.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(module, "TOKENS", (3, 3))
+    monkeypatch.setattr(module, "TOKENS", {"quick": 3, "full": 3})
     monkeypatch.setattr(module, "EXAMPLES", ("The cat", "Paris"))
     monkeypatch.setattr(module, "named", lambda name: ls.Target("Syria: Country in Asia, x"))
     monkeypatch.setattr(
         module, "entity_description", lambda lm: ls.Patchscope(lm, module.named("entity"), layers="same")
     )
     setting = Setting(roomy, data=(str(data),), quick=True, folder=tmp_path)
-    report = module.run(setting)
+    report = module.EXPERIMENT.run(setting)
     layers = [0, 2, 4]
     assert [r["layer"] for r in report.tables["RougeL by layer"]] == layers
     assert [(r["score"], r["entities"]) for r in report.tables["selected layer"]] == [

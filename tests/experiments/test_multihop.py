@@ -159,14 +159,16 @@ def answerable(roomy, tmp_path):
 
 
 def test_the_experiment_end_to_end(roomy, tmp_path, answerable, monkeypatch):
-    monkeypatch.setattr(hopping, "answered", lambda lm, prompts, answers, advance: np.ones(len(prompts), dtype=bool))
+    monkeypatch.setattr(
+        hopping, "answers_correctly", lambda lm, prompts, answers, advance: np.ones(len(prompts), dtype=bool)
+    )
     monkeypatch.setattr(hopping, "THOUGHT", 3)
-    monkeypatch.setattr(multihop, "TOKENS", (3, 3))
-    monkeypatch.setattr(multihop, "STEP", (2, 2))
+    monkeypatch.setattr(multihop, "TOKENS", {"quick": 3, "full": 3})
+    monkeypatch.setattr(multihop, "STEP", {"quick": 2, "full": 2})
     # a demonstration is as long as the whole prompt for a tokenizer of hardly more than letters
     monkeypatch.setattr(hopping, "SHOTS", 1)
     setting = Setting(roomy, data=(str(answerable),), quick=True, folder=tmp_path)
-    report = multihop.run(setting)
+    report = multihop.EXPERIMENT.run(setting)
     rows = {r["way"]: r for r in report.tables["all"]}
     kinds, _ = hopping.known_kinds(setting, kinds_of(multihop._chains(setting), 112))
     asked = [c for k in kinds for c in k.chains]
@@ -184,13 +186,15 @@ def test_the_experiment_end_to_end(roomy, tmp_path, answerable, monkeypatch):
     assert rows["CoT Patchscope: vector"]["cells"] == 18
     assert rows["back-patching: vector"]["cells"] == 6
     assert f"CoT Patchscope: {NONE}" in rows
-    again = multihop.run(Setting(roomy, data=setting.data, quick=True, folder=tmp_path))
+    again = multihop.EXPERIMENT.run(Setting(roomy, data=setting.data, quick=True, folder=tmp_path))
     assert repr(again.tables) == repr(report.tables)
     report.save(tmp_path)
     assert (tmp_path / "multihop.png").exists()
 
 
 def test_a_model_that_knows_nothing_is_told(roomy, answerable, monkeypatch):
-    monkeypatch.setattr(hopping, "answered", lambda lm, prompts, answers, advance: np.zeros(len(prompts), dtype=bool))
+    monkeypatch.setattr(
+        hopping, "answers_correctly", lambda lm, prompts, answers, advance: np.zeros(len(prompts), dtype=bool)
+    )
     with pytest.raises(ls.LenscopeError, match="answers both hops of 0 of"):
-        multihop.run(Setting(roomy, data=(str(answerable),), quick=True))
+        multihop.EXPERIMENT.run(Setting(roomy, data=(str(answerable),), quick=True))

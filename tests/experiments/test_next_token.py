@@ -46,10 +46,10 @@ def lm():
 def test_the_experiment_end_to_end(lm, tmp_path, monkeypatch):
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": t}) for t in numbered(150)))
-    monkeypatch.setattr(module, "TOKENS", (1500, 1500))
-    monkeypatch.setattr(module, "DOCUMENTS", (12, 12))
+    monkeypatch.setattr(module, "TOKENS", {"quick": 1500, "full": 1500})
+    monkeypatch.setattr(module, "DOCUMENTS", {"quick": 12, "full": 12})
     setting = Setting(lm, data=(str(path),), text=(str(path),), lens=affine(lm), quick=True, folder=tmp_path)
-    report = module.run(setting)
+    report = module.EXPERIMENT.run(setting)
     n = lm.n_layers
     assert [row["layer"] for row in report.tables[PRECISION]] == [*range(n + 1)]
     assert set(report.tables[PRECISION][0]) == {"layer", *METHODS}
@@ -93,7 +93,7 @@ def test_the_experiment_end_to_end(lm, tmp_path, monkeypatch):
     # at the last layer lenses are exact
     assert all(report.tables[PRECISION][n][name].value == 1 for name in (LOGIT, TUNED, SQUARES))
     # another document's state is as much worth as anything that was said of any: the same tokens, dealt out anew
-    kept = setting.kept("readings", lambda: pytest.fail("made again"), **kept_settings(lm, prompts, words))
+    kept = setting.cached("readings", lambda: pytest.fail("made again"), **kept_settings(lm, prompts, words))
     for layer in range(n + 1):
         assert sorted(kept[SHUFFLED][:, layer].tolist()) == sorted(said[IDENTITY][:, layer].tolist())
     assert not np.array_equal(kept[SHUFFLED], said[IDENTITY])
@@ -105,7 +105,9 @@ def test_the_experiment_end_to_end(lm, tmp_path, monkeypatch):
     assert prompts_table[", ".join(words[1])][f"{PRECISION}, all layers"].value == pytest.approx(
         np.mean([by_hand("set 1", layer)[0] for layer in range(n)])
     )
-    again = module.run(Setting(lm, data=setting.data, text=setting.text, lens=f, quick=True, folder=tmp_path))
+    again = module.EXPERIMENT.run(
+        Setting(lm, data=setting.data, text=setting.text, lens=f, quick=True, folder=tmp_path)
+    )
     assert again.tables == report.tables
     assert again.reading == report.reading
     report.save(tmp_path)

@@ -26,7 +26,7 @@ def asked(count, labels=("yes", "no")):
 
 
 def scored(log_probs, questions, task="t"):
-    return module._Scored(task, 2, questions, log_probs)
+    return module._TaskScores(task, 2, questions, log_probs)
 
 
 def test_calibrated_accuracy_by_hand():
@@ -145,9 +145,9 @@ def test_the_experiment_end_to_end(lm64, tmp_path, monkeypatch):
     data = tmp_path / "odd.jsonl"
     lines = [{"query": q.query, "choices": list(q.choices), "gold": q.gold, "task": "odd"} for q in asked(14)]
     data.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(module, "SHOTS", ((1,), (1,)))
+    monkeypatch.setattr(module, "SHOTS", {"quick": (1,), "full": (1,)})
     setting = Setting(lm64, data=(str(data),), lens=affine(lm64), quick=True, folder=tmp_path)
-    report = module.run(setting)
+    report = module.EXPERIMENT.run(setting)
     rows, layers, (final,) = (report.tables[name] for name in ("early exit", "odd by layer", "final accuracy"))
     assert [(r["task"], r["shots"], r["lens"]) for r in rows] == [("odd", 1, "tuned lens"), ("odd", 1, "logit lens")]
     assert [r["layer"] for r in layers] == [*range(lm64.n_layers + 1)]
@@ -171,7 +171,7 @@ def test_the_experiment_end_to_end(lm64, tmp_path, monkeypatch):
     right = [share[n, q.gold] > np.median(share[:, q.gold]) for n, q in enumerate(questions)]
     assert final["correct"].value == layers[-1]["correct, logit lens"].value == pytest.approx(np.mean(right))
     assert final["chance"] == 0.5
-    again = module.run(Setting(lm64, data=setting.data, lens=setting.lens, quick=True, folder=tmp_path))
+    again = module.EXPERIMENT.run(Setting(lm64, data=setting.data, lens=setting.lens, quick=True, folder=tmp_path))
     assert again.tables == report.tables
     assert again.reading == report.reading
     report.save(tmp_path)
@@ -182,4 +182,4 @@ def test_too_few_questions_are_told(lm64, tmp_path):
     data = tmp_path / "few.jsonl"
     data.write_text(json.dumps({"query": "Q", "choices": ["a", "b"], "gold": 0, "task": "few"}))
     with pytest.raises(ls.LenscopeError, match=r"task few: has \d questions to ask; give at least 8"):
-        module.run(Setting(lm64, data=(str(data),), quick=True))
+        module.EXPERIMENT.run(Setting(lm64, data=(str(data),), quick=True))

@@ -35,9 +35,9 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """Fits of a few steps and little text: what is tested is the protocol."""
-    monkeypatch.setattr(prediction, "FITTED", (512, 512))
-    monkeypatch.setattr("lenscope.experiments.setting.FITTED", (512, 512))
-    monkeypatch.setattr(prediction, "TEXT", (256, 256))
+    monkeypatch.setattr(prediction, "FITTED", {"quick": 512, "full": 512})
+    monkeypatch.setattr("lenscope.experiments.setting.FITTED", {"quick": 512, "full": 512})
+    monkeypatch.setattr(prediction, "TEXT", {"quick": 256, "full": 256})
 
 
 def batch(documents, counted=None, first=0):
@@ -98,7 +98,7 @@ def test_draws_and_their_estimates():
 
 def test_the_report_is_what_the_text_gives(lm, folder, small, tmp_path):
     setting = Setting(lm, text=(str(folder),), data=(str(folder),), quick=True, folder=tmp_path)
-    report = prediction.run(setting)
+    report = prediction.EXPERIMENT.run(setting)
     assert set(report.tables) == {
         "cross-entropy in nats", "KL in nats", "bias in bits", "bias beside GPT-Neo-2.7B", "bits per byte",
     }  # fmt: skip
@@ -108,11 +108,11 @@ def test_the_report_is_what_the_text_gives(lm, folder, small, tmp_path):
         assert list(rows[0]) == ["layer", "logit lens", "bias only", "tuned lens", "tuned - logit"]
         assert all(isinstance(row["tuned lens"], Estimate) for row in rows)
     # by hand, at one layer: every third position of the held-out rows
-    layer, third = 2, prediction.EVERY[0]
+    layer, third = 2, prediction.EVERY["quick"]
     corpus = ls.Corpus.open(lm, folder).split(0.1)[1]
     logits: dict[str, list] = {"model": [], "logit lens": [], "tuned lens": [], "bias only": []}
     following, sizes = [], 0
-    biases = setting.kept("biases", pytest.fail, tokens=512)["b"]
+    biases = setting.cached("biases", pytest.fail, tokens=512)
     weights = setting.translators.weights[layer, lm.n_layers]
     for row in corpus.batches(256, 1):
         at = [p for p in range(1, 63) if row.counted[0, p] and (p + int(row.row)) % third == 0]
@@ -148,7 +148,7 @@ def test_the_report_is_what_the_text_gives(lm, folder, small, tmp_path):
     # the same run again goes on from what is kept: no second fit of the biases
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prediction, "fit", pytest.fail)
-        again = prediction.run(Setting(lm, text=setting.text, data=setting.data, lens=None, quick=True,
+        again = prediction.EXPERIMENT.run(Setting(lm, text=setting.text, data=setting.data, lens=None, quick=True,
                                        folder=tmp_path))  # fmt: skip
     assert [r["bias only"] for r in again.tables["KL in nats"]] == [r["bias only"] for r in report.tables["KL in nats"]]
 
@@ -186,10 +186,10 @@ def test_the_reading_follows_the_numbers():
 
 
 def test_samples_stand_in_for_text(small, monkeypatch):
-    monkeypatch.setattr(prediction, "SAMPLED", (256, 256))
-    monkeypatch.setattr("lenscope.experiments.setting.SAMPLED", (256, 256))
+    monkeypatch.setattr(prediction, "SAMPLED", {"quick": 256, "full": 256})
+    monkeypatch.setattr("lenscope.experiments.setting.SAMPLED", {"quick": 256, "full": 256})
     lm = ls.LM(tiny.model("llama"), tiny.tokenizer(), "tiny-llama")
-    report = prediction.run(Setting(lm, quick=True))
+    report = prediction.EXPERIMENT.run(Setting(lm, quick=True))
     assert "bits per byte" not in report.tables
     assert report.settings["text"] == "samples of tiny-llama"
     assert np.isfinite(report.tables["KL in nats"][1]["bias only"].value)

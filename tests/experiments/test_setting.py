@@ -12,7 +12,6 @@ import torch
 import lenscope as ls
 from lenscope import _version
 from lenscope.experiments import setting as settings
-from lenscope.experiments import wording
 from lenscope.experiments.setting import Setting, content
 from lenscope.mappings.mapping import Affine
 from lenscope.models import provenance
@@ -115,11 +114,11 @@ def test_a_changed_input_is_a_new_value(lm, tmp_path, name):
             return {"x": torch.ones(1)}
 
         for _ in range(2):
-            Setting(**given).kept("part", make, size=1)
+            Setting(**given).cached("part", make, size=1)
             assert len(calls) == 1
         before = Setting(**given).place("part")
         change(given)
-        Setting(**given).kept("part", make, size=1)
+        Setting(**given).cached("part", make, size=1)
         assert len(calls) == 2, f"{name}: change {number} was not seen"
         assert Setting(**given).place("part") != before
 
@@ -160,7 +159,7 @@ def test_what_a_model_without_a_hash_gives_is_not_kept(lm, tmp_path, monkeypatch
     monkeypatch.setattr(settings, "provenance", lambda lm: {"model_hash": None})
     calls = []
     for _ in range(2):
-        Setting(lm, folder=tmp_path).kept("part", lambda: {"x": torch.ones(1) * len(calls.append(1) or calls)})
+        Setting(lm, folder=tmp_path).cached("part", lambda: {"x": torch.ones(1) * len(calls.append(1) or calls)})
     assert len(calls) == 2
     assert Setting(lm, folder=tmp_path).place("part") is None
     assert not list(tmp_path.iterdir())
@@ -172,11 +171,11 @@ def test_names_from_files_stay_in_the_folder(lm, tmp_path, name):
     inside.mkdir(parents=True)
     (tmp_path / "x").write_text("mine")
     setting = Setting(lm, folder=inside)
-    assert wording.cached_json(setting, name, lambda: [1, name], of=name) == [1, name]
-    assert wording.cached_json(setting, name, lambda: None, of=name) == [1, name]
+    assert setting.cached(name, lambda: [1, name], of=name) == [1, name]
+    assert setting.cached(name, lambda: None, of=name) == [1, name]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "x"]
-    assert [p.name for p in inside.iterdir()] == ["kept"]
-    (place,) = (inside / "kept").iterdir()
+    assert [p.name for p in inside.iterdir()] == ["cached"]
+    (place,) = (inside / "cached").iterdir()
     assert place.is_dir()
     assert setting.place(name).parent == inside
 
@@ -209,7 +208,7 @@ def test_one_folder_with_two_lenses_shows_the_numbers_of_each(lm, tmp_path):
 
     def shown(lens):
         own = Setting(lm, lens=lens, folder=tmp_path)
-        return own.kept("sum", lambda: {"x": sum(w[0].sum() for w in lens.weights.values())[None]})["x"].item()
+        return own.cached("sum", lambda: {"x": sum(w[0].sum() for w in lens.weights.values())[None]})["x"].item()
 
     assert shown(a) != shown(b)
     assert shown(a) == sum(w[0].sum() for w in a.weights.values()).item()

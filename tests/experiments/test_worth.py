@@ -35,15 +35,15 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     ]
     data = tmp_path / "facts.jsonl"
     data.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(module, "known", lambda lm, relation, *_: np.ones(len(relation.facts), dtype=bool))
+    monkeypatch.setattr(module, "known_facts", lambda lm, relation, *_: np.ones(len(relation.facts), dtype=bool))
     monkeypatch.setattr(module, "builtin_entities", lambda: [Entity(s, f"a kind of {s[:1]}") for s in SUBJECTS])
     monkeypatch.setattr(module, "entity_description", lambda lm: ls.Patchscope(lm, ls.Target("a: b, x"), layers="same"))
-    monkeypatch.setattr(module, "TOKENS", (3, 3))
-    monkeypatch.setattr(module, "DESCRIBED", (3, 3))
-    monkeypatch.setattr(module, "STEP", (2, 2))
-    monkeypatch.setattr(module, "COARSE", (2, 2))
+    monkeypatch.setattr(module, "TOKENS", {"quick": 3, "full": 3})
+    monkeypatch.setattr(module, "DESCRIBED", {"quick": 3, "full": 3})
+    monkeypatch.setattr(module, "STEP", {"quick": 2, "full": 2})
+    monkeypatch.setattr(module, "COARSE", {"quick": 2, "full": 2})
     setting = Setting(roomy, data=(str(data),), quick=True, folder=tmp_path)
-    report = module.run(setting)
+    report = module.EXPERIMENT.run(setting)
     rows = {r["Patchscope"]: r for r in report.tables["worth"]}
     assert list(rows) == [module.IDENTITY, module.FEATURES, module.ENTITY]
     (relation,), left_out = module._facts(setting)
@@ -79,8 +79,10 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
 
 
 def test_the_last_layer_says_the_own_next_token_of_what_was_read(roomy, monkeypatch):
-    monkeypatch.setattr(module, "begun", lambda lm, texts: [lm.prompt([7, 9, *lm.encoder.ids(t)]) for t in texts])
-    monkeypatch.setattr(module, "STEP", (2, 2))
+    monkeypatch.setattr(
+        module, "after_document_mark", lambda lm, texts: [lm.prompt([7, 9, *lm.encoder.ids(t)]) for t in texts]
+    )
+    monkeypatch.setattr(module, "STEP", {"quick": 2, "full": 2})
     relation = Relation("place", "The place of {} is", "The place of x", tuple(Fact(s, (s,)) for s in SUBJECTS))
     setting = Setting(roomy, quick=True)
     case = module._identity(setting, [relation])
@@ -93,6 +95,6 @@ def test_the_last_layer_says_the_own_next_token_of_what_was_read(roomy, monkeypa
 
 
 def test_relations_of_which_too_little_is_known_are_told(lm64, monkeypatch):
-    monkeypatch.setattr(module, "known", lambda lm, relation, *_: np.zeros(len(relation.facts), dtype=bool))
+    monkeypatch.setattr(module, "known_facts", lambda lm, relation, *_: np.zeros(len(relation.facts), dtype=bool))
     with pytest.raises(ls.LenscopeError, match="knows fewer than 4 facts"):
-        module.run(Setting(lm64, quick=True))
+        module.EXPERIMENT.run(Setting(lm64, quick=True))

@@ -320,10 +320,10 @@ def test_the_experiment_reports_what_hooks_give(lm64, tmp_path, monkeypatch):
     text = tmp_path / "text.jsonl"
     lines = [{"text": f"Line {n}: the cat {n * 7} sat on mat {n * n}, then it left. " * 3} for n in range(200)]
     text.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(ablations, "MEASURED", (256, 256))
-    monkeypatch.setattr(ablations, "AVERAGED", (256, 256))
+    monkeypatch.setattr(ablations, "MEASURED", {"quick": 256, "full": 256})
+    monkeypatch.setattr(ablations, "AVERAGED", {"quick": 256, "full": 256})
     setting = Setting(lm64, data=(str(text),), text=(str(text),), lens=affine(lm64), quick=True, folder=tmp_path)
-    report = ablations.run(setting)
+    report = ablations.EXPERIMENT.run(setting)
     n = lm64.n_layers
     rows = report.tables["loss by block"]
     assert [row["block"] for row in rows] == [*range(1, n + 1)]
@@ -338,7 +338,7 @@ def test_the_experiment_reports_what_hooks_give(lm64, tmp_path, monkeypatch):
     nothing = report.tables["changes"][-1]
     assert (nothing["change"], nothing["first block"].value, nothing["worst of the others"]) == ("nothing", 0, 0)
     # what was kept is what is read again
-    kept = ablations.run(
+    kept = ablations.EXPERIMENT.run(
         Setting(lm64, data=setting.data, text=setting.text, lens=setting.lens, quick=True, folder=tmp_path)
     )
     assert kept.tables["loss by block"] == rows

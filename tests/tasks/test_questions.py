@@ -10,6 +10,7 @@ import torch
 
 import lenscope as ls
 from lenscope.engine import run as rows
+from lenscope.tasks import answer_likelihoods
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks import questions as module
 from lenscope.tasks.answer_likelihoods import AnswerScores, answer_log_likelihoods
@@ -56,8 +57,8 @@ def shifted(h, layer):
 def test_log_likelihoods_equal_plain_passes(lm, monkeypatch, forks):
     read = []
     for name in ("_forked", "_whole"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, plain=plain, name=name: read.append(name) or plain(*a))
+        plain = getattr(answer_likelihoods, name)
+        monkeypatch.setattr(answer_likelihoods, name, lambda *a, plain=plain, name=name: read.append(name) or plain(*a))
     if not forks:
         monkeypatch.setattr(rows, "exact", lambda *_: False)
     prompts = few_shot_prompts(ASKED, 2)
@@ -103,8 +104,8 @@ def test_edits_reach_the_answers(lm):
 
 
 def test_single_token_answers_need_no_second_pass(lm, monkeypatch):
-    monkeypatch.setattr(module, "_forked", None)
-    monkeypatch.setattr(module, "_whole", None)
+    monkeypatch.setattr(answer_likelihoods, "_forked", None)
+    monkeypatch.setattr(answer_likelihoods, "_whole", None)
     one = lm.encoder.tokens(lm.encoder.ids(" ab"))
     assert len(one) > 1
     letters = [t for t in (" a", " t", " s") if len(lm.encoder.ids(t)) == 1]

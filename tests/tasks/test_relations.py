@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -313,9 +314,9 @@ def test_demonstrations_of_chains_have_other_bridges(lm64, monkeypatch):
 
     def take(lm, prompts, answers, progress):
         asked.update(prompts=prompts, answers=answers)
-        return relations.np.arange(len(prompts)) % 2 == 0
+        return np.arange(len(prompts)) % 2 == 0
 
-    monkeypatch.setattr(relations, "answered", take)
+    monkeypatch.setattr(known_facts, "answers_correctly", take)
     chains = [c for c in relations.builtin_chains() if c.name == "city → language"][:12]
     assert len({c.bridge for c in chains}) < len(chains)
     hops = known_facts.known_chains(lm64, chains, 2)

@@ -23,7 +23,7 @@ from lenscope.detection.outliers import (
     Forest,
     Mahalanobis,
     Method,
-    chosen,
+    best_candidate,
     name_of,
     separation,
     threshold,
@@ -204,7 +204,7 @@ def fit_detector(
     if "mahalanobis" in methods:
         tried += [(Mahalanobis(), "states", (layer,), states[:, i]) for i, layer in enumerate(at)]
     separations = [separation(m, x[:n], x[n:], seed) for m, _, _, x in tried]
-    method, view, kept, x = tried[chosen(separations)]
+    method, view, kept, x = tried[best_candidate(separations)]
     report = [
         {"method": name_of(m), **asdict(m), "view": v, "layers": list(k), "auroc": round(s, 4)}
         for (m, v, k, _), s in zip(tried, separations, strict=True)

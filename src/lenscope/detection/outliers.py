@@ -1,4 +1,4 @@
-"""Outliers: which rows of numbers are unlike those of a reference, and how a way to tell is chosen.
+"""Outliers: which rows of numbers are unlike those of a reference, and how a method is chosen.
 
 Knows: isolation forests, local outlier factors, the relative Mahalanobis distance, choosing by anomalies that were
 made of normal data, thresholds by cross-validation. Does not know: prompts, models, files.
@@ -135,16 +135,16 @@ def folds(count: int, parts: int, seed: int) -> list[np.ndarray]:
 def separation(method: Method, normal: np.ndarray, odd: np.ndarray, seed: int = 0) -> float:
     """How well a method tells normal rows (N, F) it has not seen from `odd` ones, made of the same items: AUROC.
 
-    Half of the items are fitted, the others and what was made of them are told apart; then the other way round.
+    Half of the items are fitted, the others are separated from what was made of them; then the other way round.
     """
-    found = []
+    areas = []
     for test in folds(len(normal), 2, seed):
         score = method(np.delete(normal, test, 0))
-        found.append(auroc(score(normal[test]), score(odd[test]), resamples=1).value)
-    return float(np.mean(found))
+        areas.append(auroc(score(normal[test]), score(odd[test]), resamples=1).value)
+    return float(np.mean(areas))
 
 
-def chosen(separations: Sequence[float]) -> int:
+def best_candidate(separations: Sequence[float]) -> int:
     """Which candidate is taken: the first of those that separate best."""
     return int(np.argmax(separations))
 

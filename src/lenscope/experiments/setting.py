@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.files import weights_folder as artifacts
+from lenscope.experiments.cached_values import decode, encode
+from lenscope.files import weights_folder
 from lenscope.files.file_names import safe_name
 from lenscope.fitting.tuned_lens import fit
 from lenscope.mappings.mapping import PairMapping, mapping_hash
@@ -33,7 +33,8 @@ from lenscope.text.corpus import Corpus, overlap
 from lenscope.text.packing import find_marks, tokenizer_identity
 
 # tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get
-FITTED, SAMPLED = (16_384, 102_400), (4_096, 16_384)
+FITTED = {"quick": 16_384, "full": 102_400}
+SAMPLED = {"quick": 4_096, "full": 16_384}
 HELD_OUT = 0.1
 # tokens of a row of the model's own samples in a quick run: short rows are written side by side
 SHORT = 128
@@ -41,6 +42,7 @@ SHORT = 128
 VERSIONS = ("numpy", "scikit-learn", "scipy", "tokenizers")
 
 _Size = TypeVar("_Size")
+_Value = TypeVar("_Value")
 
 
 def _silent(unit: str) -> AbstractContextManager[Progress]:
@@ -69,13 +71,8 @@ class Setting:
     progress: Callable[[str], AbstractContextManager[Progress]] = field(default=_silent)
     target_lm: LM | None = None
 
-    @property
-    def explainer(self) -> LM:
-        """The model that states are patched into: the other one, or the model itself."""
-        return self.target_lm or self.lm
-
-    def sized(self, quick: _Size, full: _Size) -> _Size:
-        """The one or the other: what is small or short in a quick run."""
+    def choose(self, *, quick: _Size, full: _Size) -> _Size:
+        """How much this run does of something: the one size in a quick run, else the other."""
         return quick if self.quick else full
 
     @cached_property
@@ -101,7 +98,7 @@ class Setting:
         """The lens that was given, or one fitted on the text, all but what is held out."""
         if self.lens is not None:
             return self.lens
-        how: Any = {"tokens": self.sized(*(FITTED if self.text else SAMPLED)), "held_out": HELD_OUT}
+        how: Any = {"tokens": self.choose(**(FITTED if self.text else SAMPLED)), "held_out": HELD_OUT}
         with self.progress("tokens of text for the lens") as advance:
             # finished before, it is read again
             return fit(self.lm, self.corpus, seed=self.seed, folder=self.place("lens", **how), progress=advance, **how)
@@ -109,36 +106,42 @@ class Setting:
     def place(self, name: str, **settings: Any) -> Path | None:
         """A folder for files that this run alone goes on with, under that name; None where nothing is kept.
 
-        `settings` are JSON values as those of `kept`.
+        `settings` are JSON values as those of `cached`.
         """
         key = self._key(name, settings)
         return None if self.folder is None or key is None else self.folder / f"{safe_name(name)}-{key[:16]}"
 
-    def kept(self, name: str, make: Callable[[], dict[str, Tensor]], **settings: Any) -> dict[str, Tensor]:
-        """What `make` makes, or what an earlier run of the same settings kept under that name in the folder.
+    def cached(self, name: str, compute: Callable[[], _Value], **settings: Any) -> _Value:
+        """What `compute` gives, or what an earlier run of the same settings cached under that name in the folder.
 
-        `settings` are JSON values that `make` depends on beside models, data, text, lens, seed and size, which are
-        known by their content. The name may be any text. What is made with a model that cannot be known again, because
-        its weights are offloaded, is not kept.
+        `settings` are JSON values that `compute` depends on beside models, data, text, lens, seed and size, which are
+        known by their content. The name may be any text. Values are those of `cached_values`, and are cached as they
+        are. What comes of a model that cannot be known again, because its weights are offloaded, is not cached.
         """
         key = self._key(name, settings)
-        if self.folder is None or key is None:
-            return make()
-        place = self.folder / "kept" / safe_name(name)
+        place = self.cache_place(name)
+        if place is None or key is None:
+            return compute()
         try:
-            config, tensors = artifacts.read_folder(place, "kept")
+            config, tensors = weights_folder.read_folder(place, "cached")
             if config.get("identity") == key:
-                return tensors
-        except (OSError, ValueError, KeyError, AttributeError, SafetensorError, LenscopeError):
+                value: _Value = decode(config["value"], tensors)
+                return value
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, LenscopeError):
             pass
-        made = {name: value.contiguous() for name, value in make().items()}
-        artifacts.write_folder(place, "kept", {"identity": key, "settings": settings}, made)
-        return made
+        tensors, value = {}, compute()
+        config = {"identity": key, "settings": settings, "value": encode(value, tensors)}
+        weights_folder.write_folder(place, "cached", config, tensors)
+        return value
+
+    def cache_place(self, name: str) -> Path | None:
+        """The folder that a cached value lies in; None where nothing is kept."""
+        return None if self.folder is None else self.folder / "cached" / safe_name(name)
 
     def _key(self, name: str, settings: dict[str, Any]) -> str | None:
         """The SHA-256 of everything that what is made under a name depends on; None where a model has no hash."""
         models = [None if lm is None else _model(lm) for lm in (self.lm, self.target_lm)]
-        if any(told is not None and told["model_hash"] is None for told in models):
+        if any(model is not None and model["model_hash"] is None for model in models):
             return None
         whole = [name, settings, models, self._given]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
@@ -157,17 +160,17 @@ class Setting:
 
     def settings(self, **own: Any) -> dict[str, Any]:
         """What a repetition needs, for the report."""
-        said: dict[str, Any] = {"quick": self.quick, "seed": self.seed, "data": list(self.data) or "built in"}
+        given: dict[str, Any] = {"quick": self.quick, "seed": self.seed, "data": list(self.data) or "built in"}
         if self.target_lm is not None:
-            said["target model"] = self.target_lm.name
-        said["text"] = list(self.text) or f"samples of {self.lm.name}"
+            given["target model"] = self.target_lm.name
+        given["text"] = list(self.text) or f"samples of {self.lm.name}"
         if "translators" in self.__dict__:
             report = self.translators.report
             tokens = report.get("tokens")
-            said["lens"] = "given" if self.lens is not None else f"fitted on {tokens:,} tokens of the text"
+            given["lens"] = "given" if self.lens is not None else f"fitted on {tokens:,} tokens of the text"
             if self.overlapping:
-                said["lens"] += ", fitted on some of what is held out"
-        return {**said, **own}
+                given["lens"] += ", fitted on some of what is held out"
+        return {**given, **own}
 
     def provenance(self) -> dict[str, Any]:
         """The model's provenance, and the lens's as far as one was used."""
@@ -195,9 +198,8 @@ def content(path: str | os.PathLike[str]) -> Any:
 
 def _model(lm: LM) -> dict[str, Any]:
     """All of a model that numbers depend on: its provenance, how it reads text, how a fit of it multiplies."""
-    told = provenance(lm)
-    # these differ between two runs of the same
-    known = {name: value for name, value in told.items() if name not in ("created", "readout_deviation")}
+    # two of them differ between two runs of the same
+    known = {name: value for name, value in provenance(lm).items() if name not in ("created", "readout_deviation")}
     marks = find_marks(lm)
     return {
         **known,

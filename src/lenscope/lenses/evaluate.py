@@ -24,7 +24,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
-from lenscope.statistics.intervals import RESAMPLES, jackknife, percentiles
+from lenscope.statistics.intervals import RESAMPLES, jackknife, percentiles, times_drawn
 from lenscope.text.predictions import Predictions, TextRows, predictions
 
 BINS = 15
@@ -298,7 +298,7 @@ def _divergence(p: Tensor, q: Tensor) -> float:
 def _resampled(sums: np.ndarray, counts: np.ndarray, size: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """The measures of resamples of the units, (resamples, cells) each, but for the bias."""
     units = len(counts)
-    draws = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), RESAMPLES).astype(float)
+    draws = times_drawn(units, RESAMPLES, np.random.default_rng(seed))
     drawn = (draws @ sums.reshape(units, -1)).reshape(RESAMPLES, *sums.shape[1:])
     return _measures(drawn, (draws @ counts)[:, None], (draws @ size)[:, None])
 

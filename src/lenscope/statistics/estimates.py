@@ -1,7 +1,7 @@
-"""Effect sizes and how sure they are: bootstrap intervals, rank correlations, paired tests, areas under ROC curves.
+"""Effect sizes with intervals: means, paired differences, rank correlations, areas under ROC curves.
 
-Knows: what is resampled, how intervals of few units are widened, which test goes with which measure.
-Does not know: models, experiments, how numbers look.
+Knows: which statistic each is, and what is resampled for it. Does not know: how intervals come of resamples
+(intervals.py), models, experiments, how numbers look.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from lenscope.errors import LenscopeError
-from lenscope.statistics.intervals import RESAMPLES, Estimate, bootstrap, percentiles
+from lenscope.statistics.intervals import RESAMPLES, Estimate, bootstrap, percentiles, times_drawn
 
 
 def mean(values: ArrayLike, *, units: Sequence[Any] | None = None, seed: int = 0) -> Estimate:
@@ -53,7 +53,7 @@ def auroc(normal: ArrayLike, anomalous: ArrayLike, *, seed: int = 0, resamples: 
         return Estimate(value, np.nan, np.nan)
     wins = (high[:, None] > low).astype(np.float32) + 0.5 * (high[:, None] == low)
     random = np.random.default_rng(seed)
-    rows, columns = (random.multinomial(n, np.full(n, 1 / n), resamples) / n for n in wins.shape)
+    rows, columns = (times_drawn(n, resamples, random) / n for n in wins.shape)
     drawn = ((rows @ wins) * columns).sum(1)
     ends = percentiles(drawn, min(wins.shape))
     return Estimate(value, float(ends[0]), float(ends[1]))

@@ -1,4 +1,8 @@
-"""statistics.intervals"""
+"""Estimates with 95 % intervals: what is drawn with replacement, and which ends resamples give.
+
+Knows: units that are resampled whole, how intervals of few units are widened, ratios, the jackknife.
+Does not know: which statistic goes with which question (estimates.py), what is measured.
+"""
 
 from collections.abc import Callable, Sequence
 from math import sqrt
@@ -44,6 +48,16 @@ def percentiles(drawn: np.ndarray, units: int) -> np.ndarray:
     return np.asarray(np.percentile(drawn, (share, 100 - share), axis=0))
 
 
+def resample(count: int, random: np.random.Generator) -> np.ndarray:
+    """Which of `count` items one resample takes: their numbers (count,), drawn with replacement."""
+    return random.integers(count, size=count)
+
+
+def times_drawn(count: int, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """How often each resample takes each of `count` items, drawn with replacement: (resamples, count)."""
+    return random.multinomial(count, np.full(count, 1 / count), resamples).astype(float)
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *samples: ArrayLike,
@@ -69,8 +83,8 @@ def bootstrap(
     random = np.random.default_rng(seed)
     drawn = np.empty(resamples)
     for n in range(resamples):
-        chosen = random.integers(len(members), size=len(members))
-        index = chosen if units is None else np.concatenate([members[i] for i in chosen])
+        units_drawn = resample(len(members), random)
+        index = units_drawn if units is None else np.concatenate([members[i] for i in units_drawn])
         drawn[n] = statistic(*(a[index] for a in arrays))
     known = drawn[~np.isnan(drawn)]
     if not len(known):
@@ -85,19 +99,19 @@ def ratios(sums: ArrayLike, counts: ArrayLike, *, seed: int = 0, resamples: int 
     Means per token over documents, say. A single unit has no interval. Raises LenscopeError for units that differ in
     number, and for counts that are negative or add up to 0.
     """
-    some, each = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
-    if some.ndim != 2 or each.shape != some.shape[:1] or not len(each) or each.min() < 0 or not each.sum():
+    by_unit, each = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
+    if by_unit.ndim != 2 or each.shape != by_unit.shape[:1] or not len(each) or each.min() < 0 or not each.sum():
         raise LenscopeError(
-            f"sums {some.shape}, counts {each.shape}: give (units, columns) and (units,), counts from 0 on"
+            f"sums {by_unit.shape}, counts {each.shape}: give (units, columns) and (units,), counts from 0 on"
         )
     units = len(each)
-    values = some.sum(0) / each.sum()
+    values = by_unit.sum(0) / each.sum()
     if units < 2:
         return [Estimate(float(v), np.nan, np.nan) for v in values]
-    drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), resamples).astype(float)
+    drawn = times_drawn(units, resamples, np.random.default_rng(seed))
     total = drawn @ each
     # a resample of units without a count has no mean
-    low, high = percentiles((drawn @ some)[total > 0] / total[total > 0, None], units)
+    low, high = percentiles((drawn @ by_unit)[total > 0] / total[total > 0, None], units)
     return [Estimate(*map(float, three)) for three in zip(values, low, high, strict=True)]
 
 
@@ -117,9 +131,8 @@ def jackknife(value: np.ndarray, without: np.ndarray) -> np.ndarray:
 
 def draws(groups: int, resamples: int, seed: int) -> np.ndarray:
     """How often each group is taken (1 + resamples, groups): all of them once, then drawn with replacement."""
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(groups, np.full(groups, 1 / groups), resamples)
-    return np.concatenate([np.ones((1, groups)), drawn.astype(float)])
+    drawn = times_drawn(groups, resamples, np.random.default_rng(seed))
+    return np.concatenate([np.ones((1, groups)), drawn])
 
 
 def estimate(values: np.ndarray, groups: int) -> Estimate:

@@ -1,4 +1,7 @@
-"""statistics.significance"""
+"""p-values of paired differences, and their correction for the number of tests.
+
+Knows: flips of signs, whole units among them, and Holm's correction. Does not know: what is compared.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,9 +29,9 @@ def holm(p: Sequence[float]) -> list[float]:
     values = np.asarray(p, dtype=float)
     order = np.argsort(values)
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    made = np.empty(len(values))
-    made[order] = np.minimum(stepped, 1)
-    return [float(v) for v in made]
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(stepped, 1)
+    return [float(v) for v in corrected]
 
 
 def compared(
@@ -38,11 +41,11 @@ def compared(
 
     Each comes with the units of its items, or None: signs are flipped by unit, of whose differences sums are taken.
     """
-    made: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for name, (a, b, units) in pairs.items():
-        apart_by = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-        _, unit = np.unique(np.arange(len(apart_by)) if units is None else np.asarray(units), return_inverse=True)
-        p = sign_flips(np.bincount(unit, apart_by), seed=seed)
-        made.append({"comparison": name, "difference": difference(a, b, units=units, seed=seed), "p": p})
-    corrected = holm([row["p"] for row in made]) if made else []
-    return [{**row, "p (Holm)": p} for row, p in zip(made, corrected, strict=True)]
+        differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+        _, unit = np.unique(np.arange(len(differences)) if units is None else np.asarray(units), return_inverse=True)
+        p = sign_flips(np.bincount(unit, differences), seed=seed)
+        rows.append({"comparison": name, "difference": difference(a, b, units=units, seed=seed), "p": p})
+    corrected = holm([row["p"] for row in rows]) if rows else []
+    return [{**row, "p (Holm)": p} for row, p in zip(rows, corrected, strict=True)]

@@ -1,4 +1,4 @@
-"""What is said in the cells of a grid, scored: the paper's score and fairer ones, by subject, compared in pairs.
+"""What is generated in the cells of a grid, scored: the paper's score and fairer ones, by subject, compared in pairs.
 
 Knows: which of a grid's scores are shown, what is paired, how relations are pooled, which tests are corrected together.
 Does not know: models, how cells are run, what stands for a subject.
@@ -57,10 +57,10 @@ class Scored:
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        rows: dict[str, list[int]] = {}
         for n, subject in enumerate(self.subjects):
-            found.setdefault(subject, []).append(n)
-        return found
+            rows.setdefault(subject, []).append(n)
+        return rows
 
 
 def hits(texts: np.ndarray, facts: Sequence[Fact]) -> np.ndarray:
@@ -109,22 +109,22 @@ def comparisons(
     p-values are of random sign flips of subjects, corrected (Holm 1979) over the relations of a comparison; over all
     relations a subject that occurs in several counts once, with its mean.
     """
-    made = []
+    rows = []
     for first, second, score in compared:
         paired = {
             name: _paired(sources[first].of(score), sources[second].of(score)) for name, sources in relations.items()
         }
         p = holm([sign_flips(list(values.values()), seed=seed) for values in paired.values()])
         for (name, values), corrected in zip(paired.items(), p, strict=True):
-            made.append(_test(first, second, score, name, list(values.values()), corrected))
+            rows.append(_test(first, second, score, name, list(values.values()), corrected))
         if len(paired) > 1:
             together: dict[str, list[float]] = {}
             for values in paired.values():
                 for subject, value in values.items():
                     together.setdefault(subject, []).append(value)
             means = [float(np.mean(values)) for values in together.values()]
-            made.append(_test(first, second, score, ALL, means, sign_flips(means, seed=seed)))
-    return made
+            rows.append(_test(first, second, score, ALL, means, sign_flips(means, seed=seed)))
+    return rows
 
 
 def _paired(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:

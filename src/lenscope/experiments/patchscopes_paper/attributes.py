@@ -1,11 +1,10 @@
 """Attribute extraction: what a subject's hidden states say of it, asked in words, beside a trained probe.
 
 Knows: which facts and texts are used, what stands in for a state, which scores are compared, the reading.
-Does not know: how facts are read and asked for (relations.py), how cells are scored and compared (cellscores.py), how
-probes are trained (probes.py).
+Does not know: how facts are read and asked for (tasks), how cells are scored and compared (attribute_scores.py), how
+probes are trained (statistics/probes.py).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lenscope.display.figures import Figure, Heatmap, Panel, Series
+from lenscope.display.figures import Figure, Heatmap, Panel
 from lenscope.errors import LenscopeError
+from lenscope.experiments.estimates_shown import interval, mean_curve
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.attribute_scores import (
     ALL,
     FOLDS,
@@ -30,23 +30,19 @@ from lenscope.experiments.patchscopes_paper.attribute_scores import (
 )
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import interval
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.layers import evenly_spaced
 from lenscope.patchscopes.controls import prompts_with_text, random_vectors
 from lenscope.patchscopes.methods import feature_extraction
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
-from lenscope.statistics.probes import probe
+from lenscope.statistics.probes import Probed, probe
 from lenscope.tasks.builtin_facts import ABOUT_THINGS
 from lenscope.tasks.known_facts import known_facts
 from lenscope.tasks.relation_files import load_relations
 from lenscope.tasks.relations import Fact, Relation, builtin_relations, up_to
 from lenscope.tasks.text_match import mentions
 
-DATA = "TSV or JSONL with relation, subject, object and, if known, template, target, text"
-# no lens is read through
-LENS = False
 CLAIM = (
     "Ghandeharioun et al. 2024, Table 2, Figs 6, 7: on GPT-J-6B a Patchscope that asks for an attribute in words, "
     "without training, is more accurate than logistic regression on the same states at 6 of 12 relations (p < 1e-5, "
@@ -55,10 +51,15 @@ CLAIM = (
     "source layers. No control is reported."
 )
 
-# quick and full: relations, known facts of each, texts of each for the Patchscope, for the probe, layers, new tokens
-RELATIONS, FACTS, TEXTS, PROBED, LAYERS, TOKENS = (7, 99), (12, 16), (1, 1), (3, 5), (7, 9), (8, 10)
+# relations, known facts of each, texts of each for the Patchscope, for the probe, layers, new tokens
+RELATIONS = {"quick": 7, "full": 99}
+FACTS = {"quick": 12, "full": 16}
+TEXTS = {"quick": 1, "full": 1}
+PROBED = {"quick": 3, "full": 5}
+LAYERS = {"quick": 7, "full": 9}
+TOKENS = {"quick": 8, "full": 10}
 # facts of a relation that the model is asked
-ASKED = 48, 160
+ASKED = {"quick": 48, "full": 160}
 # built-in relations of a quick run: objects of many subjects, and of one each
 FIRST = "language", "city", "capital", "color", "kind", "opposite", "currency"
 # with fewer known facts, or objects among them, a relation says nothing
@@ -82,7 +83,7 @@ COMPARED = (
 class _Studied:
     """A relation's facts that the model knows, all that stood for their subjects, and what the states said.
 
-    `said` is (facts, source layers, target layers) of texts; `heard` is the share of the probe's items whose object
+    `texts` is (facts, source layers, target layers) of texts; `heard` is the share of the probe's items whose object
     is one that it was trained on.
     """
 
@@ -91,27 +92,27 @@ class _Studied:
     known: int
     asked: int
     heard: float
-    said: np.ndarray
+    texts: np.ndarray
     sources: Mapping[str, Scored]
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Ask for attributes of known facts at all pairs of source and target layers, and train probes at source layers."""
-    layers = evenly_spaced(list(range(setting.lm.n_layers + 1)), setting.sized(*LAYERS))
+    layers = evenly_spaced(list(range(setting.lm.n_layers + 1)), setting.choose(**LAYERS))
     chosen, left_out = _chosen(setting)
     studied = [_study(setting, one, layers) for one in chosen]
     scored = {one.relation.name: one.sources for one in studied}
     together = pooled(scored) if len(scored) > 1 else rows(*next(iter(scored.items())))
-    found = comparisons(scored, COMPARED, setting.seed)
+    tests = comparisons(scored, COMPARED, setting.seed)
     return Report(
         experiment="attributes",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_reading(studied, together, found, layers),
+        reading=_reading(studied, together, tests, layers),
         tables={
             "all relations": together,
             "relations": [row for name, sources in scored.items() for row in rows(name, sources)],
-            "tests": found,
+            "tests": tests,
             "facts": [_about(one, layers) for one in studied],
             "by source layer": [row for one in studied for row in _by_layer(one, layers)],
         },
@@ -120,10 +121,11 @@ def run(setting: Setting) -> Report:
             Figure("cells", [_heatmap(one, layers) for one in studied]),
         ),
         settings=setting.settings(
-            facts=f"up to {setting.sized(*FACTS)} of each relation that the model knows, greedily after {SHOTS} others",
-            texts={"Patchscope": setting.sized(*TEXTS), "probe": setting.sized(*PROBED)},
+            facts=f"up to {setting.choose(**FACTS)} of each relation that the model knows, greedily after {SHOTS} "
+            "others",
+            texts={"Patchscope": setting.choose(**TEXTS), "probe": setting.choose(**PROBED)},
             layers=list(layers),
-            new_tokens=setting.sized(*TOKENS),
+            new_tokens=setting.choose(**TOKENS),
             folds=FOLDS,
             left_out=left_out or "nothing",
         ),
@@ -145,33 +147,33 @@ class _Chosen:
 
 def _chosen(setting: Setting) -> tuple[list[_Chosen], dict[str, str]]:
     """Relations whose facts the model knows, with those that are used; the other ones, and why."""
-    found = load_relations(setting.data) if setting.data else builtin_relations()
+    given = load_relations(setting.data) if setting.data else builtin_relations()
     if not setting.data:
-        found.sort(key=lambda r: FIRST.index(r.name) if r.name in FIRST else len(FIRST))
+        given.sort(key=lambda r: FIRST.index(r.name) if r.name in FIRST else len(FIRST))
     chosen: list[_Chosen] = []
     left_out: dict[str, str] = {}
-    for relation in found:
-        if len(chosen) == setting.sized(*RELATIONS):
+    for relation in given:
+        if len(chosen) == setting.choose(**RELATIONS):
             break
         order = np.random.default_rng(setting.seed).permutation(len(relation.facts)).tolist()
-        with_texts = [_with_texts(relation.facts[n], setting.sized(*PROBED)) for n in order]
-        usable = tuple(fact for fact in with_texts if fact.texts)[: setting.sized(*ASKED)]
+        with_texts = [_with_texts(relation.facts[n], setting.choose(**PROBED)) for n in order]
+        usable = tuple(fact for fact in with_texts if fact.texts)[: setting.choose(**ASKED)]
         if len(usable) < max(FEWEST, SHOTS + 1):
             left_out[relation.name] = f"has {len(usable)} facts"
             continue
         asked = replace(relation, facts=usable)
-        right = setting.kept(_place(relation, "known"), partial(_known, setting, asked), of=_identity(asked))["known"]
+        right = setting.cached(_cache_name(relation, "known"), partial(_known, setting, asked), of=_identity(asked))
         facts = tuple(fact for fact, knows in zip(usable, right.tolist(), strict=True) if knows)
-        some = facts[: setting.sized(*FACTS)]
-        if len(some) < FEWEST or len({f.answers for f in some}) < FEWEST_OBJECTS:
+        used = facts[: setting.choose(**FACTS)]
+        if len(used) < FEWEST or len({f.answers for f in used}) < FEWEST_OBJECTS:
             left_out[relation.name] = f"{len(facts)} of {len(usable)} known"
             continue
-        chosen.append(_Chosen(replace(relation, facts=some), len(facts), len(usable)))
+        chosen.append(_Chosen(replace(relation, facts=used), len(facts), len(usable)))
     if not chosen:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise LenscopeError(
             f"{setting.lm.name}: {FEWEST} known facts with {FEWEST_OBJECTS} objects are the least of a relation, none "
-            f"of {len(found)} has them ({why}); give others, or another model"
+            f"of {len(given)} has them ({why}); give others, or another model"
         )
     return chosen, left_out
 
@@ -182,16 +184,16 @@ def _with_texts(fact: Fact, most: int) -> Fact:
     return replace(fact, texts=tuple(text for text in given if not mentions(text, fact.answers))[:most])
 
 
-def _known(setting: Setting, relation: Relation) -> dict[str, Tensor]:
+def _known(setting: Setting, relation: Relation) -> np.ndarray:
     with setting.progress(f"facts asked: {relation.name}") as advance:
-        return {"known": torch.from_numpy(known_facts(setting.lm, relation, SHOTS, setting.seed, advance))}
+        return known_facts(setting.lm, relation, SHOTS, setting.seed, advance)
 
 
 def _identity(relation: Relation) -> list[Any]:
     return [relation.template, relation.target, [[f.subject, f.answers, f.texts] for f in relation.facts]]
 
 
-def _place(relation: Relation, what: str) -> str:
+def _cache_name(relation: Relation, what: str) -> str:
     return f"attributes-{relation.name}-{what}"
 
 
@@ -201,16 +203,16 @@ def _place(relation: Relation, what: str) -> str:
 def _study(setting: Setting, one: _Chosen, layers: Sequence[int]) -> _Studied:
     lm, relation, facts = setting.lm, one.relation, one.relation.facts
     subjects = [fact.subject for fact in facts]
-    owner = [n for n, fact in enumerate(facts) for _ in fact.texts[: setting.sized(*TEXTS)]]
-    prompts = [up_to(lm, text, f.subject) for f in facts for text in f.texts[: setting.sized(*TEXTS)]]
+    owner = [n for n, fact in enumerate(facts) for _ in fact.texts[: setting.choose(**TEXTS)]]
+    prompts = [up_to(lm, text, f.subject) for f in facts for text in f.texts[: setting.choose(**TEXTS)]]
     states = lm.read(prompts, layers, -1)
-    said = {
-        kind: _said(setting, relation, kind, sources, layers)
+    texts = {
+        kind: _generated(setting, relation, kind, sources, layers)
         for kind, sources in ((STATE, states), (RANDOM, random_vectors(states, setting.seed)))
     }
-    found = {kind: hits(texts, facts) for kind, texts in said.items()}
-    others, whose = exchanged(found[STATE], owner, facts)
-    new = setting.sized(*TOKENS)
+    hit = {kind: hits(table, facts) for kind, table in texts.items()}
+    others, whose = exchanged(hit[STATE], owner, facts)
+    new = setting.choose(**TOKENS)
     alone = lm.generate(relation.target, new).text
     asked = [c.text for c in lm.generate(prompts_with_text(feature_extraction(lm, relation.target), subjects), new)]
 
@@ -224,49 +226,55 @@ def _study(setting: Setting, one: _Chosen, layers: Sequence[int]) -> _Studied:
     read, heard = _probes(setting, relation, layers)
     mine = [n for n, fact in enumerate(facts) for _ in fact.texts]
     sources = {
-        STATE: scored(found[STATE][own, ..., owner], owner),
+        STATE: scored(hit[STATE][own, ..., owner], owner),
         OTHER: scored(others, whose),
-        RANDOM: scored(found[RANDOM][own, ..., owner], owner),
+        RANDOM: scored(hit[RANDOM][own, ..., owner], owner),
         NOTHING: scored(hits(np.array([alone]), facts)[0], everyone),
         TEXT: scored(np.diag(hits(np.array(asked), facts)), everyone),
         **{kind: scored(values, mine) for kind, values in read.items()},
     }
-    return _Studied(relation, facts, one.known, one.asked, heard, said[STATE], sources)
+    return _Studied(relation, facts, one.known, one.asked, heard, texts[STATE], sources)
 
 
-def _said(setting: Setting, relation: Relation, kind: str, sources: HiddenStates, layers: Sequence[int]) -> np.ndarray:
+def _generated(
+    setting: Setting, relation: Relation, kind: str, sources: HiddenStates, layers: Sequence[int]
+) -> np.ndarray:
     """What is generated, (items, source layers, target layers) of texts."""
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> np.ndarray:
         scope = feature_extraction(setting.lm, relation.target)
         with setting.progress(f"cells: {relation.name}, {kind}") as advance:
-            grid = scope.generate(sources, list(layers), max_new_tokens=setting.sized(*TOKENS), progress=advance)
-        return {"texts": torch.tensor([*json.dumps(grid.cells().tolist()).encode()], dtype=torch.uint8)}
+            grid = scope.generate(sources, list(layers), max_new_tokens=setting.choose(**TOKENS), progress=advance)
+        return np.array(grid.cells().tolist(), dtype=object)
 
-    kept = setting.kept(_place(relation, kind.split()[0]), make, of=_identity(relation), layers=list(layers))
-    texts = json.loads(bytes(kept["texts"].tolist()))
-    return np.array(texts, dtype=object).reshape(-1, len(layers), len(layers))
+    name = _cache_name(relation, kind.split()[0])
+    return setting.cached(name, compute, of=_identity(relation), layers=list(layers)).reshape(
+        -1, len(layers), len(layers)
+    )
 
 
 def _probes(setting: Setting, relation: Relation, layers: Sequence[int]) -> tuple[dict[str, np.ndarray], float]:
     """(items, source layers) of the probe and its controls, over all texts; and the share that could be learned."""
     lm, texts = setting.lm, [(fact, text) for fact in relation.facts for text in fact.texts]
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> list[Probed]:
         states = lm.read([up_to(lm, text, fact.subject) for fact, text in texts], layers, -1)
         h = states.tensor[:, :, 0].float().cpu().numpy()
-        found = []
+        probed = []
         with setting.progress(f"layers probed: {relation.name}") as advance:
             for n in range(len(layers)):
                 labels, groups = [fact.answers for fact, _ in texts], [fact.subject for fact, _ in texts]
-                found.append(probe(h[:, n], labels, groups, FOLDS, setting.seed))
+                probed.append(probe(h[:, n], labels, groups, FOLDS, setting.seed))
                 advance(n + 1, len(layers))
-        parts = "correct", "majority", "shuffled", "heard"
-        return {name: torch.from_numpy(np.stack([getattr(p, name) for p in found], 1)) for name in parts}
+        return probed
 
-    kept = setting.kept(_place(relation, "probes"), make, of=_identity(relation), layers=list(layers))
-    read = {PROBE: kept["correct"], CONTROL: kept["shuffled"], MAJORITY: kept["majority"][:, :1]}
-    return {kind: right.numpy() for kind, right in read.items()}, float(kept["heard"][:, 0].float().mean())
+    probed = setting.cached(_cache_name(relation, "probes"), compute, of=_identity(relation), layers=list(layers))
+    right = {
+        PROBE: np.stack([p.correct for p in probed], 1),
+        CONTROL: np.stack([p.shuffled for p in probed], 1),
+        MAJORITY: probed[0].majority[:, None],
+    }
+    return right, float(torch.from_numpy(probed[0].heard).float().mean())
 
 
 # -- what is shown
@@ -285,7 +293,7 @@ def _about(one: _Studied, layers: Sequence[int]) -> dict[str, Any]:
         "objects": len({fact.answers for fact in one.facts}),
         "share a probe can know": one.heard,
         "selected cells": " or ".join(dict.fromkeys(_cell(c, layers) for c in selection.chosen)),
-        "example": f"{one.facts[0].subject}: {' '.join(str(one.said[0][at]).split())}",
+        "example": f"{one.facts[0].subject}: {' '.join(str(one.texts[0][at]).split())}",
     }
 
 
@@ -305,11 +313,9 @@ def _by_layer(one: _Studied, layers: Sequence[int]) -> list[dict[str, Any]]:
 def _panel(one: _Studied, layers: Sequence[int]) -> Panel:
     series = []
     for kind in (STATE, PROBE, OTHER, RANDOM):
-        told = [mean(column) for column in one.sources[kind].layers().T]
-        ends = [e.low for e in told], [e.high for e in told]
         label = f"Patchscope, {kind}" if kind != PROBE else kind
-        low, high = ends if kind in (STATE, PROBE) else (None, None)
-        series.append(Series(label, layers, [e.value for e in told], low, high, dashed=kind in (OTHER, RANDOM)))
+        means = mean_curve(label, layers, one.sources[kind].layers(), dashed=kind in (OTHER, RANDOM))
+        series.append(means if kind in (STATE, PROBE) else replace(means, low=None, high=None))
     level = float(one.sources[MAJORITY].scores.mean())
     return Panel(one.relation.name, "source layer", "accuracy, any target layer", series, level=level)
 
@@ -320,13 +326,13 @@ def _heatmap(one: _Studied, layers: Sequence[int]) -> Heatmap:
 
 
 def _reading(
-    studied: Sequence[_Studied], together: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]],
+    studied: Sequence[_Studied], together: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]],
     layers: Sequence[int],
 ) -> str:  # fmt: skip
     scores = {row["source"]: row for row in together}
 
     def compared(source: str, score: str) -> tuple[str, Estimate]:
-        mine = [row for row in found if row["comparison"] == f"{STATE} - {source}" and row["score"] == SCORES[score]]
+        mine = [row for row in tests if row["comparison"] == f"{STATE} - {source}" and row["score"] == SCORES[score]]
         single = [row for row in mine if row["relation"] != ALL]
         sure = [row for row in single if row["p (Holm)"] < 0.05]
         above, below = (sum((row["difference"].value > 0) == up for row in sure) for up in (True, False))
@@ -348,9 +354,9 @@ def _reading(
         parts.append(
             f"The probe cannot be right on {', '.join(blind)}, where every held-out subject has an object of its own."
         )
-    found_without = max(scores[kind][SCORES["paper"]].value for kind in (OTHER, RANDOM, NOTHING))
+    without_state = max(scores[kind][SCORES["paper"]].value for kind in (OTHER, RANDOM, NOTHING))
     own = scores[STATE][SCORES["paper"]].value
-    share = f", {found_without / own:.0%} of it at most" if own else ""
+    share = f", {without_state / own:.0%} of it at most" if own else ""
     parts.append(
         f"That score is the best of {len(layers)} tries; without the subject's state it is {value(OTHER, 'paper')} "
         f"(another subject's state), {value(RANDOM, 'paper')} (random vectors), {value(NOTHING, 'paper')} (no patch)"
@@ -375,3 +381,8 @@ def _reading(
         f"{cells.reshape(-1)[best]:.2f}."
     )
     return " ".join(parts)
+
+
+EXPERIMENT = Experiment(
+    data="TSV or JSONL with relation, subject, object and, if known, template, target, text", lens=False, run=_run
+)

@@ -1,7 +1,8 @@
 """A model explains another's states (Ghandeharioun et al. 2024, §4.4): through fitted maps, with and without context.
 
 Knows: which models, layers and target prompts, what a patched state is compared with, statistics, the reading.
-Does not know: how maps are fitted (regression.py), how tokens of two vocabularies are compared (readings.py).
+Does not know: how maps are fitted (fitting/model_to_model.py), how tokens of two vocabularies are compared
+(next_token_readings.py).
 """
 
 import importlib.metadata
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Heatmap
 from lenscope.errors import LenscopeError
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities, descriptions
 from lenscope.experiments.patchscopes_paper.next_token_readings import (
     FEWEST,
@@ -49,11 +51,6 @@ from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.selection import Selection, select
 from lenscope.statistics.significance import holm, sign_flips
 
-DATA = "text"
-# no lens is read through
-LENS = False
-# states may be patched into another model
-ACROSS = True
 CLAIM = (
     "Ghandeharioun et al. 2024, §4.4, Figs 3, 10, 11: through affine maps per pair of layers Vicuna-13B reads the next "
     "token from states of Vicuna-7B, and Pythia-12B from those of Pythia-6.9B, with a precision@1 of up to .7 and .8, "
@@ -62,8 +59,10 @@ CLAIM = (
     "Pythia-12B does not."
 )
 OTHER = "gemma3-270m"
-# quick and full: documents, source and target layers, entities
-DOCUMENTS, LAYERS, ENTITIES = (32, 64), ((5, 4), (7, 5)), (16, 40)
+# documents, source and target layers, entities
+DOCUMENTS = {"quick": 32, "full": 64}
+LAYERS = {"quick": (5, 4), "full": (7, 5)}
+ENTITIES = {"quick": 16, "full": 40}
 # what is patched
 MAPPED, SHUFFLED, RANDOM, NOTHING = "mapped state", "another document's state", "random vector", "no patch"
 CONTROLS = (SHUFFLED, RANDOM, NOTHING)
@@ -87,7 +86,7 @@ class Way:
     r2: np.ndarray
     shared: float
     scores: Mapping[tuple[str, str], Scored]
-    told: DescribedEntities
+    described: DescribedEntities
     seed: int = 0
 
     def cell(self, n: int) -> str:
@@ -109,12 +108,12 @@ class Way:
         return np.asarray(values.reshape(len(self.layers), len(self.targets)))
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Reads one place of each held-out document by another model, in three target prompts, with controls in each."""
     lm = setting.lm
     target = _explainer(setting)
     pairs = [(lm, target)] if target is lm else [(lm, target), (target, lm)]
-    texts = held_out(setting, setting.sized(*DOCUMENTS))
+    texts = held_out(setting, setting.choose(**DOCUMENTS))
     # a model's own samples take long to write, and both directions fit on the same
     train = cache(partial(training, setting))
     ways = [_way(setting, *models, texts, train) for models in pairs]
@@ -123,9 +122,9 @@ def run(setting: Setting) -> Report:
     tables: dict[str, ReportTable] = {m: _summary(ways, m) for m in (PRECISION, SURPRISAL)}
     tables |= {f"mapped state beside controls, {m}": rows for m, rows in tests.items()}
     tables |= {
-        "entity descriptions, RougeL": [{"direction": w.name, **row} for w in ways for row in w.told.rows()],
+        "entity descriptions, RougeL": [{"direction": w.name, **row} for w in ways for row in w.described.rows()],
         "descriptions beside controls, RougeL": described_by,
-        "descriptions": [{"direction": w.name, **row} for w in ways for row in w.told.examples()],
+        "descriptions": [{"direction": w.name, **row} for w in ways for row in w.described.examples()],
         "cells": [row for w in ways for row in _cells(w)],
     }
     alone = "" if target is not lm else (
@@ -166,7 +165,7 @@ def _explainer(setting: Setting) -> LM:
 
 
 def _tokens(setting: Setting) -> int:
-    return setting.sized(*(TOKENS if setting.text else SAMPLED))
+    return setting.choose(**(TOKENS if setting.text else SAMPLED))
 
 
 # -- one direction
@@ -174,10 +173,10 @@ def _tokens(setting: Setting) -> int:
 
 def _way(setting: Setting, source: LM, target: LM, texts: Sequence[str], train: Callable[[int], list[str]]) -> Way:
     name = f"{source.name} → {target.name}"
-    counts = setting.sized(*LAYERS)
+    counts = setting.choose(**LAYERS)
     layers = evenly_spaced(list(range(source.n_layers + 1)), counts[0])
     # the last layer is the head alone, and slow to fit for large vocabularies
-    targets = evenly_spaced(list(range(target.n_layers + setting.sized(0, 1))), counts[1])
+    targets = evenly_spaced(list(range(target.n_layers + setting.choose(quick=0, full=1))), counts[1])
     key = "there" if source is setting.lm else "back"
     f, r2 = fitted(setting, key, (source, target), (layers, targets), _tokens(setting), train)
     prompts, contexts = places(source, target, texts, setting.seed)
@@ -189,58 +188,58 @@ def _way(setting: Setting, source: LM, target: LM, texts: Sequence[str], train: 
             f"{name}: {len(known)} of {len(own)} predictions are tokens of both models; give more text, {FEWEST} are "
             "the least"
         )
-    states = _some(states, known)
+    states = _of_prompts(states, known)
     contexts = [contexts[n] for n in known]
     final, own = states[source.n_layers, -1], own[known]
 
-    def make() -> dict[str, Tensor]:
-        made: dict[str, Tensor] = {}
+    def compute() -> dict[tuple[str, str], np.ndarray]:
+        top: dict[tuple[str, str], np.ndarray] = {}
         mapped, exchanged = _mapped(f, states, layers, targets), others(own.tolist(), setting.seed)
         at_random = _mapped(random_instead(f, setting.seed), states, layers, targets)
         prompts = _prompts(target, contexts)
         with setting.progress(f"target prompts: {name}") as advance:
-            for done, (where, some) in enumerate(prompts.items(), 1):
+            for done, (where, here) in enumerate(prompts.items(), 1):
                 row = np.arange(len(known)) if where == CONTEXT else np.zeros(len(known), dtype=np.int64)
-                plain = tops(target, target.read(some, target.n_layers, -1)[target.n_layers, -1])
-                made[f"{where}, {NOTHING}"] = torch.from_numpy(plain[row][:, None])
+                plain = tops(target, target.read(here, target.n_layers, -1)[target.n_layers, -1])
+                top[where, NOTHING] = plain[row][:, None]
                 # in one prompt for all what another document's state says is known
                 vectors = {MAPPED: mapped, RANDOM: at_random}
                 if where == CONTEXT:
                     vectors[SHUFFLED] = mapped[exchanged]
                 which = np.tile(np.repeat(row, len(layers) * len(targets)), len(vectors))
                 h = torch.stack(list(vectors.values())).flatten(0, 3)
-                ids = patched(target, some, which, np.tile(targets, len(h) // len(targets)), h)
-                for what, found in zip(vectors, ids.reshape(len(vectors), len(known), -1), strict=True):
-                    made[f"{where}, {what}"] = torch.from_numpy(found)
+                ids = patched(target, here, which, np.tile(targets, len(h) // len(targets)), h)
+                by_kind = ids.reshape(len(vectors), len(known), -1)
+                top |= {(where, what): read for what, read in zip(vectors, by_kind, strict=True)}
                 if where != CONTEXT:
-                    made[f"{where}, {SHUFFLED}"] = made[f"{where}, {MAPPED}"][exchanged]
+                    top[where, SHUFFLED] = top[where, MAPPED][exchanged]
                 advance(done, len(prompts))
-        return made
+        return top
 
     models = [model_hash(lm.model) for lm in (source, target)]
-    kept = setting.kept(
-        f"readings-{key}", make, models=models, layers=[layers, targets], prompts=[list(p.ids) for p in contexts]
+    readings = setting.cached(
+        f"readings-{key}", compute, models=models, layers=[layers, targets], prompts=[list(p.ids) for p in contexts]
     )
     back = Vocabularies(target, source)
     scores = {
-        (where, what): scored(source, final, back.first(kept[f"{where}, {what}"].numpy()))
+        (where, what): scored(source, final, back.first(readings[where, what]))
         for where in WHERE
         for what in (MAPPED, *CONTROLS)
     }
-    told = descriptions(setting, key, (source, target), (layers, targets), f, setting.sized(*ENTITIES))
-    return Way(name, layers, targets, r2, len(known) / len(prompts), scores, told, setting.seed)
+    entities = descriptions(setting, key, (source, target), (layers, targets), f, setting.choose(**ENTITIES))
+    return Way(name, layers, targets, r2, len(known) / len(prompts), scores, entities, setting.seed)
 
 
-def _some(states: HiddenStates, rows: np.ndarray) -> HiddenStates:
-    """The states of some of the prompts."""
+def _of_prompts(states: HiddenStates, rows: np.ndarray) -> HiddenStates:
+    """The states of the prompts of these numbers."""
     prompts, positions = tuple(states.prompts[n] for n in rows), tuple(states.positions[n] for n in rows)
     return replace(states, tensor=states.tensor[torch.from_numpy(rows)], prompts=prompts, positions=positions)
 
 
 def _mapped(f: Callable[..., Any], states: HiddenStates, layers: Sequence[int], targets: Sequence[int]) -> Tensor:
     """f of every place (N, S, T, D*)."""
-    made = [torch.stack([mappings.call_mapping(f, states[s, -1], s, t) for t in targets], 1) for s in layers]
-    return torch.stack(made, 1)
+    mapped = [torch.stack([mappings.call_mapping(f, states[s, -1], s, t) for t in targets], 1) for s in layers]
+    return torch.stack(mapped, 1)
 
 
 def _prompts(target: LM, contexts: Sequence[Any]) -> dict[str, list[Any]]:
@@ -259,9 +258,9 @@ def _summary(ways: Sequence[Way], measure: str) -> list[dict[str, Any]]:
         for where in WHERE:
             for what in (MAPPED, *CONTROLS):
                 best = way.best[where, what, measure]
-                told = {n: _signed(getattr(best, n), measure) for n in ("oracle", "selected", "mean")}
+                values = {n: _signed(getattr(best, n), measure) for n in ("oracle", "selected", "mean")}
                 cells = "–" if what == NOTHING else " or ".join(way.cell(c) for c in dict.fromkeys(best.chosen))
-                rows.append({"direction": way.name, "target prompt": where, "patched": what, **told, "cell": cells})
+                rows.append({"direction": way.name, "target prompt": where, "patched": what, **values, "cell": cells})
     return rows
 
 
@@ -286,15 +285,15 @@ def _tested(ways: Sequence[Way], measure: str, seed: int) -> list[dict[str, Any]
 
 
 def _tested_descriptions(ways: Sequence[Way], seed: int) -> list[dict[str, Any]]:
-    found = [(way.name, other, values) for way in ways for other, values in way.told.gains().items()]
-    p = holm([sign_flips(values, seed=seed) for *_, values in found])
+    gains = [(way.name, other, values) for way in ways for other, values in way.described.gains().items()]
+    p = holm([sign_flips(values, seed=seed) for *_, values in gains])
     return [{"direction": name, "over": other, "gain": mean(values), "p (Holm)": one}
-            for (name, other, values), one in zip(found, p, strict=True)]  # fmt: skip
+            for (name, other, values), one in zip(gains, p, strict=True)]  # fmt: skip
 
 
 def _cells(way: Way) -> list[dict[str, Any]]:
-    told = [(where, what) for where in WHERE for what in (MAPPED, SHUFFLED)]
-    grids = {(*key, m): way.grid(*key, m) for key in told for m in (PRECISION, SURPRISAL)}
+    shown_here = [(where, what) for where in WHERE for what in (MAPPED, SHUFFLED)]
+    grids = {(*key, m): way.grid(*key, m) for key in shown_here for m in (PRECISION, SURPRISAL)}
     return [
         {
             "direction": way.name,
@@ -347,25 +346,25 @@ def _reading(way: Way, tests: Mapping[str, ReportTable], descriptions: Sequence[
     ]
     parts.append(
         f"But the context tells: without any patch it is {shown(best[CONTEXT, NOTHING].selected)} (the patch adds "
-        f"{_told(sure[CONTEXT, NOTHING])}), with another document's state {best[CONTEXT, SHUFFLED].mean.value:.2f} in "
+        f"{_gain(sure[CONTEXT, NOTHING])}), with another document's state {best[CONTEXT, SHUFFLED].mean.value:.2f} in "
         f"the mean cell ({leak[0]:.2f} at target layer {way.targets[0]}, {leak[-1]:.2f} at {way.targets[-1]})."
     )
     for where in (IDENTITY, ALONE):
         parts.append(
             f"Without the context ({where}): {shown(best[where, MAPPED].selected)} in a selected cell, mean cell "
-            f"{best[where, MAPPED].mean.value:.2f}; over another document's state {_told(sure[where, SHUFFLED])}, over "
-            f"a random vector {_told(sure[where, RANDOM])}."
+            f"{best[where, MAPPED].mean.value:.2f}; over another document's state {_gain(sure[where, SHUFFLED])}, over "
+            f"a random vector {_gain(sure[where, RANDOM])}."
         )
     surprise = {where: way.grid(where, MAPPED, SURPRISAL) for where in (CONTEXT, IDENTITY)}
     parts.append(
         f"Surprisal by cell: {surprise[CONTEXT].min():.1f}–{surprise[CONTEXT].max():.1f} nats in the context (the "
         f"paper: 1.1–8), {surprise[IDENTITY].min():.1f}–{surprise[IDENTITY].max():.1f} without."
     )
-    told = way.told.selected
+    selected = way.described.selected
     gains = [r for r in descriptions if r["direction"] == way.name]
     parts.append(
-        f"Descriptions of {len(way.told.entities)} entities, RougeL in a selected cell: {shown(told)}; "
-        + "; ".join(f"over {r['over']} {_told(r)}" for r in gains)
+        f"Descriptions of {len(way.described.entities)} entities, RougeL in a selected cell: {shown(selected)}; "
+        + "; ".join(f"over {r['over']} {_gain(r)}" for r in gains)
         + "."
     )
     return " ".join(parts)
@@ -375,5 +374,8 @@ def _above(row: Mapping[str, Any]) -> bool:
     return bool(row["gain"].value > 0 and row["p (Holm)"] < 0.05)
 
 
-def _told(row: Mapping[str, Any]) -> str:
+def _gain(row: Mapping[str, Any]) -> str:
     return f"{shown(row['gain'])}, p = {row['p (Holm)']:.2g}"
+
+
+EXPERIMENT = Experiment(data="text", lens=False, across=True, run=_run)

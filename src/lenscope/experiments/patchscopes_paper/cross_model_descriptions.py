@@ -1,7 +1,7 @@
 """Entities described by another model from a model's states, beside controls (Ghandeharioun et al. 2024, §4.3, §4.4).
 
 Knows: how entities become sources, which cells are run, what descriptions are compared with.
-Does not know: how maps are fitted, how a description is cut out of what is said (entities.py).
+Does not know: how maps are fitted, how a description is cut out of a text (entities.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ import numpy as np
 from lenscope.experiments.patchscopes_paper.entities import described, pick
 from lenscope.experiments.patchscopes_paper.next_token_readings import others, random_instead
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import cached_json
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import model_hash
@@ -66,10 +65,10 @@ class DescribedEntities:
         """Oracle, selected and mean cell of what is patched and of every control."""
         rows: list[dict[str, Any]] = []
         for what, best in self.best.items():
-            found = {name: getattr(best, name) for name in ("oracle", "selected", "mean")}
+            values = {name: getattr(best, name) for name in ("oracle", "selected", "mean")}
             cells = " or ".join(self.cells[what][c] for c in dict.fromkeys(best.chosen))
             one = select(self.scores(what, "rouge1"), seed=self.seed).selected
-            rows.append({"patched": what, **found, "cell": cells, "Rouge1, selected": one})
+            rows.append({"patched": what, **values, "cell": cells, "Rouge1, selected": one})
         return rows
 
     def gains(self) -> dict[str, np.ndarray]:
@@ -79,18 +78,18 @@ class DescribedEntities:
 
     def examples(self) -> list[dict[str, Any]]:
         """What was said of a few entities in the selected cells."""
-        said: dict[str, list[str]] = {}
+        chosen: dict[str, list[str]] = {}
         for what, texts in self.texts.items():
             number = np.arange(texts.size).reshape(texts.shape)
-            said[what] = [str(texts.flat[int(n)]) for n in self.best[what].at(number)]
-        some = np.unique(np.linspace(0, len(self.entities) - 1, SHOWN).round().astype(int)).tolist()
+            chosen[what] = [str(texts.flat[int(n)]) for n in self.best[what].at(number)]
+        numbers = np.unique(np.linspace(0, len(self.entities) - 1, SHOWN).round().astype(int)).tolist()
         return [
             {
                 "entity": self.entities[n].name,
                 "reference": self.entities[n].description,
-                **{what: texts[n] for what, texts in said.items()},
+                **{what: texts[n] for what, texts in chosen.items()},
             }
-            for n in some
+            for n in numbers
         ]
 
 
@@ -105,13 +104,13 @@ def descriptions(
     """Descriptions of `count` built-in entities by the second model, from the early ones of the first one's layers."""
     source, target = models
     entities = pick(builtin_entities(), count)
-    early = [[n for n in some if n <= EARLY * lm.n_layers] for lm, some in zip(models, layers, strict=True)]
+    early = [[n for n in numbers if n <= EARLY * lm.n_layers] for lm, numbers in zip(models, layers, strict=True)]
     pairs = [(s, t) for s in early[0] for t in early[1]]
     # behind what begins a document: the first position of all is an attention sink, whatever token it is
     mark = find_marks(source).document
     prompts = [source.prompt([*mark, *source.encoder.ids(e.name)]) for e in entities]
 
-    def make() -> dict[str, Any]:
+    def compute() -> dict[str, list[list[str]]]:
         states = source.read(prompts, early[0], -1)
         across = entity_description(target, f, source_lm=source)
         at_random = Patchscope(target, across.targets, random_instead(f, setting.seed), source_lm=source)
@@ -120,30 +119,29 @@ def descriptions(
             RANDOM: (at_random, pairs),
             ITSELF: (entity_description(source), [(n, n) for n in early[0]]),
         }
-        made: dict[str, Any] = {}
+        texts: dict[str, list[list[str]]] = {}
         for what, (scope, cells) in runs.items():
             with setting.progress(f"descriptions: {source.name} → {scope.lm.name}, {what}") as advance:
                 options: Any = {"max_new_tokens": WRITTEN, "stop": "\n", "progress": advance}
-                made[what] = texts_by_cell(scope.generate(states, cells, **options))[1].tolist()
+                texts[what] = texts_by_cell(scope.generate(states, cells, **options))[1].tolist()
         names = [e.name for e in entities]
         plain = continue_texts(target, [*prompts_with_text(across, names), across.resolved[0][0]], WRITTEN, "\n")
         elsewhere = others([e.description for e in entities], setting.seed)
         return {
-            **made,
-            SHUFFLED: [made[MAPPED][n] for n in elsewhere],
+            **texts,
+            SHUFFLED: [texts[MAPPED][n] for n in elsewhere],
             NOTHING: [plain[-1:]] * len(entities),
             NAME: [[text] for text in plain[:-1]],
         }
 
-    said = cached_json(
-        setting,
+    written = setting.cached(
         f"descriptions-{key}",
-        make,
+        compute,
         models=[model_hash(lm.model) for lm in models],
         layers=early,
         entities=[[e.name, e.description] for e in entities],
     )
     cells = {what: [f"{s} → {t}" for s, t in pairs] for what in (MAPPED, SHUFFLED, RANDOM)}
     cells |= {NOTHING: ["–"], NAME: ["–"], ITSELF: [f"{n} → {n}" for n in early[0]]}
-    texts = {what: np.array([[described(t) for t in row] for row in said[what]], dtype=object) for what in cells}
+    texts = {what: np.array([[described(t) for t in row] for row in written[what]], dtype=object) for what in cells}
     return DescribedEntities(entities, texts, cells, setting.seed)

@@ -1,7 +1,7 @@
 """Entity description: what a model says of an entity's state, layer by layer, and where the words come from.
 
 Knows: the protocol, which text counts as the description, scores against references, controls, the reading.
-Does not know: how states are patched, what controls are (verbalizing.py).
+Does not know: how states are patched, what controls are (patchscopes/with_controls.py).
 """
 
 import re
@@ -15,9 +15,10 @@ import numpy as np
 from lenscope.display.figures import Figure, Panel
 from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
+from lenscope.experiments.estimates_shown import curve, interval, surely
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import cached_json, curve, interval
 from lenscope.patchscopes.controls import prompts_with_text
 from lenscope.patchscopes.methods import entity_description, named_target
 from lenscope.patchscopes.patchscope import Patchscope
@@ -42,9 +43,6 @@ from lenscope.tasks.relations import Entity, builtin_entities
 from lenscope.tasks.text_match import embedder, rouge, words
 from lenscope.text.packing import after_document_mark
 
-DATA = "JSONL with name, description, popularity_percentile"
-# no lens is read through
-LENS = False
 CLAIM = (
     "Ghandeharioun et al. 2024, §4.3, Figs. 3, 8, 9, Tables 3, 6, 7: of the last token's states of an entity's name "
     "in the first 10 layers of Vicuna-7B/13B and Pythia-6.9B/12B, descriptions become more like the reference (RougeL, "
@@ -52,8 +50,10 @@ CLAIM = (
     'said; the 200 rarest entities are far below the 200 most popular (plots, without numbers). "Diana, Princess of '
     'Wales" is Wales at layers 1–2 and Diana at layer 6 (Table 3).'
 )
-# quick and full: entities, every so many layers, tokens
-ENTITIES, STEP, TOKENS = (32, 120), (2, 1), (16, 20)
+# entities, every so many layers, tokens
+ENTITIES = {"quick": 32, "full": 120}
+STEP = {"quick": 2, "full": 1}
+TOKENS = {"quick": 16, "full": 20}
 SCORES = "RougeL", "Rouge1", "similarity"
 BELOW = "target", "none", "source"
 EXAMPLES = "Diana, Princess of Wales", "William Shakespeare", "Microsoft", "The Beatles"
@@ -61,22 +61,22 @@ EXAMPLES = "Diana, Princess of Wales", "William Shakespeare", "Microsoft", "The 
 LETTERS = 4
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Descriptions at every layer, with controls; a layer selected on one half of the entities, used on the other."""
     lm = setting.lm
-    chosen = pick(_entities(setting), setting.sized(*ENTITIES))
+    chosen = pick(_entities(setting), setting.choose(**ENTITIES))
     names = [e.name for e in chosen]
-    layers = tuple(range(0, lm.n_layers + 1, setting.sized(*STEP)))
-    new = setting.sized(*TOKENS)
+    layers = tuple(range(0, lm.n_layers + 1, setting.choose(**STEP)))
+    new = setting.choose(**TOKENS)
     how: dict[str, Any] = {"layers": list(layers), "tokens": new}
-    said = _said(setting, names, how)
-    cuts = ControlledTexts(said.cells, {way: _described(texts) for way, texts in said.said.items()})
+    own = _own_texts(setting, names, how)
+    cuts = ControlledTexts(own.cells, {way: _described(texts) for way, texts in own.said.items()})
     scored = {name: cuts.scored(score, seed=setting.seed) for name, score in _scores(setting, chosen).items()}
-    below = _below(setting, names, said, how)
+    below = _below(setting, names, own, how)
     popular = _popular(chosen)
     by_score = [_selected(name, group, scored[name], mine) for name in SCORES for group, mine in _groups(popular)]
     known = [] if popular is None else [_known(name, scored[name], popular) for name in SCORES]
-    contaminated = _contaminated(chosen, said, below)
+    contaminated = _contaminated(chosen, own, below)
     tables: dict[str, Any] = {"selected layer": by_score}
     if known:
         tables["popular and rare"] = known
@@ -107,14 +107,14 @@ def pick(entities: Sequence[Entity], count: int) -> list[Entity]:
 
     Where popularity is not known, the first `count`. Raises LenscopeError for fewer than 8.
     """
-    told = [e for e in entities if set(words(e.description)) - set(words(e.name))]
-    if all(e.popular is not None for e in told):
-        told.sort(key=lambda e: -(e.popular or 0.0))
-        half = min(count, len(told)) // 2
-        told = told[:half] + told[len(told) - half :]
-    if len(told[:count]) < 8:
-        raise LenscopeError(f"entities: {len(told)} with a description of their own; give at least 8")
-    return told[:count]
+    usable = [e for e in entities if set(words(e.description)) - set(words(e.name))]
+    if all(e.popular is not None for e in usable):
+        usable.sort(key=lambda e: -(e.popular or 0.0))
+        half = min(count, len(usable)) // 2
+        usable = usable[:half] + usable[len(usable) - half :]
+    if len(usable[:count]) < 8:
+        raise LenscopeError(f"entities: {len(usable)} with a description of their own; give at least 8")
+    return usable[:count]
 
 
 def described(text: str) -> str:
@@ -159,45 +159,45 @@ def _scope(setting: Setting, below: str = "target") -> Patchscope:
     return Patchscope(setting.lm, replace(named_target("entity"), below=below), layers="same")
 
 
-def _said(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> ControlledTexts:
-    def make() -> dict[str, Any]:
+def _own_texts(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> ControlledTexts:
+    def compute() -> ControlledTexts:
         lm = setting.lm
         states = lm.read(after_document_mark(lm, names), how["layers"], -1)
         with setting.progress("descriptions") as advance:
             scope = entity_description(lm)
             options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "seed": setting.seed, "progress": advance}
-            return generate_with_controls(scope, states, names, **options).to_json()
+            return generate_with_controls(scope, states, names, **options)
 
-    return ControlledTexts.from_json(cached_json(setting, "entities", make, names=list(names), **how))
+    return setting.cached("entities", compute, names=list(names), **how)
 
 
 def _below(setting: Setting, names: Sequence[str], own: ControlledTexts, how: dict[str, Any]) -> dict[str, np.ndarray]:
     """What is said of the vectors (N, L) by what later tokens see of the placeholder below the patched layer."""
-    found = {"target": own.said[VECTOR]}
+    by_below = {"target": own.said[VECTOR]}
     for below in BELOW[1:]:
         # hidden keys need attention that can be told what to hide
         if below == "none" and rows.fastest_exact_mode(setting.lm) != "cascade":
             continue
 
-        def make(below: str = below) -> Any:
+        def compute(below: str = below) -> np.ndarray:
             # what stands below the patched layer has to have been read
             states = setting.lm.read(after_document_mark(setting.lm, names), positions=-1)
             pairs = [(n, n) for n in how["layers"]]
             with setting.progress(f"descriptions, below: {below}") as advance:
                 options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "progress": advance}
-                return texts_by_cell(_scope(setting, below).generate(states, pairs, **options))[1].tolist()
+                texts = texts_by_cell(_scope(setting, below).generate(states, pairs, **options))[1]
+            return np.array(texts.tolist(), dtype=object)
 
-        texts = cached_json(setting, f"entities-{below}", make, names=list(names), **how)
-        found[below] = np.array(texts, dtype=object)
-    return found
+        by_below[below] = setting.cached(f"entities-{below}", compute, names=list(names), **how)
+    return by_below
 
 
 def _scores(setting: Setting, entities: Sequence[Entity]) -> dict[str, Score]:
     references = [e.description for e in entities]
     both = lru_cache(None)(rouge)
-    make = embedder(setting.lm)
-    embed = lru_cache(None)(lambda text: make([text])[0])
-    own = make(references)
+    embed_all = embedder(setting.lm)
+    embed = lru_cache(None)(lambda text: embed_all([text])[0])
+    own = embed_all(references)
     every = own.sum(0)
 
     def similarity(text: str, n: int) -> float:
@@ -225,11 +225,11 @@ def _groups(popular: np.ndarray | None) -> list[tuple[str, np.ndarray | None]]:
 
 def _selected(name: str, group: str, scored: ControlledScores, mine: np.ndarray | None) -> dict[str, Any]:
     """One score of one group: its own layer selected, beside the best in hindsight and the mean of all."""
-    some = scored if mine is None else replace(scored, scores={w: s[mine] for w, s in scored.scores.items()})
-    layers = " or ".join(str(source) for source in dict.fromkeys(s for s, _ in some.chosen()))
-    row = {"score": name, "entities": group, "layer": layers, **some.row()}
+    group_scores = scored if mine is None else replace(scored, scores={w: s[mine] for w, s in scored.scores.items()})
+    layers = " or ".join(str(source) for source in dict.fromkeys(s for s, _ in group_scores.chosen()))
+    row = {"score": name, "entities": group, "layer": layers, **group_scores.row()}
     for kind in ("oracle", "mean"):
-        whole = some.row(kind=kind)
+        whole = group_scores.row(kind=kind)
         row |= {f"{way}, {kind}": whole[way] for way in (VECTOR, RANDOM, SHUFFLED)}
     return row
 
@@ -257,27 +257,27 @@ def _contaminated(
     def copies(texts: Any) -> Estimate:
         return mean([copied(described(str(t)), r, shown) for t, r in zip(texts, references, strict=True)])
 
-    plain, told = (copies(own.said[way][:, 0]) for way in (NONE, TEXT))
-    made = []
+    plain, with_text = (copies(own.said[way][:, 0]) for way in (NONE, TEXT))
+    rows = []
     for at, (layer, _) in enumerate(own.cells):
-        texts = {name: [str(t) for t in found[:, at]] for name, found in below.items()}
+        texts = {name: [str(t) for t in table[:, at]] for name, table in below.items()}
         close = {b: [rouge(described(t), r).rougeL for t, r in zip(texts[b], references, strict=True)] for b in texts}
         row: dict[str, Any] = {"layer": layer}
         if words(unpatched):
             row |= {f"Rouge1 with no patch, {b}": mean([rouge(t, unpatched).rouge1 for t in texts[b]]) for b in texts}
         named_by = [bool(_long(described(t)) & _long(e.name)) for t, e in zip(texts["target"], entities, strict=True)]
         row |= {"says its name": mean(named_by), "says a demonstration's word": copies(texts["target"])}
-        row |= {"the same, no patch": plain, "the same, text": told}
+        row |= {"the same, no patch": plain, "the same, text": with_text}
         row |= {f"RougeL, {b} - target": difference(close[b], close["target"]) for b in close if b != "target"}
-        made.append(row)
-    return made
+        rows.append(row)
+    return rows
 
 
 def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
     """What is said of a few entities, as it is said, by layer; the last line is what their names alone say."""
     names = list(EXAMPLES)
 
-    def make() -> dict[str, Any]:
+    def compute() -> dict[str, Any]:
         lm, scope = setting.lm, _scope(setting)
         options: Any = {"max_new_tokens": how["tokens"], "stop": "\n"}
         with setting.progress("examples") as advance:
@@ -289,10 +289,10 @@ def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
             "text": continue_texts(lm, prompts_with_text(scope, names), **options),
         }
 
-    found = cached_json(setting, "entities-examples", make, names=names, **how)
-    lines = [*zip(map(str, how["layers"]), zip(*found["vector"], strict=True), strict=True), (TEXT, found["text"])]
+    texts = setting.cached("entities-examples", compute, names=names, **how)
+    lines = [*zip(map(str, how["layers"]), zip(*texts["vector"], strict=True), strict=True), (TEXT, texts["text"])]
     return [
-        {"layer": layer, **{name: said.strip() for name, said in zip(names, line, strict=True)}}
+        {"layer": layer, **{name: text.strip() for name, text in zip(names, line, strict=True)}}
         for layer, line in lines
     ]
 
@@ -300,7 +300,7 @@ def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
 def _reading(
     scored: dict[str, ControlledScores], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]
 ) -> str:
-    said = []
+    sentences = []
     for name in SCORES:
         worth = scored[name]
         row, chosen = worth.row(), sorted({source for source, _ in worth.chosen()})
@@ -315,7 +315,7 @@ def _reading(
             if after.low > 0
             else ("does not replicate")
         )
-        said.append(
+        sentences.append(
             f"{name}: the rise and fall over layers {verdict}: at the layer selected on the other half "
             f"({' or '.join(map(str, chosen))}) {interval(row[VECTOR])}, {interval(before)} above layer "
             f"{worth.cells[0][0]}, {interval(after)} above layer {worth.cells[-1][0]}; above another entity's state by "
@@ -323,14 +323,14 @@ def _reading(
             f"less the name as text: {interval(row[f'vector - {TEXT}'])}."
         )
     if popular is not None:
-        told = []
+        gaps = []
         for name in SCORES:
             gap = group_difference(scored[name].selection().items_selected, popular)
             other = group_difference(scored[name].selection(SHUFFLED).items_selected, popular)
-            told.append(f"{name} {interval(gap)} ({interval(other)} with another entity's state)")
+            gaps.append(f"{name} {interval(gap)} ({interval(other)} with another entity's state)")
             if name == "RougeL":
                 verdict = "replicates" if gap.low > 0 else "does not replicate"
-        said.append(f"Popular above rare {verdict} in RougeL; popular less rare: {', '.join(told)}.")
+        sentences.append(f"Popular above rare {verdict} in RougeL; popular less rare: {', '.join(gaps)}.")
     layers = [row["layer"] for row in contaminated]
     for what, column in (
         ("What is said without a patch", "Rouge1 with no patch, target"),
@@ -339,19 +339,19 @@ def _reading(
         if column in contaminated[0]:
             depth = spearman(layers, [row[column].value for row in contaminated])
             trend = "more" if depth.low > 0 else "less" if depth.high < 0 else "neither more nor less"
-            said.append(
+            sentences.append(
                 f"{what}: said {trend} with depth (Spearman {interval(depth)}; {interval(contaminated[0][column])} at "
                 f"layer {layers[0]}, {interval(contaminated[-1][column])} at layer {layers[-1]})."
             )
     for below in ("none", "source"):
-        apart_by: list[Estimate] = [row[k] for row in contaminated if (k := f"RougeL, {below} - target") in row]
-        if apart_by:
-            more, less = sum(e.low > 0 for e in apart_by), sum(e.high < 0 for e in apart_by)
-            said.append(
+        differences: list[Estimate] = [row[k] for row in contaminated if (k := f"RougeL, {below} - target") in row]
+        if differences:
+            more, less = surely(differences)
+            sentences.append(
                 f"With {'nothing' if below == 'none' else 'the source’s states'} below the patched layer RougeL is "
-                f"higher at {more} and lower at {less} of {len(apart_by)} layers."
+                f"higher at {more} and lower at {less} of {len(differences)} layers."
             )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _figure(
@@ -359,9 +359,11 @@ def _figure(
 ) -> Figure:
     panels = []
     for name in (SCORES[0], SCORES[2]):
-        found = scored[name].by_layer()
-        x = [row["layer"] for row in found]
-        panels.append(Panel(name, "layer", name, [curve(w, x, [r[w] for r in found], w != VECTOR) for w in CONDITIONS]))
+        layers = scored[name].by_layer()
+        x = [row["layer"] for row in layers]
+        panels.append(
+            Panel(name, "layer", name, [curve(w, x, [r[w] for r in layers], w != VECTOR) for w in CONDITIONS])
+        )
     worth = scored["RougeL"]
     x = [source for source, _ in worth.cells]
     if popular is not None:
@@ -383,3 +385,6 @@ def _figure(
         lines = [curve(k.partition(", ")[2], x, [row[k] for row in contaminated]) for k in names]
         panels.append(Panel("RougeL by what is below the patch", "layer", "difference", lines, level=0))
     return Figure("entities", panels)
+
+
+EXPERIMENT = Experiment(data="JSONL with name, description, popularity_percentile", lens=False, run=_run)

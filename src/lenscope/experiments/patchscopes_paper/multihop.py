@@ -1,7 +1,7 @@
 """Two-hop questions whose single hops a model answers: the first hop's state patched into the second, and back.
 
 Knows: which questions are asked and after which demonstrations, the grids, their controls, tests, the reading.
-Does not know: how states are patched, how cells are selected (selection.py).
+Does not know: how states are patched, how cells are selected (statistics/selection.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from lenscope.display.figures import Figure, Heatmap, Panel
+from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.multihop_patches import (
     LEAST,
     PLAIN,
@@ -18,8 +20,9 @@ from lenscope.experiments.patchscopes_paper.multihop_patches import (
     STYLES,
     THOUGHT,
     Kind,
-    back_sayings,
-    cot_sayings,
+    PatchedTexts,
+    back_patched_texts,
+    cot_texts,
     exchanged,
     kinds_of,
     known_kinds,
@@ -27,7 +30,6 @@ from lenscope.experiments.patchscopes_paper.multihop_patches import (
 )
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import curve, interval
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.selection import SPLITS, crossed
@@ -36,17 +38,16 @@ from lenscope.tasks.relation_files import load_chains
 from lenscope.tasks.relations import Chain, builtin_chains
 from lenscope.tasks.text_match import mentions
 
-DATA = "JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template"
-# no lens is read through
-LENS = False
 CLAIM = (
     "Ghandeharioun et al. 2024, §5, Fig. 12, Table 8: of 46 two-hop questions whose single hops Vicuna-13B answers, it "
     'answers 19.57 %, after "Let\'s think step by step" 35.71 %, and the CoT Patchscope 50 %: the state of the first '
     "hop's last token patched into the second hop's prompt, right if any of 1,600 pairs of layers is right. "
     "Back-patching mends up to 66 % of what was wrong, by the same count (Biran et al. 2024)."
 )
-# quick and full: questions that are tried, every so many layers, tokens of an answer
-TRIED, STEP, TOKENS = (112, 400), (4, 3), (6, 8)
+# questions that are tried, every so many layers, tokens of an answer
+TRIED = {"quick": 112, "full": 400}
+STEP = {"quick": 4, "full": 3}
+TOKENS = {"quick": 6, "full": 8}
 COT, BACK = "CoT Patchscope", "back-patching"
 
 
@@ -60,31 +61,32 @@ class _Grid:
     other: Mapping[str, np.ndarray]
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Every way of asking and patching, in hindsight, in cells selected on the other half, and in the mean cell."""
     lm = setting.lm
-    new = setting.sized(*TOKENS)
-    layers = list(range(0, lm.n_layers + 1, setting.sized(*STEP)))
-    kinds, hops = known_kinds(setting, kinds_of(_chains(setting), setting.sized(*TRIED), setting.seed))
+    new = setting.choose(**TOKENS)
+    layers = list(range(0, lm.n_layers + 1, setting.choose(**STEP)))
+    kinds, hops = known_kinds(setting, kinds_of(_chains(setting), setting.choose(**TRIED), setting.seed))
     chains = [c for kind in kinds for c in kind.chains]
     how: dict[str, Any] = {"questions": [c.questions[2] for c in chains], "tokens": new}
     asked = plain_answers(setting, kinds, how)
-    right = {name: np.array([_says(t, c) for t, c in zip(said, chains, strict=True)]) for name, said in asked.items()}
+    right = {name: np.array([_says(t, c) for t, c in zip(texts, chains, strict=True)]) for name, texts in asked.items()}
     others = exchanged(kinds, setting.seed)
     other = {
-        name: np.array([_says(t, chains[m]) for t, m in zip(said, others, strict=True)]) for name, said in asked.items()
+        name: np.array([_says(t, chains[m]) for t, m in zip(texts, others, strict=True)])
+        for name, texts in asked.items()
     }
     grids = {
-        COT: _grid(cot_sayings(setting, kinds, layers, how), chains, others),
-        BACK: _grid(back_sayings(setting, kinds, layers, how), chains, others),
+        COT: _grid(cot_texts(setting, kinds, layers, how), chains, others),
+        BACK: _grid(back_patched_texts(setting, kinds, layers, how), chains, others),
     }
     units = [f"{c.name}: {c.bridge}" for c in chains]
     failed = ~right[PLAIN[0]]
     tables: dict[str, Any] = {"all": _rows(right, other, grids, units, setting.seed)}
     if len({u for u, f in zip(units, failed, strict=True) if f}) >= LEAST:
-        some = {name: _Grid(g.cells, _of(g.right, failed), _of(g.other, failed)) for name, g in grids.items()}
+        grids_failed = {name: _Grid(g.cells, _of(g.right, failed), _of(g.other, failed)) for name, g in grids.items()}
         mine = [u for u, f in zip(units, failed, strict=True) if f]
-        tables["composition wrong"] = _rows(_of(right, failed), _of(other, failed), some, mine, setting.seed)
+        tables["composition wrong"] = _rows(_of(right, failed), _of(other, failed), grids_failed, mine, setting.seed)
     tests = _tests(right, grids, units, setting.seed)
     tables["differences"] = tests
     tables["questions"] = _counts(kinds, hops, right[PLAIN[0]])
@@ -116,18 +118,18 @@ def _says(text: str, chain: Chain) -> bool:
     return mentions(text, chain.answer)
 
 
-def _grid(found: dict[str, Any], chains: Sequence[Chain], others: np.ndarray) -> _Grid:
+def _grid(patched: PatchedTexts, chains: Sequence[Chain], others: np.ndarray) -> _Grid:
     def scored(asked: Sequence[Chain]) -> dict[str, np.ndarray]:
         return {
             way: np.array([[_says(t, c) for t in row] for row, c in zip(texts, asked, strict=True)], dtype=float)
-            for way, texts in found["said"].items()
+            for way, texts in patched.texts.items()
         }
 
-    return _Grid(tuple(found["cells"]), scored(chains), scored([chains[m] for m in others]))
+    return _Grid(tuple(patched.cells), scored(chains), scored([chains[m] for m in others]))
 
 
-def _of(arrays: Mapping[str, np.ndarray], some: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: values[some] for name, values in arrays.items()}
+def _of(arrays: Mapping[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[which] for name, values in arrays.items()}
 
 
 def _items(scores: np.ndarray, units: Sequence[str], seed: int) -> dict[str, np.ndarray]:
@@ -141,17 +143,17 @@ def _rows(
     units: Sequence[str], seed: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What each way of asking and patching answers: in hindsight, in the selected cell, in the mean one."""
-    made = []
+    rows = []
     for name, values in right.items():
         e = mean(values, units=units)
         row = {"way": name, "cells": 1, "best in hindsight": e, "selected cell": e, "mean cell": e}
-        made.append({**row, "another's answer": mean(other[name], units=units)})
+        rows.append({**row, "another's answer": mean(other[name], units=units)})
     for name, grid in grids.items():
         for way, scores in grid.right.items():
             items = _items(scores, units, seed) | {"another's answer": crossed(scores, units, seed, grid.other[way])}
             row = {"way": f"{name}: {way}", "cells": scores.shape[1]}
-            made.append(row | {kind: mean(values, units=units) for kind, values in items.items()})
-    return made
+            rows.append(row | {kind: mean(values, units=units) for kind, values in items.items()})
+    return rows
 
 
 def _tests(
@@ -160,20 +162,20 @@ def _tests(
     """Paired differences on all questions, each way in a cell of its own; Holm's correction over all of them."""
     pairs: dict[str, tuple[np.ndarray, np.ndarray, Sequence[str]]] = {}
     for name, grid in grids.items():
-        found = {way: _items(scores, units, seed) for way, scores in grid.right.items()}
-        own, best = found[VECTOR], "selected cell"
+        items = {way: _items(scores, units, seed) for way, scores in grid.right.items()}
+        own, best = items[VECTOR], "selected cell"
         for plain in right:
             pairs[f"{name} - {plain}"] = own[best], right[plain], units
-        for way in (w for w in found if w != VECTOR):
-            pairs[f"{name} - {way}"] = own[best], found[way][best], units
-        for way in (w for w in (SHUFFLED, RANDOM) if w in found):
+        for way in (w for w in items if w != VECTOR):
+            pairs[f"{name} - {way}"] = own[best], items[way][best], units
+        for way in (w for w in (SHUFFLED, RANDOM) if w in items):
             for kind, short in (("best in hindsight", "hindsight"), ("mean cell", "mean cell")):
-                pairs[f"{name} - {way}, {short}"] = own[kind], found[way][kind], units
+                pairs[f"{name} - {way}, {short}"] = own[kind], items[way][kind], units
     return compared(pairs, seed)
 
 
 def _counts(kinds: Sequence[Kind], hops: Sequence[np.ndarray], right: np.ndarray) -> list[dict[str, Any]]:
-    made, at = [], 0
+    rows, at = [], 0
     for kind, tried in zip(kinds, hops, strict=True):
         count = len(kind.chains)
         row = {"kind": kind.name, "tried": len(tried), "first hop": float(tried[:, 0].mean())}
@@ -182,16 +184,16 @@ def _counts(kinds: Sequence[Kind], hops: Sequence[np.ndarray], right: np.ndarray
             "asked": count,
             "right, few-shot": int(right[at : at + count].sum()),
         }
-        made.append({**row, "prompt": kind.chains[0].questions[2]})
+        rows.append({**row, "prompt": kind.chains[0].questions[2]})
         at += count
-    return made
+    return rows
 
 
 def _reading(tables: Mapping[str, Any], count: int, failed: int) -> str:
     rows = {row["way"]: row for row in tables["all"]}
     tests = {row["comparison"]: row for row in tables["differences"]}
     asked = [name for name in PLAIN if name in rows]
-    said = [
+    sentences = [
         f"Of {count} questions whose single hops the model answers it answers "
         + ", ".join(f"{interval(rows[name]['selected cell'])} ({name})" for name in asked)
         + f"; {failed} are wrong after demonstrations."
@@ -203,7 +205,7 @@ def _reading(tables: Mapping[str, Any], count: int, failed: int) -> str:
         verdict = (
             "replicates" if len(better) == len(asked) else "replicates in part" if better else "does not replicate"
         )
-        said.append(
+        sentences.append(
             f"{name} above asking {verdict}: {interval(own['selected cell'])} in a cell selected on other questions "
             f"({interval(own['best in hindsight'])} in the best of {own['cells']} cells in hindsight, "
             f"{interval(own['mean cell'])} in the mean cell); above {_listed(better)}, below {_listed(worse)}."
@@ -211,27 +213,27 @@ def _reading(tables: Mapping[str, Any], count: int, failed: int) -> str:
         for way in (SHUFFLED, RANDOM):
             test, late = tests[f"{name} - {way}"], tests[f"{name} - {way}, hindsight"]
             control = rows[f"{name}: {way}"]
-            said.append(
+            sentences.append(
                 f"Above {'another question’s state' if way == SHUFFLED else 'a random vector'} by "
                 f"{interval(test['difference'])} (p {test['p (Holm)']:.3f} after Holm); in hindsight the control "
                 f"reaches {interval(control['best in hindsight'])}, {interval(late['difference'])} less."
             )
-    told = tests.get(f"{COT} - {TEXT}")
-    if told is not None:
-        said.append(f"{COT} less the first hop as text in the same prompts: {interval(told['difference'])}.")
+    text_test = tests.get(f"{COT} - {TEXT}")
+    if text_test is not None:
+        sentences.append(f"{COT} less the first hop as text in the same prompts: {interval(text_test['difference'])}.")
     if "composition wrong" in tables:
-        some = {row["way"]: row for row in tables["composition wrong"]}
-        said.append(
+        wrong = {row["way"]: row for row in tables["composition wrong"]}
+        sentences.append(
             f"Of the {failed} that asking gets wrong: "
             + "; ".join(
-                f"{name} {interval(some[f'{name}: {VECTOR}']['selected cell'])}, another question's state "
-                f"{interval(some[f'{name}: {SHUFFLED}']['selected cell'])}"
+                f"{name} {interval(wrong[f'{name}: {VECTOR}']['selected cell'])}, another question's state "
+                f"{interval(wrong[f'{name}: {SHUFFLED}']['selected cell'])}"
                 for name in (COT, BACK)
             )
-            + f"; {', '.join(f'{p} ' + interval(some[p]['selected cell']) for p in asked[1:])}. "
+            + f"; {', '.join(f'{p} ' + interval(wrong[p]['selected cell']) for p in asked[1:])}. "
             "(Asked after demonstrations none of them is right, by choice: compare with the controls.)"
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -258,3 +260,8 @@ def _figure(tables: Mapping[str, Any], grids: Mapping[str, _Grid], layers: Seque
             ]
             panels.append(Panel(name, "", "share right", both, kind="bars"))
     return Figure("multihop", panels)
+
+
+EXPERIMENT = Experiment(
+    data="JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template", lens=False, run=_run
+)

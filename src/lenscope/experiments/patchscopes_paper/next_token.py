@@ -1,7 +1,8 @@
 """Next-token prediction: does a Patchscope that repeats tokens read a layer's prediction better than lenses do?
 
 Knows: the methods and controls compared, which layers the paper's claim is about, statistics, the reading.
-Does not know: how states are patched (patchscope.py), how readings are scored (readings.py).
+Does not know: how states are patched (patchscopes/patchscope.py), how readings are scored
+(next_token_readings.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lenscope.display.figures import Figure, Panel, Series
+from lenscope.display.figures import Figure, Panel
+from lenscope.experiments.estimates_shown import mean_curve
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.next_token_readings import (
     PRECISION,
     SAMPLED,
@@ -39,7 +40,6 @@ from lenscope.statistics.intervals import Estimate, bootstrap
 from lenscope.statistics.selection import select
 from lenscope.statistics.significance import holm, sign_flips
 
-DATA = "text"
 CLAIM = (
     "Ghandeharioun et al. 2024, §4.1, Figs 2 and 5: from layer 10 of 40 up a token identity Patchscope predicts a "
     "model's own next token better than the logit lens and least-squares maps, with a gain of up to 98 % in layers "
@@ -55,8 +55,10 @@ METHODS = (LOGIT, TUNED, SQUARES, IDENTITY, DRAWN, ALONE, SHUFFLED, RANDOM, NOTH
 LENSES = (LOGIT, TUNED, SQUARES)
 # what token identity is compared with, paired
 OTHERS = (*LENSES, ALONE)
-# quick and full: documents, layers apart, drawn sets of demonstrations
-DOCUMENTS, LAYERS, SETS = (96, 160), (10, 1000), (2, 4)
+# documents, layers apart, drawn sets of demonstrations
+DOCUMENTS = {"quick": 96, "full": 160}
+LAYERS = {"quick": 10, "full": 1000}
+SETS = {"quick": 2, "full": 4}
 # demonstrations of a drawn set, at least and at most
 DRAWN_WORDS = 1, 10
 # the paper's layers as depths: from which on identity is better, and where most
@@ -93,23 +95,23 @@ class _Read(NamedTuple):
         return inside or [int(np.abs(depth[:-1] - 0.5).argmin())]
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Reads one random place of each held-out document at every layer, in every way, and scores the top tokens."""
     lm, seed = setting.lm, setting.seed
-    step = max(1, round(lm.n_layers / setting.sized(*LAYERS)))
+    step = max(1, round(lm.n_layers / setting.choose(**LAYERS)))
     known = {*Lens(lm, setting.translators).layers, lm.n_layers}
     layers = tuple(n for n in sorted({*range(0, lm.n_layers, step), lm.n_layers}) if n in known)
-    tokens = setting.sized(*(TOKENS if setting.text else SAMPLED))
+    tokens = setting.choose(**(TOKENS if setting.text else SAMPLED))
     train = partial(training, setting)
     squares, r2 = fitted(setting, "least-squares", (lm, lm), (layers[:-1], (lm.n_layers,)), tokens, train)
-    prompts, _ = places(lm, lm, held_out(setting, setting.sized(*DOCUMENTS)), seed)
+    prompts, _ = places(lm, lm, held_out(setting, setting.choose(**DOCUMENTS)), seed)
     states = lm.read(prompts, layers, -1)
     final = states[lm.n_layers, -1]
-    sets = [_demonstrations(setting, n) for n in range(setting.sized(*SETS))]
+    sets = [_demonstrations(setting, n) for n in range(setting.choose(**SETS))]
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> dict[str, np.ndarray]:
         lenses = {LOGIT: None, TUNED: setting.translators, SQUARES: squares}
-        made = {name: _through(Lens(lm, f), states, layers) for name, f in lenses.items()}
+        top = {name: _through(Lens(lm, f), states, layers) for name, f in lenses.items()}
         identity = token_identity(lm)
         patches: dict[str, tuple[Patchscope, HiddenStates]] = {
             IDENTITY: (identity, states),
@@ -119,15 +121,15 @@ def run(setting: Setting) -> Report:
         }
         for name, (scope, sources) in patches.items():
             with setting.progress(f"patches: {name}") as advance:
-                made[name] = scope.predict(sources, top_k=1, progress=advance).ids.reshape(len(prompts), len(layers))
+                top[name] = scope.predict(sources, top_k=1, progress=advance).ids.reshape(len(prompts), len(layers))
         # what another document's state says is known
-        made[SHUFFLED] = made[IDENTITY][others(tops(lm, final).tolist(), seed)]
+        top[SHUFFLED] = top[IDENTITY][others(tops(lm, final).tolist(), seed)]
         unpatched = tops(lm, lm.read(identity.resolved[0][0], lm.n_layers, -1)[lm.n_layers, -1])
-        made[NOTHING] = np.full_like(made[IDENTITY], unpatched)
-        return {name: torch.from_numpy(ids) for name, ids in made.items()}
+        top[NOTHING] = np.full_like(top[IDENTITY], unpatched)
+        return top
 
-    kept = setting.kept("readings", make, prompts=[list(p.ids) for p in prompts], layers=layers, sets=sets)
-    each = {name: scored(lm, final, ids.numpy()) for name, ids in kept.items()}
+    top_ids = setting.cached("readings", compute, prompts=[list(p.ids) for p in prompts], layers=layers, sets=sets)
+    each = {name: scored(lm, final, ids) for name, ids in top_ids.items()}
     of_sets = [each.pop(f"set {n}") for n in range(len(sets))]
     each[DRAWN] = Scored(*(np.mean([s[m] for s in of_sets], axis=0) for m in (0, 1)))
     read = _Read(layers, each, of_sets, sets)
@@ -230,33 +232,28 @@ def _prompts(read: _Read) -> list[dict[str, Any]]:
 
 
 def _figure(read: _Read) -> Figure:
-    told = [m for m in METHODS if m != NOTHING]
+    drawn_methods = [m for m in METHODS if m != NOTHING]
     panels = []
     for measure in (PRECISION, SURPRISAL):
-        series = [_series(m, read.layers, read.at(m, measure), m in (SHUFFLED, RANDOM)) for m in told]
+        series = [mean_curve(m, read.layers, read.at(m, measure), m in (SHUFFLED, RANDOM)) for m in drawn_methods]
         level = float(read.at(NOTHING, measure)[:, 0].mean())
         panels.append(Panel(f"{measure} (dotted: no patch)", "layer", measure, series, level=level))
     sets = {"the paper's": read.scores[IDENTITY]}
     sets |= {f"{len(w)} drawn: {w[0]}, …": s for w, s in zip(read.words, read.sets, strict=True)}
     sets[ALONE] = read.scores[ALONE]
-    series = [_series(name, read.layers, s.precision, name == ALONE) for name, s in sets.items()]
+    series = [mean_curve(name, read.layers, s.precision, name == ALONE) for name, s in sets.items()]
     panels.append(Panel("target prompts", "layer", PRECISION, series))
     return Figure("next-token", panels)
-
-
-def _series(label: str, layers: Sequence[int], values: np.ndarray, dashed: bool) -> Series:
-    e = [mean(column) for column in values.T]
-    return Series(label, layers, [v.value for v in e], [v.low for v in e], [v.high for v in e], dashed=dashed)
 
 
 def _reading(read: _Read, tested: Mapping[str, Sequence[Mapping[str, Any]]], middle: ReportTable) -> str:
     parts = [_verdict(read, tested[PRECISION])]
     for measure, rows in tested.items():
-        told = []
+        beside = []
         for other in LENSES:
             better, worse = (_sure(rows, other, sign) for sign in (1, -1))
-            told.append(f"{other}: better at {_named(better, read)}, worse at {_named(worse, read)}")
-        parts.append(f"Token identity's {measure} beside the {'; the '.join(told)} (p < .05 after Holm).")
+            beside.append(f"{other}: better at {_named(better, read)}, worse at {_named(worse, read)}")
+        parts.append(f"Token identity's {measure} beside the {'; the '.join(beside)} (p < .05 after Holm).")
     rows = [r for r in middle if r["measure"] == PRECISION]
     names = ", ".join(str(read.layers[n]) for n in read.middle)
     gains = "; ".join(
@@ -317,3 +314,6 @@ def _named(columns: Sequence[int], read: _Read) -> str:
 
 def _percent(e: Estimate) -> str:
     return f"{100 * e.value:+.0f} % [{100 * e.low:+.0f}, {100 * e.high:+.0f}]" if np.isfinite(e.value) else "of none"
+
+
+EXPERIMENT = Experiment(data="text", run=_run)

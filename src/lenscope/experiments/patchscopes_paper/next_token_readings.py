@@ -2,7 +2,7 @@
 
 Knows: which documents and places are drawn, maps fitted on the other documents, how a token that was read is compared
 with the model's own prediction, also where it is of another vocabulary.
-Does not know: how states are read (lens.py, patchscope.py), what an experiment compares.
+Does not know: how states are read (lenses/lens.py, patchscopes/patchscope.py), what an experiment compares.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -24,8 +24,8 @@ from lenscope.mappings.mapping import Affine
 from lenscope.measures.streamed import top_token
 from lenscope.models.edits import replace as instead
 from lenscope.models.language_model import LM
-from lenscope.models.likeness import model_identity
 from lenscope.models.prompts import Prompt
+from lenscope.models.provenance import model_hash
 from lenscope.patchscopes.cell_scores import comparable
 from lenscope.patchscopes.controls import random_like
 from lenscope.statistics.derangements import derange
@@ -34,8 +34,9 @@ from lenscope.text.corpus import Corpus, TokenBatch
 # tokens of a stretch of text; of what a model writes itself, which takes longer to get; before a place at the least
 LENGTH, WRITTEN, LEAST = 128, 64, 8
 FEWEST = 8
-# tokens that maps are fitted on, quick and full; of a model's own samples
-TOKENS, SAMPLED = (8192, 32_768), (4096, 16_384)
+# tokens that maps are fitted on; of a model's own samples
+TOKENS = {"quick": 8192, "full": 32_768}
+SAMPLED = {"quick": 4096, "full": 16_384}
 # places whose logits over the whole vocabulary are held together
 TOGETHER = 8
 PRECISION, SURPRISAL = "precision@1", "surprisal in nats"
@@ -61,20 +62,20 @@ def held_out(setting: Setting, count: int) -> list[str]:
     Raises LenscopeError where fewer than 8 documents of more than 8 tokens are held out.
     """
     corpus = _short(setting, setting.held_out)
-    found: dict[int, str] = {}
+    by_document: dict[int, str] = {}
     written = count * corpus.length if corpus.documents is None else None
     for batch in corpus.batches(written, 1):
         for number, text, tokens in _stretches(corpus.lm, batch):
             if tokens > LEAST:
-                found.setdefault(number, text)
-        if len(found) >= count:
+                by_document.setdefault(number, text)
+        if len(by_document) >= count:
             break
-    if len(found) < FEWEST:
+    if len(by_document) < FEWEST:
         raise LenscopeError(
-            f"{corpus.name}: {len(found)} documents of more than {LEAST} tokens are held out; give text of more "
+            f"{corpus.name}: {len(by_document)} documents of more than {LEAST} tokens are held out; give text of more "
             f"documents, {FEWEST} held out at the least"
         )
-    return list(found.values())[:count]
+    return list(by_document.values())[:count]
 
 
 def training(setting: Setting, tokens: int) -> list[str]:
@@ -100,19 +101,19 @@ def _stretches(lm: LM, batch: TokenBatch) -> Iterator[tuple[int, str, int]]:
 def places(source_lm: LM, target_lm: LM, texts: Iterable[str], seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
     """A random place in each text, as the prompts of both models that end there.
 
-    Both prompts' last tokens end at the same character (`regression.aligned`), after 8 tokens or more. Texts without
-    such a place are left out.
+    Both prompts' last tokens end at the same character (`fitting.model_to_model.aligned`), after 8 tokens or more.
+    Texts without such a place are left out.
     """
     random = np.random.default_rng(seed)
-    found: tuple[list[Prompt], list[Prompt]] = [], []
+    ends: tuple[list[Prompt], list[Prompt]] = [], []
     for text in texts:
         both = source_lm.prompt(text), target_lm.prompt(text)
         there = [pair for pair in aligned(*both) if min(pair) >= LEAST]
         if there:
             chosen = there[int(random.integers(len(there)))]
-            for side, prompt, place in zip(found, both, chosen, strict=True):
+            for side, prompt, place in zip(ends, both, chosen, strict=True):
                 side.append(_cut(prompt, place + 1))
-    return found
+    return ends
 
 
 def _cut(prompt: Prompt, length: int) -> Prompt:
@@ -134,25 +135,19 @@ def fitted(
     Fitted on texts(tokens), to states before the final norm (the reference code fits to the last layer's after it, and
     applies it twice).
     """
-    pairs = [(s, t) for s in layers[0] for t in layers[1]]
-    told = [model_identity(lm) for lm in models]
 
-    def make() -> dict[str, Tensor]:
-        given = texts(tokens)
+    def compute() -> Affine:
+        documents = texts(tokens)
         with setting.progress(f"batches of text for a map: {name}") as advance:
-            f = fit_mapping(
-                *models, given, layers=layers[0], target_layers=layers[1], length=2 * LENGTH, seed=setting.seed,
+            return fit_mapping(
+                *models, documents, layers=layers[0], target_layers=layers[1], length=2 * LENGTH, seed=setting.seed,
                 progress=advance,
             )  # fmt: skip
-        r2 = [np.nan if p["r2"] is None else p["r2"] for p in f.report["pairs"]]
-        weights = {f"{s}.{t}.{n}": w for s, t in pairs for n, w in zip("Ab", f.weights[s, t], strict=True)}
-        return {**weights, "r2": torch.tensor(r2, dtype=torch.float64)}
 
-    kept = setting.kept(
-        f"map-{name}", make, models=[m["model_hash"] for m in told], layers=[list(n) for n in layers], tokens=tokens
-    )
-    f = Affine({(s, t): (kept[f"{s}.{t}.A"], kept[f"{s}.{t}.b"]) for s, t in pairs}, *told)
-    return f, kept["r2"].view(len(layers[0]), len(layers[1])).numpy()
+    hashes = [model_hash(lm.model) for lm in models]
+    f = setting.cached(f"map-{name}", compute, models=hashes, layers=[list(n) for n in layers], tokens=tokens)
+    r2 = [np.nan if pair["r2"] is None else pair["r2"] for pair in f.report["pairs"]]
+    return f, np.array(r2, dtype=np.float64).reshape(len(layers[0]), len(layers[1]))
 
 
 # -- readings
@@ -168,11 +163,11 @@ def patched(lm: LM, prompts: Sequence[Prompt], target: np.ndarray, layer: np.nda
     """The top token (R,) after prompt `target` (R,) with vectors (R, D) as its last token's states at `layer` (R,)."""
     count, zeros = np.arange(len(target)), np.zeros(len(target), dtype=np.int64)
     last = np.array([len(p) - 1 for p in prompts])[target]
-    made = PatchedRows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
-    found = np.full(len(target), -1)
-    for some, h in rows.predict(lm, made):
-        found[some] = tops(lm, h[:, 0])
-    return found
+    patched_rows = PatchedRows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
+    top = np.full(len(target), -1)
+    for numbers, h in rows.predict(lm, patched_rows):
+        top[numbers] = tops(lm, h[:, 0])
+    return top
 
 
 def scored(lm: LM, final: Tensor, ids: np.ndarray) -> Scored:
@@ -182,13 +177,13 @@ def scored(lm: LM, final: Tensor, ids: np.ndarray) -> Scored:
     """
     own = tops(lm, final)
     flat = ids.reshape(len(ids), -1)
-    found = np.zeros(flat.shape)
+    surprisal = np.zeros(flat.shape)
     for at in range(0, len(ids), TOGETHER):
         log_p = lm.unembed(final[at : at + TOGETHER]).log_softmax(-1)
         mine = torch.from_numpy(flat[at : at + TOGETHER]).to(log_p.device)
-        told = torch.where(mine >= 0, log_p.gather(1, mine.clamp_min(0)), log_p.amin(-1, keepdim=True))
-        found[at : at + TOGETHER] = -told.cpu().numpy()
-    return Scored((flat == own[:, None]).astype(float).reshape(ids.shape), found.reshape(ids.shape))
+        log_probs = torch.where(mine >= 0, log_p.gather(1, mine.clamp_min(0)), log_p.amin(-1, keepdim=True))
+        surprisal[at : at + TOGETHER] = -log_probs.cpu().numpy()
+    return Scored((flat == own[:, None]).astype(float).reshape(ids.shape), surprisal.reshape(ids.shape))
 
 
 @final
@@ -225,8 +220,8 @@ class Vocabularies:
         if self.same:
             return ids
         known, number = np.unique(ids, return_inverse=True)
-        found = np.array([find(text) for text in self.lm.encoder.tokens(known.tolist())], dtype=np.int64)
-        return found[number].reshape(ids.shape)
+        in_other = np.array([find(text) for text in self.lm.encoder.tokens(known.tolist())], dtype=np.int64)
+        return in_other[number].reshape(ids.shape)
 
 
 # -- controls
@@ -244,7 +239,7 @@ def random_instead(f: Callable[..., Any], seed: int = 0) -> Callable[[Tensor, in
     """A map to random vectors as long as those that f makes: a control in the space that is patched."""
 
     def drawn(h: Tensor, layer: int, target_layer: int) -> Tensor:
-        made = mappings.call_mapping(f, h, layer, target_layer)
-        return random_like(made, (seed << 20) + (layer << 10) + target_layer)
+        mapped = mappings.call_mapping(f, h, layer, target_layer)
+        return random_like(mapped, (seed << 20) + (layer << 10) + target_layer)
 
     return drawn

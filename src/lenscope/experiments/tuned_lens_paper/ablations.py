@@ -1,7 +1,7 @@
 """What every block does to the loss, and whether later blocks make up for one that is missing.
 
 Knows: the changes and their controls, which text measures, what counts as harmless, how the numbers are read.
-Does not know: how a block is changed or what is measured (ablating.py, blockwise.py).
+Does not know: how a block is changed or what is measured (interventions/block_ablation.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,30 +13,32 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
+from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.interventions.block_ablation import (
     Change,
-    MeanUpdate,
     RandomDirection,
     Resampling,
     ablate_blocks,
     deletion,
     mean_update,
 )
-from lenscope.interventions.block_ablation_results import MEASURES, READ, BlockAblations
+from lenscope.interventions.block_ablation_results import MEASURES, BlockAblations
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
 
-DATA = "text"
 CLAIM = (
     "Deleting any single block of a transformer is harmless, except the first (Belrose et al. 2023, appendix, after "
     "Veit et al. 2016, who found it of residual networks for images): blocks refine a prediction step by step, and "
     "later ones make up for one that is missing. No number per block is at hand to compare with."
 )
 LENGTH = 128
-# quick and full: tokens that measure, tokens that means are taken over, tokens that lenses read
-MEASURED, AVERAGED, READ_BY_LENSES = (768, 2_048), (2_048, 4_096), (512, 1_024)
+# tokens that measure, tokens that means are taken over, tokens that lenses read
+MEASURED = {"quick": 768, "full": 2_048}
+AVERAGED = {"quick": 2_048, "full": 4_096}
+READ_BY_LENSES = {"quick": 512, "full": 1_024}
 # one prediction in so many counts: neighbours tell little more, and unembedding costs more than all blocks above
 COUNTED = 4
 # a block is harmless where its loss is less than this share of what the first one costs
@@ -50,56 +52,56 @@ def first_kept(update: Tensor, layer: int) -> Tensor:
     return torch.cat([update[:, :1], torch.zeros_like(update[:, 1:])], 1)
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """The loss without each block, beside controls; direct effects; what lenses read above a deleted block."""
     lm, n = setting.lm, setting.lm.n_layers
     length = min(LENGTH, setting.corpus.length)
     fitted, held_out = (replace(part, length=length) for part in setting.corpus.split(HELD_OUT))
-    text = [_thinned(batch, setting.seed) for batch in held_out.batches(setting.sized(*MEASURED))]
-    other = fitted.batches(setting.sized(*AVERAGED))
-    means = setting.kept("means", lambda: {"means": mean_update(lm, other).means})
+    text = [_thinned(batch, setting.seed) for batch in held_out.batches(setting.choose(**MEASURED))]
+    other = fitted.batches(setting.choose(**AVERAGED))
+    means = setting.cached("means", lambda: mean_update(lm, other))
     changes: dict[str, Change] = {
         "deletion": deletion,
         KEPT: first_kept,
         "resampling": Resampling(setting.seed),
-        "mean": MeanUpdate(means["means"]),
+        "mean": means,
         "random direction": RandomDirection(setting.seed),
     }
     # quick: the controls at every third block
     fewer = None if not setting.quick else sorted({1, 2, *range(3, n, 3), n - 1, n} & {*range(1, n + 1)})
-    found = {
-        name: _kept(setting, name, text, {name: change}, None if name == "deletion" else fewer)
+    by_change = {
+        name: _ablated(setting, name, text, {name: change}, None if name == "deletion" else fewer)
         for name, change in changes.items()
     }
-    nothing = _kept(setting, "nothing", [_few(text[0])], {"nothing": lambda update, _: update})
-    some = tuple(sorted({1, 2, *np.linspace(3, n, 6).round().astype(int).tolist()} & {*range(1, n)}))
-    read = tuple(sorted({*some, *range(n - n // 8, n)} | {n}))
+    nothing = _ablated(setting, "nothing", [_few(text[0])], {"nothing": lambda update, _: update})
+    deleted = tuple(sorted({1, 2, *np.linspace(3, n, 6).round().astype(int).tolist()} & {*range(1, n)}))
+    read = tuple(sorted({*deleted, *range(n - n // 8, n)} | {n}))
     lenses = {"logit lens": None, "tuned lens": setting.translators}
-    shown = text[: max(1, setting.sized(*READ_BY_LENSES) // text[0].ids.numel())]
-    above = _kept(setting, "above", shown, {"deletion": deletion}, layers=some, lenses=lenses, read=read)
+    shown = text[: max(1, setting.choose(**READ_BY_LENSES) // text[0].ids.numel())]
+    above = _ablated(setting, "above", shown, {"deletion": deletion}, layers=deleted, lenses=lenses, read=read)
     tables: dict[str, ReportTable] = {
         "loss by block": [
             {
                 "block": b,
-                **{name: a.estimate("loss", name, b) if b in a.layers else UNKNOWN for name, a in found.items()},
+                **{name: a.estimate("loss", name, b) if b in a.layers else UNKNOWN for name, a in by_change.items()},
             }
             for b in range(1, n + 1)
         ],
         "deletion": [
-            {"block": b, **{m: found["deletion"].estimate(m, "deletion", b) for m in MEASURES if m != "loss"}}
+            {"block": b, **{m: by_change["deletion"].estimate(m, "deletion", b) for m in MEASURES if m != "loss"}}
             for b in range(1, n + 1)
         ],
-        "changes": [_summary(name, a) for name, a in {**found, "nothing": nothing}.items()],
+        "changes": [_summary(name, a) for name, a in {**by_change, "nothing": nothing}.items()],
         "lenses above a deleted block": _recovery(above),
     }
-    whole = found["deletion"]
+    whole = by_change["deletion"]
     return Report(
         experiment="ablations",
         model=lm.name,
         claim=CLAIM,
-        reading=_reading(found, nothing, above),
+        reading=_reading(by_change, nothing, above),
         tables=tables,
-        figures=(_figure(found, above),),
+        figures=(_figure(by_change, above),),
         settings=setting.settings(
             tokens=whole.tokens,
             units=len(whole.counts),
@@ -122,30 +124,21 @@ def _few(batch: TokenBatch) -> TokenBatch:
     return replace(batch, row=batch.row[:2], ids=batch.ids[:2], document=batch.document[:2], counted=batch.counted[:2])
 
 
-def _kept(
+def _ablated(
     setting: Setting, name: str, text: Sequence[TokenBatch], changes: Mapping[str, Change],
     layers: Sequence[int] | None = None, lenses: Mapping[str, Callable[..., Any] | None] | None = None,
     read: Sequence[int] = (),
 ) -> BlockAblations:  # fmt: skip
-    """Ablations of some changes, or what an earlier run kept of them."""
+    """Ablations of all blocks, or those that make `layers`, with what lenses read above them; cached under the name."""
     lm = setting.lm
     numbers = tuple(range(1, lm.n_layers + 1) if layers is None else layers)
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> BlockAblations:
         with setting.progress(f"batches of text: {name}") as advance:
-            a = ablate_blocks(lm, text, changes, numbers, lenses=lenses, read=read, progress=advance)
-        parts = {"sums": a.sums, "read_sums": a.read_sums, "clean": a.clean}
-        made = {f"{part}.{measure}": v for part, values in parts.items() for measure, v in values.items()}
-        return {k: torch.from_numpy(v) for k, v in {**made, "counts": a.counts, "own": a.own}.items()}
+            return ablate_blocks(lm, text, changes, numbers, lenses=lenses, read=read, progress=advance)
 
     tokens = sum(batch.ids.numel() for batch in text)
-    kept = setting.kept(name.replace(" ", "-"), make, tokens=tokens, layers=[*numbers], read=[*read])
-    of = {k: v.numpy() for k, v in kept.items()}
-    return BlockAblations(
-        lm.name, lm.n_layers, tuple(changes), numbers, tuple(lenses or ()), tuple(read), of["counts"], of["own"],
-        {m: of[f"sums.{m}"] for m in MEASURES}, {m: of[f"read_sums.{m}"] for m in READ},
-        {m: of[f"clean.{m}"] for m in READ},
-    )  # fmt: skip
+    return setting.cached(name.replace(" ", "-"), compute, tokens=tokens, layers=[*numbers], read=[*read])
 
 
 def _summary(name: str, a: BlockAblations) -> dict[str, Any]:
@@ -166,33 +159,31 @@ def _summary(name: str, a: BlockAblations) -> dict[str, Any]:
 
 def _recovery(a: BlockAblations) -> list[dict[str, Any]]:
     """KL over that of the model as it is, where the block stood, half way up, and at the end."""
-    made = []
+    rows = []
     for lens in a.lenses:
         for b in a.layers:
             above = [m for m in a.read if m >= b]
             spots = {"at the block": above[0], "half way": above[len(above) // 2], "at the end": above[-1]}
             kl = {where: a.reading("kl", lens, "deletion", b, m) for where, m in spots.items()}
             top = {f"agreement {w}": a.reading("agreement", lens, "deletion", b, m) for w, m in spots.items()}
-            made.append({"lens": lens, "block": b, **{f"KL {w}": v for w, v in kl.items()}, **top})
-    return made
+            rows.append({"lens": lens, "block": b, **{f"KL {w}": v for w, v in kl.items()}, **top})
+    return rows
 
 
-def _reading(found: Mapping[str, BlockAblations], nothing: BlockAblations, above: BlockAblations) -> str:
-    whole = found["deletion"]
+def _reading(by_change: Mapping[str, BlockAblations], nothing: BlockAblations, above: BlockAblations) -> str:
+    whole = by_change["deletion"]
     of = {b: whole.estimate("loss", "deletion", b) for b in whole.layers}
     own = float(whole.own.sum() / whole.counts.sum())
     first, rest = of[1], {b: e for b, e in of.items() if b > 1}
     harmful = {b: e for b, e in rest.items() if e.value >= HARMLESS * first.value}
     largest = first.value >= max((e.value for e in rest.values()), default=0)
     median = float(np.median([e.value for e in rest.values()])) if rest else np.nan
-    costs = (
-        f"Deleting block 1 costs {_said(first)} nats per token (the model's own loss is {own:.2f}), the median of the "
-    )
-    costs += f"other {len(rest)} blocks {median:.3f}."
+    costs = f"Deleting block 1 costs {interval(first, 3)} nats per token (the model's own loss is {own:.2f}), the "
+    costs += f"median of the other {len(rest)} blocks {median:.3f}."
     if largest and not harmful:
         verdict = "Replicates: no other block costs a tenth of the first."
     else:
-        listed = ", ".join(f"{b} ({_said(e)})" for b, e in sorted(harmful.items(), key=lambda x: -x[1].value))
+        listed = ", ".join(f"{b} ({interval(e, 3)})" for b, e in sorted(harmful.items(), key=lambda x: -x[1].value))
         part = (
             "Replicates in part: the first block costs most"
             if largest
@@ -202,7 +193,7 @@ def _reading(found: Mapping[str, BlockAblations], nothing: BlockAblations, above
         verdict = f"{part}, and {len(harmful)} of {len(rest)} others cost at least a tenth of it: {listed}."
     none = [b for b, e in rest.items() if e.low <= 0]
     free = f"{_count(len(none), 'block')} cannot be told from no cost at all"
-    sinks = found[KEPT]
+    sinks = by_change[KEPT]
     eased = [b for b in sinks.layers if sinks.estimate("loss", KEPT, b).high < of[b].low]
     sink = f"Kept at the first token of a row alone, deletion costs clearly less at {_list(eased)}." if eased else ""
     direct = {b: whole.estimate("repair", "deletion", b) for b in whole.layers[:-1]}
@@ -214,7 +205,7 @@ def _reading(found: Mapping[str, BlockAblations], nothing: BlockAblations, above
     same = [b - 1 for b in sinks.layers if b > 1]
     others = ", ".join(
         f"{name} {float(np.median(a.column('loss')[0][same if name == 'deletion' else slice(1, None)])):.3f}"
-        for name, a in found.items()
+        for name, a in by_change.items()
     )
     controls = (
         f"Median of {_count(len(same), 'block')} after the first: {others}. "
@@ -224,17 +215,13 @@ def _reading(found: Mapping[str, BlockAblations], nothing: BlockAblations, above
 
 
 def _recovered(a: BlockAblations) -> str:
-    said = []
+    parts = []
     for lens in a.lenses:
         ends = {b: [a.reading("kl", lens, "deletion", b, m).value for m in a.read if m >= b] for b in a.layers if b > 1}
         falls = [b for b, kl in ends.items() if kl[-1] < kl[0]]
-        said.append(f"{len(falls)} of {len(ends)} by the {lens}")
-    nearer = ", ".join(said)
+        parts.append(f"{len(falls)} of {len(ends)} by the {lens}")
+    nearer = ", ".join(parts)
     return f"From a deleted block (after the first) to the end the prediction comes nearer the model's at {nearer}."
-
-
-def _said(e: Estimate) -> str:
-    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
 def _count(n: int, what: str) -> str:
@@ -245,14 +232,12 @@ def _list(blocks: Sequence[int]) -> str:
     return f"block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
 
 
-def _figure(found: Mapping[str, BlockAblations], above: BlockAblations) -> Figure:
-    curves = []
-    for name, a in found.items():
-        e = [a.estimate("loss", name, b) for b in a.layers]
-        dashed = name in ("random direction", KEPT)
-        value, low, high = ([v[i] for v in e] for i in range(3))
-        curves.append(Series(name, a.layers, value, low, high, dashed))
-    whole = found["deletion"]
+def _figure(by_change: Mapping[str, BlockAblations], above: BlockAblations) -> Figure:
+    curves = [
+        curve(name, a.layers, [a.estimate("loss", name, b) for b in a.layers], name in ("random direction", KEPT))
+        for name, a in by_change.items()
+    ]
+    whole = by_change["deletion"]
     effects = [
         Series(label, whole.layers, whole.column(measure)[0].tolist())
         for measure, label in (("kl", "later blocks react"), ("direct_kl", "later blocks as before"))
@@ -272,3 +257,6 @@ def _figure(found: Mapping[str, BlockAblations], above: BlockAblations) -> Figur
             Panel(f"{lens} above a deleted block", "layer", "KL more than with it, nats", ways),
         ],
     )
+
+
+EXPERIMENT = Experiment(data="text", run=_run)

@@ -2,7 +2,8 @@
 
 Knows: the small model that is trained for it, or the given one whose checkpoints are taken instead; when an example was
 learned and at which depth it is predicted; what else could make the two agree.
-Does not know: how models are trained (pretraining.py), which places of text are examples (tokens.py).
+Does not know: how models are trained (fitting/pretraining.py), which places of text are examples
+(difficulty_examples.py).
 """
 
 import tempfile
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
+from lenscope.experiments.estimates_shown import curve
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report, shown
 from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tuned_lens_paper.difficulty_examples import Examples, baselines, counts, examples
@@ -37,7 +40,6 @@ from lenscope.text.corpus import Corpus
 from lenscope.text.documents import find_documents
 from lenscope.text.installed import installed_texts
 
-DATA = "text"
 CLAIM = (
     "Examples that a model learns late in training it predicts late in depth: Spearman's correlation of prediction "
     "depth and iteration learned (both: the first index from which on the top-1 never changes again) for Pythia-12B, "
@@ -45,9 +47,10 @@ CLAIM = (
     "against -.340, QNLI .409 against -.099) and up to .66 (§5.3, Table 2)."
 )
 
-# quick and full: how the model is trained, tokens that are measured, tokens that a lens is fitted on
-PLANS = (Plan(steps=320, every=10), Plan(steps=900, every=18))
-MEASURED, FITTED = (12_288, 24_576), (25_000, 50_000)
+# how the model is trained, tokens that are measured, tokens that a lens is fitted on
+PLANS = {"quick": Plan(steps=320, every=10), "full": Plan(steps=900, every=18)}
+MEASURED = {"quick": 12_288, "full": 24_576}
+FITTED = {"quick": 25_000, "full": 50_000}
 # characters that the vocabulary is learned from, tokens whose frequencies are counted
 LEARNED_FROM, COUNTED = 4_000_000, 1_000_000
 # times that a training may read its text
@@ -72,7 +75,7 @@ class Study(NamedTuple):
     text: Corpus
     held: Corpus
     translators: PairMapping
-    told: dict[str, Any]
+    about: dict[str, Any]
 
 
 class Seen(NamedTuple):
@@ -87,7 +90,7 @@ class Seen(NamedTuple):
     margin: Tensor
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Train a small model, or take the checkpoints beside a given one, and compare depths with iterations learned."""
     with _study(setting) as study:
         return _report(setting, study)
@@ -128,26 +131,24 @@ def _given(setting: Setting, beside: Checkpoints) -> Study:
         )
     text, held = setting.corpus.split(HELD_OUT)
     translators = setting.translators
-    told = {"trained": f"not here: the checkpoints of {beside.folder} up to step {last}"}
-    return Study(
-        setting.lm.name, replace(beside, steps=steps), setting.lm, text, held, translators, setting.settings(**told)
-    )
+    about = setting.settings(trained=f"not here: the checkpoints of {beside.folder} up to step {last}")
+    return Study(setting.lm.name, replace(beside, steps=steps), setting.lm, text, held, translators, about)
 
 
 def _trained(setting: Setting, folder: Path) -> Study:
-    plan = setting.sized(*PLANS)
+    plan = setting.choose(**PLANS)
     data: Any = [Path(t) for t in setting.text] or installed_texts()
     documents = (d for d in find_documents(data).read(setting.seed, 0) if isinstance(d, str))
     start = blank(_up_to(LEARNED_FROM, documents), seed=setting.seed)
     text, held = Corpus.open(start, data, seed=setting.seed, epochs=EPOCHS).split(HELD_OUT)
     with setting.progress("tokens of training") as advance:
-        made = pretrain(text, plan, folder / "pretrained", progress=advance)
-    lm = made.load(plan.steps)
+        checkpoints = pretrain(text, plan, folder / "pretrained", progress=advance)
+    lm = checkpoints.load(plan.steps)
     text, held = (replace(c, lm=lm, epochs=1) for c in (text, held))
     place = setting.place("lens", model=model_hash(lm.model), text=text.provenance())
     f = _fitted(setting, text, place or folder / "lens")
     size = sum(p.numel() for p in lm.model.parameters())
-    told = {
+    about = {
         "quick": setting.quick,
         "seed": setting.seed,
         "text": list(setting.text) or "Python's language reference and what the installed packages say of themselves",
@@ -157,7 +158,7 @@ def _trained(setting: Setting, folder: Path) -> Study:
         "lens": f"fitted on {f.report['tokens']:,} tokens of the same text",
         "not used": setting.lm.name,
     }
-    return Study(f"{start.name}, trained here", made, lm, text, held, f, told)
+    return Study(f"{start.name}, trained here", checkpoints, lm, text, held, f, about)
 
 
 def _up_to(characters: int, documents: Iterable[str]) -> Iterator[str]:
@@ -170,7 +171,7 @@ def _up_to(characters: int, documents: Iterable[str]) -> Iterator[str]:
 
 def _fitted(setting: Setting, text: Corpus, folder: Path | None) -> PairMapping:
     with setting.progress("tokens of text for the lens") as advance:
-        tokens = setting.sized(*FITTED)
+        tokens = setting.choose(**FITTED)
         return fit(text.lm, text, tokens=tokens, held_out=HELD_OUT, seed=setting.seed, folder=folder, progress=advance)
 
 
@@ -190,31 +191,28 @@ def _see(lm: LM, f: PairMapping | None, rows: Sequence[tuple[list[int], list[int
     )
 
 
-def _learning(setting: Setting, study: Study, found: Examples) -> dict[str, Tensor]:
-    """Of every checkpoint: the top tokens `top` and the surprisal of the right ones, (C, N) each."""
+def _learning(setting: Setting, study: Study, places: Examples) -> tuple[Tensor, Tensor]:
+    """Of every checkpoint: the top tokens and the surprisal of the right ones, (C, N) each."""
     steps, last = study.checkpoints.steps, (study.lm.n_layers,)
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> tuple[Tensor, Tensor]:
         done = []
         with setting.progress("checkpoints") as advance:
             for n, step in enumerate(steps):
-                done.append(_see(study.checkpoints.load(step), None, found.rows, last))
+                done.append(_see(study.checkpoints.load(step), None, places.rows, last))
                 advance(n + 1, len(steps))
-        return {
-            "top": torch.cat([d.top for d in done]).to(torch.int32),
-            "surprisal": torch.stack([d.surprisal for d in done]),
-        }
+        return torch.cat([d.top for d in done]).to(torch.int32), torch.stack([d.surprisal for d in done])
 
-    return setting.kept("learning", make, **_own(study, found))
+    return setting.cached("learning", compute, **_inputs(study, places))
 
 
-def _own(study: Study, found: Examples) -> dict[str, Any]:
+def _inputs(study: Study, places: Examples) -> dict[str, Any]:
     """What the numbers depend on beside the setting."""
     return {
         "checkpoints": [[step, content(study.checkpoints.path(step))] for step in study.checkpoints.steps],
         "model": model_hash(study.lm.model),
         "text": study.held.provenance(),
-        "examples": [len(found.rows), len(found.target)],
+        "examples": [len(places.rows), len(places.target)],
     }
 
 
@@ -223,18 +221,18 @@ def _own(study: Study, found: Examples) -> dict[str, Any]:
 
 def _report(setting: Setting, study: Study) -> Report:
     lm, steps = study.lm, study.checkpoints.steps
-    found = examples(study.held, setting.sized(*MEASURED))
-    learning = _learning(setting, study, found)
-    final = _see(lm, None, found.rows, range(lm.n_layers + 1))
-    tuned = _see(lm, study.translators, found.rows, range(lm.n_layers + 1))
+    places = examples(study.held, setting.choose(**MEASURED))
+    top_tokens, surprisals = _learning(setting, study, places)
+    final = _see(lm, None, places.rows, range(lm.n_layers + 1))
+    tuned = _see(lm, study.translators, places.rows, range(lm.n_layers + 1))
     depths = [prediction_depth(seen.top).numpy() for seen in (tuned, final)]
-    learned = prediction_depth(learning["top"]).numpy()
+    learned = prediction_depth(top_tokens).numpy()
     top = final.top[-1].numpy()
     known = counts(study.text, COUNTED)
-    own = -np.log1p(known.tokens[np.stack([top, found.target])])
+    own = -np.log1p(known.tokens[np.stack([top, places.target])])
     confidence = [final.entropy.numpy(), final.surprisal.numpy(), -final.margin.numpy()]
-    earlier = _earlier(setting, study, found)
-    compared = partial(_compared, learned, document=found.document, seed=setting.seed)
+    earlier = _earlier(setting, study, places)
+    compared = partial(_compared, learned, document=places.document, seed=setting.seed)
     controls = {
         "as in the paper": compared(depths),
         "depths shuffled": compared([shuffled(d, np.zeros(len(d)), setting.seed) for d in depths]),
@@ -246,20 +244,20 @@ def _report(setting: Setting, study: Study) -> Report:
         "same prediction, given entropy, surprisal and margin": compared(depths, within=top, given=confidence),
         **{f"depths in the model of step {step}": compared(d) for step, d in earlier.items()},
     }
-    right = top == found.target
-    tasks = {name: found.task == name for name in sorted({*found.task})}
-    tasks = {"all": np.ones(len(top), dtype=bool), **{n: some for n, some in tasks.items() if some.sum() >= TASK}}
+    right = top == places.target
+    tasks = {name: places.task == name for name in sorted({*places.task})}
+    tasks = {"all": np.ones(len(top), dtype=bool), **{n: which for n, which in tasks.items() if which.sum() >= TASK}}
     rows = [
         {
             "task": name,
-            "examples": int(some.sum()),
-            "right": mean(right[some], units=found.document[some], seed=setting.seed),
-            **_compared(learned[some], [d[some] for d in depths], document=found.document[some], seed=setting.seed),
+            "examples": int(which.sum()),
+            "right": mean(right[which], units=places.document[which], seed=setting.seed),
+            **_compared(learned[which], [d[which] for d in depths], document=places.document[which], seed=setting.seed),
         }
-        for name, some in tasks.items()
+        for name, which in tasks.items()
     ]
-    only = _compared(learned[right], [d[right] for d in depths], document=found.document[right], seed=setting.seed)
-    never = _compared(np.where(right, learned, len(steps)), depths, document=found.document, seed=setting.seed)
+    only = _compared(learned[right], [d[right] for d in depths], document=places.document[right], seed=setting.seed)
+    never = _compared(np.where(right, learned, len(steps)), depths, document=places.document, seed=setting.seed)
     controls = {**controls, "right in the end and from then on": only, "the same, never right counting as last": never}
     others = {
         DEPTH: depths[0],
@@ -269,10 +267,10 @@ def _report(setting: Setting, study: Study) -> Report:
         MARGIN: confidence[2],
         RARITY: own[0],
     }
-    told = correlations(learned, list(others.values()), found.document, seed=setting.seed)
-    predictors = dict(zip(others, told, strict=False))
-    surprisal = learning["surprisal"].double().mean(1).numpy()
-    unigram, bigram = baselines(known, found.before, found.target)
+    spearmans = correlations(learned, list(others.values()), places.document, seed=setting.seed)
+    predictors = dict(zip(others, spearmans, strict=False))
+    surprisal = surprisals.double().mean(1).numpy()
+    unigram, bigram = baselines(known, places.before, places.target)
     tables: dict[str, Any] = {
         "Spearman of depth and iteration learned": rows,
         "controls": [{"control": name, **row} for name, row in controls.items()],
@@ -280,13 +278,13 @@ def _report(setting: Setting, study: Study) -> Report:
         "surprisal of held-out text in nats": [
             {"model": "frequencies of tokens", "nats": unigram},
             {"model": "frequencies behind the token before", "nats": bigram},
-            *({"model": f"step {steps[n]}", "nats": surprisal[n]} for n in _some(len(steps))),
+            *({"model": f"step {steps[n]}", "nats": surprisal[n]} for n in _ten(len(steps))),
         ],
     }
     settings = {
-        **study.told,
+        **study.about,
         "checkpoints": list(steps),
-        "measured_on": f"{len(top):,} tokens in {len(found.rows)} rows, {len({*found.document.tolist()})} documents",
+        "measured_on": f"{len(top):,} tokens in {len(places.rows)} rows, {len({*places.document.tolist()})} documents",
     }
     reading = _reading(rows, controls, predictors, (unigram, bigram, float(surprisal[-1])), list(earlier))
     figures = (_figure(rows, depths, learned, steps, surprisal, (unigram, bigram)),)
@@ -295,29 +293,27 @@ def _report(setting: Setting, study: Study) -> Report:
 
 
 def _compared(learned: np.ndarray, depths: Sequence[np.ndarray], **how: Any) -> dict[str, Estimate]:
-    made = correlations(learned, depths, **how)
-    return dict(zip((TUNED, LOGIT, APART), made, strict=True))
+    return dict(zip((TUNED, LOGIT, APART), correlations(learned, depths, **how), strict=True))
 
 
-def _earlier(setting: Setting, study: Study, found: Examples) -> dict[int, list[np.ndarray]]:
+def _earlier(setting: Setting, study: Study, places: Examples) -> dict[int, list[np.ndarray]]:
     """Depths with both lenses in the first and in an early checkpoint, each with a tuned lens of its own, by step."""
     steps = study.checkpoints.steps
     early = min(steps[1:-1], key=lambda s: abs(s - EARLY * steps[-1]))
 
-    def make() -> dict[str, Tensor]:
-        made = {}
+    def compute() -> dict[int, list[np.ndarray]]:
+        depths = {}
         for step in (steps[0], early):
             lm = study.checkpoints.load(step)
             f = _fitted(setting, replace(study.text, lm=lm), None)
-            seen = [_see(lm, g, found.rows, range(lm.n_layers + 1)) for g in (f, None)]
-            made[str(step)] = torch.stack([prediction_depth(s.top) for s in seen])
-        return made
+            seen = [_see(lm, g, places.rows, range(lm.n_layers + 1)) for g in (f, None)]
+            depths[step] = [prediction_depth(s.top).numpy() for s in seen]
+        return depths
 
-    kept = setting.kept("earlier", make, **_own(study, found))
-    return {step: [*kept[str(step)].numpy()] for step in (steps[0], early)}
+    return setting.cached("earlier", compute, **_inputs(study, places))
 
 
-def _some(count: int) -> list[int]:
+def _ten(count: int) -> list[int]:
     """About ten of so many checkpoints, the first and the last with them."""
     return sorted({round(n * (count - 1) / 10) for n in range(11)})
 
@@ -334,7 +330,7 @@ def _reading(
     ahead = [r["task"] for r in tasks if r[APART].value > 0]
     surely = [r["task"] for r in tasks if r[APART].low > 0]
     better = whole[APART].low > 0 and len(ahead) > len(tasks) / 2
-    kept = controls["given all five"][TUNED]
+    beyond = controls["given all five"][TUNED]
     same = controls["examples with the same prediction"][TUNED]
     constant = controls["shuffled among examples with the same prediction"][TUNED]
     entropy, margin, rarity, depth = (predictors[n] for n in (ENTROPY, MARGIN, RARITY, DEPTH))
@@ -351,10 +347,10 @@ def _reading(
         f"Which token is predicted explains a part of it: some tokens come early in depth and in training alike, "
         f"wherever they stand, and depths shuffled among examples with the same prediction still give "
         f"{shown(constant)} with the tuned lens; among examples with the same prediction there remains {shown(same)}.",
-        f"Depth {'is more' if kept.low > 0 else 'is not reliably more'} than confidence and frequency: given the "
+        f"Depth {'is more' if beyond.low > 0 else 'is not reliably more'} than confidence and frequency: given the "
         f"final model's entropy, surprisal and margin of the first two tokens, and how frequent the tokens are, "
-        f"{shown(kept)} remains of {shown(whole[TUNED])}. Without any lens the entropy gives {shown(entropy)}, a small "
-        f"margin {shown(margin)}, how rare the predicted token is {shown(rarity)}: "
+        f"{shown(beyond)} remains of {shown(whole[TUNED])}. Without any lens the entropy gives {shown(entropy)}, a "
+        f"small margin {shown(margin)}, how rare the predicted token is {shown(rarity)}: "
         f"{'less' if without_lens < depth.value else 'no less'} than depth.",
         f"Depths in the model of step {earlier[0]} give {shown(first)}, in that of step {earlier[1]} {shown(early)}.",
         f"The last checkpoint's surprisal is {final:.2f} nats a token on held-out text, "
@@ -375,10 +371,7 @@ def _figure(
     nats: tuple[float, float],
 ) -> Figure:
     names = [r["task"] for r in rows]
-    bars = []
-    for lens in (TUNED, LOGIT):
-        value, low, high = zip(*(r[lens] for r in rows), strict=True)
-        bars.append(Series(lens, names, value, low, high))
+    bars = [curve(lens, names, [r[lens] for r in rows]) for lens in (TUNED, LOGIT)]
     seen = [n for n in range(len(steps)) if (learned == n).any()]
     lines = [
         Series(lens, [steps[n] for n in seen], [float(d[learned == n].mean()) for n in seen])
@@ -399,3 +392,6 @@ def _figure(
             Panel("held-out text", "step", "nats a token", course),
         ),
     )
+
+
+EXPERIMENT = Experiment(data="text", run=_run)

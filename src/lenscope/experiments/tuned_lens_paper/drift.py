@@ -1,7 +1,8 @@
 """How states and translators change from layer to layer and in a fine-tune (Belrose et al. 2023, Figs 6, 7, 13).
 
 Knows: protocol, controls, what is compared with the paper's numbers.
-Does not know: how covariances and transfer are computed (covariance.py, evaluating.py), the fine-tune (transplant.py).
+Does not know: how covariances and transfer are computed (directions/covariances.py, lenses/evaluate.py), the fine-tune
+(drift_fine_tuned.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lenscope.directions.covariances import covariance_similarity, covariances, largest_components, pool_covariances
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
@@ -24,7 +25,6 @@ from lenscope.statistics.estimates import rank_correlation
 from lenscope.statistics.intervals import Estimate, draws, estimate
 from lenscope.text.corpus import TokenBatch
 
-DATA = "text"
 CLAIM = (
     "Layers' covariances are alike only because of two rogue dimensions: their Frobenius cosine is .999 one layer "
     "apart and .96 eight apart, .947 and .543 once the two largest eigencomponents are zeroed (Pythia-12B, Fig. 6). "
@@ -32,9 +32,12 @@ CLAIM = (
     "earlier) and .012–.39 (later), and falls with that similarity, Spearman -.78 over all cells (Fig. 7). LLaMA-13B's "
     "lens costs at most .3 bits per byte on Vicuna-13B (Fig. 13)."
 )
-# text in tokens, which of its positions test translators, layers of the transfer matrix at most: quick, full
-TEXT, EVERY, CROSSED = (4096, 16_384), (8, 48), (8, 30)
-GROUPS, RESAMPLES = 10, (20, 60)
+# text in tokens, which of its positions test translators, layers of the transfer matrix at most
+TEXT = {"quick": 4096, "full": 16_384}
+EVERY = {"quick": 8, "full": 48}
+CROSSED = {"quick": 8, "full": 30}
+GROUPS = 10
+RESAMPLES = {"quick": 20, "full": 60}
 # components of the covariances that are zeroed
 TOP = 2
 DISTANCES = (1, 2, 4, 8, 16)
@@ -42,8 +45,6 @@ DISTANCES = (1, 2, 4, 8, 16)
 PAPER_SIMILARITY = {1: (0.999, 0.947), 8: (0.96, 0.543)}
 PAPER_PENALTY = {1: (0.009, 0.012), 2: (0.023, 0.027), 4: (0.067, 0.076), 8: (0.20, 0.20), 16: (0.21, 0.39)}
 WHOLE, TRIMMED, EARLIER, LATER = "all components", f"top {TOP} zeroed", "trained earlier", "trained later"
-
-ReportTable = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,40 +81,41 @@ class Drift:
         earlier, later = (np.median(self.penalty[:, apart == d], axis=1) for d in (-distance, distance))
         return self.estimate(earlier), self.estimate(later)
 
-    def correlations(self) -> ReportTable:
+    def correlations(self) -> list[dict[str, Any]]:
         """Rank correlations of penalties with similarity, and with distance alone."""
         numbers = np.array(self.layers)
         apart = np.abs(numbers[:, None] - numbers)
         everything, off = np.ones_like(apart, dtype=bool), apart > 0
-        rows: ReportTable = []
+        rows: list[dict[str, Any]] = []
         for name, similar in ((TRIMMED, self.trimmed), (WHOLE, self.whole)):
             at = similar[:, numbers[:, None], numbers]
-            for cells, kept in (("all cells", everything), ("off the diagonal", off)):
-                found = np.array([rank_correlation(s[kept], p[kept]) for s, p in zip(at, self.penalty, strict=True)])
-                rows.append({"similarity": name, "cells": cells, "Spearman": self.estimate(found)})
-            found = np.array([partial(s[off], p[off], apart[off]) for s, p in zip(at, self.penalty, strict=True)])
-            rows.append(
-                {"similarity": name, "cells": "off the diagonal, given distance", "Spearman": self.estimate(found)}
+            for cells, which in (("all cells", everything), ("off the diagonal", off)):
+                rho = np.array([rank_correlation(s[which], p[which]) for s, p in zip(at, self.penalty, strict=True)])
+                rows.append({"similarity": name, "cells": cells, "Spearman": self.estimate(rho)})
+            rho = np.array(
+                [partial_rank_correlation(s[off], p[off], apart[off]) for s, p in zip(at, self.penalty, strict=True)]
             )
-        found = np.array([rank_correlation(-apart[off], p[off]) for p in self.penalty])
+            rows.append(
+                {"similarity": name, "cells": "off the diagonal, given distance", "Spearman": self.estimate(rho)}
+            )
+        rho = np.array([rank_correlation(-apart[off], p[off]) for p in self.penalty])
         rows.append(
-            {"similarity": "nearness alone (control)", "cells": "off the diagonal", "Spearman": self.estimate(found)}
+            {"similarity": "nearness alone (control)", "cells": "off the diagonal", "Spearman": self.estimate(rho)}
         )
         return rows
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Compare layers by their covariances and by their translators, and models before and after a fine-tune."""
     lm = setting.lm
     changed = transplant(setting)
-    text = rows_of(setting.held_out, setting.sized(*TEXT))
+    text = rows_of(setting.held_out, setting.choose(**TEXT))
     parts = by_document(text, GROUPS)
-    taken = draws(len(parts), setting.sized(*RESAMPLES), setting.seed)
-    size = {"text": setting.sized(*TEXT), "groups": len(parts)}
-    alike = setting.kept("similarity", lambda: _similarities(setting, parts, taken), top=TOP, **size)
+    taken = draws(len(parts), setting.choose(**RESAMPLES), setting.seed)
+    size = {"text": setting.choose(**TEXT), "groups": len(parts)}
+    alike = setting.cached("similarity", lambda: _similarities(setting, parts, taken), top=TOP, **size)
     layers, penalty, unit, tested = _penalties(setting, parts, taken, size)
-    whole, trimmed, share = (alike[k].numpy() for k in ("whole", "trimmed", "share"))
-    drift = Drift(layers, whole, trimmed, share, penalty, unit, len(parts))
+    drift = Drift(layers, *alike, penalty, unit, len(parts))
     tables: dict[str, Sequence[Mapping[str, Any]]] = {
         "similarity by distance": _by_distance(drift, lm.n_layers),
         "similarity by layer": _by_layer(drift),
@@ -135,31 +137,33 @@ def run(setting: Setting) -> Report:
     )  # fmt: skip
 
 
-def partial(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+def partial_rank_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     """The rank correlation of x and y with that of both with `given` taken out: partial Spearman correlation."""
     xy, xz, yz = rank_correlation(x, y), rank_correlation(x, given), rank_correlation(y, given)
     rest = (1 - xz**2) * (1 - yz**2)
     return float((xy - xz * yz) / np.sqrt(rest)) if rest > 0 else float("nan")
 
 
-def _similarities(setting: Setting, parts: Sequence[Sequence[TokenBatch]], taken: np.ndarray) -> dict[str, Tensor]:
-    """Similarities of all layers for every draw of groups."""
-    found = []
+def _similarities(
+    setting: Setting, parts: Sequence[Sequence[TokenBatch]], taken: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every draw of groups the similarities of all layers, whole and trimmed, and the share of the largest."""
+    by_group = []
     with setting.progress("groups of documents for the covariances") as advance:
-        for some in parts:
-            found.append(covariances(setting.lm, list(some)))
-            advance(len(found), len(parts))
+        for part in parts:
+            by_group.append(covariances(setting.lm, list(part)))
+            advance(len(by_group), len(parts))
     whole, trimmed, share = [], [], []
     with setting.progress("resamples of the covariances") as advance:
         for n, weights in enumerate(taken, 1):
-            matrices = pool_covariances(found, weights.tolist()).matrices
+            matrices = pool_covariances(by_group, weights.tolist()).matrices
             values, vectors = largest_components(matrices, TOP)
             share.append(values.sum(1) / matrices.diagonal(dim1=1, dim2=2).sum(1))
-            whole.append(torch.from_numpy(covariance_similarity(matrices)))
+            whole.append(covariance_similarity(matrices))
             matrices.baddbmm_(vectors * values[:, None, :], vectors.transpose(1, 2), alpha=-1)
-            trimmed.append(torch.from_numpy(covariance_similarity(matrices)))
+            trimmed.append(covariance_similarity(matrices))
             advance(n, len(taken))
-    return {"whole": torch.stack(whole), "trimmed": torch.stack(trimmed), "share": torch.stack(share)}
+    return np.stack(whole), np.stack(trimmed), torch.stack(share).numpy()
 
 
 def _penalties(
@@ -168,21 +172,19 @@ def _penalties(
     """The layers, penalties (draws, K, K) of their translators on each other's states, the unit, the predictions."""
     lm, f = setting.lm, setting.translators
     numbers = [n for n in range(lm.n_layers) if n in f.layers(lm.n_layers)]
-    layers = tuple(numbers[:: max(1, ceil(len(numbers) / setting.sized(*CROSSED)))])
-    every = setting.sized(*EVERY)
+    layers = tuple(numbers[:: max(1, ceil(len(numbers) / setting.choose(**CROSSED)))])
+    every = setting.choose(**EVERY)
     sums, sizes, tokens = [], [], 0
     with setting.progress("groups of documents for the transfer of translators") as advance:
         for n, part in enumerate(parts):
-            some = thinned(part, every)
-            count, bytes_ = predicted(some)
+            rows = thinned(part, every)
+            count, bytes_ = predicted(rows)
 
-            def make(some: Sequence[TokenBatch] = some, count: int = count) -> dict[str, Tensor]:
-                shape = (len(layers), len(layers))
-                found = transfer(lm, some, f, layers).cross_entropy * count if count else np.zeros(shape)
-                return {"sums": torch.from_numpy(found)}
+            def compute(rows: Sequence[TokenBatch] = rows, count: int = count) -> np.ndarray:
+                empty = np.zeros((len(layers), len(layers)))
+                return np.asarray(transfer(lm, rows, f, layers).cross_entropy * count if count else empty)
 
-            kept = setting.kept(f"transfer {n}", make, every=every, layers=layers, **size)
-            sums.append(kept["sums"].numpy())
+            sums.append(setting.cached(f"transfer {n}", compute, every=every, layers=layers, **size))
             sizes.append((count, bytes_))
             tokens += count
             advance(n + 1, len(parts))
@@ -194,19 +196,19 @@ def _penalties(
     return layers, penalty, "bits per byte" if known else "bits per token", tokens
 
 
-def _by_distance(drift: Drift, n_layers: int) -> ReportTable:
-    rows: ReportTable = []
+def _by_distance(drift: Drift, n_layers: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for distance in (d for d in DISTANCES if d <= n_layers):
         whole, trimmed = drift.similar(distance)
         paper = PAPER_SIMILARITY.get(distance, (None, None))
-        told = {f"paper, {name}": value for name, value in zip((WHOLE, TRIMMED), paper, strict=True)}
-        rows.append({"distance": distance, WHOLE: whole, TRIMMED: trimmed, **told})
+        published = {f"paper, {name}": value for name, value in zip((WHOLE, TRIMMED), paper, strict=True)}
+        rows.append({"distance": distance, WHOLE: whole, TRIMMED: trimmed, **published})
     return rows
 
 
-def _by_layer(drift: Drift) -> ReportTable:
+def _by_layer(drift: Drift) -> list[dict[str, Any]]:
     last = drift.whole.shape[1] - 1
-    rows: ReportTable = []
+    rows: list[dict[str, Any]] = []
     for n in range(last):
         near = {f"with the next, {name}": drift.estimate(s[:, n, n + 1])
                 for name, s in ((WHOLE, drift.whole), (TRIMMED, drift.trimmed))}  # fmt: skip
@@ -214,13 +216,13 @@ def _by_layer(drift: Drift) -> ReportTable:
     return rows
 
 
-def _penalty_table(drift: Drift) -> ReportTable:
-    rows: ReportTable = []
+def _penalty_table(drift: Drift) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for distance in DISTANCES:
-        found = drift.penalties(distance)
-        if found is not None:
+        penalties = drift.penalties(distance)
+        if penalties is not None:
             paper = dict(zip((f"paper, {EARLIER}", f"paper, {LATER}"), PAPER_PENALTY[distance], strict=True))
-            rows.append({"distance": distance, EARLIER: found[0], LATER: found[1], **paper})
+            rows.append({"distance": distance, EARLIER: penalties[0], LATER: penalties[1], **paper})
     return rows
 
 
@@ -277,3 +279,6 @@ def _reading(drift: Drift, n_layers: int) -> str:
             f"{drift.unit} trained earlier, {first[LATER].value:.3f} to {last[LATER].value:.3f} later)"
         )
     return "; ".join(parts) + "."
+
+
+EXPERIMENT = Experiment(data="text", run=_run)

@@ -1,7 +1,7 @@
 """A lens on a fine-tuned copy of the model it was fitted for (Belrose et al. 2023, Fig. 13).
 
 Knows: which text the copy learns, what is measured on it, what is kept while that runs.
-Does not know: the rest of the experiment (drift.py), how a fine-tune steps (finetuning.py).
+Does not know: the rest of the experiment (drift.py), how a fine-tune steps (fitting/fine_tuning.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from math import log
 from pydoc_data.topics import topics
 from shutil import rmtree
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from lenscope.display.figures import Figure, Panel, Series
+from lenscope.display.figures import Figure, Panel
+from lenscope.experiments.estimates_shown import curve, interval
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
 from lenscope.fitting.fine_tuning import fine_tune, weights_of, with_weights
@@ -26,16 +26,27 @@ from lenscope.models.language_model import LM
 from lenscope.statistics.intervals import Estimate, draws, estimate
 from lenscope.text.corpus import Corpus, TokenBatch
 
-# steps of a row each, and their rate; text that measures, which of its positions count; layers measured: quick, full
-STEPS, RATE = (4, 32), 1e-4
-TEXT, EVERY, LAYERS = (1024, 8192), (4, 8), (4, 10)
+# steps of a row each, and their rate; text that measures, which of its positions count; layers measured
+STEPS = {"quick": 4, "full": 32}
+RATE = 1e-4
+TEXT = {"quick": 1024, "full": 8192}
+EVERY = {"quick": 4, "full": 8}
+LAYERS = {"quick": 4, "full": 10}
 GROUPS, RESAMPLES = 10, 1000
 LEARNED = "Python documentation"
+# under which the weights of an interrupted fine-tune are cached
+FINE_TUNED = "fine-tuned model"
 LOGIT, OLD, NEW = "logit lens", "transferred", "fitted anew"
 # models: before and after
 BEFORE, AFTER = "before", "after"
 
-ReportTable = list[dict[str, Any]]
+
+class GroupSums(NamedTuple):
+    """Nats summed over the predictions of a group of documents: (lenses, layers) each, and the model's own loss ()."""
+
+    cross_entropy: np.ndarray
+    kl: np.ndarray
+    own: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,27 +72,27 @@ class Transplant:
     layers: tuple[int, ...]
     unit: str
     texts: tuple[str, str]
-    found: dict[tuple[str, str], Measured]
+    measured: dict[tuple[str, str], Measured]
     seed: int
 
-    def losses(self) -> ReportTable:
+    def losses(self) -> list[dict[str, Any]]:
         """The model's own loss on both texts, before and after."""
-        rows: ReportTable = []
+        rows: list[dict[str, Any]] = []
         for text in self.texts:
             taken = self._draws(text)
-            old, new = (self.found[text, model] for model in (BEFORE, AFTER))
+            old, new = (self.measured[text, model] for model in (BEFORE, AFTER))
             a, b = old.bits(old.own, taken), new.bits(new.own, taken)
             row = {name: estimate(v, taken.shape[1]) for name, v in ((BEFORE, a), (AFTER, b), ("difference", b - a))}
             rows.append({"text": text, **row})
         return rows
 
-    def lenses(self, measure: str) -> ReportTable:
+    def lenses(self, measure: str) -> list[dict[str, Any]]:
         """`measure` of every lens and layer on the fine-tuned model, what transfer costs, and the lens before."""
-        rows: ReportTable = []
+        rows: list[dict[str, Any]] = []
         for text in self.texts:
             taken = self._draws(text)
             count = taken.shape[1]
-            before, after = (self.found[text, model] for model in (BEFORE, AFTER))
+            before, after = (self.measured[text, model] for model in (BEFORE, AFTER))
             new = after.bits(getattr(after, measure), taken)
             old = before.bits(getattr(before, measure), taken)
             for n, layer in enumerate(self.layers):
@@ -99,18 +110,18 @@ class Transplant:
         rows = self.lenses("kl")
         for text in self.texts:
             mine = [row for row in rows if row["text"] == text]
-            series = []
-            for name in (LOGIT, OLD, NEW, "on the model before"):
-                y, low, high = zip(*(row[name] for row in mine), strict=True)
-                series.append(Series(name, self.layers, y, low, high, dashed=name == "on the model before"))
-            panels.append(Panel(f"KL after the fine-tune: {text}", "layer", self.unit, series, log=True))
+            curves = [
+                curve(name, self.layers, [row[name] for row in mine], name == "on the model before")
+                for name in (LOGIT, OLD, NEW, "on the model before")
+            ]
+            panels.append(Panel(f"KL after the fine-tune: {text}", "layer", self.unit, curves, log=True))
         return Figure("fine-tuned", panels)
 
     def reading(self) -> str:
         """What the numbers say, in a sentence or two."""
         losses = {row["text"]: row for row in self.losses()}
         rows = self.lenses("kl")
-        told = [
+        sentences = [
             f"the fine-tune moves the model's own loss on {text} from {row[BEFORE].value:.3f} to "
             f"{row[AFTER].value:.3f} {self.unit}" for text, row in losses.items()
         ]  # fmt: skip
@@ -119,8 +130,8 @@ class Transplant:
             worst = max(mine, key=lambda row: row["transferred - fitted anew"].value)
             cost: Estimate = worst["transferred - fitted anew"]
             under = sum(row[OLD].value < row[LOGIT].value for row in mine)
-            told.append(
-                f"on {text} the transferred lens costs at most {cost.value:.3f} [{cost.low:.3f}, {cost.high:.3f}] "
+            sentences.append(
+                f"on {text} the transferred lens costs at most {interval(cost, 3)} "
                 f"{self.unit} of KL more than one fitted anew (layer {worst['layer']}) and is better than the logit "
                 f"lens at {under} of {len(mine)} layers"
             )
@@ -129,88 +140,83 @@ class Transplant:
         if self.unit != "bits per byte":
             limit += ", a stricter limit in bits per token"
         verdict = "replicates" if max(first) <= 0.3 else "does not replicate"
-        return f"Transfer to a fine-tuned model {verdict} ({limit}): {'; '.join(told)}."
+        return f"Transfer to a fine-tuned model {verdict} ({limit}): {'; '.join(sentences)}."
 
     def _draws(self, text: str) -> np.ndarray:
-        return draws(len(self.found[text, AFTER].sizes), RESAMPLES, self.seed)
+        return draws(len(self.measured[text, AFTER].sizes), RESAMPLES, self.seed)
 
 
 def transplant(setting: Setting) -> Transplant:
     """Fine-tune a copy of the model, fit a lens on it, and measure the old and the new lens on both texts."""
     lm = setting.lm
     tuned = setting.translators
-    step = max(1, -(-lm.n_layers // setting.sized(*LAYERS)))
+    step = max(1, -(-lm.n_layers // setting.choose(**LAYERS)))
     layers = tuple(range(0, lm.n_layers, step))
     learned = Corpus.open(lm, [str(t) for t in topics.values()], length=setting.corpus.length, seed=setting.seed)
     train, test = learned.split(0.3)
     base = f"samples of {lm.name}" if not setting.text else "base text"
     texts = {base: setting.held_out, LEARNED: test}
     parts = {
-        name: by_document(thinned(rows_of(corpus, setting.sized(*TEXT)), setting.sized(*EVERY)), GROUPS)
+        name: by_document(thinned(rows_of(corpus, setting.choose(**TEXT)), setting.choose(**EVERY)), GROUPS)
         for name, corpus in texts.items()
     }
-    tokens = setting.sized(*(FITTED if setting.text else SAMPLED))
-    steps = setting.sized(*STEPS)
+    tokens = setting.choose(**(FITTED if setting.text else SAMPLED))
+    steps = setting.choose(**STEPS)
     folder = setting.place("fine-tuned lens", steps=steps, rate=RATE, tokens=tokens, learned=train.provenance())
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> dict[tuple[str, str], list[GroupSums]]:
         after = _fine_tuned(setting, train)
         with setting.progress("tokens of text for the fine-tuned model's lens") as advance:
             anew: Affine = fit(
                 after, setting.corpus, tokens=tokens, held_out=HELD_OUT, seed=setting.seed, folder=folder,
                 progress=advance,
             )  # fmt: skip
-        made: dict[str, Tensor] = {}
+        sums: dict[tuple[str, str], list[GroupSums]] = {}
         models: dict[str, tuple[LM, Mapping[str, Any]]] = {
             BEFORE: (lm, {LOGIT: None, OLD: tuned}),
             AFTER: (after, {LOGIT: None, OLD: tuned.transferred(after), NEW: anew}),
         }
-        jobs = [(name, model, some) for name, found in parts.items() for model in models for some in found]
+        jobs = [(name, model, group) for name, groups in parts.items() for model in models for group in groups]
         with setting.progress("groups of documents that measure the lenses") as advance:
-            for done, (name, model, some) in enumerate(jobs, 1):
-                key = f"{list(parts).index(name)}.{model}.{parts[name].index(some)}"
-                made |= {f"{key}.{k}": v for k, v in _sums(*models[model], some, layers).items()}
+            for done, (name, model, group) in enumerate(jobs, 1):
+                sums.setdefault((name, model), []).append(_group_sums(*models[model], group, layers))
                 advance(done, len(jobs))
-        return made
+        return sums
 
-    kept = setting.kept(
-        "fine-tuning", make, steps=steps, rate=RATE, tokens=tokens, layers=layers, text=setting.sized(*TEXT),
-        every=setting.sized(*EVERY), learned=learned.provenance(),
+    sums = setting.cached(
+        "fine-tuning", compute, steps=steps, rate=RATE, tokens=tokens, layers=layers, text=setting.choose(**TEXT),
+        every=setting.choose(**EVERY), learned=learned.provenance(),
     )  # fmt: skip
-    if setting.folder is not None and folder is not None:
-        # the weights are large, and needed no more
-        rmtree(setting.folder / "kept" / "fine-tuned model", ignore_errors=True)
-        rmtree(folder, ignore_errors=True)
-    sizes = {name: [predicted(some) for some in found] for name, found in parts.items()}
-    known = all(size is not None for found in sizes.values() for _, size in found)
-    found = {}
-    for at, (name, groups) in enumerate(sizes.items()):
+    # the weights are large, and needed no more
+    for place in (setting.cache_place(FINE_TUNED), folder):
+        if place is not None and folder is not None:
+            rmtree(place, ignore_errors=True)
+    sizes = {name: [predicted(group) for group in groups] for name, groups in parts.items()}
+    known = all(size is not None for groups in sizes.values() for _, size in groups)
+    measured = {}
+    for name, groups in sizes.items():
         size = np.array([float((b if known else t) or 0) for t, b in groups])
         for model, lenses in ((BEFORE, (LOGIT, OLD)), (AFTER, (LOGIT, OLD, NEW))):
-            cross_entropy, kl, own = (
-                np.stack([kept[f"{at}.{model}.{g}.{k}"].numpy() for g in range(len(groups))])
-                for k in ("cross_entropy", "kl", "own")
-            )
-            found[name, model] = Measured(lenses, cross_entropy, kl, own, size)
-    return Transplant(layers, "bits per byte" if known else "bits per token", (base, LEARNED), found, setting.seed)
+            cross_entropy, kl, own = (np.stack(arrays) for arrays in zip(*sums[name, model], strict=True))
+            measured[name, model] = Measured(lenses, cross_entropy, kl, own, size)
+    return Transplant(layers, "bits per byte" if known else "bits per token", (base, LEARNED), measured, setting.seed)
 
 
 def _fine_tuned(setting: Setting, train: Corpus) -> LM:
     """The copy, or the one that an interrupted run kept."""
-    steps = setting.sized(*STEPS)
-    made: list[LM] = []
+    steps = setting.choose(**STEPS)
+    tuned: list[LM] = []
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
         with setting.progress("steps of the fine-tune") as advance:
-            made.append(fine_tune(setting.lm, train.batches(steps * train.length, 1), lr=RATE, progress=advance))
-        return weights_of(made[0])
+            tuned.append(fine_tune(setting.lm, train.batches(steps * train.length, 1), lr=RATE, progress=advance))
+        return weights_of(tuned[0])
 
-    weights = setting.kept("fine-tuned model", make, steps=steps, rate=RATE, text=train.provenance())
-    return made[0] if made else with_weights(setting.lm, weights)
+    weights = setting.cached(FINE_TUNED, compute, steps=steps, rate=RATE, text=train.provenance())
+    return tuned[0] if tuned else with_weights(setting.lm, weights)
 
 
-def _sums(lm: LM, lenses: Mapping[str, Any], rows: Sequence[TokenBatch], layers: Sequence[int]) -> dict[str, Tensor]:
-    """Nats summed over predictions, (lenses, layers), and the model's own."""
+def _group_sums(lm: LM, lenses: Mapping[str, Any], rows: Sequence[TokenBatch], layers: Sequence[int]) -> GroupSums:
     e = evaluate(lm, rows, lenses, layers)
-    sums = {name: torch.from_numpy(e.measure(name) * e.tokens) for name in ("cross_entropy", "kl")}
-    return {**sums, "own": torch.tensor(e.own["cross_entropy"][0] * e.tokens, dtype=torch.float64)}
+    own = np.array(e.own["cross_entropy"][0] * e.tokens, dtype=np.float64)
+    return GroupSums(e.measure("cross_entropy") * e.tokens, e.measure("kl") * e.tokens, own)

@@ -1,7 +1,8 @@
 """Prompt injections found by their trajectories (Belrose et al. 2023, §5.2, Table 1).
 
 Knows: how instructions are put into few-shot prompts, what is held out, which controls stand beside the detectors.
-Does not know: how features are measured (questions.py, features.py), how outliers are told (outliers.py).
+Does not know: how features are measured (tasks/answer_likelihoods.py, detection/prompt_features.py), how outliers are
+recognised (detection/outliers.py).
 """
 
 from collections import Counter
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lenscope.detection.detector import fingerprint
 from lenscope.detection.prompt_features import (
@@ -22,11 +22,19 @@ from lenscope.detection.prompt_features import (
 )
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
+from lenscope.experiments.estimates_shown import curve
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.tuned_lens_paper.injection_data import DATA as TAKES
-from lenscope.experiments.tuned_lens_paper.injection_data import SHOTS, LeftOut, data
-from lenscope.experiments.tuned_lens_paper.injection_trials import PARTS, Items, Split, run_splits, split_auroc
+from lenscope.experiments.tuned_lens_paper.injection_data import DATA_FORMAT, SHOTS, LeftOut, questions_and_texts
+from lenscope.experiments.tuned_lens_paper.injection_trials import (
+    PARTS,
+    Items,
+    PlainFeatures,
+    Split,
+    run_splits,
+    split_auroc,
+)
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import top_token
 from lenscope.models.batches import by_length
@@ -34,10 +42,9 @@ from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.intervals import Estimate
-from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
+from lenscope.tasks.answer_likelihoods import AnswerScores, answer_log_likelihoods
 from lenscope.tasks.questions import ANSWER, Question, correct, few_shot_prompts
 
-DATA = TAKES
 CLAIM = (
     "Table 1, Pythia-12B, few-shot: from the trajectories of the answers' log-probabilities, detectors fitted on "
     "normal prompts alone find an injected instruction with AUROC .59–1.00 (tuned lens; local outlier factor .73 on "
@@ -54,8 +61,10 @@ LENSES = ("tuned", "logit")
 METHODS = ("forest", "neighbours")
 DETECTORS = tuple(f"{lens} {method}" for lens in LENSES for method in METHODS)
 SORTED = tuple(f"{lens} sorted {method}" for lens in LENSES for method in METHODS)
-# questions per task, repetitions of the split, texts of a kind: quick and full
-QUESTIONS, REPEATS, TEXTS = (32, 48), (2, 5), (40, 200)
+# questions per task, repetitions of the split, texts of a kind
+QUESTIONS = {"quick": 32, "full": 48}
+REPEATS = {"quick": 2, "full": 5}
+TEXTS = {"quick": 40, "full": 200}
 
 # Table 1, with SRM at the layer that the authors chose: AUROC on Pythia-12B
 PAPER = {
@@ -84,15 +93,17 @@ def wrong_answers(questions: Sequence[Question], seed: int) -> list[int]:
     return [int(np.random.default_rng([seed, 1, *q.id.encode()]).choice(q.wrong)) for q in questions]
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Detectors of two lenses and the controls, on injected questions and on injections as people write them."""
     left_out: LeftOut = Counter()
-    questions, texts = data(setting, setting.sized(TASKS[:3], TASKS), setting.sized(*QUESTIONS), left_out)
+    questions, texts = questions_and_texts(
+        setting, setting.choose(quick=TASKS[:3], full=TASKS), setting.choose(**QUESTIONS), left_out
+    )
     lenses = {"tuned": Lens(setting.lm, setting.translators), "logit": Lens(setting.lm)}
     names = ("tasks", "injected", "injected, sorted answers", "neutral", "chosen")
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for task, some in questions.items():
-        _task(setting, lenses, task, some, tables)
+    for task, asked in questions.items():
+        _task(setting, lenses, task, asked, tables)
     free: list[dict[str, Any]] = []
     if texts:
         free = _free(setting, lenses, texts, tables["chosen"], left_out)
@@ -102,7 +113,11 @@ def run(setting: Setting) -> Report:
     every: dict[str, Sequence[Mapping[str, Any]]] = {**tables, "texts": free, "Table 1": paper}
     every["left out"] = [{"of": of, "why": why, "number": count} for (of, why), count in left_out.items()]
     every = {name: rows for name, rows in every.items() if rows}
-    sizes = {"questions": setting.sized(*QUESTIONS), "repeats": setting.sized(*REPEATS), "texts": setting.sized(*TEXTS)}
+    sizes = {
+        "questions": setting.choose(**QUESTIONS),
+        "repeats": setting.choose(**REPEATS),
+        "texts": setting.choose(**TEXTS),
+    }
     return Report(
         experiment="injection",
         model=setting.lm.name,
@@ -124,32 +139,31 @@ def _task(
     """Measure one task, and fill its rows of the tables."""
     lm, count = setting.lm, len(questions)
     wrong = wrong_answers(questions, setting.seed)
-    said = [q.choices[w] for q, w in zip(questions, wrong, strict=True)]
+    injections = [q.choices[w] for q, w in zip(questions, wrong, strict=True)]
     normal = few_shot_prompts(questions, SHOTS, setting.seed)
     sorts = {
         "normal": normal,
         "disturbed": disturbed(normal, setting.seed),
-        "injected": [inject(p, INJECTION.format(s)) for p, s in zip(normal, said, strict=True)],
-        "neutral": [inject(p, NEUTRAL.format(s)) for p, s in zip(normal, said, strict=True)],
+        "injected": [inject(p, INJECTION.format(s)) for p, s in zip(normal, injections, strict=True)],
+        "neutral": [inject(p, NEUTRAL.format(s)) for p, s in zip(normal, injections, strict=True)],
     }
-    texts = [t for some in sorts.values() for t in some]
+    texts = [t for prompts in sorts.values() for t in prompts]
     layers = spaced_layers(lenses["logit"])
 
-    def measure() -> dict[str, Tensor]:
+    def measure() -> tuple[list[AnswerScores], PlainFeatures]:
         with setting.progress(f"prompts of {task}") as advance:
-            found = answer_log_likelihoods(
+            scores = answer_log_likelihoods(
                 list(lenses.values()), texts, [q.choices for q in questions] * len(sorts), progress=advance
             )
-        made = {name: torch.from_numpy(s.log_probs) for name, s in zip(lenses, found, strict=True)}
-        return {**made, "own": torch.from_numpy(found[0].own), **_plain(setting, texts, layers, f"states of {task}")}
+        return scores, _plain(setting, texts, layers, f"states of {task}")
 
-    kept = setting.kept(f"answers {task}", measure, texts=[fingerprint(lm, t) for t in texts])
-    own = kept["own"].numpy().reshape(len(sorts), count, -1)
-    features = {name: answer_features(kept[name].numpy()) for name in lenses}
-    features |= {f"{name} sorted": sorted_answer_features(kept[name].numpy()) for name in lenses}
-    every = Items(texts, features, layers, *(kept[k].numpy() for k in ("states", "length", "surprisal")))
-    some = {name: every.part(np.arange(n * count, (n + 1) * count)) for n, name in enumerate(sorts)}
-    scored, picked = _tried(setting, some, paired=True)
+    scores, plain = setting.cached(f"answers {task}", measure, texts=[fingerprint(lm, t) for t in texts])
+    own = scores[0].own.reshape(len(sorts), count, -1)
+    features = {name: answer_features(s.log_probs) for name, s in zip(lenses, scores, strict=True)}
+    features |= {f"{name} sorted": sorted_answer_features(s.log_probs) for name, s in zip(lenses, scores, strict=True)}
+    every = Items(texts, features, layers, *plain)
+    items = {name: every.part(np.arange(n * count, (n + 1) * count)) for n, name in enumerate(sorts)}
+    splits, picked = _splits(setting, items, paired=True)
     gold = [q.gold for q in questions]
     at = {name: n for n, name in enumerate(sorts)}
     tables["tasks"].append(
@@ -163,20 +177,20 @@ def _task(
             "tokens": round(float(every.length[:count].mean())),
         }
     )
-    tables["injected"].append({"task": task, **_row(scored, "normal", "injected", paired=True)})
-    ours = {d: split_auroc(scored, d, "normal", "injected", True) for d in SORTED}
+    tables["injected"].append({"task": task, **_row(splits, "normal", "injected", paired=True)})
+    ours = {d: split_auroc(splits, d, "normal", "injected", True) for d in SORTED}
     tables["injected, sorted answers"].append({"task": task, **ours})
-    tables["neutral"].append({"task": task, "told": "insertion from normal", **_row(scored, "normal", "neutral", True)})
-    tables["neutral"].append({"task": task, "told": "injection from it", **_row(scored, "neutral", "injected", True)})
+    tables["neutral"].append({"task": task, "told": "insertion from normal", **_row(splits, "normal", "neutral", True)})
+    tables["neutral"].append({"task": task, "told": "injection from it", **_row(splits, "neutral", "injected", True)})
     tables["chosen"].append({"of": task, **{k: v for k, v in picked.items() if "sorted" not in k}})
 
 
 def _free(
-    setting: Setting, lenses: dict[str, Lens], given: list[dict[str, str]], told: list[dict[str, Any]],
+    setting: Setting, lenses: dict[str, Lens], given: list[dict[str, str]], chosen: list[dict[str, Any]],
     left_out: LeftOut,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measure free-form texts: normal ones and attacks, by source."""
-    most = setting.sized(*TEXTS)
+    most = setting.choose(**TEXTS)
     random = np.random.default_rng([setting.seed, 3])
     shuffled = [given[i] for i in random.permutation(len(given)).tolist()]
     longest = setting.lm.context or 1 << 40
@@ -200,72 +214,72 @@ def _free(
         "disturbed": disturbed(benign, setting.seed),
         "injected": [r["text"] for r in attacks],
     }
-    texts = [t for some in sorts.values() for t in some]
+    texts = [t for prompts in sorts.values() for t in prompts]
     layers = spaced_layers(lenses["logit"])
 
-    def measure() -> dict[str, Tensor]:
-        made = _plain(setting, texts, layers, "states of texts")
+    def measure() -> tuple[PlainFeatures, dict[str, np.ndarray]]:
+        plain = _plain(setting, texts, layers, "states of texts")
+        trajectories = {}
         for name, lens in lenses.items():
             with setting.progress(f"texts, {name} lens") as advance:
-                found = measure_prompts(lens, texts, spaced_layers(lens), progress=advance)
-            made[name] = torch.from_numpy(found.trajectory)
-        return made
+                trajectories[name] = measure_prompts(lens, texts, spaced_layers(lens), progress=advance).trajectory
+        return plain, trajectories
 
-    kept = setting.kept("texts", measure, texts=[fingerprint(setting.lm, t) for t in texts])
-    features = {name: kept[name].numpy() for name in lenses}
-    every = Items(texts, features, layers, *(kept[k].numpy() for k in ("states", "length", "surprisal")))
+    plain, features = setting.cached("texts", measure, texts=[fingerprint(setting.lm, t) for t in texts])
+    every = Items(texts, features, layers, *plain)
     ends = np.cumsum([0, *map(len, sorts.values())]).tolist()
-    some = {name: every.part(np.arange(*ends[n : n + 2])) for n, name in enumerate(sorts)}
-    scored, picked = _tried(setting, some, paired=False)
-    told.append({"of": "texts", **picked})
+    items = {name: every.part(np.arange(*ends[n : n + 2])) for n, name in enumerate(sorts)}
+    splits, picked = _splits(setting, items, paired=False)
+    chosen.append({"of": "texts", **picked})
     sources = [r["attack"] for r in attacks]
-    rows = [{"attacks": "all", "number": len(sources), **_row(scored, "normal", "injected", paired=False)}]
+    rows = [{"attacks": "all", "number": len(sources), **_row(splits, "normal", "injected", paired=False)}]
     for source in sorted({*sources}) if len({*sources}) > 1 else ():
         mine = np.array([s == source for s in sources])
-        row = _row(scored, "normal", "injected", paired=False, kept=mine)
+        row = _row(splits, "normal", "injected", paired=False, counting=mine)
         rows.append({"attacks": source, "number": int(mine.sum()), **row})
     return rows
 
 
 @torch.no_grad()
-def _plain(setting: Setting, texts: Sequence[str], layers: tuple[int, ...], unit: str) -> dict[str, Tensor]:
-    """Mean states at layers, lengths and mean surprisals of texts, in one pass."""
+def _plain(setting: Setting, texts: Sequence[str], layers: tuple[int, ...], unit: str) -> PlainFeatures:
     lm: LM = setting.lm
     many = [lm.prompt(t) for t in texts]
     states = torch.empty(len(many), len(layers), lm.hidden_size, dtype=torch.float64)
     surprisal = torch.zeros(len(many), dtype=torch.float64)
     done = 0
     with setting.progress(unit) as advance:
-        for some in by_length(many):
-            read = lm.read([many[i] for i in some], tuple(dict.fromkeys((*layers, lm.n_layers)))).split()
+        for batch in by_length(many):
+            read = lm.read([many[i] for i in batch], tuple(dict.fromkeys((*layers, lm.n_layers)))).split()
             finals = torch.cat([s[lm.n_layers, :][:-1] for s in read])
-            following = torch.tensor([i for n in some for i in many[n].ids[1:]], device=finals.device)
+            following = torch.tensor([i for n in batch for i in many[n].ids[1:]], device=finals.device)
             if len(finals):
                 z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(finals), following))
-                own = (top_token(lm, finals)[2] - z).double().cpu().split([len(many[i]) - 1 for i in some])
-            for n, (i, s) in enumerate(zip(some, read, strict=True)):
+                own = (top_token(lm, finals)[2] - z).double().cpu().split([len(many[i]) - 1 for i in batch])
+            for n, (i, s) in enumerate(zip(batch, read, strict=True)):
                 states[i] = s[list(layers), slice(min(1, len(many[i]) - 1), None)].double().mean(1)
                 surprisal[i] = own[n].mean() if len(many[i]) > 1 else 0.0
-            done += len(some)
+            done += len(batch)
             advance(done, len(many))
-    lengths = torch.tensor([len(p) for p in many], dtype=torch.float64)
-    return {"states": states, "length": lengths, "surprisal": surprisal}
+    lengths = np.array([len(p) for p in many], dtype=np.float64)
+    return PlainFeatures(states.numpy(), lengths, surprisal.numpy())
 
 
-def _tried(setting: Setting, some: dict[str, Items], paired: bool) -> tuple[list[Split], dict[str, str]]:
-    repeats = setting.sized(*REPEATS)
+def _splits(setting: Setting, items: dict[str, Items], paired: bool) -> tuple[list[Split], dict[str, str]]:
+    repeats = setting.choose(**REPEATS)
     with setting.progress("splits") as advance:
-        return run_splits(setting.lm, some, paired=paired, repeats=repeats, seed=setting.seed, progress=advance)
+        return run_splits(setting.lm, items, paired=paired, repeats=repeats, seed=setting.seed, progress=advance)
 
 
-# -- what is said
+# -- what is shown
 
 
-def _row(splits: list[Split], low: str, high: str, paired: bool, kept: np.ndarray | None = None) -> dict[str, Estimate]:
+def _row(
+    splits: list[Split], low: str, high: str, paired: bool, counting: np.ndarray | None = None
+) -> dict[str, Estimate]:
     """AUROC of every detector that tells `high` from `low`; SRM also at the layer that is best in hindsight."""
     layers = [d for d in splits[0].scores if d.startswith("SRM ")]
-    row = {d: split_auroc(splits, d, low, high, paired, kept) for d in splits[0].scores if d not in layers}
-    hindsight = max((split_auroc(splits, d, low, high, paired, kept) for d in layers), key=lambda e: e.value)
+    row = {d: split_auroc(splits, d, low, high, paired, counting) for d in splits[0].scores if d not in layers}
+    hindsight = max((split_auroc(splits, d, low, high, paired, counting) for d in layers), key=lambda e: e.value)
     order = (*DETECTORS, "SRM", "chosen", "length", "perplexity")
     return {**{d: row[d] for d in order}, "SRM, best layer": hindsight}
 
@@ -276,9 +290,7 @@ def _figures(injected: list[dict[str, Any]], free: list[dict[str, Any]]) -> tupl
     names = [name for name, _ in rows]
 
     def series(detector: str, control: bool) -> Series:
-        found = [r[detector] for _, r in rows]
-        ends = [e.value for e in found], [e.low for e in found], [e.high for e in found]
-        return Series(detector, names, *ends, dashed=control)
+        return curve(detector, names, [r[detector] for _, r in rows], control)
 
     panels = [
         Panel(f"{lens} lens", "", "AUROC", [
@@ -309,12 +321,12 @@ def _reading(tables: dict[str, list[dict[str, Any]]], free: list[dict[str, Any]]
             f"the wrong answer more often) on {_listed(obey, len(tasks))}."
         )
         after = {r["task"]: r for r in neutral if r["told"] == "injection from it"}
-        found = [t for t, r in after.items() if r["tuned neighbours"].low > 0.5]
+        above = [t for t, r in after.items() if r["tuned neighbours"].low > 0.5]
         also = [r["task"] for r in neutral if r["told"] == "insertion from normal" and r["tuned neighbours"].low > 0.5]
         parts.append(
             "Is it the injection that is found, or any insertion? Harmless text of the same form is told from normal "
             f"prompts (tuned lens, local outlier factor) on {_listed(also, len(after))}, and the injection from that "
-            f"text on {_listed(found, len(after))}."
+            f"text on {_listed(above, len(after))}."
         )
     if free:
         parts.append(_compared("free-form texts", free[:1], "sets", ["all"]))
@@ -326,7 +338,7 @@ def _compared(what: str, rows: list[dict[str, Any]], unit: str, names: list[str]
     better = {d: [n for n, r in zip(names, rows, strict=True) if r[d].low > 0.5] for d in (*DETECTORS, "SRM")}
     counts = ", ".join(f"{d} {len(better[d])}" for d in better)
     means = {d: float(np.mean([r[d].value for r in rows])) for d in (*better, "chosen", "length", "perplexity")}
-    said = ", ".join(f"{d} {m:.2f}" for d, m in means.items())
+    average = ", ".join(f"{d} {m:.2f}" for d, m in means.items())
     best = {lens: [max(r[f"{lens} {m}"].value for m in ("forest", "neighbours")) for r in rows] for lens in LENSES}
     tuned = sum(a > b for a, b in zip(best["tuned"], best["logit"], strict=True))
     over = sum(a > r["SRM"].value for a, r in zip(best["tuned"], rows, strict=True))
@@ -334,10 +346,13 @@ def _compared(what: str, rows: list[dict[str, Any]], unit: str, names: list[str]
     verdict = "replicates" if 2 * len(better["tuned neighbours"]) > len(rows) else "does not replicate"
     return (
         f"Detection on {what} {verdict}: intervals above chance on how many of {len(rows)} {unit}: {counts}. Mean "
-        f"AUROC: {said}. The better tuned-lens detector is above the better logit-lens one on {tuned}, above SRM on "
+        f"AUROC: {average}. The better tuned-lens detector is above the better logit-lens one on {tuned}, above SRM on "
         f"{over}, above the prompt's length alone on {trivial} of {len(rows)} {unit}."
     )
 
 
-def _listed(some: list[str], total: int) -> str:
-    return f"{len(some)} of {total} tasks" + (f" ({', '.join(some)})" if some else "")
+def _listed(tasks: list[str], total: int) -> str:
+    return f"{len(tasks)} of {total} tasks" + (f" ({', '.join(tasks)})" if tasks else "")
+
+
+EXPERIMENT = Experiment(data=DATA_FORMAT, run=_run)

@@ -6,19 +6,28 @@ Does not know: how features are measured, what the odd items are.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from lenscope.contents import Brief
 from lenscope.detection.detector import fingerprint
-from lenscope.detection.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, chosen, folds, separation
+from lenscope.detection.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, best_candidate, folds, separation
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress
-from lenscope.statistics.intervals import RESAMPLES, Estimate, percentiles
+from lenscope.statistics.intervals import RESAMPLES, Estimate, percentiles, times_drawn
 
 # of the normal items; one is held out
 PARTS = 4
+
+
+class PlainFeatures(NamedTuple):
+    """What is measured of N texts beside trajectories: mean states (N, L, D), lengths (N,) and surprisals (N,)."""
+
+    states: np.ndarray
+    length: np.ndarray
+    surprisal: np.ndarray
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,9 +47,9 @@ class Items(Brief):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def part(self, some: Sequence[int] | np.ndarray) -> "Items":
-        """Some of them."""
-        at = np.asarray(some)
+    def part(self, numbers: Sequence[int] | np.ndarray) -> "Items":
+        """The items of these numbers."""
+        at = np.asarray(numbers)
         features = {name: x[at] for name, x in self.features.items()}
         texts = [self.texts[i] for i in at.tolist()]
         return Items(texts, features, self.layers, self.states[at], self.length[at], self.surprisal[at])
@@ -59,7 +68,7 @@ class Split(Brief):
 
 
 def run_splits(
-    lm: LM, some: dict[str, Items], *, paired: bool, repeats: int, seed: int, progress: Progress | None = None
+    lm: LM, items: dict[str, Items], *, paired: bool, repeats: int, seed: int, progress: Progress | None = None
 ) -> tuple[list[Split], dict[str, str]]:
     """Fit on three quarters of the items "normal", score the rest and all others; every quarter is held out by turns.
 
@@ -67,18 +76,18 @@ def run_splits(
     every normal one, which is scored where that is held out, so that no question is fitted on in any form. Also what
     was chosen most often.
     """
-    count = len(some["normal"])
+    count = len(items["normal"])
     splits: list[Split] = []
     picks: dict[str, list[str]] = {}
     for repeat in range(repeats):
         for test in folds(count, PARTS, seed + repeat):
             fit = np.setdiff1d(np.arange(count), test)
-            odd = {k: v.part(test) if paired else v for k, v in some.items() if k not in ("normal", "disturbed")}
-            held = {"normal": some["normal"].part(test), **odd}
-            normal = some["normal"].part(fit)
+            odd = {k: v.part(test) if paired else v for k, v in items.items() if k not in ("normal", "disturbed")}
+            held = {"normal": items["normal"].part(test), **odd}
+            normal = items["normal"].part(fit)
             check_disjoint(lm, normal, list(held.values()))
-            made, taken = fit_detectors(normal, some["disturbed"].part(fit), seed + repeat)
-            scores = {d: {sort: score(items) for sort, items in held.items()} for d, score in made.items()}
+            detectors, taken = fit_detectors(normal, items["disturbed"].part(fit), seed + repeat)
+            scores = {d: {sort: score(part) for sort, part in held.items()} for d, score in detectors.items()}
             splits.append(Split(test, scores))
             for name, what in taken.items():
                 picks.setdefault(name, []).append(what)
@@ -98,29 +107,29 @@ def fit_detectors(
     normal: Items, odd: Items, seed: int
 ) -> tuple[dict[str, Callable[[Items], np.ndarray]], dict[str, str]]:
     """Detectors fitted on normal items, and what was chosen for them by their own disturbed copies `odd`."""
-    made: dict[str, Callable[[Items], np.ndarray]] = {}
+    detectors: dict[str, Callable[[Items], np.ndarray]] = {}
     taken: dict[str, str] = {}
     best: list[tuple[float, str]] = []
     for lens in normal.features:
         ways: dict[str, Sequence[Method]] = {"forest": (Forest(seed=seed),), "neighbours": NEIGHBOURS}
         for kind, methods in ways.items():
-            told = [separation(m, normal.view(lens), odd.view(lens), seed) for m in methods]
-            method = methods[chosen(told)]
-            made[f"{lens} {kind}"] = _scorer(method, normal, lens)
-            best.append((max(told), f"{lens} {kind}"))
+            separations = [separation(m, normal.view(lens), odd.view(lens), seed) for m in methods]
+            method = methods[best_candidate(separations)]
+            detectors[f"{lens} {kind}"] = _scorer(method, normal, lens)
+            best.append((max(separations), f"{lens} {kind}"))
             if len(methods) > 1:
                 taken[f"{lens} {kind}"] = f"{method}".partition("(")[2].rstrip(")")
-    told = [separation(Mahalanobis(), normal.view(n), odd.view(n), seed) for n in normal.layers]
-    taken["SRM"] = f"layer {normal.layers[chosen(told)]}"
-    made["SRM"] = _scorer(Mahalanobis(), normal, normal.layers[chosen(told)])
-    best.append((max(told), "SRM"))
+    separations = [separation(Mahalanobis(), normal.view(n), odd.view(n), seed) for n in normal.layers]
+    taken["SRM"] = f"layer {normal.layers[best_candidate(separations)]}"
+    detectors["SRM"] = _scorer(Mahalanobis(), normal, normal.layers[best_candidate(separations)])
+    best.append((max(separations), "SRM"))
     for layer in normal.layers:
-        made[f"SRM {layer}"] = _scorer(Mahalanobis(), normal, layer)
-    taken["chosen"] = best[chosen([b[0] for b in best])][1]
-    made["chosen"] = made[taken["chosen"]]
-    made["length"] = lambda items: items.length
-    made["perplexity"] = lambda items: items.surprisal
-    return made, taken
+        detectors[f"SRM {layer}"] = _scorer(Mahalanobis(), normal, layer)
+    taken["chosen"] = best[best_candidate([b[0] for b in best])][1]
+    detectors["chosen"] = detectors[taken["chosen"]]
+    detectors["length"] = lambda items: items.length
+    detectors["perplexity"] = lambda items: items.surprisal
+    return detectors, taken
 
 
 def _scorer(method: Method, normal: Items, view: str | int) -> Callable[[Items], np.ndarray]:
@@ -129,17 +138,18 @@ def _scorer(method: Method, normal: Items, view: str | int) -> Callable[[Items],
 
 
 def split_auroc(
-    splits: Sequence[Split], detector: str, low: str, high: str, paired: bool, kept: np.ndarray | None = None
+    splits: Sequence[Split], detector: str, low: str, high: str, paired: bool, counting: np.ndarray | None = None
 ) -> Estimate:
     """The mean AUROC over splits, with the interval of resampled items.
 
     `paired`: `high` has one item per normal item; both are drawn together, and an item is not compared with its own
-    pair, of which resamples would have too many. Else the two are drawn apart. `kept` (N,) says which of `high` count.
+    pair, of which resamples would have too many. Else the two are drawn apart. `counting` (N,) says which of
+    `high` count.
     """
     wins = []
     for split in splits:
         a, b = (split.scores[detector][sort] for sort in (low, high))
-        b = b if kept is None else b[kept]
+        b = b if counting is None else b[counting]
         won = (b > a[:, None]) + 0.5 * (b == a[:, None])
         wins.append(won * (1 - np.eye(len(a))) if paired else won)
     count = 1 + max(int(split.test.max()) for split in splits)
@@ -147,21 +157,20 @@ def split_auroc(
 
     def average(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Weights (R, items) of both sides → (R,)."""
-        found = []
+        means = []
         for split, won in zip(splits, wins, strict=True):
             w, v = rows[:, split.test], columns[:, split.test] if paired else columns
             total = w.sum(1) * v.sum(1) - ((w * v).sum(1) if paired else 0)
-            found.append(np.where(total > 0, ((w @ won) * v).sum(1) / np.maximum(total, 1e-12), np.nan))
-        known = ~np.isnan(found)
+            means.append(np.where(total > 0, ((w @ won) * v).sum(1) / np.maximum(total, 1e-12), np.nan))
+        known = ~np.isnan(means)
         # a resample may leave a split without a pair, and even all of them
-        return np.asarray(np.where(known, found, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan))
+        return np.asarray(np.where(known, means, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan))
 
     value = float(average(np.ones((1, count)), np.ones((1, others)))[0])
     if min(count, others) < 2:
         return Estimate(value, np.nan, np.nan)
     random = np.random.default_rng(0)
-    rows = random.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
-    drawn = rows if paired else random.multinomial(others, np.full(others, 1 / others), RESAMPLES).astype(float)
-    means = average(rows, drawn)
+    rows = times_drawn(count, RESAMPLES, random)
+    means = average(rows, rows if paired else times_drawn(others, RESAMPLES, random))
     low_end, high_end = percentiles(means[~np.isnan(means)], min(count, others))
     return Estimate(value, float(low_end), float(high_end))

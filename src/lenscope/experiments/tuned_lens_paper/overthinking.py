@@ -1,7 +1,7 @@
 """Overthinking: after incorrect demonstrations early layers answer better than the model does in the end.
 
 Knows: which demonstrations are shown, calibrated accuracy, how layers to exit at are chosen and tested, the reading.
-Does not know: how prompts are built and answers scored (questions.py).
+Does not know: how prompts are built and answers scored (tasks/questions.py, tasks/answer_likelihoods.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lenscope.display.figures import Figure, Panel, Series
+from lenscope.display.figures import Figure, Panel
 from lenscope.errors import LenscopeError
+from lenscope.experiments.estimates_shown import interval, mean_curve
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.wording import interval
 from lenscope.lenses.lens import Lens
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.significance import holm, sign_flips
@@ -24,18 +23,17 @@ from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 from lenscope.tasks.builtin_questions import KINDS
 from lenscope.tasks.questions import ANSWER, BUILTIN, Question, correct, few_shot_prompts, load_questions
 
-DATA = "JSONL with query, choices, gold, task"
 CLAIM = (
     "After demonstrations with permuted labels middle layers answer better than the last one (Belrose et al. 2023, "
     "Fig. 11, after Halawi et al. 2023): on SICK with BLOOM-560M and GPT-Neo 1.3B and 2.7B the best layer has a "
     "calibrated accuracy of .40–.45, the last is at chance (.33)."
 )
-# quick and full: questions a task, numbers of demonstrations
-QUESTIONS = 48, 96
-SHOTS = (8,), (2, 8)
+# questions a task, numbers of demonstrations
+QUESTIONS = {"quick": 48, "full": 96}
+SHOTS = {"quick": (8,), "full": (2, 8)}
 LENSES = "tuned lens", "logit lens"
 NOT_SHOWN = ("chance", "final, correct", "final, incorrect", "gap")
-# which of the kinds of things in quizzes.py are which
+# which of the kinds of things in builtin_questions.py are which
 SORTS = {
     "animal": "fish bird insect mammal",
     "food": "fruit vegetable drink",
@@ -63,7 +61,7 @@ def calibrated(log_probs: np.ndarray, gold: Sequence[int]) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class _TaskScores:
     """One task with one number of demonstrations: ln p (N, L, C) by (demonstrations, lens); L is 0…n_layers."""
 
     task: str
@@ -82,18 +80,18 @@ class _Scored:
 
     def right(self, demonstrations: str, lens: str, rows: Sequence[int] | None = None) -> np.ndarray:
         """(n, L) whether each of some questions (default: all) is answered right, calibrated among them."""
-        some = list(range(len(self.questions)) if rows is None else rows)
-        scores = self.log_probs[demonstrations, lens][some]
-        gold = [self.questions[i].gold for i in some]
+        numbers = list(range(len(self.questions)) if rows is None else rows)
+        scores = self.log_probs[demonstrations, lens][numbers]
+        gold = [self.questions[i].gold for i in numbers]
         return calibrated(scores, gold) if self.labelled else correct(scores, gold).astype(float)
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Accuracy by layer after correct, incorrect and unrelated demonstrations; exits chosen on half of them."""
     tasks = _tasks(setting)
     scored = [
         _scored(setting, name, pool, questions, shots)
-        for shots in setting.sized(*SHOTS)
+        for shots in setting.choose(**SHOTS)
         for name, (pool, questions) in tasks.items()
     ]
     exits = [_exit(s, lens) for s in scored for lens in LENSES]
@@ -117,7 +115,7 @@ def run(setting: Setting) -> Report:
         figures=(Figure("overthinking", [_panel(s, lens) for s in shown for lens in LENSES]),),
         settings=setting.settings(
             questions={name: len(q) for name, (_, q) in tasks.items()},
-            shots=list(setting.sized(*SHOTS)),
+            shots=list(setting.choose(**SHOTS)),
             accuracy={s.task: "calibrated" if s.labelled else "likeliest choice" for s in shown},
         ),
         provenance=setting.provenance(),
@@ -130,26 +128,26 @@ def _tasks(setting: Setting) -> dict[str, tuple[list[Question], list[Question]]]
         known = [q for path in setting.data for q in load_questions(path)]
     else:
         known = [*BUILTIN["praise"], *sorts()]
-    found: dict[str, tuple[list[Question], list[Question]]] = {}
+    tasks: dict[str, tuple[list[Question], list[Question]]] = {}
     for name in dict.fromkeys(q.task for q in known):
         pool = [q for q in known if q.task == name and q.wrong]
         by_gold = [[q for q in pool if q.gold == gold] for gold in sorted({q.gold for q in pool})]
         turns = [q for n in range(len(pool)) for group in by_gold for q in group[n : n + 1]]
         balanced = len(by_gold) * min(map(len, by_gold)) if len({q.choices for q in pool}) == 1 else len(pool)
-        asked = turns[: min(setting.sized(*QUESTIONS), balanced) if by_gold else 0]
+        asked = turns[: min(setting.choose(**QUESTIONS), balanced) if by_gold else 0]
         if len(asked) < 8:
             raise LenscopeError(f"task {name}: has {len(asked)} questions to ask; give at least 8")
-        found[name] = pool, asked
-    return found
+        tasks[name] = pool, asked
+    return tasks
 
 
 def sorts() -> list[Question]:
     """Is it an animal, a food or an object? Three labels in one order, as SICK has three."""
     kinds = (line.split(":") for line in KINDS.splitlines())
     words = {kind: listed.split() for kind, listed in kinds}
-    found = [(w, n) for n, of in enumerate(SORTS.values()) for kind in of.split() for w in words[kind]]
-    order = np.random.default_rng(7).permutation(len(found)).tolist()
-    asked = ((found[i][0], found[i][1]) for i in order)
+    labels = [(w, n) for n, of in enumerate(SORTS.values()) for kind in of.split() for w in words[kind]]
+    order = np.random.default_rng(7).permutation(len(labels)).tolist()
+    asked = (labels[i] for i in order)
     return [
         Question(
             f"sorts/{word}", "sorts", f"Question: Is {word} an animal, a food or an object?\n{ANSWER}", (*SORTS,), n
@@ -171,16 +169,16 @@ def unrelated(questions: Sequence[Question], seed: int = 0) -> list[Question]:
     """The same questions with two unrelated words as choices, either being right: what demonstrations can show."""
     random = np.random.default_rng([seed, 1])
     words = UNRELATED.split()
-    made = []
+    asked = []
     for question in questions:
         a, b = random.choice(len(words), 2, replace=False)
-        made.append(replace(question, choices=(words[a], words[b]), gold=int(random.integers(2))))
-    return made
+        asked.append(replace(question, choices=(words[a], words[b]), gold=int(random.integers(2))))
+    return asked
 
 
 def _scored(
     setting: Setting, name: str, pool: Sequence[Question], questions: Sequence[Question], shots: int
-) -> _Scored:
+) -> _TaskScores:
     lm, seed = setting.lm, setting.seed
     choices = [q.choices for q in questions]
     prompts: dict[str, Callable[[], list[str]]] = {
@@ -188,23 +186,21 @@ def _scored(
         "incorrect": lambda: few_shot_prompts(questions, shots, seed, pool=pool, answer=incorrect),
         "unrelated": lambda: few_shot_prompts(questions, shots, seed, pool=unrelated(pool, seed)),
     }
-    found: dict[tuple[str, str], np.ndarray] = {}
+    log_probs: dict[tuple[str, str], np.ndarray] = {}
     for demonstrations, build in prompts.items():
 
-        def make(build: Callable[[], list[str]] = build, what: str = demonstrations) -> dict[str, Tensor]:
+        def compute(build: Callable[[], list[str]] = build, what: str = demonstrations) -> list[np.ndarray]:
             lenses = [Lens(lm, setting.translators), Lens(lm)]
             with setting.progress(f"questions: {name}, {shots} {what} demonstrations") as advance:
-                made = answer_log_likelihoods(lenses, build(), choices, range(lm.n_layers), progress=advance)
-            both = {f"lens{n}": np.concatenate([s.log_probs, s.own[:, None]], 1) for n, s in enumerate(made)}
-            return {key: torch.from_numpy(value) for key, value in both.items()}
+                scores = answer_log_likelihoods(lenses, build(), choices, range(lm.n_layers), progress=advance)
+            return [np.concatenate([s.log_probs, s.own[:, None]], 1) for s in scores]
 
-        kept = setting.kept(f"{name}-{shots}-{demonstrations}", make, questions=[q.id for q in questions])
-        for n, lens in enumerate(LENSES):
-            found[demonstrations, lens] = kept[f"lens{n}"].numpy()
-    return _Scored(name, shots, questions, found)
+        both = setting.cached(f"{name}-{shots}-{demonstrations}", compute, questions=[q.id for q in questions])
+        log_probs |= {(demonstrations, lens): scores for lens, scores in zip(LENSES, both, strict=True)}
+    return _TaskScores(name, shots, questions, log_probs)
 
 
-def _exit(s: _Scored, lens: str) -> dict[str, Any]:
+def _exit(s: _TaskScores, lens: str) -> dict[str, Any]:
     """Every question answered at the layer that is best on the other half of the questions, and at the last."""
     halves = _halves(s.questions)
     final = s.right("correct", lens)[:, -1], s.right("incorrect", lens)[:, -1]
@@ -226,7 +222,7 @@ def _exit(s: _Scored, lens: str) -> dict[str, Any]:
     return row
 
 
-def _final(s: _Scored) -> dict[str, Any]:
+def _final(s: _TaskScores) -> dict[str, Any]:
     right = {d: s.right(d, LENSES[0])[:, -1] for d in ("correct", "incorrect", "unrelated")}
     row: dict[str, Any] = {"task": s.task, "shots": s.shots, "questions": len(s.questions), "chance": s.chance}
     row |= {d: mean(r) for d, r in right.items()}
@@ -245,7 +241,7 @@ def _halves(questions: Sequence[Question]) -> tuple[list[int], list[int]]:
     return parts
 
 
-def _critical(s: _Scored, lens: str) -> str:
+def _critical(s: _TaskScores, lens: str) -> str:
     """The first layer from which the gap between correct and incorrect demonstrations stays above half the last one."""
     gap = (s.right("correct", lens) - s.right("incorrect", lens)).mean(0)
     if gap[-1] <= 0:
@@ -254,7 +250,7 @@ def _critical(s: _Scored, lens: str) -> str:
     return str(int(below[-1]) + 1 if len(below) else 0)
 
 
-def _by_layer(s: _Scored) -> list[dict[str, Any]]:
+def _by_layer(s: _TaskScores) -> list[dict[str, Any]]:
     right = {(d, lens): s.right(d, lens) for d, lens in s.log_probs}
     names = {key: f"{key[0]}, {key[1]}" for key in right}
     return [
@@ -263,19 +259,17 @@ def _by_layer(s: _Scored) -> list[dict[str, Any]]:
     ]
 
 
-def _panel(s: _Scored, lens: str) -> Panel:
-    series = []
+def _panel(s: _TaskScores, lens: str) -> Panel:
+    curves = []
     for demonstrations in ("correct", "incorrect", "unrelated"):
-        e = [mean(column) for column in s.right(demonstrations, lens).T]
-        ends = [v.low for v in e], [v.high for v in e]
+        right = s.right(demonstrations, lens)
         label = f"{demonstrations} demonstrations"
-        dashed = demonstrations == "unrelated"
-        series.append(Series(label, range(len(e)), [v.value for v in e], *ends, dashed=dashed))
+        curves.append(mean_curve(label, range(right.shape[1]), right, demonstrations == "unrelated"))
     kind = "calibrated accuracy" if s.labelled else "accuracy"
-    return Panel(f"{s.task}, {s.shots} shots, {lens}", "layer", kind, series, level=s.chance)
+    return Panel(f"{s.task}, {s.shots} shots, {lens}", "layer", kind, curves, level=s.chance)
 
 
-def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_Scored]) -> str:
+def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_TaskScores]) -> str:
     tuned = [r for r in rows if r["lens"] == "tuned lens"]
     fooled = [r for r in tuned if r["gap"].low > 0]
     parts = [
@@ -313,10 +307,13 @@ def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_Scored]) -> str:
     return " ".join(parts)
 
 
-def _of(some: Sequence[Any], whole: Sequence[Any]) -> str:
-    return f"{len(some)} of {len(whole)}"
+def _of(part: Sequence[Any], whole: Sequence[Any]) -> str:
+    return f"{len(part)} of {len(whole)}"
 
 
 def _range(gaps: Any) -> str:
     values = [g.value for g in gaps]
     return f", by {min(values):.2f} to {max(values):.2f}" if values else ""
+
+
+EXPERIMENT = Experiment(data="JSONL with query, choices, gold, task", run=_run)

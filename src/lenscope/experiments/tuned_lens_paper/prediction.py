@@ -1,7 +1,7 @@
 """How well logit lens, biases alone and tuned lens predict, layer by layer (Belrose et al. 2023, Figs 3–5, 14).
 
 Knows: protocol, the bias-only control, what is compared with the paper's numbers.
-Does not know: how lenses are fitted (tuning.py) and measured (evaluating.py).
+Does not know: how lenses are fitted (fitting/tuned_lens.py) and measured (lenses/evaluate.py).
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
+from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.experiments.text_groups import by_document, rows_of, thinned
@@ -25,7 +26,6 @@ from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
 from lenscope.text.predictions import predictions
 
-DATA = "text"
 CLAIM = (
     "The tuned lens has a lower perplexity than the logit lens at every layer of the models tried (Figs 4, 5, 14; "
     "GPT-2 at layers 0, 3, 6, 9, 11: 20.91 → 3.23, 3.66 → 2.19, 3.07 → 1.86, 2.37 → 1.48, 1.74 → 1.29 bits per byte). "
@@ -33,8 +33,9 @@ CLAIM = (
     "lens's 1.33 at the input and .03–.27 after it (Fig. 3)."
 )
 LOGIT, BIAS, TUNED = "logit lens", "bias only", "tuned lens"
-# text in tokens, and which of its positions count: quick, full
-TEXT, EVERY = (4096, 32_768), (5, 8)
+# text in tokens, and which of its positions count
+TEXT = {"quick": 4096, "full": 32_768}
+EVERY = {"quick": 5, "full": 8}
 # Fig. 3, GPT-Neo-2.7B with its last block inside the lens: (site of 31, logit lens, tuned lens), bits
 PAPER_BIAS = (
     (0, 4.14, 1.33), (2, 5.26, 0.27), (12, 4.41, 0.18), (16, 3.35, 0.17), (20, 1.71, 0.13), (26, 0.45, 0.08),
@@ -45,11 +46,11 @@ BITS = 1 / log(2)
 TOGETHER = 64
 
 
-def run(setting: Setting) -> Report:
+def _run(setting: Setting) -> Report:
     """Measure three lenses on text that none was fitted on, at every layer."""
     lm = setting.lm
     lenses = {LOGIT: None, BIAS: _bias_only(setting), TUNED: setting.translators}
-    text = thinned(rows_of(setting.held_out, setting.sized(*TEXT)), setting.sized(*EVERY))
+    text = thinned(rows_of(setting.held_out, setting.choose(**TEXT)), setting.choose(**EVERY))
     with setting.progress("rows that measure the lenses") as advance:
         e = evaluate(lm, text, lenses, seed=setting.seed, progress=advance)
     noise = _halves_apart(setting, text)
@@ -63,7 +64,7 @@ def run(setting: Setting) -> Report:
         tables["bits per byte"] = _table(e, "bits_per_byte")
     settings = setting.settings(
         measured_on=f"{e.tokens:,} predictions in {e.rows} rows, {e.units} documents",
-        every=setting.sized(*EVERY),
+        every=setting.choose(**EVERY),
         bias_of_halves_in_bits=round(noise, 4),
     )
     return Report(
@@ -75,18 +76,18 @@ def run(setting: Setting) -> Report:
 def _bias_only(setting: Setting) -> Scale:
     """A bias per layer and no matrix (Eq. 7), fitted on as much of the same text as a lens of this run."""
     lm = setting.lm
-    tokens = setting.sized(*(FITTED if setting.text else SAMPLED))
+    tokens = setting.choose(**(FITTED if setting.text else SAMPLED))
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> Tensor:
         folder = setting.place("bias", tokens=tokens)
         with setting.progress("tokens of text for the biases") as advance:
-            made = fit(
+            f = fit(
                 lm, setting.corpus, tokens=tokens, recipe="bias", held_out=HELD_OUT, seed=setting.seed, folder=folder,
                 progress=advance,
             )  # fmt: skip
-        return {"b": torch.stack([made.weights[(n, lm.n_layers)][1].cpu() for n in range(lm.n_layers)])}
+        return torch.stack([f.weights[(n, lm.n_layers)][1].cpu() for n in range(lm.n_layers)])
 
-    biases = setting.kept("biases", make, tokens=tokens)["b"]
+    biases = setting.cached("biases", compute, tokens=tokens)
     me = model_identity(lm)
     return Scale({(n, lm.n_layers): (torch.tensor(1.0), b) for n, b in enumerate(biases)}, me, me, {"lens": BIAS})
 
@@ -97,8 +98,8 @@ def _halves_apart(setting: Setting, text: Sequence[TokenBatch]) -> float:
     means = []
     for half in by_document(text, 2):
         total = torch.zeros(lm.vocab_size, dtype=torch.float64)
-        for some in predictions(lm, half, (lm.n_layers,), None):
-            for h in some.h[:, 0].split(TOGETHER):
+        for batch in predictions(lm, half, (lm.n_layers,), None):
+            for h in batch.h[:, 0].split(TOGETHER):
                 total += lm.unembed(h).double().softmax(-1).sum(0).cpu()
         means.append(total / total.sum())
     if len(means) < 2:
@@ -138,8 +139,8 @@ def _beside(e: Evaluation) -> list[dict[str, Any]]:
 
 def _figure(e: Evaluation) -> Figure:
     panels = []
-    told = {"cross_entropy": "nats per token", "kl": "nats per token", "bias": "bits"}
-    for measure, unit in told.items():
+    units = {"cross_entropy": "nats per token", "kl": "nats per token", "bias": "bits"}
+    for measure, unit in units.items():
         scale = BITS if measure == "bias" else 1.0
         series = []
         for i, name in enumerate(e.lenses):
@@ -206,3 +207,6 @@ def _named(which: np.ndarray, e: Evaluation) -> str:
         else:
             runs.append([n])
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+
+
+EXPERIMENT = Experiment(data="text", run=_run)
