@@ -10,7 +10,7 @@ import torch
 
 from lenscope import LenscopeError
 from lenscope.tasks import builtin_facts as facts
-from lenscope.tasks import known_facts, relation_files, relations
+from lenscope.tasks import model_knowledge, relation_files, relations
 from lenscope.tasks.relations import Chain, Fact, Relation
 from lenscope.tasks.text_match import mentions, words
 
@@ -266,7 +266,7 @@ def usual(shown):
 
 
 def test_few_shot_prompts_share_their_demonstrations():
-    prompts = {f.subject: known_facts.fact_prompt(CITY, f, 2) for f in CITY.facts}
+    prompts = {f.subject: model_knowledge.fact_prompt(CITY, f, 2) for f in CITY.facts}
     answers = {f.subject: f.answers[0] for f in CITY.facts}
     shown = {}
     for subject, prompt in prompts.items():
@@ -278,9 +278,9 @@ def test_few_shot_prompts_share_their_demonstrations():
     # who is not among the first two has those two before it
     (common,) = {tuple(s for s, _ in v) for subject, v in shown.items() if subject not in dict(shown[usual(shown)])}
     assert len(common) == 2
-    assert known_facts.fact_prompt(CITY, CITY.facts[0], 0) == "The capital of France is"
+    assert model_knowledge.fact_prompt(CITY, CITY.facts[0], 0) == "The capital of France is"
     with pytest.raises(LenscopeError, match="city has 3 other facts"):
-        known_facts.fact_prompt(CITY, CITY.facts[0], 4)
+        model_knowledge.fact_prompt(CITY, CITY.facts[0], 4)
 
 
 # -- what a model knows
@@ -290,14 +290,14 @@ def test_known_facts_are_what_the_model_itself_goes_on_to_say(lm64):
     plain = Relation(
         "r", "The {} of", "The x", tuple(Fact(s, ("cat",)) for s in ("mat", "test", "cat", "capital", "a"))
     )
-    said = [words(greedy(lm64, known_facts.fact_prompt(plain, fact, 3), 8)) for fact in plain.facts]
+    said = [words(greedy(lm64, model_knowledge.fact_prompt(plain, fact, 3), 8)) for fact in plain.facts]
     assert all(said)
     # every second fact gets what the model says of it as another name of its object
     names = [("cat", own[0]) if n % 2 else ("cat",) for n, own in enumerate(said)]
     relation = Relation("r", plain.template, plain.target, tuple(
         Fact(f.subject, a) for f, a in zip(plain.facts, names, strict=True)))  # fmt: skip
     done = []
-    right = known_facts.known_facts(lm64, relation, 3, progress=lambda *n: done.append(n))
+    right = model_knowledge.known_facts(lm64, relation, 3, progress=lambda *n: done.append(n))
     expected = [own[0] in names_of for own, names_of in zip(said, names, strict=True)]
     assert right.tolist() == expected
     assert {True, False} == set(expected)
@@ -306,7 +306,7 @@ def test_known_facts_are_what_the_model_itself_goes_on_to_say(lm64):
 
 def test_answers_are_as_many_as_prompts(lm64):
     with pytest.raises(LenscopeError, match="2 prompts, 1 answers"):
-        known_facts.answers_correctly(lm64, ["a", "b"], ["c"])
+        model_knowledge.answers_correctly(lm64, ["a", "b"], ["c"])
 
 
 def test_demonstrations_of_chains_have_other_bridges(lm64, monkeypatch):
@@ -316,10 +316,10 @@ def test_demonstrations_of_chains_have_other_bridges(lm64, monkeypatch):
         asked.update(prompts=prompts, answers=answers)
         return np.arange(len(prompts)) % 2 == 0
 
-    monkeypatch.setattr(known_facts, "answers_correctly", take)
+    monkeypatch.setattr(model_knowledge, "answers_correctly", take)
     chains = [c for c in relations.builtin_chains() if c.name == "city → language"][:12]
     assert len({c.bridge for c in chains}) < len(chains)
-    hops = known_facts.known_chains(lm64, chains, 2)
+    hops = model_knowledge.known_chains(lm64, chains, 2)
     assert hops.shape == (12, 3)
     assert hops[:, 0].tolist() == [n % 2 == 0 for n in range(12)]
     for hop in range(3):
@@ -332,4 +332,4 @@ def test_demonstrations_of_chains_have_other_bridges(lm64, monkeypatch):
             assert not any(chain.bridge in line for line in shown)
     assert asked["answers"] == [c.bridge for c in chains] + 2 * [c.answer for c in chains]
     with pytest.raises(LenscopeError, match="fewer shots"):
-        known_facts.known_chains(lm64, chains[:2], 3)
+        model_knowledge.known_chains(lm64, chains[:2], 3)

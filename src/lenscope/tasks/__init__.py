@@ -1,7 +1,7 @@
 """Questions, facts and entities with their prompts, and whether a text says an answer."""
 
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
-from lenscope.tasks.known_facts import known_chains, known_facts
+from lenscope.tasks.model_knowledge import known_chains, known_facts
 from lenscope.tasks.questions import Question, few_shot_prompts, load_questions
 from lenscope.tasks.relation_files import load_chains, load_entities, load_relations
 from lenscope.tasks.relations import Chain, Entity, Fact, Relation, builtin_chains, builtin_entities, builtin_relations

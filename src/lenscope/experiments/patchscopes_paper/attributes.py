@@ -38,7 +38,7 @@ from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.probes import Probed, probe
 from lenscope.tasks.builtin_facts import ABOUT_THINGS
-from lenscope.tasks.known_facts import known_facts
+from lenscope.tasks.model_knowledge import known_facts
 from lenscope.tasks.relation_files import load_relations
 from lenscope.tasks.relations import Fact, Relation, builtin_relations, up_to
 from lenscope.tasks.text_match import mentions

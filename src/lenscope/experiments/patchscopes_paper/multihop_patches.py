@@ -29,7 +29,7 @@ from lenscope.patchscopes.with_controls import (
 )
 from lenscope.statistics.derangements import derange
 from lenscope.statistics.selection import balanced
-from lenscope.tasks.known_facts import answers_correctly
+from lenscope.tasks.model_knowledge import answers_correctly
 from lenscope.tasks.relations import Chain
 from lenscope.tasks.text_match import mentions
 from lenscope.text.packing import after_document_mark

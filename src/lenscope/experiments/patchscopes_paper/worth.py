@@ -35,7 +35,7 @@ from lenscope.patchscopes.with_controls import (
 )
 from lenscope.statistics.selection import balanced
 from lenscope.statistics.significance import compared
-from lenscope.tasks.known_facts import known_facts
+from lenscope.tasks.model_knowledge import known_facts
 from lenscope.tasks.relation_files import load_relations
 from lenscope.tasks.relations import Relation, builtin_entities, builtin_relations
 from lenscope.tasks.text_match import mentions, rouge
