@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from shutil import copytree
 from types import ModuleType
 
@@ -11,7 +12,7 @@ import torch
 
 import lenscope as ls
 from lenscope import experiments
-from lenscope.experiments.experiment import Experiment
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.intervals import Estimate
@@ -75,18 +76,18 @@ def test_a_report_is_printed_and_saved(run, given, model, tmp_path):
 
 
 def test_another_model_to_patch_into(run, given, model, tmp_path, monkeypatch):
-    module = sys.modules["lenscope.experiments.fake"]
-    monkeypatch.setattr(module, "ACROSS", True, raising=False)
+    module = sys.modules["lenscope.experiments.patchscopes_paper.fake"]
+    monkeypatch.setattr(module, "EXPERIMENT", replace(module.EXPERIMENT, across=True))
     for name in ("first", "second"):
         copytree(model, tmp_path / name)
     folder = str(tmp_path / "out")
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     assert run("reproduce", "fake", "-m", first, "--target-model", second, "-o", folder, "--json")[0] == 0
-    assert given[0].explainer is given[0].target_lm
+    assert given[0].target_lm.name == "second"
     assert given[0].lm.name == "first"
     assert given[0].settings()["target model"] == "second"
     assert run("reproduce", "fake", "-m", first, "-o", folder)[0] == 0
-    assert given[1].explainer is given[1].lm
+    assert given[1].target_lm is None
     assert "target model" not in given[1].settings()
 
 

@@ -513,8 +513,8 @@ def setting(text, tmp_path_factory):
 
 
 def test_the_fidelity_experiment_reports_what_the_library_gives(setting, monkeypatch):
-    for name, small in {"FOUND": 192, "MEASURED": 128, "K": 4, "LAYERS": 3}.items():
-        monkeypatch.setattr(fidelity, name, (small, 0))
+    for name, small in {"FOUND_ON": 192, "MEASURED_ON": 128, "K": 4, "LAYERS": 3}.items():
+        monkeypatch.setattr(fidelity, name, {"quick": small, "full": 0})
     report = fidelity.EXPERIMENT.run(setting)
     rows = report.tables["fidelity"]
     assert [r["layer"] for r in rows] == [0, 2, 3]
@@ -539,8 +539,8 @@ def test_the_fidelity_experiment_reports_what_the_library_gives(setting, monkeyp
 def test_the_alignment_experiment_reports_what_the_library_gives(setting, monkeypatch):
     from lenscope.experiments.tuned_lens_paper import alignment as experiment
 
-    for name, small in {"FOUND": 192, "MEASURED": 256, "K": 4, "LAYERS": 3}.items():
-        monkeypatch.setattr(experiment, name, (small, 0))
+    for name, small in {"FOUND_ON": 192, "MEASURED_ON": 256, "K": 4, "LAYERS": 3}.items():
+        monkeypatch.setattr(experiment, name, {"quick": small, "full": 0})
     report = experiment.EXPERIMENT.run(setting)
     rows = report.tables["alignment"]
     lm = setting.lm
@@ -586,9 +586,9 @@ def test_fidelities_are_compared_over_all_layers(lm64):
         return Influence(basis, np.stack([lens, model])[:, None], np.ones(1), {})
 
     same, opposite, noise = made(1), made(-1), made(0)
-    assert fidelity._pooled(same, opposite, 0) == (2, 2, 2)
-    assert fidelity._pooled(same, same, 0) == (0, 0, 0)
-    found = fidelity._pooled(same, noise, 0)
+    assert fidelity._mean_difference(same, opposite, 0) == (2, 2, 2)
+    assert fidelity._mean_difference(same, same, 0) == (0, 0, 0)
+    found = fidelity._mean_difference(same, noise, 0)
     each = [1 - rank_correlation(noise.lens[n], noise.model[n]) for n in range(2)]
     assert found.value == pytest.approx(np.mean(each))
     # the standard error of a mean of two correlations of 40 unrelated pairs is 1 / sqrt(2 * 39)

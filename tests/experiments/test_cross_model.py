@@ -32,6 +32,8 @@ from lenscope.experiments.patchscopes_paper.cross_model import (
 from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities
 from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, fitted, held_out, places
 from lenscope.experiments.setting import Setting
+from lenscope.models.provenance import model_hash
+from lenscope.patchscopes.methods import TARGETS
 from lenscope.statistics.significance import sign_flips
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
@@ -145,7 +147,7 @@ def kept_settings(setting, a, b):
     other = set(b.encoder.tokens(range(b.encoder.vocab_size)))
     own = [a.model(torch.tensor([p.ids])).logits[0, -1].argmax().item() for p in prompts]
     known = [list(c.ids) for c, i in zip(contexts, own, strict=True) if a.encoder.tokens([i])[0] in other]
-    hashes = [ls.provenance.model_hash(lm.model) for lm in (a, b)]
+    hashes = [model_hash(lm.model) for lm in (a, b)]
     return {"models": hashes, "layers": [(0, 2, 4), (0, 2)], "prompts": known}
 
 
@@ -161,7 +163,7 @@ def test_descriptions_are_those_that_a_plain_patchscope_writes(source, target, t
     begin = source.tokenizer.get_vocab()["</s>"]
     for n, entity in enumerate(made.entities):
         states = source.read([begin, *source.encoder.ids(entity.name)], [0, 2], -1)
-        prompt = target.prompt(ls.methods.TARGETS["entity"].prompt)
+        prompt = target.prompt(TARGETS["entity"].prompt)
         for column, layer in enumerate((0, 2)):
             ids = list(prompt.ids)
             for _ in range(3):

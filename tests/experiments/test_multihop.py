@@ -101,7 +101,7 @@ def test_back_patching_equals_hooks(lm64):
                 vector = states[m][a - 1][places[m]]
                 expected = by_hand(lm64.model, prompts[n], (b, places[n], vector))
                 assert found[way][n][c] == lm64.tokenizer.decode([i for i in expected if i != 2])
-    assert found[RANDOM] != found[VECTOR]
+    assert found[RANDOM].tolist() != found[VECTOR].tolist()
 
 
 def planted(n=32):
@@ -180,9 +180,9 @@ def test_the_experiment_end_to_end(roomy, tmp_path, answerable, monkeypatch):
     assert rows["asked, zero-shot"]["selected cell"].value == pytest.approx(np.mean(expected))
     assert 0 < np.mean(expected) < 1
     # the first hop as text in the second hop's prompt is the question itself
-    said = hopping.cot_sayings(setting, kinds, [0, 2, 4], {"questions": [c.questions[2] for c in asked], "tokens": 3})
-    assert [mentions(t, c.answer) for t, c in zip(said["said"][TEXT][:, 0], asked, strict=True)] == expected
-    assert said["said"][VECTOR].shape == (len(asked), 2 * 9)
+    said = hopping.cot_texts(setting, kinds, [0, 2, 4], {"questions": [c.questions[2] for c in asked], "tokens": 3})
+    assert [mentions(t, c.answer) for t, c in zip(said.texts[TEXT][:, 0], asked, strict=True)] == expected
+    assert said.texts[VECTOR].shape == (len(asked), 2 * 9)
     assert rows["CoT Patchscope: vector"]["cells"] == 18
     assert rows["back-patching: vector"]["cells"] == 6
     assert f"CoT Patchscope: {NONE}" in rows

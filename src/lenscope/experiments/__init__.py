@@ -6,7 +6,7 @@ Knows: which experiments there are, of which paper, and in one line what each sh
 from importlib import import_module
 
 from lenscope.errors import LenscopeError
-from lenscope.experiments.experiment import Experiment
+from lenscope.experiments.definition import Experiment
 
 # package of a paper → name of an experiment, which its module has too → what it shows, and where in the paper
 PAPERS = {

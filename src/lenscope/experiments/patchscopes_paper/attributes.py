@@ -15,8 +15,8 @@ import torch
 
 from lenscope.display.figures import Figure, Heatmap, Panel
 from lenscope.errors import LenscopeError
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import interval, mean_curve
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.attribute_scores import (
     ALL,
     FOLDS,

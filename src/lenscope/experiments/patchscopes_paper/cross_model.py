@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Heatmap
 from lenscope.errors import LenscopeError
-from lenscope.experiments.experiment import Experiment
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities, descriptions
 from lenscope.experiments.patchscopes_paper.next_token_readings import (
     FEWEST,

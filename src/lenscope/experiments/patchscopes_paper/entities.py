@@ -15,8 +15,8 @@ import numpy as np
 from lenscope.display.figures import Figure, Panel
 from lenscope.engine import run as rows
 from lenscope.errors import LenscopeError
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval, surely
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.controls import prompts_with_text

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lenscope.display.figures import Figure, Heatmap, Panel
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.multihop_patches import (
     LEAST,
     PLAIN,

@@ -1,4 +1,4 @@
-"""Next-token prediction: does a Patchscope that repeats tokens read a layer's prediction better than lenses do?
+"""Next-token prediction: whether a Patchscope that repeats tokens reads it better than lenses do.
 
 Knows: the methods and controls compared, which layers the paper's claim is about, statistics, the reading.
 Does not know: how states are patched (patchscopes/patchscope.py), how readings are scored
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lenscope.display.figures import Figure, Panel
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import mean_curve
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.next_token_readings import (
     PRECISION,
     SAMPLED,

@@ -12,8 +12,8 @@ import numpy as np
 
 from lenscope.display.figures import Figure, Panel
 from lenscope.errors import LenscopeError
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.patchscopes_paper.entities import described, pick
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.interventions.block_ablation import (

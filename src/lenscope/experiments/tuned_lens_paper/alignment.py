@@ -1,4 +1,4 @@
-"""Stimulus-response alignment: do lens and model respond alike when a layer's states change within a subspace?
+"""Stimulus-response alignment: whether lens and model respond alike when a layer's states change within a subspace.
 
 Knows: the paper's protocol, controls, statistics and table. Does not know: how states are exchanged or compared.
 """
@@ -13,8 +13,8 @@ from lenscope.directions.alignment import Alignment, alignment
 from lenscope.directions.basis import Basis
 from lenscope.directions.causal_basis import causal_basis, random_basis
 from lenscope.display.figures import Figure, Panel
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, surely
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.basis_text import BasisText, basis_text

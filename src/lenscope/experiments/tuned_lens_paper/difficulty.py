@@ -1,4 +1,4 @@
-"""Example difficulty (Belrose et al. 2023, §5.3, Table 2): predicted late in depth, learned late in training?
+"""Example difficulty (Belrose et al. 2023, §5.3, Table 2): whether what is predicted late in depth is learned late.
 
 Knows: the small model that is trained for it, or the given one whose checkpoints are taken instead; when an example was
 learned and at which depth it is predicted; what else could make the two agree.
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report, shown
 from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tuned_lens_paper.difficulty_examples import Examples, baselines, counts, examples

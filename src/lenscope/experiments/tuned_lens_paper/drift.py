@@ -15,7 +15,7 @@ import torch
 
 from lenscope.directions.covariances import covariance_similarity, covariances, largest_components, pool_covariances
 from lenscope.display.figures import Figure, Heatmap, Panel, Series
-from lenscope.experiments.experiment import Experiment
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned

@@ -1,4 +1,4 @@
-"""Causal fidelity: do the directions that matter to the tuned lens matter to the model?
+"""Causal fidelity: whether the directions that matter to the tuned lens matter to the model.
 
 Knows: the paper's protocol, controls, statistics and table. Does not know: how directions are found or ablated.
 """
@@ -12,8 +12,8 @@ from lenscope.directions.basis import Basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
 from lenscope.directions.influence import Influence, influence
 from lenscope.display.figures import Figure, Panel, Series
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, surely
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.basis_text import BasisText, basis_text

@@ -22,8 +22,8 @@ from lenscope.detection.prompt_features import (
 )
 from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.injection_data import DATA_FORMAT, SHOTS, LeftOut, questions_and_texts

@@ -12,8 +12,8 @@ import numpy as np
 
 from lenscope.display.figures import Figure, Panel
 from lenscope.errors import LenscopeError
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import interval, mean_curve
-from lenscope.experiments.experiment import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.lenses.lens import Lens

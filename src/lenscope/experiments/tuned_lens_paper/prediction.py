@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.experiments.experiment import Experiment
+from lenscope.experiments.definition import Experiment
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.experiments.text_groups import by_document, rows_of, thinned
