@@ -299,7 +299,7 @@ def test_blocks_below_are_left_out_only_where_that_gives_the_same():
     for kind, layer, short in (("llama", 2, True), ("gemma3n_text", 3, False)):
         lm = lm_of(kind)
         (run,) = row_states.row_states(lm, ids, [layer])
-        above = resume._Above(lm, run, layer, 0)
+        above = resume.RunAbove(lm.runner, run.prompts, layer, run.states[0], run.states[-1])
         assert above.short == short
         torch.testing.assert_close(above(run.states[:1])[0], run.states[-1], rtol=1e-9, atol=1e-9)
         assert not any("forward" in vars(b) for b in lm.runner.anatomy.blocks)
@@ -308,7 +308,7 @@ def test_blocks_below_are_left_out_only_where_that_gives_the_same():
 def test_the_lower_blocks_do_not_run(monkeypatch):
     lm = lm_of("llama")
     (run,) = row_states.row_states(lm, rows_of(lm, 2), [3])
-    above = resume._Above(lm, run, 3, 0)
+    above = resume.RunAbove(lm.runner, run.prompts, 3, run.states[0], run.states[-1])
     ran = []
     hooks = [
         b.self_attn.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, b in enumerate(lm.model.model.layers)

@@ -46,7 +46,7 @@ def test_rows_that_end_leave_the_others_alone(lm64, monkeypatch):
 
 def test_a_model_whose_cache_is_not_exact_reads_every_prompt(lm64, monkeypatch):
     expected = [one.ids for one in continue_prompts(lm64, PROMPTS, 3)]
-    monkeypatch.setattr(continuing.rows, "fastest_exact_mode", lambda *_: "plain")
+    monkeypatch.setattr(continuing.exact_modes, "fastest_exact_mode", lambda *_: "plain")
     monkeypatch.setattr(continuing, "_together", lambda *_: pytest.fail("shared a prefix"))
     assert [one.ids for one in continue_prompts(lm64, PROMPTS, 3)] == expected
 

@@ -182,9 +182,9 @@ def test_where_resuming_is_off_hooks_are_taken(lm64, monkeypatch):
 def test_resuming_is_measured(lm64, monkeypatch):
     """A way of resuming that gives other numbers is not taken."""
     whole = ablating.BlockRun.states
-    monkeypatch.setattr(ablating, "_resuming", {})
+    monkeypatch.setattr(lm64.runner.measured, "values", {})
     assert ablating._resumes(lm64)
-    monkeypatch.setattr(ablating, "_resuming", {})
+    monkeypatch.setattr(lm64.runner.measured, "values", {})
     monkeypatch.setattr(
         ablating.BlockRun, "states", lambda run, layer, h, read: whole(run, layer, h * (1 + run.resumes / 100), read)
     )

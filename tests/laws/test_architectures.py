@@ -11,7 +11,7 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lenscope as ls
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.token_choice import TokenChooser
 from lenscope.measures import definitions as measures
@@ -191,13 +191,13 @@ PLAIN = {
 def test_a_sweep_gives_what_plain_hooks_give(lm):
     """Laws 3 and 4: several targets, ragged, several placeholders, mixed operations, written tokens; every cell."""
     name = lm.name
-    assert rows.fastest_exact_mode(lm) == ("fork" if name in FORKED else "plain" if name in PLAIN else "cascade")
+    assert exact_modes.fastest_exact_mode(lm) == ("fork" if name in FORKED else "plain" if name in PLAIN else "cascade")
     lengths = (7, 5, 7)
     made = mixed_rows(lm, [lm.prompt(p) for p in prompts(lm, *lengths)])
     found = {}
     for mode in (None, "plain"):
         h = torch.zeros(len(made), 2, lm.hidden_size)
-        for some, states in rows.predict(lm, made, last=2, mode=mode):
+        for some, states in sweep.predict(lm, made, last=2, mode=mode):
             h[some] = states.cpu()
         found[mode] = lm.unembed(h)
     assert deviation(found[None], found["plain"]) <= EXACT
@@ -205,7 +205,7 @@ def test_a_sweep_gives_what_plain_hooks_give(lm):
     for mode in (None, "plain"):
         writer = TokenChooser(lm, len(made), 4, (), 0.0, 1.0, 0)
         text[mode] = {}
-        for some, wrote in rows.generate(lm, made, writer.choose, 4, mode=mode):
+        for some, wrote in sweep.generate(lm, made, writer.choose, 4, mode=mode):
             text[mode].update(zip(some.tolist(), wrote, strict=True))
     for n in range(len(made)):
         assert text[None][n].ids == text["plain"][n].ids
@@ -218,12 +218,12 @@ def test_a_sweep_gives_what_plain_hooks_give(lm):
 )
 def test_in_float64_a_sweep_is_what_plain_hooks_give_to_the_last_digits(architecture):
     lm = ls.LM(tiny.model(architecture, torch.float64), None, architecture)
-    assert rows.fastest_exact_mode(lm) != "plain"
+    assert exact_modes.fastest_exact_mode(lm) != "plain"
     made = mixed_rows(lm, [lm.prompt(p) for p in prompts(lm, 7, 5, 7)])
     found = {}
     for mode in (None, "plain"):
         found[mode] = torch.zeros(len(made), 2, lm.hidden_size, dtype=torch.float64)
-        for some, states in rows.predict(lm, made, last=2, mode=mode):
+        for some, states in sweep.predict(lm, made, last=2, mode=mode):
             found[mode][some] = states
     gap = float((found[None] - found["plain"]).abs().max() / found["plain"].std())
     # gemma2 and bloom take their softmax in float32, which rounds by the shape of the batch on some processors

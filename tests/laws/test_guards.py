@@ -11,8 +11,9 @@ import torch
 from affine_lens import affine
 
 import lenscope as ls
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes, sweep
 from lenscope.engine import shared_attention as cascade
+from lenscope.engine.patched_rows import PatchedRows
 from lenscope.files import weights_folder as artifacts
 from lenscope.measures import definitions as measures
 from lenscope.measures import streamed as reduction
@@ -95,7 +96,7 @@ def test_patches_of_one_place_are_made_in_the_order_given(lm64, mode):
     u, v = torch.randn(2, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     prompt = lm64.prompt(PROMPT)
     at = len(prompt) - 2
-    made = rows.Rows(
+    made = PatchedRows(
         (prompt,),
         np.zeros(2, dtype=np.int64),
         torch.stack([u, v]),
@@ -107,7 +108,7 @@ def test_patches_of_one_place_are_made_in_the_order_given(lm64, mode):
         (replace, add),
     )
     found = {
-        row: h for some, states in rows.predict(lm64, made, mode=mode) for row, h in zip(some, states, strict=True)
+        row: h for some, states in sweep.predict(lm64, made, mode=mode) for row, h in zip(some, states, strict=True)
     }
     for row, edits in enumerate(
         ((ls.Edit(2, at, u), ls.Edit(2, at, v, add)), (ls.Edit(2, at, v, add), ls.Edit(2, at, u)))
@@ -448,14 +449,14 @@ def test_without_a_mask_every_query_sees_itself_and_what_is_before_it(queries):
 def test_states_before_the_first_patch_are_there_when_they_are_asked_for(lm64, mode):
     """The last three positions of a row that is patched at the last of them."""
     prompt = lm64.prompt(PROMPT)
-    made = rows.Rows(
+    made = PatchedRows(
         (prompt,),
         np.zeros(1, dtype=np.int64),
         torch.ones(1, 32, dtype=torch.float64),
         *(np.array([n]) for n in (0, 2, len(prompt) - 1, 0, 0)),
         (replace,),
     )
-    ((_, found),) = rows.predict(lm64, made, last=3, mode=mode)
+    ((_, found),) = sweep.predict(lm64, made, last=3, mode=mode)
     with lm64.edit(ls.Edit(2, -1, torch.ones(32, dtype=torch.float64))):
         expected = lm64.read(prompt)[-1, -3:]
     assert found.shape == (1, 3, 32)
@@ -472,18 +473,18 @@ def test_a_window_shorter_than_the_prompt_is_heeded_for_one_token(architecture):
     lm = ls.LM(windowed, None, architecture)
     ids = tiny.ids(windowed, 1, 20)[0].tolist()
     vectors = lm.read(ids)[[1, 2], -1]
-    made = rows.Rows(
+    made = PatchedRows(
         (lm.prompt(ids),),
         np.zeros(2, dtype=np.int64),
         vectors,
         *(np.array(a) for a in ([0, 1], [1, 3], [19, 19], [0, 1], [0, 0])),
         (lambda h, v: v,),
     )
-    plain = torch.cat([h for _, h in rows.predict(lm, made, mode="plain")])
+    plain = torch.cat([h for _, h in sweep.predict(lm, made, mode="plain")])
     for mode in ("cascade", "fork"):
-        if rows.mode_deviation(lm, mode) > tolerance(lm.runner):
+        if exact_modes.mode_deviation(lm, mode) > tolerance(lm.runner):
             continue
-        order, found = zip(*rows.predict(lm, made, mode=mode), strict=True)
+        order, found = zip(*sweep.predict(lm, made, mode=mode), strict=True)
         assert torch.allclose(torch.cat(found)[np.argsort(np.concatenate(order))], plain, atol=1e-9), mode
     whole = ls.LM(built, None, "whole")
     assert not torch.allclose(whole.read(ids)[-1, -1], lm.read(ids)[-1, -1], atol=1e-3)

@@ -13,7 +13,7 @@ import torch
 from test_architectures import ARCHITECTURES, REFUSED, mixed_rows, prompts
 
 import lenscope as ls
-from lenscope.engine import run as rows
+from lenscope.engine import sweep
 from lenscope.engine.token_choice import TokenChooser
 from lenscope.models.deviations import deviation
 from lenscope.models.exactness import tolerance
@@ -49,12 +49,12 @@ def assert_rows_are_what_plain_hooks_give(lm, lengths, new):
     found, text = {}, {}
     for mode in (None, "plain"):
         h = torch.zeros(len(made), 2, lm.hidden_size, dtype=lm.dtype)
-        for some, states in rows.predict(lm, made, last=2, mode=mode):
+        for some, states in sweep.predict(lm, made, last=2, mode=mode):
             h[some] = states
         found[mode] = lm.unembed(h)
         writer = TokenChooser(lm, len(made), new, (), 0.0, 1.0, 0)
         text[mode] = {}
-        for some, wrote in rows.generate(lm, made, writer.choose, new, mode=mode):
+        for some, wrote in sweep.generate(lm, made, writer.choose, new, mode=mode):
             text[mode].update(zip(some.tolist(), wrote, strict=True))
     assert deviation(found[None], found["plain"]) <= EXACT[lm.dtype]
     for n in range(len(made)):

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import lenscope as ls
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes
 from lenscope.tasks import answer_likelihoods
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks import questions as module
@@ -60,7 +60,7 @@ def test_log_likelihoods_equal_plain_passes(lm, monkeypatch, forks):
         plain = getattr(answer_likelihoods, name)
         monkeypatch.setattr(answer_likelihoods, name, lambda *a, plain=plain, name=name: read.append(name) or plain(*a))
     if not forks:
-        monkeypatch.setattr(rows, "exact", lambda *_: False)
+        monkeypatch.setattr(exact_modes, "is_exact_mode", lambda *_: False)
     prompts = few_shot_prompts(ASKED, 2)
     lenses = [ls.Lens(lm), ls.Lens(lm, shifted)]
     found = answer_log_likelihoods(lenses, prompts, [q.choices for q in ASKED], [0, 2, -1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import wide_readout
-from lenscope.engine.resume import _Above
+from lenscope.engine.resume import RunAbove
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import WHOLE
@@ -106,7 +106,12 @@ def alignment(
             part = slice(at, at := at + int(run.counted.sum()))
             changed = run.states[i].clone()
             changed[run.counted] = treated[part].to(changed)
-            final = torch.stack([run.states[-1], _Above(lm, run, layer, i)(changed[None])[0]])[:, run.counted]
+            final = torch.stack(
+                [
+                    run.states[-1],
+                    RunAbove(lm.runner, run.prompts, layer, run.states[i], run.states[-1])(changed[None])[0],
+                ]
+            )[:, run.counted]
             found = _similarity(made, readout, layer, final, torch.stack([h[part], treated[part]]))
             known = ~np.isnan(found)
             for n, some_known in enumerate(known):

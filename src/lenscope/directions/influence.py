@@ -16,7 +16,7 @@ from rich.text import Text
 from lenscope import visible_text as visible
 from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import energies, wide_readout
-from lenscope.engine.resume import _Above
+from lenscope.engine.resume import RunAbove
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
@@ -126,7 +126,7 @@ def influence(
             ablated = basis.ablated(h, layer)
             on_lens = energies(lens, readout, h, ablated, layer)
             np.add.at(sums[0, :, i], units, as_float64(on_lens.T))
-            above = _Above(lm, run, layer, i)
+            above = RunAbove(lm.runner, run.prompts, layer, run.states[i], run.states[-1])
             for at in range(0, basis.k, above.together):
                 part = slice(at, at + above.together)
                 changed = states.expand(len(ablated[part]), *states.shape).clone()

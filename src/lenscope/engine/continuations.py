@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.engine.token_choice import TokenChooser
@@ -72,7 +72,7 @@ def _shares(lm: LM, prompts: Sequence[Prompt], group: Sequence[int], new: int) -
     common = _common(prompts, group)
     if len(group) < FEW or common < WORTH:
         return False
-    return rows.fastest_exact_mode(lm, common, len(prompts[group[0]]), new) == "cascade"
+    return exact_modes.fastest_exact_mode(lm, common, len(prompts[group[0]]), new) == "cascade"
 
 
 def _common(prompts: Sequence[Prompt], group: Sequence[int]) -> int:

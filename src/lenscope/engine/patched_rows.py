@@ -1,6 +1,6 @@
 """Rows of patches: which prompt each run reads, what is written into its states, what it may not see.
 
-Knows: how patches of a few rows are found by layer and made in place, which keys are barred.
+Knows: how patches of a few rows are found by layer and made in place, which keys are hidden.
 Does not know: how rows are run (rows.py), which ways of running them are exact (exact_modes.py).
 """
 
@@ -22,7 +22,7 @@ class PatchedRows(Brief):
 
     `target` (N,) numbers the `prompts`. Patch m writes, for row `row[m]`, at `layer[m]` and `position[m]`,
     ops[op[m]](state, vectors[vector[m]]); patches of a row at one layer and position are made in order. `vectors` is
-    (K, D). `bars` are attention knockouts: (row, first block, block after the last, first query position, query
+    (K, D). `hidden_keys` are attention knockouts: (row, first block, block after the last, first query position, query
     position after the last or -1 for all that follow, key position).
     """
 
@@ -35,7 +35,7 @@ class PatchedRows(Brief):
     vector: np.ndarray
     op: np.ndarray
     ops: tuple[Operation, ...]
-    bars: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), dtype=np.int64))
+    hidden_keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.target)
@@ -47,24 +47,24 @@ class PatchedRows(Brief):
         number = np.full(len(self), -1)
         number[kept] = np.arange(len(kept))
         mine = np.flatnonzero(number[self.row] >= 0)
-        bars = self.bars[number[self.bars[:, 0]] >= 0]
-        bars = np.concatenate([number[bars[:, :1]], bars[:, 1:]], 1)
+        hidden = self.hidden_keys[number[self.hidden_keys[:, 0]] >= 0]
+        hidden = np.concatenate([number[hidden[:, :1]], hidden[:, 1:]], 1)
         columns = {name: getattr(self, name)[mine] for name in ("layer", "position", "vector", "op")}
-        return replace(self, target=self.target[kept], row=number[self.row[mine]], bars=bars, **columns)
+        return replace(self, target=self.target[kept], row=number[self.row[mine]], hidden_keys=hidden, **columns)
 
-    def starts(self) -> np.ndarray:
+    def first_changed(self) -> np.ndarray:
         """(N,) the first position where a row differs from its plain prompt: its last one, if it never does."""
         lengths = np.array([len(p) for p in self.prompts])
         first = lengths[self.target] - 1
         np.minimum.at(first, self.row, self.position)
-        np.minimum.at(first, self.bars[:, 0], self.bars[:, 3])
+        np.minimum.at(first, self.hidden_keys[:, 0], self.hidden_keys[:, 3])
         return first
 
-    def parted(self, n_layers: int) -> np.ndarray:
+    def diverges_at(self, n_layers: int) -> np.ndarray:
         """(N,) the layer from which on a row's states are its own; n_layers + 1: never."""
         first = np.full(len(self), n_layers + 1)
         np.minimum.at(first, self.row, self.layer)
-        np.minimum.at(first, self.bars[:, 0], self.bars[:, 1])
+        np.minimum.at(first, self.hidden_keys[:, 0], self.hidden_keys[:, 1])
         return first
 
 
@@ -113,24 +113,24 @@ class HiddenKeys:
     def __init__(self, rows: PatchedRows, chunk: np.ndarray) -> None:
         number = np.full(len(rows), -1)
         number[chunk] = np.arange(len(chunk))
-        mine = rows.bars[number[rows.bars[:, 0]] >= 0].copy()
+        mine = rows.hidden_keys[number[rows.hidden_keys[:, 0]] >= 0].copy()
         mine[:, 0] = number[mine[:, 0]]
-        self.bars = mine
+        self.hidden_keys = mine
 
     def allowed(self, block: int, rows: np.ndarray, batch: int, queries: int, keys: int) -> Tensor | None:
         """(batch, queries, keys) of which key each query may see, the first rows being `rows`; None: all of them."""
-        bars = self.bars[(self.bars[:, 1] <= block) & (block < self.bars[:, 2])]
-        where = np.full(max(int(rows.max(initial=0)), int(bars[:, 0].max(initial=0))) + 1, -1)
+        hidden = self.hidden_keys[(self.hidden_keys[:, 1] <= block) & (block < self.hidden_keys[:, 2])]
+        where = np.full(max(int(rows.max(initial=0)), int(hidden[:, 0].max(initial=0))) + 1, -1)
         where[rows] = np.arange(len(rows))
-        bars = bars[(where[bars[:, 0]] >= 0) & (bars[:, 5] < keys)]
-        if not len(bars):
+        hidden = hidden[(where[hidden[:, 0]] >= 0) & (hidden[:, 5] < keys)]
+        if not len(hidden):
             return None
-        found = torch.ones(batch, queries, keys, dtype=torch.bool)
+        seen = torch.ones(batch, queries, keys, dtype=torch.bool)
         for q in range(queries):
             at = keys - queries + q
-            hit = bars[(bars[:, 3] <= at) & ((at < bars[:, 4]) | (bars[:, 4] < 0))]
-            found[where[hit[:, 0]], q, hit[:, 5]] = False
-        return found
+            hit = hidden[(hidden[:, 3] <= at) & ((at < hidden[:, 4]) | (hidden[:, 4] < 0))]
+            seen[where[hit[:, 0]], q, hit[:, 5]] = False
+        return seen
 
 
 def _turns(place: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""The engine: any number of rows of patches, run as fast as the model's cache allows, each as if it ran alone.
+"""How rows of patches are run in the modes they are given: any number of them, each as if it ran alone.
 
 Knows: how rows are packed into chunks within a memory budget, what is computed once for all of them, how tokens are
 written row by row.
-Does not know: what a row is made of (patched_rows.py), which way of running is exact (exact_modes.py), why a patch is
-made, how distributions become results.
+Does not know: what a row is made of (patched_rows.py), which mode is exact (exact_modes.py), why a patch is made, how
+distributions become results.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine.exact_modes import ExactModes
 from lenscope.engine.patched_rows import GeneratedRow, HiddenKeys, PatchedRows, Patches
 from lenscope.engine.plain_hooks import HookRunner
-from lenscope.engine.prefix_cache import Prefixes
-from lenscope.engine.staircase import Staircase
+from lenscope.engine.prefix_cache import Prefixes, size
+from lenscope.engine.staircase import Batched, Staircase, batched_arguments
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
 
+# modes, ways to run rows, fastest first
+MODES = ("cascade", "fork", "plain")
 # Bytes that the states, keys and values of the rows of one chunk may take.
 BUDGET = 2 << 30
 # Rows of a chunk: more of them do not make a product faster.
@@ -30,42 +31,66 @@ FEW = 16
 
 # choose(states (n, D), rows (n,), step) -> token ids (n,), their log-probabilities (n,), which rows end there (n,)
 Choose = Callable[[Tensor, np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+# mode(start, length, new, few): that of rows that start behind `start` tokens, are `length` long and write `new` more;
+# `few`: not enough of them to have a prefix for themselves
+ModeOf = Callable[[int, int, int, bool], str]
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows that run together in one way, sorted by where they part: all start at one position, at equal lengths."""
+    """Rows that run together in one mode, sorted by where they diverge: all start at one position, at equal lengths."""
 
     rows: np.ndarray
     start: int
     mode: str
 
 
-@torch.no_grad()
-def predict(
-    lm: LM, rows: PatchedRows, last: int = 1, budget: int = BUDGET, mode: str | None = None
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """The last layer's states of every row at the last `last` positions, by chunks: row numbers (n,), (n, last, D).
+@dataclass(frozen=True)
+class CacheLayout:
+    """What sharing a cache must know of a model: which arguments of its blocks have a batch axis, bytes per token."""
 
-    `mode` forces a way of running (MODES); by default the fastest that was measured to be exact for this model.
-    Raises LenscopeError where the vectors are not of the model's size, or inside an edit.
-    """
+    batched: Batched
+    bytes_per_token: int
+
+
+def cache_layout(lm: LM) -> CacheLayout:
+    """How a model's cache is laid out, seen once in two short runs; raises what a model without a cache raises."""
+
+    def seen() -> CacheLayout:
+        prefix = Prefixes(lm).own([tuple(row) for row in lm.runner.anatomy.ids.tolist()])
+        bytes_per_token = 1 + size(prefix) // lm.runner.anatomy.ids.numel()
+        return CacheLayout(batched_arguments(lm), bytes_per_token)
+
+    return lm.runner.measured.once(("cache layout",), seen)
+
+
+@torch.no_grad()
+def predict_rows(
+    lm: LM, rows: PatchedRows, mode_of: ModeOf, last: int = 1, budget: int = BUDGET
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """As `lenscope.engine.sweep.predict`, in the modes that `mode_of` gives."""
     prefixes = Prefixes(lm)
-    for chunk in _chunks(lm, rows, last, 0, budget, mode):
+    for chunk in _chunks(lm, rows, last, 0, budget, mode_of):
         runner, ids = _prepare(lm, rows, chunk, 0, prefixes)
         yield chunk.rows, runner.run(ids, last)
 
 
 @torch.no_grad()
-def generate(
-    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, budget: int = BUDGET, mode: str | None = None
+def generate_rows(
+    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, mode_of: ModeOf, budget: int = BUDGET
 ) -> Iterator[tuple[np.ndarray, list[GeneratedRow]]]:
-    """What every row writes, token by token as `choose` says, chunk by chunk: row numbers (n,), what they wrote.
+    """As `lenscope.engine.sweep.generate`, in the modes that `mode_of` gives.
 
-    Rows that end leave the batch. Otherwise as `predict`.
+    Args:
+        lm: the model.
+        rows: N rows.
+        choose: which tokens follow the rows' last states, and which rows end.
+        max_new_tokens: how many tokens a row writes at most.
+        mode_of: the mode for a start and a length.
+        budget: bytes that the states, keys and values of one chunk may take.
     """
     prefixes = Prefixes(lm)
-    for chunk in _chunks(lm, rows, 1, max_new_tokens, budget, mode):
+    for chunk in _chunks(lm, rows, 1, max_new_tokens, budget, mode_of):
         runner, ids = _prepare(lm, rows, chunk, max_new_tokens, prefixes)
         written: list[list[int]] = [[] for _ in chunk.rows]
         log_probs: list[list[float]] = [[] for _ in chunk.rows]
@@ -76,16 +101,16 @@ def generate(
             for at, token, value in zip(alive.tolist(), tokens.tolist(), values.tolist(), strict=True):
                 written[at].append(token)
                 log_probs[at].append(value)
-            kept = np.flatnonzero(~ended)
-            if step == max_new_tokens - 1 or not len(kept):
+            going_on = np.flatnonzero(~ended)
+            if step == max_new_tokens - 1 or not len(going_on):
                 break
-            alive = alive[kept]
-            runner.grow(kept, tokens[kept])
-            ids = torch.from_numpy(tokens[kept])[:, None].to(h.device)
+            alive = alive[going_on]
+            runner.grow(going_on, tokens[going_on])
+            ids = torch.from_numpy(tokens[going_on])[:, None].to(h.device)
         yield chunk.rows, [GeneratedRow(tuple(i), tuple(p)) for i, p in zip(written, log_probs, strict=True)]
 
 
-def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode: str | None) -> Iterator[Chunk]:
+def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of: ModeOf) -> Iterator[Chunk]:
     """Every row in exactly one chunk, those of one target and start together, as far as possible in the order given."""
     if lm.runner.editing:
         raise LenscopeError("inside edit(): Patchscopes run unedited models; give the edits as patches of their rows")
@@ -95,8 +120,8 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode: s
             "give a mapping f between the two models"
         )
     lengths = np.array([len(p) for p in rows.prompts])
-    starts = np.minimum(rows.starts(), lengths[rows.target] - last)
-    parted = rows.parted(lm.n_layers)
+    starts = np.minimum(rows.first_changed(), lengths[rows.target] - last)
+    diverges_at = rows.diverges_at(lm.n_layers)
     for length in set(lengths.tolist()):
         lm.runner.require_causal_at(length)
     groups: dict[tuple[int, int], list[int]] = {}
@@ -105,30 +130,29 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode: s
     packs: dict[tuple[int, int, int, str], list[int]] = {}
     for (target, start), members in groups.items():
         length = int(lengths[target])
-        way = mode or fastest_exact_mode(lm, start, length, new)
-        if len(rows.bars) and way != "cascade":
+        few = len(members) < FEW and not len(rows.hidden_keys) and len(groups) > 1
+        mode = mode_of(start, length, new, few)
+        if len(rows.hidden_keys) and mode != "cascade":
             raise LenscopeError(
                 f"{lm.name}: its attention cannot be told which keys to leave out, so attention knockout and masked "
                 "placeholders are not supported; the other methods are"
             )
-        alone = way == "cascade" and (mode or len(members) >= FEW or len(rows.bars) or len(groups) == 1)
-        if way == "cascade" and not alone:
-            way = "fork" if exact(lm, "fork", start, length, new) else "cascade"
-        packs.setdefault((target if alone else -1, start, length, way), []).extend(members)
-    for (target, start, length, way), members in packs.items():
-        kept = length - start + new + (start if target < 0 else 0)
+        packs.setdefault((target if mode == "cascade" and not few else -1, start, length, mode), []).extend(members)
+    for (target, start, length, mode), members in packs.items():
+        held = length - start + new + (start if target < 0 else 0)
+        bytes_per_token = 0 if mode == "plain" else cache_layout(lm).bytes_per_token
         # a state and what a block makes of it; the inner layer of an MLP is several states wide
-        room = kept * modes(lm).bytes_per_token + (length - start) * 40 * lm.hidden_size * rows.vectors.element_size()
+        room = held * bytes_per_token + (length - start) * 40 * lm.hidden_size * rows.vectors.element_size()
         most = int(max(1, min(MOST, budget // room)))
         for at in range(0, len(members), most):
-            some = np.array(members[at : at + most])
-            some = some[np.argsort(parted[some], kind="stable")]
-            if way == "cascade" and target < 0:
+            part = np.array(members[at : at + most])
+            part = part[np.argsort(diverges_at[part], kind="stable")]
+            if mode == "cascade" and target < 0:
                 # one prefix at a time
-                for one in np.unique(rows.target[some]):
-                    yield Chunk(some[rows.target[some] == one], start, way)
+                for one in np.unique(rows.target[part]):
+                    yield Chunk(part[rows.target[part] == one], start, mode)
             else:
-                yield Chunk(some, start, way)
+                yield Chunk(part, start, mode)
 
 
 def _prepare(
@@ -147,26 +171,6 @@ def _prepare(
         cache = prefixes.shared(prompts[0], start, len(chunk.rows), room)
     else:
         cache = prefixes.own([rows.prompts[t].ids[:start] for t in targets.tolist()])
-    parted = rows.parted(lm.n_layers)[chunk.rows]
-    bars = HiddenKeys(rows, chunk.rows) if len(rows.bars) else None
-    return Staircase(lm, cache, origin, parted, modes(lm).batched, patches.apply, bars), ids
-
-
-def modes(lm: LM) -> ExactModes:
-    """Which ways of running rows are exact for a model."""
-    return lm.runner.measured.once(("modes of rows",), lambda: ExactModes(generate))
-
-
-def fastest_exact_mode(lm: LM, start: int = 0, length: int = 0, new: int = 0) -> str:
-    """The fastest mode that gives this model's own numbers (`ExactModes.fastest`)."""
-    return modes(lm).fastest(lm, start, length, new)
-
-
-def exact(lm: LM, mode: str, start: int = 0, length: int = 0, new: int = 0) -> bool:
-    """Whether rows may run in a mode (`ExactModes.exact`)."""
-    return modes(lm).exact(lm, mode, start, length, new)
-
-
-def mode_deviation(lm: LM, mode: str) -> float:
-    """How far a mode moves the logits of short prompts from plain hooks (`ExactModes.gap`)."""
-    return modes(lm).gap(lm, mode)
+    diverges_at = rows.diverges_at(lm.n_layers)[chunk.rows]
+    hidden_keys = HiddenKeys(rows, chunk.rows) if len(rows.hidden_keys) else None
+    return Staircase(lm, cache, origin, diverges_at, cache_layout(lm).batched, patches.apply, hidden_keys), ids

@@ -8,16 +8,18 @@ their first patches. Does not know: what a patch is, what is read from the last 
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from lenscope.engine.patched_rows import HiddenKeys
 from lenscope.engine.shared_attention import SharedLayer, cascading
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
+from lenscope.models.runner import EnoughRead
 
 # Where in a block's arguments a tensor stands (names, and indices of tuples), and how many rows it has per row
 Batched = dict[tuple[str | int, ...], int]
@@ -25,24 +27,12 @@ Batched = dict[tuple[str | int, ...], int]
 Change = Callable[[int, Tensor, np.ndarray], None]
 
 
-class Bars(Protocol):
-    """Which keys rows may not see."""
-
-    def allowed(self, block: int, rows: np.ndarray, batch: int, queries: int, keys: int) -> Tensor | None:
-        """(batch, queries, keys) of which key each query may see, the first rows being `rows`; None: all of them."""
-        ...
-
-
-class _Enough(Exception):
-    """Raised from a hook once the last state has been read: the rest of the forward pass is not needed."""
-
-
 class Staircase:
     """Runs N rows that go on from cached prefixes of equal length.
 
-    `parted` (N,), ascending, is the layer from which on a row is like no other: that of its first patch
+    `diverges_at` (N,), ascending, is the layer from which on a row is like no other: that of its first patch
     (n_layers + 1: never). `origin` (N,) says which row of `prefix` each row goes on from. At layer l, rows with
-    parted > l and the same origin and tokens share one state. `batched` says which arguments of the blocks have a
+    diverges_at > l and the same origin and tokens share one state. `batched` says which arguments of the blocks have a
     batch axis (`batched_arguments`).
     """
 
@@ -51,19 +41,19 @@ class Staircase:
         lm: LM,
         prefix: Cache,
         origin: np.ndarray,
-        parted: np.ndarray,
+        diverges_at: np.ndarray,
         batched: Batched,
         change: Change,
-        bars: Bars | None = None,
+        hidden_keys: HiddenKeys | None = None,
     ) -> None:
         self.lm = lm
         self.batched = batched
         self.change = change
-        self.bars = bars
+        self.hidden_keys = hidden_keys
         self.cache = copy.copy(prefix)
         self.cache.layers = list(prefix.layers)
-        self.parted = parted
-        self.rows = np.arange(len(parted))
+        self.diverges_at = diverges_at
+        self.rows = np.arange(len(diverges_at))
         # Rows of equal history have read the same tokens; `layout` has, per block, how many parted rows stand in the
         # cache and which histories after them.
         self.history = origin.reshape(-1)
@@ -72,7 +62,7 @@ class Staircase:
 
     def run(self, ids: Tensor, last: int = 1) -> Tensor:
         """Feed ids (N, S), each row's next tokens; returns the last layer's states (N, last, D) of the last ones."""
-        counts = np.searchsorted(self.parted, np.arange(self.lm.n_layers + 1), side="right")
+        counts = np.searchsorted(self.diverges_at, np.arange(self.lm.n_layers + 1), side="right")
         classes = [np.unique(self.history[c:]) for c in counts]
         first = np.concatenate([np.arange(counts[0]), counts[0] + _first_of(self.history[counts[0] :], classes[0])])
         # which row of the first block's batch each row of the running batch comes from
@@ -96,7 +86,7 @@ class Staircase:
             rest = count + np.searchsorted(classes[layer], self.history[count:])
             out.append(h[_index(np.concatenate([np.arange(count), rest]), h), -last:])
             self.lm.runner.require_finite(out[0], layer)
-            raise _Enough
+            raise EnoughRead
 
         def fit(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if len(origin) == len(first):
@@ -116,7 +106,7 @@ class Staircase:
             wanted = forward_kwargs(self.lm.model, use_cache=True, past_key_values=self.cache)
             try:
                 self.lm.model(input_ids=ids[_index(first, ids)], **wanted)
-            except _Enough:
+            except EnoughRead:
                 pass
         self.layout = [(int(c), known) for c, known in zip(counts, classes, strict=True)]
         return out[0]
@@ -126,7 +116,7 @@ class Staircase:
         grown, self.history = np.unique(np.stack([self.history[kept], tokens]), axis=1, return_inverse=True)
         self.history = self.history.reshape(-1)
         self.parent, self.kept = grown[0], kept
-        self.parted, self.rows = self.parted[kept], self.rows[kept]
+        self.diverges_at, self.rows = self.diverges_at[kept], self.rows[kept]
 
     def _step(self, layer: int, counts: np.ndarray, classes: list[np.ndarray]) -> np.ndarray:
         """Where each row of the batch at `layer` stood one layer below."""
@@ -146,9 +136,9 @@ class Staircase:
             index, size = np.concatenate([self.history[:count], classes]), None
         if isinstance(cached, SharedLayer):
             cached.select(torch.from_numpy(index))
-            if self.bars is not None:
+            if self.hidden_keys is not None:
                 keys = cached.get_seq_length() + queries
-                cached.allowed = self.bars.allowed(layer, self.rows[:count], len(index), queries, keys)
+                cached.allowed = self.hidden_keys.allowed(layer, self.rows[:count], len(index), queries, keys)
         elif cached is not None:
             # a copy in any case: the prefix stays as it is for others
             self.cache.layers[layer] = _selected(cached, index, size)

@@ -73,7 +73,9 @@ def attention_knockout(
         made = replacing_rows(
             prompt, len(numbers) * len(places), torch.zeros(1, lm.hidden_size), none, none, none, none
         )
-        lp = answers_after_rows(lm, replace(made, bars=np.array(parts)), [ids]).reshape(len(numbers), len(places), 1)
+        lp = answers_after_rows(lm, replace(made, hidden_keys=np.array(parts)), [ids]).reshape(
+            len(numbers), len(places), 1
+        )
         base = answers_after_prompt(lm, prompt, [ids])
         about = TracedPrompt(prompt.text, prompt.tokens, tuple(places), joined_tokens(lm, ids), marked=marked)
         traced.append((about, measured(lp, base), {"clean": np.exp(base[0]), "clean_log_prob": base[0]}))

@@ -10,22 +10,21 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any, final
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lenscope.contents import Brief
-from lenscope.engine.resume import _returning
+from lenscope.engine.resume import run_from
 from lenscope.errors import LenscopeError
 from lenscope.interventions.block_ablation_results import MEASURES, READ, BlockAblations
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce
 from lenscope.models.batches import TOKENS_PER_RUN, pad
-from lenscope.models.deviations import FAILURES, deviation
+from lenscope.models.deviations import deviation
 from lenscope.models.edits import EditBlock, Running
-from lenscope.models.exactness import tolerance
+from lenscope.models.exactness import is_exact
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
 from lenscope.models.progress import Progress
@@ -259,14 +258,9 @@ class BlockRun:
     def states(self, layer: int, h: Tensor, read: Collection[int]) -> dict[int, Tensor]:
         """The states at the layers `read` where h is that of `layer`, all of them at or above it."""
         kept: dict[int, Tensor] = {}
-        blocks, state = self.lm.runner.anatomy.blocks, self.lm.runner.anatomy.stream.unpack(h)
-        with self.lm.runner.exclusive.alone(), ExitStack() as undo:
-            if self.resumes:
-                undo.enter_context(_returning(blocks[:layer], [*self.outputs[: layer - 1], None], state, self.outputs))
-            else:
-                put = blocks[layer - 1].register_forward_hook(lambda _m, _a, out: with_output_state(out, state))
-                undo.callback(put.remove)
-            self.lm.runner.capture(self.running, {*read}, lambda at, found: kept.update({at: found}))
+        outputs = self.outputs[:layer] if self.resumes else None
+        with run_from(self.lm.runner, layer, h, outputs):
+            self.lm.runner.capture(self.running, {*read}, lambda at, state: kept.update({at: state}))
         return kept
 
 
@@ -345,27 +339,23 @@ class BlockAblationSums:
         return loss, kl, top
 
 
-_resuming: WeakKeyDictionary[LM, bool] = WeakKeyDictionary()
-
-
 def _resumes(lm: LM) -> bool:
     """Whether runs that go on from a changed block give what hooks on whole runs give; measured once."""
-    if lm not in _resuming:
+
+    def gap() -> float:
         n = lm.n_layers
-        found: list[list[Tensor]] = []
-        try:
-            for resumes in (False, True):
-                run = BlockRun(lm, lm.runner.anatomy.ids, resumes)
-                places = sorted({1, max(1, n // 2), n})
-                made = [run.states(layer, run.changed(layer, deletion)[0], {n})[n] for layer in places]
-                found.append([lm.runner.own_logits(h.flatten(0, 1)) for h in made])
-            plain, resumed = (torch.cat(f) for f in found)
-            _resuming[lm] = deviation(resumed, plain) <= tolerance(lm.runner)
-        except FAILURES as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            _resuming[lm] = False
-    return _resuming[lm]
+        plain, resumed = (
+            torch.cat(
+                [
+                    lm.runner.own_logits(run.states(layer, run.changed(layer, deletion)[0], {n})[n].flatten(0, 1))
+                    for layer in sorted({1, max(1, n // 2), n})
+                ]
+            )
+            for run in (BlockRun(lm, lm.runner.anatomy.ids, resumes) for resumes in (False, True))
+        )
+        return deviation(resumed, plain)
+
+    return is_exact(lm.runner, ("from a changed block",), gap)
 
 
 def _blocks(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
 from lenscope.interventions.effects import Effects, assembled
@@ -58,7 +58,7 @@ def answers_after_rows(lm: LM, patched: PatchedRows, answers: Sequence[Sequence[
 def answers_after_one_prefix(lm: LM, patched: PatchedRows, answers: Sequence[Sequence[int]]) -> np.ndarray:
     """(N, K) ln p of K answers, all but whose last tokens the rows' prompts end with."""
     out = np.full((len(patched), len(answers)), np.nan)
-    for mine, h in rows.predict(lm, patched, len(answers[0])):
+    for mine, h in sweep.predict(lm, patched, len(answers[0])):
         out[mine] = np.stack([log_prob(lm, h, ids).cpu().numpy() for ids in answers], 1)
     return out
 
@@ -137,5 +137,5 @@ def joined_tokens(lm: LM, ids: Sequence[int]) -> str:
 
 def as_effects(lm: LM, method: str, layers: Sequence[int], traced: Sequence[Any], how: dict[str, Any]) -> Effects:
     """What a method measured of each prompt as its result, with `how` it was measured in the provenance."""
-    about = {**provenance(lm), **how, "run": rows.fastest_exact_mode(lm)}
+    about = {**provenance(lm), **how, "run": exact_modes.fastest_exact_mode(lm)}
     return assembled(method, lm.name, lm.n_layers, layers, traced, about)

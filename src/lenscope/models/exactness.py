@@ -34,11 +34,16 @@ def tolerance(runner: Runner) -> float:
     return max(TOLERANCE.get(runner.dtype, 1e-4), 3 * rounding)
 
 
-def exact(runner: Runner, key: Key, measure: Callable[[], float]) -> bool:
-    """Whether a faster way of running gives this model's own numbers: its deviation is within the tolerance.
+def is_exact(runner: Runner, key: Key, measure: Callable[[], float]) -> bool:
+    """Whether a faster way of running gives this model's own numbers: its `measured_deviation` is within tolerance."""
+    return measured_deviation(runner, key, measure) <= tolerance(runner)
 
-    `measure` gives the deviation, once for each `key` (the way's name, then the ranges of the lengths that it holds
-    for); it is infinite where the way fails. Running out of memory is no failure of a way, and raised.
+
+def measured_deviation(runner: Runner, key: Key, measure: Callable[[], float]) -> float:
+    """How far a faster way of running deviates from the model's own numbers; infinite where the way fails.
+
+    `measure` gives it, once for each `key`: the way's name, then the ranges of the lengths that it holds for. Running
+    out of memory is no failure of a way, and raised.
     """
 
     def deviation_or_failure() -> float:
@@ -49,7 +54,7 @@ def exact(runner: Runner, key: Key, measure: Callable[[], float]) -> bool:
                 raise
             return float("inf")
 
-    return runner.measured.once(key, deviation_or_failure) <= tolerance(runner)
+    return runner.measured.once(key, deviation_or_failure)
 
 
 def own_rounding(runner: Runner) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes, run, sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.token_choice import TokenChooser
 from lenscope.errors import LenscopeError
@@ -116,7 +116,7 @@ class Patchscope:
         window: int = 1,
         layers: Layers = None,
         source_lm: LM | None = None,
-        budget: int = rows.BUDGET,
+        budget: int = run.BUDGET,
     ) -> None:
         window = count(window, "window", 1)
         several: Any = isinstance(target, list | tuple) and target and isinstance(target[0], Target)
@@ -169,7 +169,7 @@ class Patchscope:
                 progress(ready, total)
 
         try:
-            for mine, h in rows.predict(self.lm, plan.rows, budget=self.budget):
+            for mine, h in sweep.predict(self.lm, plan.rows, budget=self.budget):
                 scores.take(mine, h[:, 0])
                 done.append(mine)
                 advance(len(mine))
@@ -178,7 +178,7 @@ class Patchscope:
                 texts = tuple(self.lm.prompt([*p.ids, *answer.ids[:-1]]) for p in plan.rows.prompts)
                 longer = dataclasses.replace(plan.rows, prompts=texts).only(answer.rows)
                 plain = log_prob(self.lm, self._unpatched(texts, len(answer.ids)), answer.ids)
-                for part, h in rows.predict(self.lm, longer, len(answer.ids), self.budget):
+                for part, h in sweep.predict(self.lm, longer, len(answer.ids), self.budget):
                     scores.take_answer(answer, answer.rows[part], log_prob(self.lm, h, answer.ids), plain)
                     advance(len(part))
         except KeyboardInterrupt as stop:
@@ -231,7 +231,7 @@ class Patchscope:
             }
 
         try:
-            for some, wrote in rows.generate(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
+            for some, wrote in sweep.generate(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
                 for n, one in zip(some.tolist(), wrote, strict=True):
                     ids[n, : len(one.ids)], log_probs[n, : len(one.ids)] = one.ids, one.log_probs
                 done.append(some)
@@ -256,7 +256,7 @@ class Patchscope:
         table = Vectors(found, self.f, self.lm)
         # (row, layer, position, name of the vector) of every patch, and the attention barred
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-        bars = [np.zeros((0, 6), dtype=np.int64)]
+        hidden_keys = [np.zeros((0, 6), dtype=np.int64)]
         for t, (spec, (_, slots)) in enumerate(zip(self.targets, self.resolved, strict=True)):
             mine = np.flatnonzero(target == t)
             if found.vectors.shape[1] not in (1, len(slots)):
@@ -280,12 +280,14 @@ class Patchscope:
                 if spec.below == "none":
                     low = mine[layer[mine] > 0]
                     zero = np.zeros_like(low)
-                    bars.append(np.stack([low, zero, layer[low], zero + slot + 1, zero - 1, zero + slot], 1))
+                    hidden_keys.append(np.stack([low, zero, layer[low], zero + slot + 1, zero - 1, zero + slot], 1))
         row, at, position, name = (np.concatenate(c) for c in zip(*parts, strict=True))
         vectors, vector = table.table(name)
         op = np.zeros(len(row), dtype=np.int64)
         prompts = tuple(p for p, _ in self.resolved)
-        made = PatchedRows(prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(bars))
+        made = PatchedRows(
+            prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(hidden_keys)
+        )
         return SweepPlan(found, self._with_fixed(made), source, layer)
 
     def _with_fixed(self, made: PatchedRows) -> PatchedRows:
@@ -325,7 +327,7 @@ class Patchscope:
             "target_edits": [
                 [{"layer": e.layer, "positions": e.position, "op": _name(e.op)} for e in edits] for edits in self.fixed
             ],
-            "run": rows.fastest_exact_mode(self.lm),
+            "run": exact_modes.fastest_exact_mode(self.lm),
         }
         return Grid(
             model=self.lm.name,

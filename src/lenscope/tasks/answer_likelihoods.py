@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
@@ -169,7 +169,7 @@ def _states(lm: LM, prompts: Sequence[Prompt], places: _Places, layers: list[int
     several = [i for i, inner in enumerate(places.inner) if inner]
     for i in several:
         longest = len(prompts[i]) + max(map(len, places.inner[i]))
-        forks = not lm.runner.editing and rows.exact(lm, "fork", len(prompts[i]), longest)
+        forks = not lm.runner.editing and exact_modes.is_exact_mode(lm, "fork", len(prompts[i]), longest)
         read = _forked if forks else _whole
         parts = list(read(lm, prompts[i], places.inner[i], layers))
         out[:, starts[i] : starts[i + 1]] = torch.cat(parts, 1)

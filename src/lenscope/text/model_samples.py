@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine import run as rows
+from lenscope.engine import sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.measures.streamed import WHOLE
 from lenscope.models import generation
@@ -63,7 +63,7 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
         op=nothing,
         ops=(),
     )
-    for _ in rows.generate(lm, plan, choose, length - shown):
+    for _ in sweep.generate(lm, plan, choose, length - shown):
         pass
     return out
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lenscope.display.figures import Figure, Panel
-from lenscope.engine import run as rows
+from lenscope.engine import exact_modes
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval, surely
@@ -176,7 +176,7 @@ def _below(setting: Setting, names: Sequence[str], own: ControlledTexts, how: di
     by_below = {"target": own.said[VECTOR]}
     for below in BELOW[1:]:
         # hidden keys need attention that can be told what to hide
-        if below == "none" and rows.fastest_exact_mode(setting.lm) != "cascade":
+        if below == "none" and exact_modes.fastest_exact_mode(setting.lm) != "cascade":
             continue
 
         def compute(below: str = below) -> np.ndarray:

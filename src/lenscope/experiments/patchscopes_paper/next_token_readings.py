@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine import run as rows
+from lenscope.engine import sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import HELD_OUT, Setting
@@ -165,7 +165,7 @@ def patched(lm: LM, prompts: Sequence[Prompt], target: np.ndarray, layer: np.nda
     last = np.array([len(p) - 1 for p in prompts])[target]
     patched_rows = PatchedRows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
     top = np.full(len(target), -1)
-    for numbers, h in rows.predict(lm, patched_rows):
+    for numbers, h in sweep.predict(lm, patched_rows):
         top[numbers] = tops(lm, h[:, 0])
     return top
 
