@@ -22,7 +22,7 @@ from lenscope.detection.detector import Detector, fingerprint, fit_detector, loa
 from lenscope.detection.outliers import FOLDS, Forest, Mahalanobis, Neighbours, folds, separation, threshold
 from lenscope.detection.prompt_features import (
     answer_features,
-    disturbed,
+    disturb_prompts,
     mean_states,
     measure_prompts,
     sorted_answer_features,
@@ -145,8 +145,8 @@ def test_disturbed_texts_are_made_of_normal_ones():
     texts = [
         f"Question: shown {n}?\nAnswer: yes\n\nQuestion: a{n} b{n} c{n} d{n} e{n} f{n}\nAnswer:" for n in range(30)
     ]
-    made = disturbed(texts, seed=3)
-    assert made == disturbed(texts, seed=3) != disturbed(texts, seed=4)
+    made = disturb_prompts(texts, seed=3)
+    assert made == disturb_prompts(texts, seed=3) != disturb_prompts(texts, seed=4)
     words = {w for t in texts for w in t.split()}
     for n, (text, odd) in enumerate(zip(texts, made, strict=True)):
         assert odd.startswith(f"Question: shown {n}?\nAnswer: yes\n\n")
@@ -163,7 +163,7 @@ def test_disturbed_texts_are_made_of_normal_ones():
             assert len(others) <= 1
     assert sum(o != t for o, t in zip(made, texts, strict=True)) >= 29
     with pytest.raises(ls.LenscopeError, match="at least two"):
-        disturbed(["alone"])
+        disturb_prompts(["alone"])
 
 
 # -- outliers

@@ -22,7 +22,7 @@ from lenscope.experiments.tuned_lens_paper import fidelity
 from lenscope.lenses.lens import Lens
 from lenscope.measures.sampled_kl import SampledKL
 from lenscope.models.likeness import model_identity
-from lenscope.statistics.estimates import rank_correlation
+from lenscope.statistics.rank_correlations import rank_correlation
 from lenscope.text import row_states
 
 WORDS = "the cat sat on a mat in this capital city of France and Paris is it while tests of tokens go on"

@@ -30,7 +30,7 @@ from lenscope.experiments.patchscopes_paper.cross_model import (
     Way,
 )
 from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities
-from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, fitted, held_out, places
+from lenscope.experiments.patchscopes_paper.next_token_readings import ReadingScores, draw_places, fit_map, held_out
 from lenscope.experiments.setting import Setting
 from lenscope.models.provenance import model_hash
 from lenscope.patchscopes.methods import TARGETS
@@ -72,8 +72,8 @@ def small(monkeypatch):
 def by_hand(setting, models, key, layers, targets):
     """Of every cell of the source's context and of the identity prompt, and unpatched: precision and surprisal."""
     a, b = models
-    f, _ = fitted(setting, key, models, (layers, targets), 800, lambda _: pytest.fail("fitted again"))
-    prompts, contexts = places(a, b, held_out(setting, 16))
+    f, _ = fit_map(setting, key, models, (layers, targets), 800, lambda _: pytest.fail("fitted again"))
+    prompts, contexts = draw_places(a, b, held_out(setting, 16))
     known = {a.encoder.tokens([i])[0]: i for i in reversed(range(a.encoder.vocab_size))}
     other = set(b.encoder.tokens(range(b.encoder.vocab_size)))
     identity = b.prompt("cat -> cat\n1135 -> 1135\nhello -> hello\n?")
@@ -143,7 +143,7 @@ def test_the_experiment_end_to_end(source, target, tmp_path, monkeypatch):
 
 
 def kept_settings(setting, a, b):
-    prompts, contexts = places(a, b, held_out(setting, 16))
+    prompts, contexts = draw_places(a, b, held_out(setting, 16))
     other = set(b.encoder.tokens(range(b.encoder.vocab_size)))
     own = [a.model(torch.tensor([p.ids])).logits[0, -1].argmax().item() for p in prompts]
     known = [list(c.ids) for c, i in zip(contexts, own, strict=True) if a.encoder.tokens([i])[0] in other]
@@ -157,7 +157,7 @@ def test_descriptions_are_those_that_a_plain_patchscope_writes(source, target, t
     path.write_text("\n\n".join(numbered(200)))
     setting = Setting(source, text=(str(path),), quick=True)
     layers = [0, 2, 4], [0, 2]
-    f, _ = fitted(setting, "x", (source, target), layers, 800, lambda _: numbered(100))
+    f, _ = fit_map(setting, "x", (source, target), layers, 800, lambda _: numbered(100))
     made = told_module.descriptions(setting, "x", (source, target), layers, f, 8)
     assert made.cells[told_module.MAPPED] == ["0 → 0", "2 → 0"]
     begin = source.tokenizer.get_vocab()["</s>"]
@@ -206,7 +206,7 @@ def planted(precision, descriptions, places=300, seed=0):
             cells = 1 if what == NOTHING else 6
             p = np.array([precision(where, what, n % 2) for n in range(cells)])
             right = (random.random((places, cells)) < p).astype(float)
-            scores[where, what] = Scored(right, 5 * (1 - right))
+            scores[where, what] = ReadingScores(right, 5 * (1 - right))
     entities = [Entity(f"name {n}", f"number {n} of all") for n in range(16)]
     texts = {}
     for what in (told_module.MAPPED, told_module.SHUFFLED, told_module.RANDOM, told_module.NOTHING):

@@ -176,12 +176,12 @@ def test_kinds_of_tokens():
         ("a", "<F0>"): "punctuation and other",
         (".", "\n\n"): "white space",
     }
-    assert {pair: tokens.kind(*pair) for pair in kinds} == kinds
+    assert {pair: tokens.token_kind(*pair) for pair in kinds} == kinds
 
 
 def test_examples_are_within_documents():
     held = ls.Corpus.open(small(), TEXTS[:20])
-    found = tokens.examples(held, 256)
+    found = tokens.next_token_examples(held, 256)
     every = [
         row
         for b in held.batches(None)
@@ -197,7 +197,7 @@ def test_examples_are_within_documents():
     assert [(ids[p], ids[p + 1]) for ids, at in found.rows for p in at] == [w[:2] for w in wanted]
     assert len({w[2] for w in wanted}) > 1
     with pytest.raises(ls.LenscopeError):
-        tokens.examples(ls.Corpus.open(small(), ["a"]), 256)
+        tokens.next_token_examples(ls.Corpus.open(small(), ["a"]), 256)
 
 
 def test_no_example_predicts_a_mark_or_another_document():
@@ -208,12 +208,12 @@ def test_no_example_predicts_a_mark_or_another_document():
     zero = torch.zeros(1, 8)
     batch = TokenBatch(torch.tensor([0]), ids, document, zero.bool(), counted, None, 1, None)
     held = SimpleNamespace(lm=small(), length=8, name="made up", batches=lambda tokens: iter([batch]))
-    assert tokens.examples(held, 8).rows == [(ids[0].tolist(), [1, 5, 6])]
+    assert tokens.next_token_examples(held, 8).rows == [(ids[0].tolist(), [1, 5, 6])]
 
 
 def test_baselines_count_tokens_and_pairs():
     text = ls.Corpus.open(small(), TEXTS[:6])
-    known = tokens.counts(text, 10_000)
+    known = tokens.count_tokens(text, 10_000)
     rows = [row for batch in text.batches(None) for row in batch.ids.tolist()]
     flat = [i for row in rows for i in row]
     pairs = [p for row in rows for p in pairwise(row)]
@@ -224,7 +224,7 @@ def test_baselines_count_tokens_and_pairs():
     mixed = [
         -np.log((pairs.count((a, b)) + k * p[0]) / (flat.count(a) + k)) - np.log(k * p[1] / k) for k in (10, 100, 1000)
     ]
-    single, double = tokens.baselines(known, before, target)
+    single, double = tokens.counting_surprisals(known, before, target)
     assert single == pytest.approx(-np.log(p).mean(), abs=1e-12)
     assert double == pytest.approx(min(mixed) / 2, abs=1e-12)
 
@@ -254,18 +254,18 @@ def test_rank_correlation_is_spearmans(drawn):
     x, y, z, group, _ = drawn
     one, none = np.ones(80), np.zeros(80, dtype=int)
     level = association.levels
-    assert association.rank_correlation([level(x), level(y)], none, one) == pytest.approx(
+    assert association.weighted_rank_correlation([level(x), level(y)], none, one) == pytest.approx(
         spearmanr(x, y).statistic, abs=1e-12
     )
-    given = association.rank_correlation([level(v) for v in (x, y, z)], group, one)
+    given = association.weighted_rank_correlation([level(v) for v in (x, y, z)], group, one)
     assert given == pytest.approx(by_regression(x, y, [z], group), abs=1e-10)
     assert abs(given - spearmanr(x, y).statistic) > 0.05
     weight = np.random.default_rng(1).integers(0, 4, 80)
     again = np.repeat(np.arange(80), weight)
-    weighed = association.rank_correlation([level(v) for v in (x, y, z)], group, weight.astype(float))
+    weighed = association.weighted_rank_correlation([level(v) for v in (x, y, z)], group, weight.astype(float))
     assert weighed == pytest.approx(by_regression(x[again], y[again], [z[again]], group[again]), abs=1e-10)
-    assert np.isnan(association.rank_correlation([level(x), none], none, one))
-    assert np.isnan(association.rank_correlation([level(x), level(y), level(x)], none, one))
+    assert np.isnan(association.weighted_rank_correlation([level(x), none], none, one))
+    assert np.isnan(association.weighted_rank_correlation([level(x), level(y), level(x)], none, one))
 
 
 def test_documents_are_resampled(drawn):
@@ -288,7 +288,7 @@ def test_documents_are_resampled(drawn):
 
 def test_shuffling_stays_within_groups(drawn):
     x, _, _, group, _ = drawn
-    made = association.shuffled(x, group, 0)
+    made = association.shuffled_within(x, group, 0)
     assert not np.array_equal(made, x)
     for g in range(4):
         assert sorted(made[group == g]) == sorted(x[group == g])
@@ -322,7 +322,7 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
     # the same from plain transformers models and loops
     lm = made.load(made.steps[-1])
     held = ls.Corpus.open(lm, [path], epochs=1).split(0.1)[1]
-    found = tokens.examples(held, 512)
+    found = tokens.next_token_examples(held, 512)
     ids = torch.tensor([row for row, _ in found.rows])
     at = torch.zeros_like(ids, dtype=torch.bool)
     for row, (_, places) in zip(at, found.rows, strict=True):

@@ -25,8 +25,9 @@ from lenscope.experiments.text_groups import by_document, rows_of
 from lenscope.experiments.tuned_lens_paper import drift
 from lenscope.experiments.tuned_lens_paper import drift_fine_tuned as transplant
 from lenscope.fitting.fine_tuning import fine_tune, next_token_loss, weights_of, with_weights
-from lenscope.statistics.estimates import rank_correlation
+from lenscope.statistics import rank_correlations
 from lenscope.statistics.intervals import draws
+from lenscope.statistics.rank_correlations import rank_correlation
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]
 
@@ -411,7 +412,7 @@ def test_partial_correlations_are_those_of_residual_ranks():
     x, y = z + random.normal(size=80), z - random.normal(size=80)
     ranks = [stats.rankdata(v) for v in (x, y, z)]
     rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
-    assert drift.partial_rank_correlation(x, y, z) == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-12)
+    assert rank_correlations.partial_rank_correlation(x, y, z) == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-12)
     assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
 
 

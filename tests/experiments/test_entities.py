@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import entities as module
-from lenscope.experiments.patchscopes_paper.entities import copied, described, pick
+from lenscope.experiments.patchscopes_paper.entities import copied, description_in, pick
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.intervals import group_difference
 from lenscope.statistics.selection import balanced, crossed
-from lenscope.statistics.significance import compared
+from lenscope.statistics.significance import paired_tests
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
 from lenscope.text.packing import after_document_mark, find_marks
@@ -49,7 +49,7 @@ def roomy():
     ],
 )
 def test_a_description_ends_where_the_next_entry_begins(text, expected):
-    assert described(text) == expected
+    assert description_in(text) == expected
 
 
 def test_copied_words_are_those_of_the_demonstrations_alone():
@@ -99,7 +99,7 @@ def test_two_groups_and_many_pairs_by_hand():
     a, b = np.ones(40), np.zeros(40)
     noise = np.resize([1.0, 0.0], 40)
     units = [n // 20 for n in range(40)]
-    rows = compared({"far": (a, b, None), "near": (noise, noise[::-1], None), "two": (a, b, units)})
+    rows = paired_tests({"far": (a, b, None), "near": (noise, noise[::-1], None), "two": (a, b, units)})
     assert [r["difference"].value for r in rows] == [1, 0, 1]
     assert rows[0]["p"] < 1e-3
     assert rows[0]["p (Holm)"] == pytest.approx(3 * rows[0]["p"])
@@ -169,7 +169,7 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
             (told, roomy.tokenizer("Syria: Country in Asia, " + line["name"]).input_ids, None),
         ):
             text = roomy.tokenizer.decode([i for i in by_hand(roomy.model, prompt, patch) if i != 2])
-            found.append(rouge(described(text), line["description"]).rougeL)
+            found.append(rouge(description_in(text), line["description"]).rougeL)
     row = report.tables["RougeL by layer"][1]
     assert row[VECTOR].value == pytest.approx(np.mean(own))
     assert row[TEXT].value == pytest.approx(np.mean(told))

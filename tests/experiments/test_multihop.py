@@ -12,12 +12,19 @@ from test_with_controls import by_hand
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import multihop
 from lenscope.experiments.patchscopes_paper import multihop_patches as hopping
-from lenscope.experiments.patchscopes_paper.multihop_patches import LEAST, PLAIN, SHOTS, Kind, exchanged, kinds_of
+from lenscope.experiments.patchscopes_paper.multihop_patches import (
+    LEAST,
+    PLAIN,
+    SHOTS,
+    Kind,
+    chains_with_other_answers,
+    kinds_of,
+)
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.derangements import derange
 from lenscope.tasks.relations import Chain, builtin_chains
-from lenscope.tasks.text_match import mentions, words
+from lenscope.tasks.text_match import compared_words, mentions
 
 
 def chain(n, bridge=None, answer=None, name="a → b"):
@@ -67,7 +74,7 @@ def test_others_have_another_answer():
         Kind("b", (), tuple(chain(n) for n in range(3))),
     ]
     every = [c for k in kinds for c in k.chains]
-    found = exchanged(kinds, 1)
+    found = chains_with_other_answers(kinds, 1)
     assert all(every[n].answer != every[m].answer for n, m in enumerate(found))
     assert all((n < 4) == (m < 4) for n, m in enumerate(found))
 
@@ -142,7 +149,7 @@ def answerable(roomy, tmp_path):
         subject = ["cat", "mat", "sat", "test", "Paris", "France", "capital", "tokenizer"][n % 8] + str(n)
         question = f"The test of the place of {subject} is"
         text = roomy.tokenizer.decode([i for i in by_hand(roomy.model, roomy.tokenizer(question).input_ids) if i != 2])
-        said = [w for w in words(text) if mentions(text, w)]
+        said = [w for w in compared_words(text) if mentions(text, w)]
         lines.append(
             {
                 "subject": subject,

@@ -26,7 +26,7 @@ from lenscope.experiments.patchscopes_paper.next_token import (
     SURPRISAL,
     TUNED,
 )
-from lenscope.experiments.patchscopes_paper.next_token_readings import Scored, held_out, places
+from lenscope.experiments.patchscopes_paper.next_token_readings import ReadingScores, draw_places, held_out
 from lenscope.experiments.setting import Setting
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.significance import sign_flips
@@ -55,7 +55,7 @@ def test_the_experiment_end_to_end(lm, tmp_path, monkeypatch):
     assert set(report.tables[PRECISION][0]) == {"layer", *METHODS}
 
     # every method by hand
-    prompts, _ = places(lm, lm, held_out(setting, 12), 0)
+    prompts, _ = draw_places(lm, lm, held_out(setting, 12), 0)
     words = [tuple(w) for w in report.settings["demonstrations"]]
     assert len(set(words)) == 2
     identity = lm.prompt("cat -> cat\n1135 -> 1135\nhello -> hello\n?")
@@ -132,7 +132,7 @@ def planted(precision, layers=21, documents=150, seed=0):
     for name in METHODS:
         p = np.array([precision(name, n) for n in range(layers)])
         right = (random.random((documents, layers)) < p).astype(float)
-        scores[name] = Scored(right, 4 * (1 - right))
+        scores[name] = ReadingScores(right, 4 * (1 - right))
     return module._Read(tuple(range(layers)), scores, [scores[DRAWN], scores[DRAWN]], [("a",), ("b", "c")])
 
 

@@ -11,7 +11,7 @@ from affine_lens import affine
 import lenscope as ls
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import overthinking as module
-from lenscope.experiments.tuned_lens_paper.overthinking import calibrated, incorrect, unrelated
+from lenscope.experiments.tuned_lens_paper.overthinking import calibrated, next_choice, unrelated_words
 from lenscope.statistics.intervals import Estimate
 from lenscope.tasks.questions import BUILTIN, Question, few_shot_prompts
 
@@ -58,15 +58,15 @@ def test_of_three_labels_the_upper_third_counts():
 def test_incorrect_demonstrations_show_a_permuted_label_and_unrelated_ones_no_label():
     questions = asked(12)
     for correct_one, wrong_one in zip(
-        few_shot_prompts(questions, 3), few_shot_prompts(questions, 3, answer=incorrect), strict=True
+        few_shot_prompts(questions, 3), few_shot_prompts(questions, 3, answer=next_choice), strict=True
     ):
         swapped = wrong_one.replace("Answer: yes", "Answer: *").replace("Answer: no", "Answer: yes")
         assert swapped.replace("Answer: *", "Answer: no") == correct_one
     three = asked(6, ("a", "b", "c"))
-    assert [incorrect(q) for q in three] == [1, 2, 0, 1, 2, 0]
+    assert [next_choice(q) for q in three] == [1, 2, 0, 1, 2, 0]
     # a choice that reads as the right one is no wrong answer
-    assert incorrect(Question("x", "x", "q", ("a", "a", "b"), 0)) == 2
-    for prompt in few_shot_prompts(questions, 3, pool=unrelated(questions)):
+    assert next_choice(Question("x", "x", "q", ("a", "a", "b"), 0)) == 2
+    for prompt in few_shot_prompts(questions, 3, pool=unrelated_words(questions)):
         assert "Answer: yes" not in prompt
         assert "Answer: no" not in prompt
         assert prompt.count("Answer: ") == 3
@@ -133,11 +133,11 @@ def test_built_in_label_tasks_are_asked_in_balance():
         golds = [q.gold for q in questions]
         assert {golds.count(n) for n in range(len(questions[0].choices))} == {len(golds) // len(questions[0].choices)}
         assert len(pool) > len(questions) == 48
-        assert {q.id for q in questions} <= {q.id for q in (*BUILTIN["praise"], *module.sorts())}
+        assert {q.id for q in questions} <= {q.id for q in (*BUILTIN["praise"], *module.sort_questions())}
 
 
 def test_words_are_sorted_as_they_are():
-    found = {q.id.removeprefix("sorts/"): q.choices[q.gold] for q in module.sorts()}
+    found = {q.id.removeprefix("sorts/"): q.choices[q.gold] for q in module.sort_questions()}
     assert (found["eagle"], found["onion"], found["hammer"], found["lion"]) == ("animal", "food", "object", "animal")
 
 

@@ -13,7 +13,7 @@ from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
 from lenscope.experiments.tuned_lens_paper import prediction
-from lenscope.statistics.intervals import Estimate, draws, estimate, percentiles
+from lenscope.statistics.intervals import Estimate, draws, estimate_of_draws, percentiles
 from lenscope.text.corpus import TokenBatch
 
 WORDS = ["the", "cat", "sat", "mat", "France", "Paris", "capital", "test", "this", "is", "number", "zebra", "quick"]
@@ -92,8 +92,8 @@ def test_draws_and_their_estimates():
     assert (taken.sum(1) == 5).all()
     assert taken[1:].var(0) == pytest.approx(np.full(5, 0.8), abs=0.1)
     values = np.array([0.5, *range(100), np.nan])
-    assert estimate(values, 5) == (0.5, *percentiles(np.arange(100.0), 5))
-    assert np.isnan(estimate(values, 1).low)
+    assert estimate_of_draws(values, 5) == (0.5, *percentiles(np.arange(100.0), 5))
+    assert np.isnan(estimate_of_draws(values, 1).low)
 
 
 def test_the_report_is_what_the_text_gives(lm, folder, small, tmp_path):

@@ -14,14 +14,14 @@ from lenscope.experiments.patchscopes_paper import next_token_readings as readin
 from lenscope.experiments.patchscopes_paper.next_token_readings import (
     LEAST,
     Vocabularies,
-    fitted,
+    draw_places,
+    fit_map,
     held_out,
-    others,
     patched,
-    places,
     random_instead,
-    scored,
+    score_readings,
     training,
+    with_other_answers,
 )
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import Affine
@@ -91,7 +91,7 @@ def test_texts_are_drawn_from_the_models_own_samples_too(lm64):
 
 def test_places_end_at_the_same_character_in_both_models(lm64, other):
     texts = [text[:60] for text in numbered(30)]
-    sources, targets = places(lm64, other, texts, 1)
+    sources, targets = draw_places(lm64, other, texts, 1)
     assert len(sources) == len(targets) == 30
     for source, target, text in zip(sources, targets, texts, strict=True):
         assert source.text == target.text
@@ -100,11 +100,11 @@ def test_places_end_at_the_same_character_in_both_models(lm64, other):
         assert source.ids == lm64.prompt(text).ids[: len(source)]
         assert target.ids == other.prompt(text).ids[: len(target)]
     assert len({len(s) for s in sources}) > 8
-    again, elsewhere = places(lm64, other, texts, 1)[0], places(lm64, other, texts, 2)[0]
+    again, elsewhere = draw_places(lm64, other, texts, 1)[0], draw_places(lm64, other, texts, 2)[0]
     assert [s.ids for s in again] == [s.ids for s in sources]
     assert [s.ids for s in elsewhere] != [s.ids for s in sources]
     # a text that is too short has no place
-    assert places(lm64, lm64, ["the cat", texts[0]])[0][0].text in texts[0]
+    assert draw_places(lm64, lm64, ["the cat", texts[0]])[0][0].text in texts[0]
 
 
 def test_scores_equal_the_models_own_log_probabilities(lm64):
@@ -121,7 +121,7 @@ def test_scores_equal_the_models_own_log_probabilities(lm64):
             token = ids[(n, *place)]
             expected[(n, *place)] = -float(log_p[token] if token >= 0 else log_p.min())
             right[(n, *place)] = token == int(log_p.argmax())
-    got = scored(lm64, final, ids)
+    got = score_readings(lm64, final, ids)
     np.testing.assert_allclose(got.surprisal, expected, atol=1e-10)
     assert np.array_equal(got.precision, right)
     assert got.precision[:, 0, 0].all()
@@ -207,11 +207,11 @@ def test_maps_are_fitted_before_the_final_norm_and_kept(lm64, folder, tmp_path, 
         asked.append(tokens)
         return numbered(60, seed=3)
 
-    f, r2 = fitted(setting, "there", (lm64, lm64), ([0, 3], [2, 4]), 5000, texts)
+    f, r2 = fit_map(setting, "there", (lm64, lm64), ([0, 3], [2, 4]), 5000, texts)
     assert r2.shape == (2, 2)
     assert sorted(f.weights) == [(s, t) for s in (0, 3) for t in (2, 4)]
     # R² by hand at other places of the same kind of text: of the last layer before the final norm, and after it
-    prompts, _ = places(lm64, lm64, [t[:60] for t in numbered(60, seed=9)], 0)
+    prompts, _ = draw_places(lm64, lm64, [t[:60] for t in numbered(60, seed=9)], 0)
     ids = [torch.tensor([p.ids]) for p in prompts]
     with torch.no_grad():
         kept = [lm64.model(i, output_hidden_states=True).hidden_states[3][0, -1] for i in ids]
@@ -223,7 +223,7 @@ def test_maps_are_fitted_before_the_final_norm_and_kept(lm64, folder, tmp_path, 
     assert found[0] == pytest.approx(r2[1, 1], abs=0.1)
     assert found[0] > found[1] + 0.2
     monkeypatch.setattr(readings, "fit_mapping", lambda *_, **__: pytest.fail("fitted again"))
-    again, same = fitted(setting, "there", (lm64, lm64), ([0, 3], [2, 4]), 5000, texts)
+    again, same = fit_map(setting, "there", (lm64, lm64), ([0, 3], [2, 4]), 5000, texts)
     assert np.array_equal(r2, same)
     assert all(a.equal(b) for pair in f.weights for a, b in zip(f.weights[pair], again.weights[pair], strict=True))
     assert asked == [5000]
@@ -245,9 +245,9 @@ def test_random_vectors_are_as_long_as_what_the_map_makes(lm64, other):
 
 def test_others_have_another_answer_where_that_can_be():
     answers = ["a", "b", "a", "b", "c"]
-    taken = others(answers)
+    taken = with_other_answers(answers)
     assert sorted(taken) == [*range(5)]
     assert all(answers[n] != answers[m] for n, m in enumerate(taken))
-    mostly = others(["a"] * 4 + ["b"])
+    mostly = with_other_answers(["a"] * 4 + ["b"])
     assert sorted(mostly) == [*range(5)]
     assert all(n != m for n, m in enumerate(mostly))

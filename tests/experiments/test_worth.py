@@ -13,7 +13,7 @@ from lenscope.experiments.patchscopes_paper import worth as module
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.with_controls import TEXT, VECTOR
 from lenscope.tasks.relations import Entity, Fact, Relation
-from lenscope.tasks.text_match import mentions, words
+from lenscope.tasks.text_match import compared_words, mentions
 from lenscope.text.packing import find_marks
 
 SUBJECTS = ["cat", "mat", "Paris", "France", "test", "capital", "sat", "tokenizer"]
@@ -27,7 +27,7 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     # every second subject has an answer that its name as text makes the model say
     lines = []
     for n, subject in enumerate(SUBJECTS):
-        said = words(said_after(roomy, f"The place of {subject}"))
+        said = compared_words(said_after(roomy, f"The place of {subject}"))
         answer = said[0] if said and n % 2 else f"nothing{n}"
         lines.append({"relation": "place", "subject": subject, "object": answer, "template": "The place of {} is"})
     lines += [

@@ -14,7 +14,7 @@ from lenscope.tasks import answer_likelihoods
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks import questions as module
 from lenscope.tasks.answer_likelihoods import AnswerScores, answer_log_likelihoods
-from lenscope.tasks.questions import BUILTIN, Question, correct, few_shot_prompts
+from lenscope.tasks.questions import BUILTIN, Question, few_shot_prompts, likeliest_is_right
 
 ASKED = [
     Question("a", "t", "Question: Where?\nAnswer:", ("the cat sat on it", "Paris", "a mat"), 1),
@@ -159,8 +159,8 @@ def test_few_shot_prompts_never_show_the_question_they_ask():
 
 def test_the_right_choice_counts():
     log_probs = np.array([[[-1.0, -2, np.nan], [-3, -2, np.nan]], [[-5.0, -4, -3], [-1, -2, -3]]])
-    assert correct(log_probs, [0, 2]).tolist() == [[True, False], [True, False]]
-    assert correct(log_probs[:, 1], [0, 0]).tolist() == [False, True]
+    assert likeliest_is_right(log_probs, [0, 2]).tolist() == [[True, False], [True, False]]
+    assert likeliest_is_right(log_probs[:, 1], [0, 0]).tolist() == [False, True]
 
 
 def test_files_of_questions(tmp_path):
@@ -211,7 +211,7 @@ def test_built_in_questions_are_sound(name):
     # the place of the right answer tells nothing
     share = np.bincount([q.gold for q in questions]) / len(questions)
     assert np.abs(share - 1 / len(questions[0].choices)).max() < 0.15
-    assert quizzes.made(name) == quizzes.made(name)
+    assert quizzes.builtin_set(name) == quizzes.builtin_set(name)
 
 
 def test_opposites_have_one_right_choice():

@@ -12,7 +12,7 @@ from lenscope import LenscopeError
 from lenscope.tasks import builtin_facts as facts
 from lenscope.tasks import model_knowledge, relation_files, relations
 from lenscope.tasks.relations import Chain, Fact, Relation
-from lenscope.tasks.text_match import mentions, words
+from lenscope.tasks.text_match import compared_words, mentions
 
 CITY = Relation(
     "city",
@@ -94,11 +94,11 @@ def test_built_in_entities_are_in_two_halves():
     made = relations.builtin_entities()
     assert [e.popular for e in made].count(100.0) == [e.popular for e in made].count(0.0) == 30
     assert len({e.name for e in made}) == 60
-    assert all(words(e.description) for e in made)
+    assert all(compared_words(e.description) for e in made)
 
 
 def test_tables_are_read_as_written():
-    assert facts.pairs("gray/grey: ash coal_tar\nred: blood") == [
+    assert facts.subjects_and_objects("gray/grey: ash coal_tar\nred: blood") == [
         ("ash", ("gray", "grey")),
         ("coal tar", ("gray", "grey")),
         ("blood", ("red",)),
@@ -245,15 +245,15 @@ def test_chains_and_entities_of_files(tmp_path):
 
 
 def test_the_last_mention_of_a_subject_as_a_whole_word():
-    assert relations.end_of("a cat, the cat in a catalogue", "cat") == len("a cat, the cat")
-    assert relations.end_of("two cats", "cat") == len("two cat")
+    assert relations.subject_end("a cat, the cat in a catalogue", "cat") == len("a cat, the cat")
+    assert relations.subject_end("two cats", "cat") == len("two cat")
     with pytest.raises(LenscopeError, match="not in the text"):
-        relations.end_of("a dog", "cat")
+        relations.subject_end("a dog", "cat")
 
 
 def test_a_state_up_to_a_subject_is_that_of_the_whole_text(lm64):
     text = "The cat sat on the mat, and the cat was a test."
-    short = relations.up_to(lm64, text, "cat")
+    short = relations.prompt_up_to(lm64, text, "cat")
     assert short.text.endswith("the cat")
     whole = lm64.read(text)
     assert short.ids == whole.prompts[0].ids[: len(short)]
@@ -290,7 +290,7 @@ def test_known_facts_are_what_the_model_itself_goes_on_to_say(lm64):
     plain = Relation(
         "r", "The {} of", "The x", tuple(Fact(s, ("cat",)) for s in ("mat", "test", "cat", "capital", "a"))
     )
-    said = [words(greedy(lm64, model_knowledge.fact_prompt(plain, fact, 3), 8)) for fact in plain.facts]
+    said = [compared_words(greedy(lm64, model_knowledge.fact_prompt(plain, fact, 3), 8)) for fact in plain.facts]
     assert all(said)
     # every second fact gets what the model says of it as another name of its object
     names = [("cat", own[0]) if n % 2 else ("cat",) for n, own in enumerate(said)]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lenscope.errors import LenscopeError
-from lenscope.tasks.text_match import embedder, mentions, rouge, similarity, starts, words
+from lenscope.tasks.text_match import compared_words, embedder, mentions, rouge, starts, text_similarity
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_mentions_in_any_script(text: str, answer: str, found: bool) -> None:
 
 
 def test_words_without_spaces_are_characters() -> None:
-    assert words("東京 is Tokyo, दिल्ली है 서울은 กี") == ["東", "京", "is", "tokyo", "दिल्ली", "है", "서울은", "กี"]
+    assert compared_words("東京 is Tokyo, दिल्ली है 서울은 กี") == ["東", "京", "is", "tokyo", "दिल्ली", "है", "서울은", "กี"]
     assert rouge("日本の首都", "首都の東京").rouge1 == pytest.approx(3 / 5)
     assert rouge("バ", "パ") == (0.0, 0.0)
 
@@ -104,7 +104,7 @@ def test_answers_must_say_something() -> None:
 def test_rouge_counts_words_and_order() -> None:
     # 3 of 4 and 3 of 5 words in common; in order: "the cat" … "mat" is 2 + …
     said, wanted = "The cat, on mat", "the mat has the cat"
-    assert words(said) == ["the", "cat", "on", "mat"]
+    assert compared_words(said) == ["the", "cat", "on", "mat"]
     one, long = rouge(said, wanted)
     assert one == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
     assert long == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
@@ -137,7 +137,7 @@ def test_embeddings_are_weighted_means(lm64):
     (made,) = embed(["one two"])
     np.testing.assert_allclose(made, expected / np.linalg.norm(expected), atol=1e-6)
     assert not embed([" "]).any()
-    assert similarity(["one two", "one", ""], ["one two", "two", "one"], embed)[[0, 2]] == pytest.approx([1, 0])
-    assert similarity(["one"], ["two"], embed)[0] < 0.999
+    assert text_similarity(["one two", "one", ""], ["one two", "two", "one"], embed)[[0, 2]] == pytest.approx([1, 0])
+    assert text_similarity(["one"], ["two"], embed)[0] < 0.999
     with pytest.raises(LenscopeError, match="one reference for each"):
-        similarity(["a"], [], embed)
+        text_similarity(["a"], [], embed)

@@ -30,7 +30,7 @@ from lenscope.detection.outliers import (
 )
 from lenscope.detection.prompt_features import (
     answer_features,
-    disturbed,
+    disturb_prompts,
     mean_states,
     measure_prompts,
     spaced_layers,
@@ -175,7 +175,7 @@ def fit_detector(
     the paper does; else at the measures of free-form prompts. `methods` are tried: "forest" (isolation forest),
     "neighbours" (local outlier factors of several settings), "mahalanobis" (mean states, at each of the layers). Which
     is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells held-out normal
-    prompts from the same prompts with words shuffled or inserted (`lenscope.detection.prompt_features.disturbed`).
+    prompts from the same prompts with words shuffled or inserted (`detection.prompt_features.disturb_prompts`).
     `layers` default to ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for
     the share of `false_positives`.
     """
@@ -187,7 +187,7 @@ def fit_detector(
     if isinstance(prompts, str) or len(texts) < FEWEST:
         raise LenscopeError(f"{len(texts)} different prompts: a detector is fitted on at least {FEWEST} normal ones")
     numbers = _chosen_layers(lens, layers, bool(choices))
-    both = [*texts, *(_within(lm, t, choices) for t in disturbed(texts, seed))]
+    both = [*texts, *(_within(lm, t, choices) for t in disturb_prompts(texts, seed))]
     n = len(texts)
     tried: list[tuple[Method, View, tuple[int, ...], np.ndarray]] = []
     told = [m for m in methods if m != "mahalanobis"]

@@ -138,7 +138,7 @@ def mean_states(lm: LM, prompts: Sequence[PromptLike], layers: Sequence[int]) ->
     return out
 
 
-def disturbed(texts: Sequence[str], seed: int = 0) -> list[str]:
+def disturb_prompts(texts: Sequence[str], seed: int = 0) -> list[str]:
     """Each text as no normal text is: by turns its words shuffled, or some words of another one put into it.
 
     Anomalies made of normal data alone, by which detectors are chosen. Changed is the last paragraph, without a label

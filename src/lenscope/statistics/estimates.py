@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from lenscope.errors import LenscopeError
 from lenscope.statistics.intervals import RESAMPLES, Estimate, bootstrap, percentiles, times_drawn
+from lenscope.statistics.rank_correlations import rank_correlation
 
 
 def mean(values: ArrayLike, *, units: Sequence[Any] | None = None, seed: int = 0) -> Estimate:
@@ -28,14 +28,6 @@ def difference(first: ArrayLike, second: ArrayLike, *, units: Sequence[Any] | No
 def spearman(x: ArrayLike, y: ArrayLike, *, units: Sequence[Any] | None = None, seed: int = 0) -> Estimate:
     """Spearman's rank correlation of pairs (n,) each, ties at their mean rank; NaN where one side is constant."""
     return bootstrap(rank_correlation, np.asarray(x, dtype=float), np.asarray(y, dtype=float), units=units, seed=seed)
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of pairs (n,) each, without an interval; NaN where one side is constant."""
-    a, b = rankdata(x), rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size else float("nan")
 
 
 def auroc(normal: ArrayLike, anomalous: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:

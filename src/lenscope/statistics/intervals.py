@@ -135,7 +135,7 @@ def draws(groups: int, resamples: int, seed: int) -> np.ndarray:
     return np.concatenate([np.ones((1, groups)), drawn])
 
 
-def estimate(values: np.ndarray, groups: int) -> Estimate:
+def estimate_of_draws(values: np.ndarray, groups: int) -> Estimate:
     """The first of values (1 + resamples,) with the interval of the others, of so many groups."""
     known = values[1:][~np.isnan(values[1:])]
     if groups < 2 or not len(known):

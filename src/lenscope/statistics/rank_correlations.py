@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
-from lenscope.statistics.intervals import RESAMPLES, Estimate, draws, estimate
+from lenscope.statistics.intervals import RESAMPLES, Estimate, draws, estimate_of_draws
 
 
 def levels(values: Any) -> np.ndarray:
@@ -17,7 +18,7 @@ def levels(values: Any) -> np.ndarray:
     return np.unique(np.asarray(values), return_inverse=True)[1]
 
 
-def rank_correlation(values: Sequence[np.ndarray], within: np.ndarray, weight: np.ndarray) -> float:
+def weighted_rank_correlation(values: Sequence[np.ndarray], within: np.ndarray, weight: np.ndarray) -> float:
     """Spearman's correlation of values[0] and values[1], given the others, within groups; all are `levels` (N,).
 
     Ranks are over all rows, ties at their mean rank, a row counted `weight` times; then relative to the mean of the
@@ -61,15 +62,30 @@ def correlations(
     columns = [levels(d) for d in depths]
     groups = int(unit.max()) + 1
     weights = draws(groups, resamples, seed)
-    drawn = np.array([[rank_correlation([x, y, *controls], group, w[unit]) for x in columns] for w in weights])
+    drawn = np.array([[weighted_rank_correlation([x, y, *controls], group, w[unit]) for x in columns] for w in weights])
     paired = [drawn[:, 0] - drawn[:, 1]] if len(columns) > 1 else []
-    return [estimate(v, groups) for v in (*drawn.T, *paired)]
+    return [estimate_of_draws(v, groups) for v in (*drawn.T, *paired)]
 
 
-def shuffled(values: np.ndarray, within: Any, seed: int) -> np.ndarray:
+def shuffled_within(values: np.ndarray, within: Any, seed: int) -> np.ndarray:
     """The values (N,), each group's among its own members in a random order."""
     group = levels(within)
     random = np.random.default_rng(seed).random(len(group))
     made = np.empty_like(values)
     made[np.lexsort((random, group))] = values[np.argsort(group, kind="stable")]
     return made
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rank correlation of pairs (n,) each, without an interval; NaN where one side is constant."""
+    a, b = rankdata(x), rankdata(y)
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size else float("nan")
+
+
+def partial_rank_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+    """The rank correlation of x and y with that of both with `given` taken out: partial Spearman correlation."""
+    xy, xz, yz = rank_correlation(x, y), rank_correlation(x, given), rank_correlation(y, given)
+    rest = (1 - xz**2) * (1 - yz**2)
+    return float((xy - xz * yz) / np.sqrt(rest)) if rest > 0 else float("nan")

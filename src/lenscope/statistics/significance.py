@@ -34,7 +34,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(v) for v in corrected]
 
 
-def compared(
+def paired_tests(
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence[Any] | None]], seed: int = 0
 ) -> list[dict[str, Any]]:
     """A row for each named pair of scores (n,) of the same items: the paired difference, its p, and p after Holm.

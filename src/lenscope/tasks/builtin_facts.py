@@ -280,7 +280,7 @@ Sakurajima: active volcano in Japan
 Karl Schwarzschild: German physicist and astronomer"""
 
 
-def pairs(table: str) -> list[tuple[str, tuple[str, ...]]]:
+def subjects_and_objects(table: str) -> list[tuple[str, tuple[str, ...]]]:
     """(subject, names of its object) of a table: lines of an object and its subjects, or pairs with the subject first.
 
     >>> pairs("gray/grey: elephants coal_ash")
@@ -296,7 +296,7 @@ def pairs(table: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(_blank(subject), tuple(_blank(n) for n in names.strip().split("/"))) for subject, names in found]
 
 
-def lines(table: str) -> list[tuple[str, str]]:
+def entity_lines(table: str) -> list[tuple[str, str]]:
     """(name, description) of lines of both."""
     found = (line.split(": ", 1) for line in table.splitlines())
     return [(name, description) for name, description in found]

@@ -224,7 +224,7 @@ def membership(random: np.random.Generator) -> list[Words]:
     return made
 
 
-def numbers(random: np.random.Generator) -> list[Words]:
+def counting(random: np.random.Generator) -> list[Words]:
     """What is two plus three? Small sums, and what comes before or after; among four numbers."""
     made = []
     for a, first in enumerate(_COUNTED[:6], 1):
@@ -238,7 +238,7 @@ def numbers(random: np.random.Generator) -> list[Words]:
 
 # name → how its questions are made
 SETS: dict[str, Callable[[np.random.Generator], list[Words]]] = {
-    "numbers": numbers,
+    "numbers": counting,
     "opposites": opposites,
     "capitals": capitals,
     "kinds": kinds,
@@ -247,7 +247,7 @@ SETS: dict[str, Callable[[np.random.Generator], list[Words]]] = {
 }
 
 
-def made(name: str) -> Sequence[Words]:
+def builtin_set(name: str) -> Sequence[Words]:
     """The questions of a set, always the same, in an order without meaning."""
     random = np.random.default_rng([11, len(name), *map(ord, name)])
     found = SETS[name](random)

@@ -79,7 +79,7 @@ def _made(name: str) -> tuple[Question, ...]:
     return tuple(
         # a statement that is to be judged is no question
         Question(f"{name}/{n}", name, f"{'Question: ' if query[-1] == '?' else ''}{query}\n{ANSWER}", choices, gold)
-        for n, (query, choices, gold) in enumerate(quizzes.made(name))
+        for n, (query, choices, gold) in enumerate(quizzes.builtin_set(name))
     )
 
 
@@ -124,7 +124,7 @@ def few_shot_prompts(
     return made
 
 
-def correct(log_probs: np.ndarray, gold: Sequence[int]) -> np.ndarray:
+def likeliest_is_right(log_probs: np.ndarray, gold: Sequence[int]) -> np.ndarray:
     """Whether the right choice is the likeliest: log_probs (N, …, C) → (N, …) of bool. Choices that are NaN lose."""
     best = np.where(np.isnan(log_probs), -np.inf, log_probs).argmax(-1)
     return np.asarray(best == np.asarray(gold).reshape(-1, *[1] * (best.ndim - 1)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from lenscope.errors import LenscopeError
 from lenscope.files import text_files as textfiles
-from lenscope.tasks.relations import Chain, Entity, Fact, Relation, _check_template, end_of
+from lenscope.tasks.relations import Chain, Entity, Fact, Relation, _check_template, subject_end
 
 
 @dataclass
@@ -113,7 +113,7 @@ def _take(found: dict[str, _Relation], row: dict[str, Any], where: str) -> None:
                 one.answers[subject].append(answer)
         text = row.get("text") or row.get("prompt_source")
         if text and text not in one.texts.setdefault(subject, []):
-            end_of(str(text), subject)
+            subject_end(str(text), subject)
             one.texts[subject].append(str(text))
         if one.template:
             _check_template(one.template)
@@ -130,5 +130,5 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 def _open(text: str, subject: str) -> str:
     """A text with {} in its subject's place."""
-    at = end_of(text, subject)
+    at = subject_end(text, subject)
     return f"{text[: at - len(subject)]}{{}}{text[at:]}"

@@ -99,7 +99,7 @@ def builtin_relations() -> list[Relation]:
     for name, template, target, sentences, table in facts.RELATIONS:
         found = [
             Fact(subject, answers, tuple(s.replace("{}", subject) for s in sentences))
-            for subject, answers in facts.pairs(table)
+            for subject, answers in facts.subjects_and_objects(table)
         ]
         made.append(Relation(name, template, target, tuple(found)))
     return made
@@ -124,7 +124,7 @@ def builtin_chains() -> list[Chain]:
 def builtin_entities() -> list[Entity]:
     """Sixty entities with one-line descriptions, half of them well known (`popular` 100), half known to few (0)."""
     groups = (facts.WELL_KNOWN, 100.0), (facts.LITTLE_KNOWN, 0.0)
-    return [Entity(*line, popular) for table, popular in groups for line in facts.lines(table)]
+    return [Entity(*line, popular) for table, popular in groups for line in facts.entity_lines(table)]
 
 
 # -- files
@@ -138,7 +138,7 @@ def _check_template(template: str) -> None:
 # -- prompts
 
 
-def end_of(text: str, subject: str) -> int:
+def subject_end(text: str, subject: str) -> int:
     """Where the last mention of a subject ends in a text, as a whole word where there is one.
 
     Raises LenscopeError if the text does not have the subject.
@@ -150,9 +150,9 @@ def end_of(text: str, subject: str) -> int:
     return whole[-1] if whole else at + len(subject)
 
 
-def up_to(lm: LM, text: str, subject: str) -> Prompt:
+def prompt_up_to(lm: LM, text: str, subject: str) -> Prompt:
     """A text as a prompt that ends with the last token of the subject's last mention: where its state is read."""
-    end = end_of(text, subject)
+    end = subject_end(text, subject)
     prompt = lm.prompt(text)
     inside = [n for n, (a, b) in enumerate(prompt.spans) if a < end and b > end - len(subject)]
     if not inside:

@@ -74,7 +74,7 @@ def starts(text: str, answers: str | Sequence[str]) -> bool:
 
 def rouge(text: str, reference: str) -> Rouge:
     """How much a text and a reference have in common, 0–1; LenscopeError for a reference without a word."""
-    said, wanted = words(text), words(reference)
+    said, wanted = compared_words(text), compared_words(reference)
     if not wanted:
         raise LenscopeError(f"reference {reference!r}: it has no word; give a description")
     if not said:
@@ -83,7 +83,7 @@ def rouge(text: str, reference: str) -> Rouge:
     return Rouge(share * (Counter(said) & Counter(wanted)).total(), share * _common(said, wanted))
 
 
-def words(text: str) -> list[str]:
+def compared_words(text: str) -> list[str]:
     """The words of a text, as they are compared: letters and digits, case and accents aside.
 
     In a script without spaces between words each character is one, as the reference code of Rouge for Chinese has it.
@@ -117,7 +117,7 @@ def embedder(lm: LM) -> Embed:
     return embed
 
 
-def similarity(texts: Sequence[str], references: Sequence[str], embed: Embed) -> np.ndarray:
+def text_similarity(texts: Sequence[str], references: Sequence[str], embed: Embed) -> np.ndarray:
     """The cosine of each text and its reference (N,), 0 for an empty text; LenscopeError if they are not as many."""
     if len(texts) != len(references):
         raise LenscopeError(f"{len(texts)} texts, {len(references)} references: give one reference for each text")

@@ -29,7 +29,7 @@ SCORES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class SourceScores:
     """What one kind of source scored, (items, source layers, target layers), and the subject of each item.
 
     What has no layers has one of each.
@@ -70,7 +70,7 @@ def hits(texts: np.ndarray, facts: Sequence[Fact]) -> np.ndarray:
     return np.asarray(table[where.reshape(-1)].reshape(*texts.shape, len(facts)))
 
 
-def exchanged(own: np.ndarray, owner: Sequence[int], facts: Sequence[Fact]) -> tuple[np.ndarray, list[int]]:
+def other_subjects_hits(own: np.ndarray, owner: Sequence[int], facts: Sequence[Fact]) -> tuple[np.ndarray, list[int]]:
     """Each fact's object looked for in what is said of every other subject whose object is another one.
 
     `own` (items, …, facts) is from `hits`, `owner` says which fact each item is of. Gives the scores of all pairs,
@@ -82,18 +82,18 @@ def exchanged(own: np.ndarray, owner: Sequence[int], facts: Sequence[Fact]) -> t
     return own[item, ..., n], n
 
 
-def rows(relation: str, sources: Mapping[str, Scored]) -> list[dict[str, Any]]:
+def rows_of_relation(relation: str, sources: Mapping[str, SourceScores]) -> list[dict[str, Any]]:
     """A row for every kind of source, with all scores."""
     return [_row(relation, {relation: scored}, source) for source, scored in sources.items()]
 
 
-def pooled(relations: Mapping[str, Mapping[str, Scored]]) -> list[dict[str, Any]]:
+def rows_over_relations(relations: Mapping[str, Mapping[str, SourceScores]]) -> list[dict[str, Any]]:
     """A row for every kind of source over the subjects of all relations, which are resampled by name."""
     kinds = next(iter(relations.values()))
     return [_row(ALL, {name: sources[kind] for name, sources in relations.items()}, kind) for kind in kinds]
 
 
-def _row(relation: str, scored: Mapping[str, Scored], source: str) -> dict[str, Any]:
+def _row(relation: str, scored: Mapping[str, SourceScores], source: str) -> dict[str, Any]:
     row: dict[str, Any] = {"relation": relation, "source": source}
     for score, title in SCORES.items():
         values = [(subject, v) for one in scored.values() for subject, v in one.of(score).items()]
@@ -102,7 +102,7 @@ def _row(relation: str, scored: Mapping[str, Scored], source: str) -> dict[str, 
 
 
 def comparisons(
-    relations: Mapping[str, Mapping[str, Scored]], compared: Sequence[tuple[str, str, str]], seed: int
+    relations: Mapping[str, Mapping[str, SourceScores]], compared: Sequence[tuple[str, str, str]], seed: int
 ) -> list[dict[str, Any]]:
     """Differences of two kinds of sources subject by subject, (first, second, score) each, in every relation and all.
 

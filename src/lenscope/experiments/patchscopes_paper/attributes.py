@@ -21,12 +21,12 @@ from lenscope.experiments.patchscopes_paper.attribute_scores import (
     ALL,
     FOLDS,
     SCORES,
-    Scored,
+    SourceScores,
     comparisons,
-    exchanged,
     hits,
-    pooled,
-    rows,
+    other_subjects_hits,
+    rows_of_relation,
+    rows_over_relations,
 )
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
@@ -40,7 +40,7 @@ from lenscope.statistics.probes import Probed, probe
 from lenscope.tasks.builtin_facts import ABOUT_THINGS
 from lenscope.tasks.model_knowledge import known_facts
 from lenscope.tasks.relation_files import load_relations
-from lenscope.tasks.relations import Fact, Relation, builtin_relations, up_to
+from lenscope.tasks.relations import Fact, Relation, builtin_relations, prompt_up_to
 from lenscope.tasks.text_match import mentions
 
 CLAIM = (
@@ -93,7 +93,7 @@ class _Studied:
     asked: int
     heard: float
     texts: np.ndarray
-    sources: Mapping[str, Scored]
+    sources: Mapping[str, SourceScores]
 
 
 def _run(setting: Setting) -> Report:
@@ -102,7 +102,7 @@ def _run(setting: Setting) -> Report:
     chosen, left_out = _chosen(setting)
     studied = [_study(setting, one, layers) for one in chosen]
     scored = {one.relation.name: one.sources for one in studied}
-    together = pooled(scored) if len(scored) > 1 else rows(*next(iter(scored.items())))
+    together = rows_over_relations(scored) if len(scored) > 1 else rows_of_relation(*next(iter(scored.items())))
     tests = comparisons(scored, COMPARED, setting.seed)
     return Report(
         experiment="attributes",
@@ -111,7 +111,7 @@ def _run(setting: Setting) -> Report:
         reading=_reading(studied, together, tests, layers),
         tables={
             "all relations": together,
-            "relations": [row for name, sources in scored.items() for row in rows(name, sources)],
+            "relations": [row for name, sources in scored.items() for row in rows_of_relation(name, sources)],
             "tests": tests,
             "facts": [_about(one, layers) for one in studied],
             "by source layer": [row for one in studied for row in _by_layer(one, layers)],
@@ -204,22 +204,22 @@ def _study(setting: Setting, one: _Chosen, layers: Sequence[int]) -> _Studied:
     lm, relation, facts = setting.lm, one.relation, one.relation.facts
     subjects = [fact.subject for fact in facts]
     owner = [n for n, fact in enumerate(facts) for _ in fact.texts[: setting.choose(**TEXTS)]]
-    prompts = [up_to(lm, text, f.subject) for f in facts for text in f.texts[: setting.choose(**TEXTS)]]
+    prompts = [prompt_up_to(lm, text, f.subject) for f in facts for text in f.texts[: setting.choose(**TEXTS)]]
     states = lm.read(prompts, layers, -1)
     texts = {
         kind: _generated(setting, relation, kind, sources, layers)
         for kind, sources in ((STATE, states), (RANDOM, random_vectors(states, setting.seed)))
     }
     hit = {kind: hits(table, facts) for kind, table in texts.items()}
-    others, whose = exchanged(hit[STATE], owner, facts)
+    others, whose = other_subjects_hits(hit[STATE], owner, facts)
     new = setting.choose(**TOKENS)
     alone = lm.generate(relation.target, new).text
     asked = [c.text for c in lm.generate(prompts_with_text(feature_extraction(lm, relation.target), subjects), new)]
 
-    def scored(scores: np.ndarray, of: Sequence[int]) -> Scored:
+    def scored(scores: np.ndarray, of: Sequence[int]) -> SourceScores:
         # without target layers, or without any
         cells = scores if scores.ndim == 3 else scores.reshape(len(scores), -1, 1)
-        return Scored(cells.astype(float), [subjects[n] for n in of], setting.seed)
+        return SourceScores(cells.astype(float), [subjects[n] for n in of], setting.seed)
 
     own = np.arange(len(owner))
     everyone = range(len(facts))
@@ -258,7 +258,7 @@ def _probes(setting: Setting, relation: Relation, layers: Sequence[int]) -> tupl
     lm, texts = setting.lm, [(fact, text) for fact in relation.facts for text in fact.texts]
 
     def compute() -> list[Probed]:
-        states = lm.read([up_to(lm, text, fact.subject) for fact, text in texts], layers, -1)
+        states = lm.read([prompt_up_to(lm, text, fact.subject) for fact, text in texts], layers, -1)
         h = states.tensor[:, :, 0].float().cpu().numpy()
         probed = []
         with setting.progress(f"layers probed: {relation.name}") as advance:

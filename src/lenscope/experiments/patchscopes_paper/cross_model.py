@@ -25,17 +25,17 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     SAMPLED,
     SURPRISAL,
     TOKENS,
-    Scored,
+    ReadingScores,
     Vocabularies,
-    fitted,
+    draw_places,
+    fit_map,
     held_out,
-    others,
     patched,
-    places,
     random_instead,
-    scored,
-    tops,
+    score_readings,
+    top_tokens,
     training,
+    with_other_answers,
 )
 from lenscope.experiments.report import Report, ReportTable, shown
 from lenscope.experiments.setting import Setting
@@ -85,7 +85,7 @@ class Way:
     targets: tuple[int, ...]
     r2: np.ndarray
     shared: float
-    scores: Mapping[tuple[str, str], Scored]
+    scores: Mapping[tuple[str, str], ReadingScores]
     described: DescribedEntities
     seed: int = 0
 
@@ -178,10 +178,10 @@ def _way(setting: Setting, source: LM, target: LM, texts: Sequence[str], train: 
     # the last layer is the head alone, and slow to fit for large vocabularies
     targets = evenly_spaced(list(range(target.n_layers + setting.choose(quick=0, full=1))), counts[1])
     key = "there" if source is setting.lm else "back"
-    f, r2 = fitted(setting, key, (source, target), (layers, targets), _tokens(setting), train)
-    prompts, contexts = places(source, target, texts, setting.seed)
+    f, r2 = fit_map(setting, key, (source, target), (layers, targets), _tokens(setting), train)
+    prompts, contexts = draw_places(source, target, texts, setting.seed)
     states = source.read(prompts, sorted({*layers, source.n_layers}), -1)
-    own = tops(source, states[source.n_layers, -1])
+    own = top_tokens(source, states[source.n_layers, -1])
     known = np.flatnonzero(Vocabularies(source, target).whole(own))
     if len(known) < FEWEST:
         raise LenscopeError(
@@ -194,13 +194,13 @@ def _way(setting: Setting, source: LM, target: LM, texts: Sequence[str], train: 
 
     def compute() -> dict[tuple[str, str], np.ndarray]:
         top: dict[tuple[str, str], np.ndarray] = {}
-        mapped, exchanged = _mapped(f, states, layers, targets), others(own.tolist(), setting.seed)
+        mapped, exchanged = _mapped(f, states, layers, targets), with_other_answers(own.tolist(), setting.seed)
         at_random = _mapped(random_instead(f, setting.seed), states, layers, targets)
         prompts = _prompts(target, contexts)
         with setting.progress(f"target prompts: {name}") as advance:
             for done, (where, here) in enumerate(prompts.items(), 1):
                 row = np.arange(len(known)) if where == CONTEXT else np.zeros(len(known), dtype=np.int64)
-                plain = tops(target, target.read(here, target.n_layers, -1)[target.n_layers, -1])
+                plain = top_tokens(target, target.read(here, target.n_layers, -1)[target.n_layers, -1])
                 top[where, NOTHING] = plain[row][:, None]
                 # in one prompt for all what another document's state says is known
                 vectors = {MAPPED: mapped, RANDOM: at_random}
@@ -222,7 +222,7 @@ def _way(setting: Setting, source: LM, target: LM, texts: Sequence[str], train: 
     )
     back = Vocabularies(target, source)
     scores = {
-        (where, what): scored(source, final, back.first(readings[where, what]))
+        (where, what): score_readings(source, final, back.first(readings[where, what]))
         for where in WHERE
         for what in (MAPPED, *CONTROLS)
     }

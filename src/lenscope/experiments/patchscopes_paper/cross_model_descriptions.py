@@ -11,8 +11,8 @@ from typing import Any, final
 
 import numpy as np
 
-from lenscope.experiments.patchscopes_paper.entities import described, pick
-from lenscope.experiments.patchscopes_paper.next_token_readings import others, random_instead
+from lenscope.experiments.patchscopes_paper.entities import description_in, pick
+from lenscope.experiments.patchscopes_paper.next_token_readings import random_instead, with_other_answers
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
@@ -126,7 +126,7 @@ def descriptions(
                 texts[what] = texts_by_cell(scope.generate(states, cells, **options))[1].tolist()
         names = [e.name for e in entities]
         plain = continue_texts(target, [*prompts_with_text(across, names), across.resolved[0][0]], WRITTEN, "\n")
-        elsewhere = others([e.description for e in entities], setting.seed)
+        elsewhere = with_other_answers([e.description for e in entities], setting.seed)
         return {
             **texts,
             SHUFFLED: [texts[MAPPED][n] for n in elsewhere],
@@ -143,5 +143,7 @@ def descriptions(
     )
     cells = {what: [f"{s} → {t}" for s, t in pairs] for what in (MAPPED, SHUFFLED, RANDOM)}
     cells |= {NOTHING: ["–"], NAME: ["–"], ITSELF: [f"{n} → {n}" for n in early[0]]}
-    texts = {what: np.array([[described(t) for t in row] for row in written[what]], dtype=object) for what in cells}
+    texts = {
+        what: np.array([[description_in(t) for t in row] for row in written[what]], dtype=object) for what in cells
+    }
     return DescribedEntities(entities, texts, cells, setting.seed)

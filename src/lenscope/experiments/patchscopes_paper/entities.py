@@ -40,7 +40,7 @@ from lenscope.statistics.estimates import difference, mean, spearman
 from lenscope.statistics.intervals import Estimate, group_difference
 from lenscope.tasks.relation_files import load_entities
 from lenscope.tasks.relations import Entity, builtin_entities
-from lenscope.tasks.text_match import embedder, rouge, words
+from lenscope.tasks.text_match import compared_words, embedder, rouge
 from lenscope.text.packing import after_document_mark
 
 CLAIM = (
@@ -107,7 +107,7 @@ def pick(entities: Sequence[Entity], count: int) -> list[Entity]:
 
     Where popularity is not known, the first `count`. Raises LenscopeError for fewer than 8.
     """
-    usable = [e for e in entities if set(words(e.description)) - set(words(e.name))]
+    usable = [e for e in entities if set(compared_words(e.description)) - set(compared_words(e.name))]
     if all(e.popular is not None for e in usable):
         usable.sort(key=lambda e: -(e.popular or 0.0))
         half = min(count, len(usable)) // 2
@@ -117,7 +117,7 @@ def pick(entities: Sequence[Entity], count: int) -> list[Entity]:
     return usable[:count]
 
 
-def described(text: str) -> str:
+def description_in(text: str) -> str:
     """The description in what follows a placeholder: after the colon, up to a line's end or the next entry.
 
     An entry is a name, a colon and a description, which may have commas of its own: the next one begins after the last
@@ -136,7 +136,7 @@ def described(text: str) -> str:
 
 def copied(text: str, reference: str, demonstrations: str) -> bool:
     """Whether a text has a word (four letters or more) of the demonstrations that is not in the reference."""
-    return bool(_long(text) & _long(demonstrations) - set(words(reference)))
+    return bool(_long(text) & _long(demonstrations) - set(compared_words(reference)))
 
 
 def _entities(setting: Setting) -> list[Entity]:
@@ -148,11 +148,11 @@ def _prompt() -> str:
 
 
 def _long(text: str) -> set[str]:
-    return {word for word in words(text) if len(word) >= LETTERS}
+    return {word for word in compared_words(text) if len(word) >= LETTERS}
 
 
 def _described(texts: np.ndarray) -> np.ndarray:
-    return np.array([[described(text) for text in row] for row in texts], dtype=object)
+    return np.array([[description_in(text) for text in row] for row in texts], dtype=object)
 
 
 def _scope(setting: Setting, below: str = "target") -> Patchscope:
@@ -255,17 +255,21 @@ def _contaminated(
     unpatched = str(own.said[NONE][0, 0])
 
     def copies(texts: Any) -> Estimate:
-        return mean([copied(described(str(t)), r, shown) for t, r in zip(texts, references, strict=True)])
+        return mean([copied(description_in(str(t)), r, shown) for t, r in zip(texts, references, strict=True)])
 
     plain, with_text = (copies(own.said[way][:, 0]) for way in (NONE, TEXT))
     rows = []
     for at, (layer, _) in enumerate(own.cells):
         texts = {name: [str(t) for t in table[:, at]] for name, table in below.items()}
-        close = {b: [rouge(described(t), r).rougeL for t, r in zip(texts[b], references, strict=True)] for b in texts}
+        close = {
+            b: [rouge(description_in(t), r).rougeL for t, r in zip(texts[b], references, strict=True)] for b in texts
+        }
         row: dict[str, Any] = {"layer": layer}
-        if words(unpatched):
+        if compared_words(unpatched):
             row |= {f"Rouge1 with no patch, {b}": mean([rouge(t, unpatched).rouge1 for t in texts[b]]) for b in texts}
-        named_by = [bool(_long(described(t)) & _long(e.name)) for t, e in zip(texts["target"], entities, strict=True)]
+        named_by = [
+            bool(_long(description_in(t)) & _long(e.name)) for t, e in zip(texts["target"], entities, strict=True)
+        ]
         row |= {"says its name": mean(named_by), "says a demonstration's word": copies(texts["target"])}
         row |= {"the same, no patch": plain, "the same, text": with_text}
         row |= {f"RougeL, {b} - target": difference(close[b], close["target"]) for b in close if b != "target"}

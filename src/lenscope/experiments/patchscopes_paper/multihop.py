@@ -22,8 +22,8 @@ from lenscope.experiments.patchscopes_paper.multihop_patches import (
     Kind,
     PatchedTexts,
     back_patched_texts,
+    chains_with_other_answers,
     cot_texts,
-    exchanged,
     kinds_of,
     known_kinds,
     plain_answers,
@@ -33,7 +33,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.selection import SPLITS, crossed
-from lenscope.statistics.significance import compared
+from lenscope.statistics.significance import paired_tests
 from lenscope.tasks.relation_files import load_chains
 from lenscope.tasks.relations import Chain, builtin_chains
 from lenscope.tasks.text_match import mentions
@@ -71,7 +71,7 @@ def _run(setting: Setting) -> Report:
     how: dict[str, Any] = {"questions": [c.questions[2] for c in chains], "tokens": new}
     asked = plain_answers(setting, kinds, how)
     right = {name: np.array([_says(t, c) for t, c in zip(texts, chains, strict=True)]) for name, texts in asked.items()}
-    others = exchanged(kinds, setting.seed)
+    others = chains_with_other_answers(kinds, setting.seed)
     other = {
         name: np.array([_says(t, chains[m]) for t, m in zip(texts, others, strict=True)])
         for name, texts in asked.items()
@@ -171,7 +171,7 @@ def _tests(
         for way in (w for w in (SHUFFLED, RANDOM) if w in items):
             for kind, short in (("best in hindsight", "hindsight"), ("mean cell", "mean cell")):
                 pairs[f"{name} - {way}, {short}"] = own[kind], items[way][kind], units
-    return compared(pairs, seed)
+    return paired_tests(pairs, seed)
 
 
 def _counts(kinds: Sequence[Kind], hops: Sequence[np.ndarray], right: np.ndarray) -> list[dict[str, Any]]:

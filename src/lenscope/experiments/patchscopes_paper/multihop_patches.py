@@ -247,7 +247,7 @@ def _beside(own: HiddenStates, several: Sequence[HiddenStates]) -> HiddenStates:
     )
 
 
-def exchanged(kinds: Sequence[Kind], seed: int) -> np.ndarray:
+def chains_with_other_answers(kinds: Sequence[Kind], seed: int) -> np.ndarray:
     """For every chain, in order, the number of another one of its kind that has another answer: (N,)."""
     numbers: list[int] = []
     for kind in kinds:

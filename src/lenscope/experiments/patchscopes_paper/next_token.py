@@ -19,14 +19,14 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     SAMPLED,
     SURPRISAL,
     TOKENS,
-    Scored,
-    fitted,
+    ReadingScores,
+    draw_places,
+    fit_map,
     held_out,
-    others,
-    places,
-    scored,
-    tops,
+    score_readings,
+    top_tokens,
     training,
+    with_other_answers,
 )
 from lenscope.experiments.report import Report, ReportTable, shown
 from lenscope.experiments.setting import Setting
@@ -69,8 +69,8 @@ class _Read(NamedTuple):
     """What was read: layers (L,), scores (N, L) by method, those of every drawn set, and each set's words."""
 
     layers: tuple[int, ...]
-    scores: Mapping[str, Scored]
-    sets: Sequence[Scored]
+    scores: Mapping[str, ReadingScores]
+    sets: Sequence[ReadingScores]
     words: Sequence[tuple[str, ...]]
 
     def at(self, method: str, measure: str) -> np.ndarray:
@@ -103,8 +103,8 @@ def _run(setting: Setting) -> Report:
     layers = tuple(n for n in sorted({*range(0, lm.n_layers, step), lm.n_layers}) if n in known)
     tokens = setting.choose(**(TOKENS if setting.text else SAMPLED))
     train = partial(training, setting)
-    squares, r2 = fitted(setting, "least-squares", (lm, lm), (layers[:-1], (lm.n_layers,)), tokens, train)
-    prompts, _ = places(lm, lm, held_out(setting, setting.choose(**DOCUMENTS)), seed)
+    squares, r2 = fit_map(setting, "least-squares", (lm, lm), (layers[:-1], (lm.n_layers,)), tokens, train)
+    prompts, _ = draw_places(lm, lm, held_out(setting, setting.choose(**DOCUMENTS)), seed)
     states = lm.read(prompts, layers, -1)
     final = states[lm.n_layers, -1]
     sets = [_demonstrations(setting, n) for n in range(setting.choose(**SETS))]
@@ -123,15 +123,15 @@ def _run(setting: Setting) -> Report:
             with setting.progress(f"patches: {name}") as advance:
                 top[name] = scope.predict(sources, top_k=1, progress=advance).ids.reshape(len(prompts), len(layers))
         # what another document's state says is known
-        top[SHUFFLED] = top[IDENTITY][others(tops(lm, final).tolist(), seed)]
-        unpatched = tops(lm, lm.read(identity.resolved[0][0], lm.n_layers, -1)[lm.n_layers, -1])
+        top[SHUFFLED] = top[IDENTITY][with_other_answers(top_tokens(lm, final).tolist(), seed)]
+        unpatched = top_tokens(lm, lm.read(identity.resolved[0][0], lm.n_layers, -1)[lm.n_layers, -1])
         top[NOTHING] = np.full_like(top[IDENTITY], unpatched)
         return top
 
     top_ids = setting.cached("readings", compute, prompts=[list(p.ids) for p in prompts], layers=layers, sets=sets)
-    each = {name: scored(lm, final, ids) for name, ids in top_ids.items()}
+    each = {name: score_readings(lm, final, ids) for name, ids in top_ids.items()}
     of_sets = [each.pop(f"set {n}") for n in range(len(sets))]
-    each[DRAWN] = Scored(*(np.mean([s[m] for s in of_sets], axis=0) for m in (0, 1)))
+    each[DRAWN] = ReadingScores(*(np.mean([s[m] for s in of_sets], axis=0) for m in (0, 1)))
     read = _Read(layers, each, of_sets, sets)
     tested = {m: _tested(read, m, seed) for m in (PRECISION, SURPRISAL)}
     tables: dict[str, ReportTable] = {m: _by_layer(read, m) for m in (PRECISION, SURPRISAL)}
@@ -161,7 +161,7 @@ def _demonstrations(setting: Setting, n: int) -> tuple[str, ...]:
 
 def _through(lens: Lens, states: HiddenStates, layers: Sequence[int]) -> np.ndarray:
     """The top token (N, L) of a lens at every layer."""
-    return np.stack([tops(lens.lm, lens.map(states[n, -1], n)) for n in layers], 1)
+    return np.stack([top_tokens(lens.lm, lens.map(states[n, -1], n)) for n in layers], 1)
 
 
 def _by_layer(read: _Read, measure: str) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ TOGETHER = 8
 PRECISION, SURPRISAL = "precision@1", "surprisal in nats"
 
 
-class Scored(NamedTuple):
+class ReadingScores(NamedTuple):
     """What readings are worth, both of the readings' shape (N, ...).
 
     `precision` is 1.0 where a reading is the model's own top token, else 0.0 (precision@1); `surprisal` is -ln of its
@@ -98,7 +98,7 @@ def _stretches(lm: LM, batch: TokenBatch) -> Iterator[tuple[int, str, int]]:
                 yield number, text, len(ids)
 
 
-def places(source_lm: LM, target_lm: LM, texts: Iterable[str], seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
+def draw_places(source_lm: LM, target_lm: LM, texts: Iterable[str], seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
     """A random place in each text, as the prompts of both models that end there.
 
     Both prompts' last tokens end at the same character (`fitting.model_to_model.aligned`), after 8 tokens or more.
@@ -122,7 +122,7 @@ def _cut(prompt: Prompt, length: int) -> Prompt:
     return Prompt(prompt.text[:end], prompt.ids[:length], prompt.tokens[:length], prompt.spans[:length])
 
 
-def fitted(
+def fit_map(
     setting: Setting,
     name: str,
     models: tuple[LM, LM],
@@ -153,7 +153,7 @@ def fitted(
 # -- readings
 
 
-def tops(lm: LM, h: Tensor) -> np.ndarray:
+def top_tokens(lm: LM, h: Tensor) -> np.ndarray:
     """The most probable token (...) of last-layer states (..., D); of equally probable ones the lowest id."""
     ids, _, _ = top_token(lm, h.reshape(-1, h.shape[-1]).to(lm.device, lm.dtype))
     return np.asarray(ids.cpu().numpy().reshape(h.shape[:-1]))
@@ -166,16 +166,16 @@ def patched(lm: LM, prompts: Sequence[Prompt], target: np.ndarray, layer: np.nda
     patched_rows = PatchedRows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))
     top = np.full(len(target), -1)
     for numbers, h in sweep.predict(lm, patched_rows):
-        top[numbers] = tops(lm, h[:, 0])
+        top[numbers] = top_tokens(lm, h[:, 0])
     return top
 
 
-def scored(lm: LM, final: Tensor, ids: np.ndarray) -> Scored:
+def score_readings(lm: LM, final: Tensor, ids: np.ndarray) -> ReadingScores:
     """What token ids (N, ...) are worth beside the prediction of the last layer's states `final` (N, D).
 
     An id of -1 is a reading that no token stands for: wrong, and as improbable as the least probable token.
     """
-    own = tops(lm, final)
+    own = top_tokens(lm, final)
     flat = ids.reshape(len(ids), -1)
     surprisal = np.zeros(flat.shape)
     for at in range(0, len(ids), TOGETHER):
@@ -183,7 +183,7 @@ def scored(lm: LM, final: Tensor, ids: np.ndarray) -> Scored:
         mine = torch.from_numpy(flat[at : at + TOGETHER]).to(log_p.device)
         log_probs = torch.where(mine >= 0, log_p.gather(1, mine.clamp_min(0)), log_p.amin(-1, keepdim=True))
         surprisal[at : at + TOGETHER] = -log_probs.cpu().numpy()
-    return Scored((flat == own[:, None]).astype(float).reshape(ids.shape), surprisal.reshape(ids.shape))
+    return ReadingScores((flat == own[:, None]).astype(float).reshape(ids.shape), surprisal.reshape(ids.shape))
 
 
 @final
@@ -227,7 +227,7 @@ class Vocabularies:
 # -- controls
 
 
-def others(answers: Sequence[Hashable], seed: int = 0) -> list[int]:
+def with_other_answers(answers: Sequence[Hashable], seed: int = 0) -> list[int]:
     """For each of N items another one with another answer; where half of them have one answer, any other."""
     try:
         return derange(answers, seed)

@@ -14,7 +14,7 @@ from lenscope.display.figures import Figure, Panel
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
-from lenscope.experiments.patchscopes_paper.entities import described, pick
+from lenscope.experiments.patchscopes_paper.entities import description_in, pick
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.methods import entity_description, feature_extraction, token_identity
@@ -34,7 +34,7 @@ from lenscope.patchscopes.with_controls import (
     generate_with_controls,
 )
 from lenscope.statistics.selection import balanced
-from lenscope.statistics.significance import compared
+from lenscope.statistics.significance import paired_tests
 from lenscope.tasks.model_knowledge import known_facts
 from lenscope.tasks.relation_files import load_relations
 from lenscope.tasks.relations import Relation, builtin_entities, builtin_relations
@@ -98,7 +98,7 @@ def _run(setting: Setting) -> Report:
     tables: dict[str, Any] = {
         "worth": rows,
         "relations": [_row(_name(r), scores[_name(r)]) for r in facts],
-        "differences": compared(pairs, setting.seed),
+        "differences": paired_tests(pairs, setting.seed),
         **{f"{name} by layer": _by_layer(worth) for name, worth in whole.items()},
     }
     return Report(
@@ -190,7 +190,7 @@ def _entity(setting: Setting) -> _Case:
     layers = [(n, n) for n in _layers(setting, STEP)]
 
     def score(text: str, n: int) -> float:
-        return rouge(described(text), chosen[n].description).rougeL
+        return rouge(description_in(text), chosen[n].description).rougeL
 
     scope, names = entity_description(setting.lm), [e.name for e in chosen]
     return _Case(ENTITY, scope, names, score, layers, setting.choose(**DESCRIBED))

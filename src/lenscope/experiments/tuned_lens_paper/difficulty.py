@@ -24,7 +24,12 @@ from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.report import Report, shown
 from lenscope.experiments.setting import HELD_OUT, Setting, content
-from lenscope.experiments.tuned_lens_paper.difficulty_examples import Examples, baselines, counts, examples
+from lenscope.experiments.tuned_lens_paper.difficulty_examples import (
+    Examples,
+    count_tokens,
+    counting_surprisals,
+    next_token_examples,
+)
 from lenscope.fitting.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
 from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.lens import Lens
@@ -35,7 +40,7 @@ from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import model_hash, provenance
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
-from lenscope.statistics.rank_correlations import correlations, shuffled
+from lenscope.statistics.rank_correlations import correlations, shuffled_within
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import find_documents
 from lenscope.text.installed import installed_texts
@@ -221,22 +226,24 @@ def _inputs(study: Study, places: Examples) -> dict[str, Any]:
 
 def _report(setting: Setting, study: Study) -> Report:
     lm, steps = study.lm, study.checkpoints.steps
-    places = examples(study.held, setting.choose(**MEASURED))
+    places = next_token_examples(study.held, setting.choose(**MEASURED))
     top_tokens, surprisals = _learning(setting, study, places)
     final = _see(lm, None, places.rows, range(lm.n_layers + 1))
     tuned = _see(lm, study.translators, places.rows, range(lm.n_layers + 1))
     depths = [prediction_depth(seen.top).numpy() for seen in (tuned, final)]
     learned = prediction_depth(top_tokens).numpy()
     top = final.top[-1].numpy()
-    known = counts(study.text, COUNTED)
+    known = count_tokens(study.text, COUNTED)
     own = -np.log1p(known.tokens[np.stack([top, places.target])])
     confidence = [final.entropy.numpy(), final.surprisal.numpy(), -final.margin.numpy()]
     earlier = _earlier(setting, study, places)
     compared = partial(_compared, learned, document=places.document, seed=setting.seed)
     controls = {
         "as in the paper": compared(depths),
-        "depths shuffled": compared([shuffled(d, np.zeros(len(d)), setting.seed) for d in depths]),
-        "shuffled among examples with the same prediction": compared([shuffled(d, top, setting.seed) for d in depths]),
+        "depths shuffled": compared([shuffled_within(d, np.zeros(len(d)), setting.seed) for d in depths]),
+        "shuffled among examples with the same prediction": compared(
+            [shuffled_within(d, top, setting.seed) for d in depths]
+        ),
         "examples with the same prediction": compared(depths, within=top),
         "given the frequency of the predicted and the right token": compared(depths, given=own),
         "given entropy, surprisal and margin": compared(depths, given=confidence),
@@ -270,7 +277,7 @@ def _report(setting: Setting, study: Study) -> Report:
     spearmans = correlations(learned, list(others.values()), places.document, seed=setting.seed)
     predictors = dict(zip(others, spearmans, strict=False))
     surprisal = surprisals.double().mean(1).numpy()
-    unigram, bigram = baselines(known, places.before, places.target)
+    unigram, bigram = counting_surprisals(known, places.before, places.target)
     tables: dict[str, Any] = {
         "Spearman of depth and iteration learned": rows,
         "controls": [{"control": name, **row} for name, row in controls.items()],

@@ -35,7 +35,7 @@ class Examples(NamedTuple):
     task: np.ndarray
 
 
-def examples(held: Corpus, tokens: int) -> Examples:
+def next_token_examples(held: Corpus, tokens: int) -> Examples:
     """Places of about so many tokens of held-out text whose next token is of the same document.
 
     The rows are spread evenly over the text, up to 64 times as much of it, so that they are of many documents.
@@ -55,11 +55,11 @@ def examples(held: Corpus, tokens: int) -> Examples:
     if not found:
         raise LenscopeError(f"{held.name}: the held-out part has no text to measure on; give more text")
     before, target, unit = torch.cat(found, 1).numpy()
-    task = np.array([kind(names[b], names[t]) for b, t in zip(before, target, strict=True)])
+    task = np.array([token_kind(names[b], names[t]) for b, t in zip(before, target, strict=True)])
     return Examples(rows, before, target, unit, task)
 
 
-def kind(before: str, token: str) -> str:
+def token_kind(before: str, token: str) -> str:
     """The task that predicting a token is, by its text and that of the token before."""
     word = token.strip()
     if not word:
@@ -81,7 +81,7 @@ class Counts(NamedTuple):
     times: np.ndarray
 
 
-def counts(text: Corpus, tokens: int) -> Counts:
+def count_tokens(text: Corpus, tokens: int) -> Counts:
     """Of the first rows of a text, about so many tokens or all there are."""
     size = text.lm.vocab_size
     rows = islice(text.batches(None), -(-tokens // (8 * text.length)))
@@ -90,7 +90,7 @@ def counts(text: Corpus, tokens: int) -> Counts:
     return Counts(np.bincount(ids.reshape(-1), minlength=size), pairs, times)
 
 
-def baselines(known: Counts, before: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+def counting_surprisals(known: Counts, before: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     """Mean surprisal, in nats, of next tokens by their frequency, and by the token before.
 
     Frequencies with one occurrence added; those behind a token mixed with them as if those had been seen 10, 100 or

@@ -21,8 +21,8 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
 from lenscope.experiments.tuned_lens_paper.drift_fine_tuned import transplant
 from lenscope.lenses.evaluate import transfer
-from lenscope.statistics.estimates import rank_correlation
-from lenscope.statistics.intervals import Estimate, draws, estimate
+from lenscope.statistics.intervals import Estimate, draws, estimate_of_draws
+from lenscope.statistics.rank_correlations import partial_rank_correlation, rank_correlation
 from lenscope.text.corpus import TokenBatch
 
 CLAIM = (
@@ -65,7 +65,7 @@ class Drift:
 
     def estimate(self, values: np.ndarray) -> Estimate:
         """A value of the text with its interval, from values (draws,)."""
-        return estimate(values, self.groups)
+        return estimate_of_draws(values, self.groups)
 
     def similar(self, distance: int) -> tuple[Estimate, Estimate]:
         """Median similarities of layers that far apart: of whole and of trimmed covariances."""
@@ -135,13 +135,6 @@ def _run(setting: Setting) -> Report:
         "drift", lm.name, CLAIM, f"{_reading(drift, lm.n_layers)} {changed.reading()}", tables,
         (*_figures(drift, lm.n_layers), changed.figure()), settings, setting.provenance(),
     )  # fmt: skip
-
-
-def partial_rank_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
-    """The rank correlation of x and y with that of both with `given` taken out: partial Spearman correlation."""
-    xy, xz, yz = rank_correlation(x, y), rank_correlation(x, given), rank_correlation(y, given)
-    rest = (1 - xz**2) * (1 - yz**2)
-    return float((xy - xz * yz) / np.sqrt(rest)) if rest > 0 else float("nan")
 
 
 def _similarities(

@@ -23,7 +23,7 @@ from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
-from lenscope.statistics.intervals import Estimate, draws, estimate
+from lenscope.statistics.intervals import Estimate, draws, estimate_of_draws
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # steps of a row each, and their rate; text that measures, which of its positions count; layers measured
@@ -82,7 +82,10 @@ class Transplant:
             taken = self._draws(text)
             old, new = (self.measured[text, model] for model in (BEFORE, AFTER))
             a, b = old.bits(old.own, taken), new.bits(new.own, taken)
-            row = {name: estimate(v, taken.shape[1]) for name, v in ((BEFORE, a), (AFTER, b), ("difference", b - a))}
+            row = {
+                name: estimate_of_draws(v, taken.shape[1])
+                for name, v in ((BEFORE, a), (AFTER, b), ("difference", b - a))
+            }
             rows.append({"text": text, **row})
         return rows
 
@@ -97,10 +100,10 @@ class Transplant:
             old = before.bits(getattr(before, measure), taken)
             for n, layer in enumerate(self.layers):
                 row: dict[str, Any] = {"text": text, "layer": layer}
-                row |= {name: estimate(new[:, i, n], count) for i, name in enumerate(after.lenses)}
+                row |= {name: estimate_of_draws(new[:, i, n], count) for i, name in enumerate(after.lenses)}
                 at, anew = after.lenses.index(OLD), after.lenses.index(NEW)
-                row["transferred - fitted anew"] = estimate(new[:, at, n] - new[:, anew, n], count)
-                row["on the model before"] = estimate(old[:, before.lenses.index(OLD), n], count)
+                row["transferred - fitted anew"] = estimate_of_draws(new[:, at, n] - new[:, anew, n], count)
+                row["on the model before"] = estimate_of_draws(old[:, before.lenses.index(OLD), n], count)
                 rows.append(row)
         return rows
 

@@ -17,8 +17,9 @@ from lenscope.experiments.estimates_shown import curve, surely
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.basis_text import BasisText, basis_text
-from lenscope.statistics.estimates import rank_correlation, spearman
+from lenscope.statistics.estimates import spearman
 from lenscope.statistics.intervals import RESAMPLES, Estimate, bootstrap, percentiles, resample
+from lenscope.statistics.rank_correlations import rank_correlation
 
 CLAIM = (
     "Belrose et al. 2023, Figs 8 and 20: over the directions of the tuned lens's causal basis, influence on the lens "

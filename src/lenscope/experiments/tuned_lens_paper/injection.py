@@ -15,7 +15,7 @@ import torch
 from lenscope.detection.detector import fingerprint
 from lenscope.detection.prompt_features import (
     answer_features,
-    disturbed,
+    disturb_prompts,
     measure_prompts,
     sorted_answer_features,
     spaced_layers,
@@ -43,7 +43,7 @@ from lenscope.models.readout import wide
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.tasks.answer_likelihoods import AnswerScores, answer_log_likelihoods
-from lenscope.tasks.questions import ANSWER, Question, correct, few_shot_prompts
+from lenscope.tasks.questions import ANSWER, Question, few_shot_prompts, likeliest_is_right
 
 CLAIM = (
     "Table 1, Pythia-12B, few-shot: from the trajectories of the answers' log-probabilities, detectors fitted on "
@@ -143,7 +143,7 @@ def _task(
     normal = few_shot_prompts(questions, SHOTS, setting.seed)
     sorts = {
         "normal": normal,
-        "disturbed": disturbed(normal, setting.seed),
+        "disturbed": disturb_prompts(normal, setting.seed),
         "injected": [inject(p, INJECTION.format(s)) for p, s in zip(normal, injections, strict=True)],
         "neutral": [inject(p, NEUTRAL.format(s)) for p, s in zip(normal, injections, strict=True)],
     }
@@ -171,9 +171,11 @@ def _task(
             "task": task,
             "questions": count,
             "chance": float(np.mean([1 / len(q.choices) for q in questions])),
-            "accuracy": mean(correct(own[at["normal"]], gold)),
-            "accuracy, injected": mean(correct(own[at["injected"]], gold)),
-            "obeyed": difference(correct(own[at["injected"]], wrong), correct(own[at["normal"]], wrong)),
+            "accuracy": mean(likeliest_is_right(own[at["normal"]], gold)),
+            "accuracy, injected": mean(likeliest_is_right(own[at["injected"]], gold)),
+            "obeyed": difference(
+                likeliest_is_right(own[at["injected"]], wrong), likeliest_is_right(own[at["normal"]], wrong)
+            ),
             "tokens": round(float(every.length[:count].mean())),
         }
     )
@@ -211,7 +213,7 @@ def _free(
         raise LenscopeError(f"{len(benign)} normal texts, {len(attacks)} attacks: give at least {2 * PARTS} and 2")
     sorts = {
         "normal": benign,
-        "disturbed": disturbed(benign, setting.seed),
+        "disturbed": disturb_prompts(benign, setting.seed),
         "injected": [r["text"] for r in attacks],
     }
     texts = [t for prompts in sorts.values() for t in prompts]

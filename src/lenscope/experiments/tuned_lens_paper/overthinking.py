@@ -21,7 +21,7 @@ from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.significance import holm, sign_flips
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 from lenscope.tasks.builtin_questions import KINDS
-from lenscope.tasks.questions import ANSWER, BUILTIN, Question, correct, few_shot_prompts, load_questions
+from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot_prompts, likeliest_is_right, load_questions
 
 CLAIM = (
     "After demonstrations with permuted labels middle layers answer better than the last one (Belrose et al. 2023, "
@@ -83,7 +83,7 @@ class _TaskScores:
         numbers = list(range(len(self.questions)) if rows is None else rows)
         scores = self.log_probs[demonstrations, lens][numbers]
         gold = [self.questions[i].gold for i in numbers]
-        return calibrated(scores, gold) if self.labelled else correct(scores, gold).astype(float)
+        return calibrated(scores, gold) if self.labelled else likeliest_is_right(scores, gold).astype(float)
 
 
 def _run(setting: Setting) -> Report:
@@ -127,7 +127,7 @@ def _tasks(setting: Setting) -> dict[str, tuple[list[Question], list[Question]]]
     if setting.data:
         known = [q for path in setting.data for q in load_questions(path)]
     else:
-        known = [*BUILTIN["praise"], *sorts()]
+        known = [*BUILTIN["praise"], *sort_questions()]
     tasks: dict[str, tuple[list[Question], list[Question]]] = {}
     for name in dict.fromkeys(q.task for q in known):
         pool = [q for q in known if q.task == name and q.wrong]
@@ -141,7 +141,7 @@ def _tasks(setting: Setting) -> dict[str, tuple[list[Question], list[Question]]]
     return tasks
 
 
-def sorts() -> list[Question]:
+def sort_questions() -> list[Question]:
     """Is it an animal, a food or an object? Three labels in one order, as SICK has three."""
     kinds = (line.split(":") for line in KINDS.splitlines())
     words = {kind: listed.split() for kind, listed in kinds}
@@ -156,7 +156,7 @@ def sorts() -> list[Question]:
     ]
 
 
-def incorrect(question: Question) -> int:
+def next_choice(question: Question) -> int:
     """The label that stands for the right one in incorrect demonstrations: the next choice, after the last the first.
 
     Of fixed labels this permutes them, the same way in every demonstration.
@@ -165,7 +165,7 @@ def incorrect(question: Question) -> int:
     return next(n for n in after if n in question.wrong)
 
 
-def unrelated(questions: Sequence[Question], seed: int = 0) -> list[Question]:
+def unrelated_words(questions: Sequence[Question], seed: int = 0) -> list[Question]:
     """The same questions with two unrelated words as choices, either being right: what demonstrations can show."""
     random = np.random.default_rng([seed, 1])
     words = UNRELATED.split()
@@ -183,8 +183,8 @@ def _scored(
     choices = [q.choices for q in questions]
     prompts: dict[str, Callable[[], list[str]]] = {
         "correct": lambda: few_shot_prompts(questions, shots, seed, pool=pool),
-        "incorrect": lambda: few_shot_prompts(questions, shots, seed, pool=pool, answer=incorrect),
-        "unrelated": lambda: few_shot_prompts(questions, shots, seed, pool=unrelated(pool, seed)),
+        "incorrect": lambda: few_shot_prompts(questions, shots, seed, pool=pool, answer=next_choice),
+        "unrelated": lambda: few_shot_prompts(questions, shots, seed, pool=unrelated_words(pool, seed)),
     }
     log_probs: dict[tuple[str, str], np.ndarray] = {}
     for demonstrations, build in prompts.items():
