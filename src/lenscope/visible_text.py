@@ -12,23 +12,23 @@ _SUSPECT = re.compile(r"[^ -~]")
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
-def plain(text: object) -> str:
+def printable(text: object) -> str:
     """A text with every character visible: line breaks as ↵, tabs as ⇥, and what does not print by its number.
 
     That is: control characters (with them all escapes of terminals), marks that turn or hide text, spaces other than
     the usual one, characters that Unicode has not assigned, and halves of surrogate pairs.
     """
-    return _SUSPECT.sub(lambda found: _mark(found[0]), str(text))
+    return _SUSPECT.sub(lambda match: _mark(match[0]), str(text))
 
 
-def token(text: str, width: int | None = None) -> str:
+def printable_token(text: str, width: int | None = None) -> str:
     """A token with every character visible: as `plain`, its leading spaces as ·; cut to `width` columns."""
-    shown = plain(text)
+    shown = printable(text)
     lead = len(shown) - len(shown.lstrip(" "))
-    return cut("·" * lead + shown[lead:], width)
+    return cut_to_width("·" * lead + shown[lead:], width)
 
 
-def cut(text: str, width: int | None) -> str:
+def cut_to_width(text: str, width: int | None) -> str:
     """A visible text in at most `width` columns of a terminal, its end as … where it is longer."""
     from rich.cells import cell_len, set_cell_size
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_saved_was_shown(run, model, tmp_path, monkeypatch):
     assert status == 2
     assert "p(1st)" in out
     assert err.endswith("cannot be written (No space left on device)\n")
-    monkeypatch.setattr("lenscope.lenses.trajectory_files.Json._add", full)
+    monkeypatch.setattr("lenscope.lenses.trajectory_files.JsonFile._add", full)
     status, out, err = run("lens", "hi", "-m", model, "-o", str(tmp_path / "r.json"))
     assert status == 2
     assert "colour" in out

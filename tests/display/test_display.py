@@ -37,13 +37,13 @@ def drawn(shown, width=200, **how):
 
 
 def test_every_character_is_visible():
-    shown = visible.plain(NASTY)
+    shown = visible.printable(NASTY)
     assert not ACTING.search(shown)
     assert shown.isprintable()
     assert "a<1B>[31mb<1B>]0;t<07>c<9B>2Jd<202E>e<2066>f<200B>g↵h␍i<7F>j[red]k[/red]:smile:$x^2$<D83D>" in shown
-    assert visible.plain("Größe, 日本語 and 👍🏽 stay") == "Größe, 日本語 and 👍🏽 stay"
-    assert visible.plain("\u3164\u115f\u2800") == "<3164><115F><2800>"
-    assert visible.token("  x") == "··x"
+    assert visible.printable("Größe, 日本語 and 👍🏽 stay") == "Größe, 日本語 and 👍🏽 stay"
+    assert visible.printable("\u3164\u115f\u2800") == "<3164><115F><2800>"
+    assert visible.printable_token("  x") == "··x"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from rich.console import Console
 import lenscope as ls
 from lenscope.display.figures import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
 from lenscope.errors import LenscopeError
-from lenscope.experiments.report import Report, shown
+from lenscope.experiments.report import Report, prose
 from lenscope.statistics.intervals import Estimate
 
 ROWS = [
@@ -81,7 +81,7 @@ def test_markdown_has_the_claim_the_reading_and_tables():
     ],
 )
 def test_values_as_one_reads_them(value, text):
-    assert shown(value) == text
+    assert prose(value) == text
 
 
 def test_a_terminal_shows_a_table():

@@ -11,7 +11,7 @@ from rich.console import Console
 import lenscope as ls
 from lenscope.display.numbers import figure
 from lenscope.lenses.trajectory import MEASURES
-from lenscope.visible_text import token as visible
+from lenscope.visible_text import printable_token as visible
 
 PROMPT = "The capital of France is"
 

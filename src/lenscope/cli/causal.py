@@ -30,7 +30,7 @@ from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, headline, progress_bar, show
 from lenscope.cli.validation import make_folder, require_corpus, require_effect, require_lens, require_model
 from lenscope.errors import LenscopeError
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
     from lenscope.directions.basis import Basis
@@ -128,4 +128,4 @@ def _show_influences(lm: "LM", influences: "Influence", words: list[list[list[st
         "model, 95 % over directions"
     )
     caption += f"; {LINES} of {influences.basis.k} directions are shown" if influences.basis.k > LINES else ""
-    console.print(Text(plain(caption), style="dim"))
+    console.print(Text(printable(caption), style="dim"))

@@ -13,7 +13,7 @@ from lenscope.cli.options import CommonOptions, common_options
 from lenscope.cli.streams import print_json
 from lenscope.cli.terminal import Screen
 from lenscope.cli.validation import require_model
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 
 @common_options()
@@ -31,11 +31,11 @@ def check_command(
         print_json(report.to_json())
     else:
         console = Screen()
-        console.print(Text(plain(report.model), style="bold"), soft_wrap=True)
+        console.print(Text(printable(report.model), style="bold"), soft_wrap=True)
         width = max(len(f.name) for f in report.findings)
         for f in report.findings:
             mark, style = {None: ("·", "dim"), True: ("✓", "green"), False: ("✗", "bold red")}[f.holds]
-            line = Text.assemble((f"{mark} ", style), (f"{f.name:<{width}}  ", "dim"), plain(f.value))
+            line = Text.assemble((f"{mark} ", style), (f"{f.name:<{width}}  ", "dim"), printable(f.value))
             console.print(line, soft_wrap=True)
     if not report.holds:
         raise typer.Exit(1)

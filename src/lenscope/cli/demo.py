@@ -13,8 +13,8 @@ from rich.text import Text
 from lenscope.cli.options import DEFAULT_MODEL, CommonOptions, Model
 from lenscope.cli.terminal import Screen, fitted_table, headline, progress_bar, rising, show
 from lenscope.cli.validation import make_folder, require_model
-from lenscope.visible_text import plain as visible
-from lenscope.visible_text import token
+from lenscope.visible_text import printable as visible
+from lenscope.visible_text import printable_token
 
 if TYPE_CHECKING:
     from lenscope.lenses.trajectory import Trajectory
@@ -89,7 +89,7 @@ def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("layer", justify="right", no_wrap=True)
     for t in (plain, tuned):
-        table.add_column(Text(token(t.lens)), no_wrap=True)
+        table.add_column(Text(printable_token(t.lens)), no_wrap=True)
         table.add_column("p", justify="right", no_wrap=True)
         table.add_column("KL", justify="right", no_wrap=True)
     for n in range(len(plain.layers))[::-1]:
@@ -97,7 +97,7 @@ def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
         for t in (plain, tuned):
             top = int(t.top_ids[n, -1, 0])
             style = "bold" if top == t.target else ""
-            cells += [Text(token(t.vocabulary[top], WORD), style=style), f"{t.max_probability[n, -1]:.0%}"]
+            cells += [Text(printable_token(t.vocabulary[top], WORD), style=style), f"{t.max_probability[n, -1]:.0%}"]
             cells.append(f"{t.kl[n, -1]:.2f}")
         table.add_row(*cells)
     mean = [float(t.kl[:-1].mean()) for t in (plain, tuned)]

@@ -37,7 +37,7 @@ from lenscope.cli.validation import (
 )
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import parse_json_line, read_lines
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 # ways that were tried, as many as are shown
 SHOWN = 6
@@ -204,7 +204,7 @@ def _table_of_methods(tried: list[dict[str, Any]]) -> Table:
         layers = way["layers"]
         where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
         cells = f"{way['method']} ({settings})", f"{way['view']}, {where}", f"{way['auroc']:.3f}"
-        table.add_row(*(Text(plain(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     table.caption = Text(
         "Chosen without any odd prompt: AUROC of held-out normal prompts against the same ones with words shuffled "
         f"or inserted; the best {min(SHOWN, len(tried))} of {len(tried)}, the first is taken",

@@ -37,7 +37,7 @@ from lenscope.cli.validation import (
     require_name,
 )
 from lenscope.errors import LenscopeError
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
     from lenscope.mappings.mapping import PairMapping
@@ -118,7 +118,7 @@ def fit_command(
     console.print(headline(lm, read, console.width, str(report["lens"])))
     show(console, fitted_table(report))
     again = "" if common.model == DEFAULT_MODEL else f" -m {common.model}"
-    console.print(Text(plain(f'lenscope lens "…"{again} --lens {output}'), style="bold"), soft_wrap=True)
+    console.print(Text(printable(f'lenscope lens "…"{again} --lens {output}'), style="bold"), soft_wrap=True)
     if finished is None:
         tell(f"saved {output}")
 

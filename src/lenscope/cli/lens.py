@@ -118,7 +118,7 @@ def lens_command(
 
     lm = common.load()
     from lenscope.lenses.lens import Lens
-    from lenscope.lenses.trajectory_files import Kept
+    from lenscope.lenses.trajectory_files import TrajectoryFile
 
     f = None if tuned is None else open_lens(tuned, lm, transferred)
     one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")
@@ -146,7 +146,7 @@ def lens_command(
         if common.as_json
         else _shown_as_tables(lm, one, measure or "max_probability", top_k or 1)
     )
-    files = [Kept.open(path, len(given) == 1) for path in (output, html) if path]
+    files = [TrajectoryFile.open(path, len(given) == 1) for path in (output, html) if path]
     done = 0
     failure: BaseException | None = None
     try:

@@ -15,7 +15,7 @@ import typer
 
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import read_lines
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
     from lenscope.mappings.mapping import PairMapping
@@ -209,5 +209,5 @@ def parse_amount(text: str, name: str) -> int:
 
 def _shortened(text: str) -> str:
     """What was given, in one line of at most 60 characters."""
-    shown = plain(text)
+    shown = printable(text)
     return shown if len(shown) <= 60 else shown[:59] + "…"

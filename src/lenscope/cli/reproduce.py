@@ -26,7 +26,7 @@ from lenscope.cli.validation import (
 )
 from lenscope.errors import LenscopeError
 from lenscope.experiments import EXPERIMENTS, experiment
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
     from lenscope.experiments.report import Report
@@ -136,11 +136,11 @@ def _show_report(report: "Report", lm: "LM", name: str) -> None:
     console = Screen()
     console.print(headline(lm, EXPERIMENTS[name], console.width, name))
     for title in report.tables:
-        console.print(Text(f"\n{plain(title)}", style="bold"))
+        console.print(Text(f"\n{printable(title)}", style="bold"))
         show(console, report.table(title, width=console.width))
     console.print()
-    console.print(Text.assemble(("The paper. ", "bold"), plain(report.claim)))
-    console.print(Text.assemble(("Here. ", "bold"), plain(report.reading)))
+    console.print(Text.assemble(("The paper. ", "bold"), printable(report.claim)))
+    console.print(Text.assemble(("Here. ", "bold"), printable(report.reading)))
 
 
 def _list_experiments(as_json: bool) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 # what stands for a mark of ours where the console's encoding lacks it: as wide, so that tables keep their columns
 _INSTEAD = {
@@ -110,7 +110,7 @@ def as_json(value: Any) -> str:
 def tell(line: str) -> None:
     """One line on stderr; where stderr cannot be written to, nothing."""
     try:
-        print("lenscope: " + plain(" ".join(line.split())), file=sys.stderr, flush=True)
+        print("lenscope: " + printable(" ".join(line.split())), file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr)
 

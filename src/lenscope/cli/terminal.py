@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope.cli.streams import writing
-from lenscope.visible_text import plain
+from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
     from lenscope.lenses.trajectory import Trajectory
@@ -40,7 +40,7 @@ class Screen(Console):
         """What is drawn, every part of its text visible; tables and lines make their text visible before, to fit."""
         for part in super().render(renderable, options):
             safe = part.control or part.text.isprintable() or part.text == "\n"
-            yield part if safe else Segment("\n".join(map(plain, part.text.split("\n"))), part.style)
+            yield part if safe else Segment("\n".join(map(printable, part.text.split("\n"))), part.style)
 
     def print(self, *objects: Any, **how: Any) -> None:
         """Draw; what cannot be written is left to who runs the command (streams.failure)."""
@@ -63,7 +63,7 @@ def show(console: Console, table: Table) -> None:
 def item_bar(total: int, unit: str) -> Progress:
     """Return a bar on stderr for work of several items; it draws nothing for a single one."""
     console = Screen(stderr=True)
-    columns = TextColumn(plain(unit), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn(printable(unit), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     progress = Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
     progress.add_task(unit, total=total)
     return progress
@@ -83,7 +83,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
 def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:
     """Return one line that says what is shown, and of which model."""
     kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"
-    line = Text.assemble((plain(method), "bold"), (f"  {plain(lm.name)}, {kind}  ", "dim"), plain(what))
+    line = Text.assemble((printable(method), "bold"), (f"  {printable(lm.name)}, {kind}  ", "dim"), printable(what))
     line.truncate(width, overflow="ellipsis")
     return line
 
@@ -107,7 +107,7 @@ def fitted_table(report: dict[str, Any]) -> Table:
     sure = any("gain_95" in row for row in rows)  # version 0.1.0 knew no intervals
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("layer", "logit lens", str(report["lens"]), *(["less by, 95 %"] if sure else [])):
-        table.add_column(Text(plain(name)), justify="right", no_wrap=True)
+        table.add_column(Text(printable(name)), justify="right", no_wrap=True)
     for row in rows[::-step][::-1]:
         ends = row.get("gain_95")
         interval = [f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–"] if sure else []

@@ -93,7 +93,7 @@ class Influence:
             table.add_column("promotes", overflow="ellipsis", no_wrap=True)
         columns = self.basis.energies[i].numpy(), self.lens[i], self.model[i]
         for n in range(min(limit or self.basis.k, self.basis.k)):
-            words = [Text(" ".join(visible.token(w) for w in promoted[n]))] if promoted else []
+            words = [Text(" ".join(visible.printable_token(w) for w in promoted[n]))] if promoted else []
             table.add_row(Text(str(n + 1), style="dim"), *(f"{float(c[n]):.3g}" for c in columns), *words)
         return table
 

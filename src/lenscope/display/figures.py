@@ -107,7 +107,7 @@ class Figure:
 
 def _text(text: object, width: int | None = None) -> str:
     """A text for matplotlib as it stands: no formulas, nothing invisible, and a label even where it begins with _."""
-    shown = visible.cut(visible.plain(text), width).replace("$", r"\$")
+    shown = visible.cut_to_width(visible.printable(text), width).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 

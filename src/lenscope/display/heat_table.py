@@ -59,9 +59,9 @@ def heat_table(
 def token_and_figure(token: str, value: float, measure: str, size: int) -> str:
     """A token in `size` columns, with a measure's value behind it where there is room."""
     if size < FIGURE:
-        return visible.token(token, size)
+        return visible.printable_token(token, size)
     number = figure(value, measure)
-    return set_cell_size(visible.token(token, size - 5), size - len(number)) + number
+    return set_cell_size(visible.printable_token(token, size - 5), size - len(number)) + number
 
 
 def fit_columns(columns: int, digits: int, width: int | None) -> tuple[range, int]:
@@ -138,4 +138,4 @@ def colour_caption(
     text = f"colour: {measure}{span} ({unit})" + (f"; {note}" if note else "")
     if hidden:
         text += f"; the first {hidden} {of} do not fit: choose with positions, or a wider terminal"
-    return visible.plain(text)
+    return visible.printable(text)

@@ -30,4 +30,4 @@ def script_json(value: Any) -> str:
     data = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # only these can end the element or break old parsers, and half a surrogate pair is no UTF-8; all of them are plain
     # text within JSON strings
-    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", data)
+    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", data)

@@ -59,15 +59,15 @@ class Report:
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files beside it."""
         parts = [
-            f"# {self.experiment}: {visible.plain(self.model)}",
+            f"# {self.experiment}: {visible.printable(self.model)}",
             f"**The paper.** {self.claim}",
-            f"**Here.** {visible.plain(self.reading)}",
+            f"**Here.** {visible.printable(self.reading)}",
         ]
         for figure in self.figures:
             parts.append(f"![{figure.name}]({safe_name(figure.name)}.png)")
         for name, rows in self.tables.items():
             parts.append(f"## {name}\n\n{_pipes(rows)}")
-        settings = "\n".join(f"- {key}: {visible.plain(value)}" for key, value in self.settings.items())
+        settings = "\n".join(f"- {key}: {visible.printable(value)}" for key, value in self.settings.items())
         parts.append(f"## Settings\n\n{settings}\n\nValues in brackets are 95 % bootstrap intervals.")
         return "\n\n".join(parts) + "\n"
 
@@ -107,12 +107,12 @@ class Report:
 
 
 def _drawn(rows: ReportTable, width: int | None) -> Table:
-    cells = [[shown(v) for v in row.values()] for row in rows]
-    brief = [[shown(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
+    cells = [[prose(v) for v in row.values()] for row in rows]
+    brief = [[prose(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
     names = list(rows[0]) if rows else []
     cut = width is not None and _wide(names, cells) > width and cells != brief
     columns = [
-        TableColumn(visible.plain(name), "left" if isinstance(rows[0][name], str) else "right", folds="all")
+        TableColumn(visible.printable(name), "left" if isinstance(rows[0][name], str) else "right", folds="all")
         for name in names
     ]
     caption = "95 % intervals are in the report; they do not fit here" if cut else ""
@@ -125,13 +125,13 @@ def _wide(names: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
     return sum(max(word, *(len(line[n]) for line in cells)) + 2 for n, word in enumerate(words))
 
 
-def shown(value: Any) -> str:
+def prose(value: Any) -> str:
     """A value as one reads it: three digits, intervals in brackets."""
     if isinstance(value, Estimate):
         middle, low, high = (round_number(v) for v in value)
         return middle if low == "–" and high == "–" else f"{middle} [{low}, {high}]"
     if isinstance(value, bool | str) or value is None:
-        return "–" if value is None else visible.plain(value)
+        return "–" if value is None else visible.printable(value)
     return f"{value:,}" if isinstance(value, int | np.integer) else round_number(float(value))
 
 
@@ -141,9 +141,9 @@ def _pipes(rows: ReportTable) -> str:
     names = list(rows[0])
     sides = ["---" if isinstance(rows[0][n], str) else "---:" for n in names]
     lines = [
-        list(map(shown, names)),
+        list(map(prose, names)),
         sides,
-        *([shown(row[n]).replace("|", "\\|").replace("\n", "↵") for n in names] for row in rows),
+        *([prose(row[n]).replace("|", "\\|").replace("\n", "↵") for n in names] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -25,6 +25,6 @@ def safe_name(text: str) -> str:
     plain = _PLAIN.fullmatch(text) and ".." not in text and len(text) <= LONGEST
     if plain and not _DEVICES.match(text) and not _CHANGED.fullmatch(text[-17:]):
         return text
-    kept = re.sub(r"[^A-Za-z0-9 _,()+=-]+", "-", text[:LONGEST]).strip(" -")
+    plain_part = re.sub(r"[^A-Za-z0-9 _,()+=-]+", "-", text[:LONGEST]).strip(" -")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{kept or 'name'}-{digest}"
+    return f"{plain_part or 'name'}-{digest}"

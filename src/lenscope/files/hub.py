@@ -49,7 +49,7 @@ def reachable() -> bool:
     return _answer[-1][1]
 
 
-def fetch(repo_id: str, file: str, kind: str = "model", named: str | None = None) -> Path | None:
+def fetch_file(repo_id: str, file: str, kind: str = "model", named: str | None = None) -> Path | None:
     """A file of a repository, from the cache where it is there; None where the hub has none, or none for this user.
 
     Raises LenscopeError where the hub cannot be reached, about `named`, which is what a user wrote.
@@ -66,15 +66,15 @@ def fetch(repo_id: str, file: str, kind: str = "model", named: str | None = None
         raise _refused(named or repo_id, error) from error
 
 
-def fetched(repo_id: str, file: str) -> Path | None:
+def fetch_if_reachable(repo_id: str, file: str) -> Path | None:
     """As `fetch`, and None too where the hub cannot be reached."""
     try:
-        return fetch(repo_id, file)
+        return fetch_file(repo_id, file)
     except LenscopeError:
         return None
 
 
-def files(repo_id: str) -> list[str]:
+def list_files(repo_id: str) -> list[str]:
     """The files of a model repository, none where there is no such repository; raises LenscopeError as `fetch`."""
     if not (constants.HF_HUB_OFFLINE or reachable()):
         raise _refused(repo_id, TimeoutError(f"no answer within {_PATIENCE:.0f} s"))
@@ -86,7 +86,7 @@ def files(repo_id: str) -> list[str]:
         raise _refused(repo_id, error) from error
 
 
-def push(repo_id: str, save: Callable[[str], None], message: str, replacing: str) -> str:
+def push_folder(repo_id: str, save: Callable[[str], None], message: str, replacing: str) -> str:
     """What `save` writes into a folder, as one commit to a model repository; returns the repository's address.
 
     The repository is made where it does not exist; its files like the pattern `replacing` that are not written again
@@ -101,18 +101,18 @@ def push(repo_id: str, save: Callable[[str], None], message: str, replacing: str
             )
         except Exception as error:
             raise LenscopeError(
-                f"{repo_id}: cannot be pushed to the hub ({_told(error)}); check the name OWNER/REPOSITORY, and log in "
-                "with: hf auth login"
+                f"{repo_id}: cannot be pushed to the hub ({_brief(error)}); check the name OWNER/REPOSITORY, and log "
+                "in with: hf auth login"
             ) from error
     return str(address)
 
 
 def _refused(named: str, error: Exception) -> LenscopeError:
     return LenscopeError(
-        f"{named}: no such file or folder, and the hub cannot be reached ({_told(error)}); check the path, or fetch it "
-        "once while online"
+        f"{named}: no such file or folder, and the hub cannot be reached ({_brief(error)}); check the path, or fetch "
+        "it once while online"
     )
 
 
-def _told(error: Exception) -> str:
+def _brief(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__

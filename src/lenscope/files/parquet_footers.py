@@ -41,7 +41,7 @@ def declared_sizes(path: str | os.PathLike[str]) -> tuple[int, int]:
                 if not 4 <= at <= stop <= total - 8 - length:
                     raise ValueError("its columns are not within it")
                 # a column says it of itself and of each page: what is more counts
-                said, values = values + max(0, chunk[_VALUES]), values
+                declared, values = values + max(0, chunk[_VALUES]), values
                 while at < stop:
                     file.seek(at)
                     reader = _Reader(file.read(min(1 << 16, stop - at)))
@@ -51,7 +51,7 @@ def declared_sizes(path: str | os.PathLike[str]) -> tuple[int, int]:
                     at += reader.at + page[_PACKED]
                     unpacked += page[_UNPACKED]
                     values += sum(max(0, page[kind][1]) for kind in _PAGE_KINDS if kind in page)
-                values = max(said, values)
+                values = max(declared, values)
     return values, unpacked
 
 
@@ -65,13 +65,13 @@ class _Reader:
         """The structure that begins here."""
         if depth > _DEEPEST:
             raise ValueError("its footer is nested too deeply")
-        found: dict[int, Any] = {}
+        fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
             step, kind = head >> 4, head & 15
             number = number + step if step else self._integer()
-            found[number] = kind == 1 if kind in _BOOLEANS else self._value(kind, depth)
-        return found
+            fields[number] = kind == 1 if kind in _BOOLEANS else self._value(kind, depth)
+        return fields
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind == _BYTE or kind in _BOOLEANS:

@@ -124,19 +124,19 @@ def _zipped(path: Path) -> Any:
         prefix = name.removesuffix("data.pkl")
         if f"{prefix}byteorder" in entries and file.read(f"{prefix}byteorder") != b"little":
             raise ValueError("its numbers are in another order of bytes")
-        made: dict[str, bytearray] = {}
+        contents: dict[str, bytearray] = {}
 
         def raw(storage: _Storage) -> bytearray:
             # reading an entry to its end checks its checksum
-            if storage.key not in made:
-                made[storage.key] = bytearray(file.read(f"{prefix}data/{storage.key}"))
-            return made[storage.key]
+            if storage.key not in contents:
+                contents[storage.key] = bytearray(file.read(f"{prefix}data/{storage.key}"))
+            return contents[storage.key]
 
-        found = _resolved(_unpickled(io.BytesIO(file.read(name))), raw)
+        content = _resolved(_unpickled(io.BytesIO(file.read(name))), raw)
         unused = file.testzip()
         if unused is not None:
             raise ValueError(f"the checksum of {unused} is wrong")
-        return found
+        return content
 
 
 def _legacy(path: Path) -> Any:
@@ -148,14 +148,14 @@ def _legacy(path: Path) -> Any:
     tree = _unpickled(content)
     storages: dict[str, _Storage] = {}
     _resolved(tree, lambda storage: storages.setdefault(storage.key, storage) and None)
-    made: dict[str, bytearray] = {}
+    contents: dict[str, bytearray] = {}
     for key in _unpickled(content):
         count = int.from_bytes(content.read(8), "little", signed=True)
         storage = storages[key]
         if count != storage.count:
             raise ValueError("a storage of it has another size than its tensors say")
-        made[key] = bytearray(content.read(count * storage.dtype.itemsize))
-    return _resolved(tree, lambda storage: made[storage.key])
+        contents[key] = bytearray(content.read(count * storage.dtype.itemsize))
+    return _resolved(tree, lambda storage: contents[storage.key])
 
 
 def _resolved(value: Any, raw: Any) -> Any:
@@ -198,9 +198,9 @@ def _unpickled(file: io.BytesIO) -> Any:
 
     def since() -> list[Any]:
         at = marks.pop()
-        found = stack[at:]
+        items = stack[at:]
         del stack[at:]
-        return found
+        return items
 
     for code, argument, _ in pickletools.genops(file):
         name, arg = code.name, cast(Any, argument)
@@ -223,22 +223,22 @@ def _unpickled(file: io.BytesIO) -> Any:
             stack.append(tuple(since()))
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else since()
-            _of(stack[-1], list).extend(items)
+            _expect(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else since()
-            _of(stack[-1], dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
+            _expect(stack[-1], dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
         elif name == "GLOBAL":
             module, _, attribute = arg.partition(" ")
             stack.append(_named(module, attribute))
         elif name == "BINPERSID":
             stack.append(_stored(stack.pop()))
         elif name == "REDUCE":
-            arguments = _of(stack.pop(), tuple)
+            arguments = _expect(stack.pop(), tuple)
             stack.append(_rebuilt(stack.pop(), arguments))
         elif name == "BUILD":
             # what torch says beside a state dictionary: the versions of its modules
             stack.pop()
-            _of(stack[-1], dict)
+            _expect(stack[-1], dict)
         elif name == "STOP":
             (value,) = stack
             return value
@@ -265,7 +265,7 @@ def _simple(value: Any) -> bool:
     return not isinstance(value, list | dict)
 
 
-def _of(value: Any, kind: type) -> Any:
+def _expect(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise _CodeError(f"a {type(value).__name__} in place of a {kind.__name__}")
     return value
@@ -293,7 +293,7 @@ def _named(module: str, name: str) -> Any:
 
 
 def _stored(identity: Any) -> _Storage:
-    what, kind, key, _, count = _of(identity, tuple)[:5]
+    what, kind, key, _, count = _expect(identity, tuple)[:5]
     if what != "storage" or not isinstance(kind, _Global) or type(key) is not str or type(count) is not int:
         raise _CodeError("a storage that is none of torch.save")
     if identity[5:] not in ((), (None,)):
@@ -306,7 +306,7 @@ def _rebuilt(what: Any, arguments: tuple[Any, ...]) -> Any:
     if name == "OrderedDict":
         return {_key(k): v for k, v in arguments[0]} if arguments else {}
     if name == "Size":
-        return _of(arguments[0], tuple)
+        return _expect(arguments[0], tuple)
     if name == "_rebuild_parameter":
         return arguments[0]
     if name not in ("_rebuild_tensor_v2", "_rebuild_tensor_v3"):

@@ -1,7 +1,7 @@
 """Results in files: one way to save and one to load, for every class that says what its files hold.
 
-Knows: .json documents and .parquet tables that say what they are, and are checked before they are believed. Does not
-know: which results there are, what their columns mean.
+Knows: .json documents and .parquet tables that say what they are, and are checked before they are believed.
+Does not know: which results there are, what their columns mean.
 
 A new class of results extends `Record`; its kind, with what users call it, stands in kinds.py. It needs no more.
 """

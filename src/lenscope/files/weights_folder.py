@@ -45,7 +45,7 @@ def write_folder(folder: str | os.PathLike[str], stem: str, config: dict[str, An
         with folder_lock(folder, wait=_WAIT), temporary(folder) as making:
             # one entry only: safetensors writes several in any order, and equal artifacts are equal files
             safetensors.torch.save_file(tensors, making.path, metadata={_CONFIG_DIGEST: _config_digest(full)})
-            digest = _digest(making.path)
+            digest = _digest_of_file(making.path)
             weights = folder / f"{stem}-{digest[:16]}.safetensors"
             there = weights.exists()
             making.becomes(weights)
@@ -84,7 +84,7 @@ def read_folder(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, An
         if path is None:
             raise refusal(folder, stem, f"its {CONFIG} names no weights of one")
         with checked_reading(folder, damaged.removeprefix(f"{folder}: ")):
-            if path.is_file() and _digest(path) == config["sha256"]:
+            if path.is_file() and _digest_of_file(path) == config["sha256"]:
                 tensors = read_safetensors(path)
                 with safe_open(path, framework="pt") as file:
                     digest = (file.metadata() or {}).get(_CONFIG_DIGEST)
@@ -113,6 +113,6 @@ def _config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _digest(path: Path) -> str:
+def _digest_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

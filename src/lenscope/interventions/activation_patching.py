@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lenscope.errors import LenscopeError
-from lenscope.interventions.effects import Effects, TracedPrompt, baselines, measured
+from lenscope.interventions.effects import Effects, TracedPrompt, base_run_totals, effect_measures
 from lenscope.interventions.prompt_cells import (
     Answers,
     Prompts,
@@ -75,8 +75,8 @@ def activation_patching(
         rows = replacing_rows(other, len(numbers) * len(pairs), states.flatten(0, 1), *np.array(parts).T)
         lp = answers_after_rows(lm, rows, asked).reshape(len(numbers), len(pairs), -1)
         whole, base = answers_after_prompt(lm, prompt, asked), answers_after_prompt(lm, other, asked)
-        measures = measured(lp[..., :1], base[:1])
-        totals = baselines(whole[0], base[:1])
+        measures = effect_measures(lp[..., :1], base[:1])
+        totals = base_run_totals(whole[0], base[:1])
         now, full, none = lp[..., 0], whole[0], base[0]
         if alternatives is not None:
             now, full, none = lp[..., 0] - lp[..., 1], whole[0] - whole[1], base[0] - base[1]

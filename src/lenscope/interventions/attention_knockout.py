@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lenscope.errors import LenscopeError
-from lenscope.interventions.effects import Effects, TracedPrompt, measured
+from lenscope.interventions.effects import Effects, TracedPrompt, effect_measures
 from lenscope.interventions.prompt_cells import (
     Answers,
     Places,
@@ -78,7 +78,7 @@ def attention_knockout(
         )
         base = answers_after_prompt(lm, prompt, [ids])
         about = TracedPrompt(prompt.text, prompt.tokens, tuple(places), joined_tokens(lm, ids), marked=marked)
-        traced.append((about, measured(lp, base), {"clean": np.exp(base[0]), "clean_log_prob": base[0]}))
+        traced.append((about, effect_measures(lp, base), {"clean": np.exp(base[0]), "clean_log_prob": base[0]}))
     return as_effects(lm, "attention knockout", numbers, traced, {"window": wide_by})
 
 

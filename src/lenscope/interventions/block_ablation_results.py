@@ -1,7 +1,7 @@
 """Ablations: what single blocks are worth to a model on text, with intervals.
 
 Knows: what was measured of which block under which change, the units, what is resampled.
-Does not know: models, how blocks are changed (ablating.py).
+Does not know: models, how blocks are changed (block_ablation.py).
 """
 
 from collections.abc import Sequence

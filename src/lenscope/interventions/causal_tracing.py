@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
-from lenscope.interventions.effects import Effects, TracedPrompt, baselines, measured
+from lenscope.interventions.effects import Effects, TracedPrompt, base_run_totals, effect_measures
 from lenscope.interventions.prompt_cells import (
     Answers,
     Places,
@@ -99,10 +99,10 @@ def causal_tracing(
             lp[:, known] = answers_after_one_prefix(lm, rows, [ids]).reshape(len(numbers), -1, samples)
         own = log_prob(lm, clean[-1:, -len(ids) :], ids).cpu().numpy()
         error = (np.exp(lp) - np.exp(base)).std(-1, ddof=1) / samples**0.5 if samples > 1 else lp[..., 0] * np.nan
-        measures = measured(lp, base) | {"standard_error": error}
+        measures = effect_measures(lp, base) | {"standard_error": error}
         cells = tuple((p,) for p in places)
         about = TracedPrompt(prompt.text, prompt.tokens, cells, joined_tokens(lm, ids), marked=marked)
-        traced.append((about, measures, baselines(own[0], base) | {"noise": sigma}))
+        traced.append((about, measures, base_run_totals(own[0], base) | {"noise": sigma}))
     how = {"window": window, "samples": samples, "seed": seed, "restore": "clean" if restore is None else "given"}
     return as_effects(lm, "causal tracing", numbers, traced, how)
 

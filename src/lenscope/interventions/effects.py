@@ -147,14 +147,14 @@ class Effects(Record):
 
     def _drawn(self, measure: str, values: np.ndarray, run: int, width: int | None) -> Table:
         mine = self.runs[run]
-        longest = max(len(visible.token(mine.label(n))) for n in range(len(mine.places)))
+        longest = max(len(visible.printable_token(mine.label(n))) for n in range(len(mine.places)))
         room = (width or 10**4) - 4
         size = max(NARROW, min(WIDE, longest, room // len(mine.places) - 1))
         first = max(0, len(mine.places) - max(1, (room + 1) // (size + 1)))
         columns = []
         for n in range(first, len(mine.places)):
             star = "*" if set(mine.places[n]) & set(mine.marked) else ""
-            columns.append(TableColumn(visible.token(mine.label(n), size - len(star)) + star, "right", size))
+            columns.append(TableColumn(visible.printable_token(mine.label(n), size - len(star)) + star, "right", size))
         # an empty column, so that the caption of a narrow table is not broken to pieces
         room_for_caption = TableColumn("", width=max(1, 64 - (size + 1) * len(columns)))
         totals = ", ".join(f"{name} {_figure(v[run], name)}" for name, v in self.totals.items())
@@ -172,7 +172,7 @@ class Effects(Record):
             [str(layer) for layer in self.layers],
             [[_figure(value, measure).rjust(size) for value in row] for row in values[:, first:]],
             shades_of(values, measure)[:, first:],
-            f"{visible.plain(f'{self.method}, answer {mine.answer!r}; {totals}')}\n{colours}",
+            f"{visible.printable(f'{self.method}, answer {mine.answer!r}; {totals}')}\n{colours}",
         )
 
     def _document(self, lists: Lists) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class Effects(Record):
         }
 
 
-def measured(lp: np.ndarray, base: np.ndarray) -> dict[str, np.ndarray]:
+def effect_measures(lp: np.ndarray, base: np.ndarray) -> dict[str, np.ndarray]:
     """What an intervention did to ln p(answer), (layers, places, S), beside its base run's (S,): means over samples."""
     return {
         "probability": np.exp(lp).mean(-1),
@@ -282,7 +282,7 @@ def measured(lp: np.ndarray, base: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def baselines(clean: float, corrupted: np.ndarray) -> dict[str, float]:
+def base_run_totals(clean: float, corrupted: np.ndarray) -> dict[str, float]:
     """The runs without intervention, the corrupted one averaged over its samples (S,)."""
     gone = float(np.exp(corrupted).mean())
     return {
@@ -294,11 +294,20 @@ def baselines(clean: float, corrupted: np.ndarray) -> dict[str, float]:
     }
 
 
-def assembled(
-    method: str, model: str, n_layers: int, layers: Sequence[int], found: Sequence[Any], provenance: dict[str, Any]
+def assemble_effects(
+    method: str, model: str, n_layers: int, layers: Sequence[int], traced: Sequence[Any], provenance: dict[str, Any]
 ) -> Effects:
-    """Effects of what was found for each run: the run, its measures (layers, places) and its totals."""
-    runs, measures, totals = zip(*found, strict=True)
+    """Put together the effects of several runs.
+
+    Args:
+        method: the name of the intervention.
+        model: the name of the model.
+        n_layers: how many layers it has.
+        layers: which of them were intervened on.
+        traced: for each run itself, its measures by name (layers, places), and its totals by name.
+        provenance: where the numbers come from.
+    """
+    runs, measures, totals = zip(*traced, strict=True)
     sizes = [len(layers) * len(r.places) for r in runs]
     return Effects(
         method=method,
@@ -308,8 +317,8 @@ def assembled(
         run=np.repeat(np.arange(len(runs)), sizes),
         layer=np.concatenate([np.repeat(layers, len(r.places)) for r in runs]),
         place=np.concatenate([np.tile(np.arange(len(r.places)), len(layers)) for r in runs]),
-        measures={k: _floats(np.concatenate([m[k].reshape(-1) for m in measures])) for k in measures[0]},
-        totals={k: _floats([t[k] for t in totals]) for k in totals[0]},
+        measures={k: _float32(np.concatenate([m[k].reshape(-1) for m in measures])) for k in measures[0]},
+        totals={k: _float32([t[k] for t in totals]) for k in totals[0]},
         provenance=provenance,
     )
 
@@ -325,5 +334,5 @@ def _figure(value: float, name: str) -> str:
     return signed_figure(value, name in SHARES)
 
 
-def _floats(values: Any) -> np.ndarray:
+def _float32(values: Any) -> np.ndarray:
     return np.array(values, dtype=np.float32)

@@ -17,7 +17,7 @@ from torch import Tensor
 from lenscope.engine import exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
-from lenscope.interventions.effects import Effects, assembled
+from lenscope.interventions.effects import Effects, assemble_effects
 from lenscope.measures.streamed import top_token
 from lenscope.models import edits
 from lenscope.models.inputs import is_integer
@@ -138,4 +138,4 @@ def joined_tokens(lm: LM, ids: Sequence[int]) -> str:
 def as_effects(lm: LM, method: str, layers: Sequence[int], traced: Sequence[Any], how: dict[str, Any]) -> Effects:
     """What a method measured of each prompt as its result, with `how` it was measured in the provenance."""
     about = {**provenance(lm), **how, "run": exact_modes.fastest_exact_mode(lm)}
-    return assembled(method, lm.name, lm.n_layers, layers, traced, about)
+    return assemble_effects(method, lm.name, lm.n_layers, layers, traced, about)

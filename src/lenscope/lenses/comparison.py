@@ -124,7 +124,7 @@ class Comparison(Record):
         values = self.measure(measure)
         shown, size = fit_columns(len(self.positions), len(str(self.first.n_layers)), width)
         sides = (self.first, self.second)
-        heads = [[visible.token(t.vocabulary[t.ids[t.positions[n]]], size) for t in sides] for n in shown]
+        heads = [[visible.printable_token(t.vocabulary[t.ids[t.positions[n]]], size) for t in sides] for n in shown]
         hidden, note = len(self.positions) - len(shown), "above: first, below: second"
         return heat_table(
             [TableColumn("\n".join(tokens), width=size) for tokens in heads],
@@ -138,4 +138,4 @@ class Comparison(Record):
     def _cell(self, row: int, column: int, measure: str, size: int) -> str:
         first, second = (t.vocabulary[int(t.top_ids[row, column, 0])] for t in (self.first, self.second))
         value = float(self.measure(measure)[row, column])
-        return f"{token_and_figure(first, value, measure, size)}\n{visible.token(second, size)}"
+        return f"{token_and_figure(first, value, measure, size)}\n{visible.printable_token(second, size)}"

@@ -1,7 +1,7 @@
 """Lenses measured on held-out text, all of them and all layers in one pass; and translators on other layers' states.
 
 Knows: which predictions count, which sums over text the measures are made of, what is resampled for intervals.
-Does not know: how logits are reduced (reduction.py), how text becomes rows (corpus.py), how results look.
+Does not know: how logits are reduced (measures), how text becomes rows (text), how results look.
 """
 
 import hashlib
@@ -54,12 +54,10 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """How well each lens tells at each layer what the model will predict, and what comes next in the text.
+    """Measure how well each lens tells at each layer what the model will predict, and what comes next in the text.
 
-    `rows` are texts, rows of token ids, or batches of a corpus (`corpus.batches(tokens=…)`). Every prediction of a next
-    token counts, but those from position 0, an attention sink, and from marks; of a corpus those from `counted`
-    positions do. `lenses` are mappings f by name, as `Lens` takes them, by default the logit lens (f None); `layers`
-    default to all but the last, which is the model's own.
+    Every prediction of a next token counts, but those from position 0, an attention sink, and from marks; of a corpus
+    those from `counted` positions do.
 
     Means over predictions, in nats: cross-entropy against the text, KL(model ‖ lens) (Belrose et al. 2023, Eq. 9),
     entropy; the share whose top token is the model's. Bits per byte: cross-entropies in bits over the UTF-8 bytes of
@@ -77,28 +75,36 @@ def evaluate(
     256 MB of exponentials. An interrupt raises EvaluationInterrupted with what was measured. Raises LenscopeError for
     text without a prediction that counts, be it one row, layers out of range, lenses of other models, and states that
     are not numbers.
+
+    Args:
+        lm: the model that predicts.
+        rows: texts, rows of token ids, or batches of a corpus (`corpus.batches(tokens=…)`).
+        lenses: mappings f by name, as `Lens` takes them; by default the logit lens (f None).
+        layers: which layers are read; by default all but the last, which is the model's own.
+        seed: what resamples are drawn with.
+        progress: called with how much of the text is read, and how much there is.
     """
-    made = {name: Lens(lm, f, name=name) for name, f in ({"logit lens": None} if lenses is None else lenses).items()}
-    if not made:
+    by_name = {name: Lens(lm, f, name=name) for name, f in ({"logit lens": None} if lenses is None else lenses).items()}
+    if not by_name:
         raise LenscopeError("lenses: none given; name at least one, such as {'logit lens': None}")
     numbers = _layers(lm, layers)
     cells = [
-        (i, n, lens, at) for i, lens in enumerate(made.values()) for n, at in enumerate(numbers) if at in lens.layers
+        (i, n, lens, at) for i, lens in enumerate(by_name.values()) for n, at in enumerate(numbers) if at in lens.layers
     ]
-    for i, name in enumerate(made):
+    for i, name in enumerate(by_name):
         if not any(cell[0] == i for cell in cells):
             raise LenscopeError(f"lens {name}: has no weights for any of the layers {', '.join(map(str, numbers))}")
-    found = _nothing(len(cells) + 1)
+    sums = _nothing(len(cells) + 1)
 
     def result() -> Evaluation | None:
-        return _evaluation(lm, made, numbers, cells, found, seed) if found.tokens else None
+        return _evaluation(lm, by_name, numbers, cells, sums, seed) if sums.tokens else None
 
     try:
-        for some in predictions(lm, rows, (*numbers, lm.n_layers), progress):
-            found = found.plus(some, *_measured(lm, some, cells))
+        for batch in predictions(lm, rows, (*numbers, lm.n_layers), progress):
+            sums = sums.plus(batch, *_measured(lm, batch, cells))
     except KeyboardInterrupt as stop:
         raise EvaluationInterrupted(result()) from stop
-    return _evaluation(lm, made, numbers, cells, found, seed)
+    return _evaluation(lm, by_name, numbers, cells, sums, seed)
 
 
 def transfer(
@@ -109,12 +115,18 @@ def transfer(
     *,
     progress: Progress | None = None,
 ) -> Transfer:
-    """The translator of every layer of a lens on the states of every other (Belrose et al. 2023, §3 and Fig. 7).
+    """Measure the translator of every layer of a lens on the states of every other (Belrose et al. 2023, §3, Fig. 7).
 
-    `rows` as in `evaluate`; `f` is called as f(h, layer, n_layers) with `layer` another one than that of h. `layers`
-    default to those that f has weights for. Cost: layers² unembeddings per token, 2 · layers² · D · V operations (51
-    billion for SmolLM2-135M), so a few thousand tokens, or every few layers, must do. Raises as `evaluate` does, and
-    for an f that does not depend on the layer.
+    Cost: layers² unembeddings per token, 2 · layers² · D · V operations (51 billion for SmolLM2-135M), so a few
+    thousand tokens, or every few layers, must do. Raises as `evaluate` does, and for an f that does not depend on the
+    layer.
+
+    Args:
+        lm: the model that predicts.
+        rows: text, as in `evaluate`.
+        f: the lens, called as f(h, layer, n_layers) with `layer` another one than that of h.
+        layers: which layers are compared; by default those that f has weights for.
+        progress: called with how much of the text is read, and how much there is.
     """
     lens = Lens(lm, f)
     if mappings.arguments_used(f) < 2:
@@ -124,10 +136,10 @@ def transfer(
     if set(numbers) - set(own):
         raise LenscopeError(f"layer {min(set(numbers) - set(own))}: f has translators for {', '.join(map(str, own))}")
     shape = (2, len(numbers), len(numbers))
-    found = np.zeros(shape), 0, 0, hashlib.sha256()
+    totals = np.zeros(shape), 0, 0, hashlib.sha256()
 
     def result() -> Transfer | None:
-        sums, count, tokens, digest = found
+        sums, count, tokens, digest = totals
         if not tokens:
             return None
         about = {**provenance(lm), "lens": repr(f), "ids_sha256": digest.hexdigest()}
@@ -135,20 +147,20 @@ def transfer(
         return Transfer(lm.name, lm.n_layers, lens.name, numbers, count, tokens, both[0], both[1], about)
 
     try:
-        for some in predictions(lm, rows, (*numbers, lm.n_layers), progress):
+        for batch in predictions(lm, rows, (*numbers, lm.n_layers), progress):
             sums = np.zeros(shape)
             for i, layer in enumerate(numbers):
-                h = torch.stack([lens.map(some.h[:, n], layer) for n in range(len(numbers))])
-                r = reduce(lm.runner.readout, lm.vocab_size, h, some.h[:, -1], some.targets, 1, False)
+                h = torch.stack([lens.map(batch.h[:, n], layer) for n in range(len(numbers))])
+                r = reduce(lm.runner.readout, lm.vocab_size, h, batch.h[:, -1], batch.targets, 1, False)
                 sums[:, i] = [_numbers(r.cross_entropy).sum(1), _numbers(r.kl).sum(1)]
             _check(sums, lm)
-            before, count, tokens, digest = found
-            found = before + sums, count + some.rows, tokens + len(some.targets), some.hashed(digest)
+            before, count, tokens, digest = totals
+            totals = before + sums, count + batch.rows, tokens + len(batch.targets), batch.hashed(digest)
     except KeyboardInterrupt as stop:
         raise EvaluationInterrupted(result()) from stop
-    made = result()
-    assert made is not None
-    return made
+    matrices = result()
+    assert matrices is not None
+    return matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,41 +175,41 @@ class _Sums:
     rows: int
     digest: Any
 
-    def plus(self, some: Predictions, columns: np.ndarray, means: dict[int, Tensor]) -> "_Sums":
+    def plus(self, batch: Predictions, columns: np.ndarray, means: dict[int, Tensor]) -> "_Sums":
         """With more predictions: `columns` (P, cells, K), and per group summed distributions (cells, V)."""
-        units = max(len(self.counts), int(some.units.max()) + 1)
+        units = max(len(self.counts), int(batch.units.max()) + 1)
         sums, counts = (_longer(x, units) for x in (self.sums, self.counts))
-        np.add.at(sums, some.units, columns)
-        np.add.at(counts, some.units, 1)
+        np.add.at(sums, batch.units, columns)
+        np.add.at(counts, batch.units, 1)
         sizes = None
-        if self.sizes is not None and some.sizes is not None:
+        if self.sizes is not None and batch.sizes is not None:
             sizes = _longer(self.sizes, units)
-            np.add.at(sizes, some.units, some.sizes)
+            np.add.at(sizes, batch.units, batch.sizes)
         for group, mean in means.items():
             self.means[group] = self.means[group].add_(mean) if group in self.means else mean
-        tokens, rows = self.tokens + len(some.targets), self.rows + some.rows
-        return _Sums(sums, counts, sizes, self.means, tokens, rows, some.hashed(self.digest))
+        tokens, rows = self.tokens + len(batch.targets), self.rows + batch.rows
+        return _Sums(sums, counts, sizes, self.means, tokens, rows, batch.hashed(self.digest))
 
 
 def _nothing(cells: int) -> _Sums:
     return _Sums(np.zeros((0, cells, len(SUMMED) + BINS)), np.zeros(0), np.zeros(0), {}, 0, 0, hashlib.sha256())
 
 
-def _measured(lm: LM, given: Predictions, cells: list[_Cell]) -> tuple[np.ndarray, dict[int, Tensor]]:
+def _measured(lm: LM, batch: Predictions, cells: list[_Cell]) -> tuple[np.ndarray, dict[int, Tensor]]:
     """What `_Sums.plus` takes of P predictions."""
     means: dict[int, Tensor] = {}
-    columns = np.zeros((len(given.targets), len(cells) + 1, len(SUMMED) + BINS))
-    groups = torch.from_numpy(given.units % GROUPS)
+    columns = np.zeros((len(batch.targets), len(cells) + 1, len(SUMMED) + BINS))
+    groups = torch.from_numpy(batch.units % GROUPS)
     for group in groups.unique().tolist():
         mine = (groups == group).nonzero()[:, 0]
         means[group] = torch.zeros(len(cells) + 1, lm.vocab_size, dtype=torch.float64)
-        for some in mine.tensor_split(ceil(len(mine) / averaged_at_once(lm.runner.readout, lm.vocab_size))):
-            states = (lens.map(given.h[some, n], layer) for _, n, lens, layer in cells)
+        for part in mine.tensor_split(ceil(len(mine) / averaged_at_once(lm.runner.readout, lm.vocab_size))):
+            states = (lens.map(batch.h[part, n], layer) for _, n, lens, layer in cells)
             own: Tensor | None = None
-            read = average(lm.runner.readout, lm.vocab_size, given.h[some, -1], states, given.targets[some])
+            read = average(lm.runner.readout, lm.vocab_size, batch.h[part, -1], states, batch.targets[part])
             for cell, (r, mean) in enumerate(read):
                 own = r.top_ids if own is None else own
-                columns[some.numpy(), cell] = _columns(r, own, lm)
+                columns[part.numpy(), cell] = _columns(r, own, lm)
                 means[group][cell] += mean.cpu()
     return columns, means
 
@@ -205,13 +217,13 @@ def _measured(lm: LM, given: Predictions, cells: list[_Cell]) -> tuple[np.ndarra
 def _columns(r: Reduced, top: Tensor, lm: LM) -> np.ndarray:
     """The columns of the sums of each of P predictions, (P, K)."""
     agrees = (r.top_ids == top)[..., 0]
-    made = np.stack([_numbers(v[0]) for v in (r.cross_entropy, r.kl, agrees, r.entropy)], 1)
-    _check(made, lm)
+    means = np.stack([_numbers(v[0]) for v in (r.cross_entropy, r.kl, agrees, r.entropy)], 1)
+    _check(means, lm)
     confidence = _numbers(r.max_probability[0])
     at = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
     bins = np.zeros((len(at), BINS))
     bins[np.arange(len(at)), at] = _numbers(r.rank[0] == 0) - confidence
-    return np.concatenate([made, bins], 1)
+    return np.concatenate([means, bins], 1)
 
 
 def _evaluation(
@@ -219,14 +231,14 @@ def _evaluation(
     lenses: Mapping[str, Lens],
     layers: tuple[int, ...],
     cells: list[_Cell],
-    found: _Sums,
+    total: _Sums,
     seed: int,
 ) -> Evaluation:
-    seen = found.counts > 0
-    sums, counts = found.sums[seen], found.counts[seen]
-    size = np.full(len(counts), np.nan) if found.sizes is None else found.sizes[seen]
+    seen = total.counts > 0
+    sums, counts = total.sums[seen], total.counts[seen]
+    size = np.full(len(counts), np.nan) if total.sizes is None else total.sizes[seen]
     value = _measures(sums.sum(0), counts.sum(), size.sum())
-    value["bias"], without = _bias(list(found.means.values()))
+    value["bias"], without = _bias(list(total.means.values()))
     drawn = _resampled(sums, counts, size, seed)
     cell_values = {name: _with_interval(v, drawn[name], len(counts)) for name, v in value.items() if name != "bias"}
     cell_values["bias"] = np.stack([value["bias"], *jackknife(value["bias"], without).clip(min=0)], -1)
@@ -242,17 +254,17 @@ def _evaluation(
         apart["bias"] = np.stack([bias, *jackknife(bias, without - without[:, base])], -1)
         differences = {name: _spread(v, at, len(lenses), len(layers)) for name, v in apart.items()}
     names = {name: "identity" if lens.f is None else repr(lens.f) for name, lens in lenses.items()}
-    about = {"lenses": names, "ids_sha256": found.digest.hexdigest(), "seed": seed, "bins": BINS}
+    about = {"lenses": names, "ids_sha256": total.digest.hexdigest(), "seed": seed, "bins": BINS}
     return Evaluation(
         model=lm.name,
         n_layers=lm.n_layers,
         lenses=tuple(lenses),
         layers=layers,
         baseline=baseline,
-        rows=found.rows,
+        rows=total.rows,
         units=len(counts),
-        tokens=found.tokens,
-        bytes=None if found.sizes is None else int(size.sum()),
+        tokens=total.tokens,
+        bytes=None if total.sizes is None else int(size.sum()),
         values={name: _spread(v, at, len(lenses), len(layers)) for name, v in cell_values.items()},
         differences=differences,
         own={name: v[0] for name, v in cell_values.items()},
@@ -265,8 +277,8 @@ def _measures(sums: np.ndarray, count: Any, size: Any) -> dict[str, np.ndarray]:
     means = {name: sums[..., n] / count for n, name in enumerate(SUMMED)}
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = sums[..., 0] / (np.where(size > 0, size, np.nan) * log(2))
-    made = {**means, "bits_per_byte": bits, "calibration": np.abs(sums[..., len(SUMMED) :]).sum(-1) / count}
-    return {name: made[name] for name in MEASURES if name in made}
+    measures = {**means, "bits_per_byte": bits, "calibration": np.abs(sums[..., len(SUMMED) :]).sum(-1) / count}
+    return {name: measures[name] for name in MEASURES if name in measures}
 
 
 def _bias(means: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
@@ -279,20 +291,20 @@ def _bias(means: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         *([m for m in range(len(means)) if m != n] for n in range(len(means)) if len(means) > 1),
     ]
     model = torch.stack([mean[0] for mean in means])
-    own = [model[some].sum(0) for some in each]
-    made = np.zeros((len(each), len(means[0])))
+    own = [model[groups].sum(0) for groups in each]
+    divergences = np.zeros((len(each), len(means[0])))
     for cell in range(len(means[0])):
         lens = torch.stack([mean[cell] for mean in means])
         # summed anew each time: a difference would leave rounding where a lens has hardly any mass
-        made[:, cell] = [_divergence(p, lens[some].sum(0)) for p, some in zip(own, each, strict=True)]
-    return made[0], made[1:]
+        divergences[:, cell] = [_divergence(p, lens[groups].sum(0)) for p, groups in zip(own, each, strict=True)]
+    return divergences[0], divergences[1:]
 
 
 def _divergence(p: Tensor, q: Tensor) -> float:
     """KL(p ‖ q) of summed distributions (V,), at least 0."""
-    p, q, some = p / p.sum(), q / q.sum(), p > 0
-    q = q[some].clamp_min(torch.finfo(torch.float64).tiny)
-    return float((p[some] * (p[some] / q).log()).sum().clamp_min(0))
+    p, q, positive = p / p.sum(), q / q.sum(), p > 0
+    q = q[positive].clamp_min(torch.finfo(torch.float64).tiny)
+    return float((p[positive] * (p[positive] / q).log()).sum().clamp_min(0))
 
 
 def _resampled(sums: np.ndarray, counts: np.ndarray, size: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -314,9 +326,9 @@ def _with_interval(value: np.ndarray, drawn: np.ndarray, units: int) -> np.ndarr
 
 def _spread(values: np.ndarray, at: list[tuple[int, int]], lenses: int, layers: int) -> np.ndarray:
     """Values (1 + cells, 3) without the model's own as (lenses, layers, 3), NaN where there is no cell."""
-    made = np.full((lenses, layers, 3), np.nan)
-    made[tuple(np.array(at).T)] = values[1:]
-    return made
+    spread = np.full((lenses, layers, 3), np.nan)
+    spread[tuple(np.array(at).T)] = values[1:]
+    return spread
 
 
 def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -331,9 +343,9 @@ def _check(sums: np.ndarray, lm: LM) -> None:
 
 def _longer(array: np.ndarray, units: int) -> np.ndarray:
     """A copy with zeros for units that are new."""
-    made = np.zeros((units, *array.shape[1:]))
-    made[: len(array)] = array
-    return made
+    longer = np.zeros((units, *array.shape[1:]))
+    longer[: len(array)] = array
+    return longer
 
 
 def _numbers(values: Tensor) -> np.ndarray:

@@ -110,7 +110,7 @@ class Evaluation(Record):
         shown, hidden = names[:fits], names[fits:]
         size = (WITH_INTERVAL if bounds else VALUE) - 1
         pairs = [(i, name) for i in range(len(self.lenses)) for name in shown]
-        heads = [f"{visible.plain(self.lenses[i])}\n{SHORT.get(name, name)}" for i, name in pairs]
+        heads = [f"{visible.printable(self.lenses[i])}\n{SHORT.get(name, name)}" for i, name in pairs]
         rows = [
             [
                 dim(str(layer)),
@@ -141,7 +141,7 @@ class Evaluation(Record):
         text = "; ".join(f"{SHORT.get(name, name)}: {MEASURES[name]}" for name in shown)
         text += f"; {self.tokens:,} tokens in {self.rows:,} rows, {self.units:,} units resampled"
         text += (
-            f"; bold: differs from {visible.plain(self.baseline)} (95 %)"
+            f"; bold: differs from {visible.printable(self.baseline)} (95 %)"
             if self.baseline and len(self.lenses) > 1
             else ""
         )
@@ -168,9 +168,9 @@ class Evaluation(Record):
             units=whole_number(data["units"], "units", 1),
             tokens=whole_number(data["tokens"], "tokens", 1),
             bytes=None if data["bytes"] is None else whole_number(data["bytes"], "bytes"),
-            values={k: _floats(data["values"][k], k, shape) for k in MEASURES},
-            differences={k: _floats(v, k, shape) for k, v in data["differences"].items()},
-            own={k: _floats(data["own"][k], k, (3,)) for k in MEASURES},
+            values={k: _float64(data["values"][k], k, shape) for k in MEASURES},
+            differences={k: _float64(v, k, shape) for k, v in data["differences"].items()},
+            own={k: _float64(data["own"][k], k, (3,)) for k in MEASURES},
             provenance=object_value(data["provenance"], "provenance"),
         )
         evaluation._check()
@@ -249,5 +249,5 @@ def load_evaluation(path: str | os.PathLike[str]) -> Evaluation | Transfer:
     return record
 
 
-def _floats(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _float64(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return float_array(values, name, shape, np.float64)

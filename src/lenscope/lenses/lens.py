@@ -1,7 +1,7 @@
 """Lenses: hidden states decoded straight into distributions over the vocabulary, layer by layer.
 
 Knows: which states to read, which distribution is the final one, how prompts become trajectories.
-Does not know: how logits are reduced (reduction.py), how translators are fitted, how results look.
+Does not know: how logits are reduced (measures), how translators are fitted (fitting), how results look.
 """
 
 from collections.abc import Sequence
@@ -95,24 +95,29 @@ class Lens:
         target: str | int | None = None,
         top_k: int = 5,
     ) -> Trajectory | list[Trajectory]:
-        """The prediction trajectory of one prompt, or a list of them for a list of prompts.
+        """Read the prediction trajectory of one prompt, or a list of them for a list of prompts.
 
-        `layers` and `positions` default to all, of the layers to those that f has weights for. `target` is the token
-        (text or id) that cross_entropy and rank are about; by default each position's next token of the prompt. KL
-        compares with the model's own final distribution. Time is about one forward pass and one unembedding per layer;
-        memory does not grow with the vocabulary. Raises LenscopeError for layers, positions or tokens that do not
-        exist.
+        KL compares with the model's own final distribution. Time is about one forward pass and one unembedding per
+        layer; memory does not grow with the vocabulary. Raises LenscopeError for layers, positions or tokens that do
+        not exist.
+
+        Args:
+            prompts: a text, token ids or a Prompt, or a list of them.
+            layers: which layers are read; by default all that f has weights for.
+            positions: which positions of each prompt are read; by default all.
+            target: the token (text or id) that cross_entropy and rank are about; by default each position's next one.
+            top_k: how many of the most probable tokens are listed.
         """
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
         chosen = None if target is None else self.lm.encoder.token_id(target)
         batched, many = self.lm.encoder.prompts(prompts)
         numbers = self._layers(layers)
         source = provenance(self.lm)
-        done = []
-        for some in _in_runs(many):
-            for states in self.lm.read(some, self._with_last(numbers), positions).split():
-                done.append(self._reduced(states, numbers, chosen, top_k, source))
-        return done if batched else done[0]
+        trajectories = []
+        for run in _in_runs(many):
+            for states in self.lm.read(run, self._with_last(numbers), positions).split():
+                trajectories.append(self._reduced(states, numbers, chosen, top_k, source))
+        return trajectories if batched else trajectories[0]
 
     def compare(
         self,
@@ -124,10 +129,18 @@ class Lens:
         lens: "Lens | None" = None,
         top_k: int = 5,
     ) -> Comparison:
-        """How far two prompts' predictions are apart at every layer: JS, total variation, KL both ways.
+        """Compare two prompts' predictions at every layer: JS, total variation, KL both ways.
 
-        `positions` are of both prompts; by default all, paired from the end where the prompts differ in length.
-        `lens` reads the second prompt (by default this one does): the same prompt through two lenses compares those.
+        Raises LenscopeError for layers and positions that do not exist, positions of unequal number, and lenses of
+        models that differ in layers or vocabulary.
+
+        Args:
+            first: a text, token ids or a Prompt.
+            second: another one.
+            layers: which layers are read; by default all that both lenses have.
+            positions: of both prompts; by default all, paired from the end where the prompts differ in length.
+            lens: what reads the second prompt, by default this one; the same prompt through two lenses compares those.
+            top_k: how many of the most probable tokens are listed of each side.
         """
         other = lens or self
         if other.lm.vocab_size != self.lm.vocab_size or other.lm.n_layers != self.lm.n_layers:
@@ -154,10 +167,10 @@ class Lens:
             models=(self.lm.name, other.lm.name),
             layers=numbers,
             positions=tuple(zip(a.positions, b.positions, strict=True)),
-            js=_floats(apart.js),
-            total_variation=_floats(apart.total_variation),
-            kl=_floats(apart.kl),
-            kl_back=_floats(apart.kl_back),
+            js=_to_numpy(apart.js),
+            total_variation=_to_numpy(apart.total_variation),
+            kl=_to_numpy(apart.kl),
+            kl_back=_to_numpy(apart.kl_back),
             first=a,
             second=b,
         )
@@ -199,13 +212,13 @@ class Lens:
             layers=layers,
             positions=positions,
             target=target,
-            entropy=_floats(r.entropy),
-            kl=_floats(r.kl),
-            max_probability=_floats(r.max_probability),
-            cross_entropy=_floats(r.cross_entropy.cpu().masked_fill(~known, torch.nan)),
+            entropy=_to_numpy(r.entropy),
+            kl=_to_numpy(r.kl),
+            max_probability=_to_numpy(r.max_probability),
+            cross_entropy=_to_numpy(r.cross_entropy.cpu().masked_fill(~known, torch.nan)),
             rank=r.rank.cpu().masked_fill(~known, -1).numpy().astype(np.int64),
             top_ids=top_ids,
-            top_log_probs=_floats(r.top_log_probs),
+            top_log_probs=_to_numpy(r.top_log_probs),
             vocabulary=dict(zip(occurring, self.lm.encoder.tokens(occurring), strict=True)),
             provenance={**source, "lens": self.name},
             final=own,
@@ -241,7 +254,7 @@ def _last_positions(states: HiddenStates, count: int) -> HiddenStates:
     return HiddenStates(tensor, states.layers, states.n_layers, states.prompts, (keep,), False, states.model)
 
 
-def _floats(values: Tensor) -> np.ndarray:
+def _to_numpy(values: Tensor) -> np.ndarray:
     return values.cpu().numpy().astype(np.float32)
 
 
@@ -249,9 +262,9 @@ def lens_layers(lens: Lens, layers: Sequence[int] | None) -> tuple[int, ...]:
     """The layers asked for, by default all that the lens has but the model's last; LenscopeError for one it lacks."""
     last = lens.lm.n_layers
     wanted = [n for n in lens.layers if n < last] if layers is None else layers
-    found = tuple(sorted(set(check_layers(wanted, last, lens.lm.name))))
-    missing = set(found) - set(lens.layers)
+    chosen = tuple(sorted(set(check_layers(wanted, last, lens.lm.name))))
+    missing = set(chosen) - set(lens.layers)
     if missing:
         have = ", ".join(map(str, lens.layers))
         raise LenscopeError(f"layer {min(missing)}: {lens.name} has maps for the layers {have}")
-    return found
+    return chosen

@@ -137,7 +137,7 @@ class Trajectory(Record):
         cells = [[self._cell(row, n, measure, top_k, size) for n in shown] for row in range(len(self.layers))]
         hidden, note = len(self.positions) - len(shown), "bold: the top token stays to the end"
         return heat_table(
-            [TableColumn(visible.token(token, size), width=size) for token in tokens],
+            [TableColumn(visible.printable_token(token, size), width=size) for token in tokens],
             [str(layer) for layer in self.layers],
             cells,
             shades_of(values, measure)[:, shown.start : shown.stop],

@@ -24,7 +24,7 @@ from lenscope.lenses.trajectory import Trajectory, file_metadata, file_rows
 GROUP = 16_384
 
 
-class Kept(ABC):
+class TrajectoryFile(ABC):
     """A file that trajectories go into one by one. It gets its name at the `end`, and holds all that were added.
 
     `single`: one trajectory by itself and no list of them. Raises LenscopeError where the file cannot be written.
@@ -38,9 +38,9 @@ class Kept(ABC):
         self._making = self._open.enter_context(whole_file(self.path))
 
     @staticmethod
-    def open(path: str | os.PathLike[str], single: bool = False) -> "Kept":
+    def open(path: str | os.PathLike[str], single: bool = False) -> "TrajectoryFile":
         """A file by its ending: .json, .html or .parquet."""
-        kinds: dict[str, type[Kept]] = {".json": Json, ".html": Page, ".parquet": Parquet}
+        kinds: dict[str, type[TrajectoryFile]] = {".json": JsonFile, ".html": PageFile, ".parquet": ParquetFile}
         if Path(path).suffix not in kinds:
             raise LenscopeError(f"{path}: results are saved as {', '.join(kinds)}")
         return kinds[Path(path).suffix](path, single)
@@ -76,7 +76,7 @@ class Kept(ABC):
     def _end(self) -> None: ...
 
 
-class Json(Kept):
+class JsonFile(TrajectoryFile):
     """A list of trajectories, or one, as JSON."""
 
     def __init__(self, path: str | os.PathLike[str], single: bool) -> None:
@@ -92,7 +92,7 @@ class Json(Kept):
         self._file.flush()
 
 
-class Page(Json):
+class PageFile(JsonFile):
     """Trajectories on one self-contained page, under the first one's text."""
 
     def _add(self, trajectory: Trajectory) -> None:
@@ -106,7 +106,7 @@ class Page(Json):
         self._file.flush()
 
 
-class Parquet(Kept):
+class ParquetFile(TrajectoryFile):
     """Trajectories as rows, some thousands of them together."""
 
     def __init__(self, path: str | os.PathLike[str], single: bool) -> None:
@@ -126,12 +126,12 @@ class Parquet(Kept):
 
     def _write(self) -> None:
         if self._waiting:
-            some = pa.concat_tables(self._waiting)
+            rows = pa.concat_tables(self._waiting)
             self._waiting = []
             if self._writer is None:
-                schema = some.schema.with_metadata(file_metadata(self.single))
+                schema = rows.schema.with_metadata(file_metadata(self.single))
                 self._writer = pq.ParquetWriter(self._making, schema, write_page_checksum=True)
-            self._writer.write_table(some)
+            self._writer.write_table(rows)
 
 
 class _Nothing(Exception):

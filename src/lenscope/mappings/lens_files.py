@@ -89,21 +89,21 @@ def _config(path: Path) -> dict[str, Any]:
 def _from_hub(name: str, lm: LM) -> PairMapping:
     parts = name.split("/")
     if len(parts) > 2 and name.endswith(ENDINGS):
-        path = hub.fetch("/".join(parts[:2]), "/".join(parts[2:]), named=name)
+        path = hub.fetch_file("/".join(parts[:2]), "/".join(parts[2:]), named=name)
         if path is not None:
             return _from_file(path, lm, name)
     elif len(parts) == 2:
-        config = hub.fetch(name, CONFIG)
+        config = hub.fetch_file(name, CONFIG)
         if config is None:
             file = _file_for(name, lm)
-            path = hub.fetch(name, file) if file else None
+            path = hub.fetch_file(name, file) if file else None
             if path is not None:
                 return _from_file(path, lm, f"{name}/{file}")
-        elif any(hub.fetch(name, file) for file in _beside(name, config)):
+        elif any(hub.fetch_file(name, file) for file in _beside(name, config)):
             return _from_folder(config.parent, lm)
     if len(parts) <= 2:
-        config = hub.fetch(SPACE, f"lens/{name}/{CONFIG}", "space", name)
-        if config is not None and hub.fetch(SPACE, f"lens/{name}/{PARAMS[0]}", "space", name):
+        config = hub.fetch_file(SPACE, f"lens/{name}/{CONFIG}", "space", name)
+        if config is not None and hub.fetch_file(SPACE, f"lens/{name}/{PARAMS[0]}", "space", name):
             return _from_folder(config.parent, lm)
     raise LenscopeError(
         f"{name}: no such folder, and no lens for {lm.name} of this name on the hub, nor in the space {SPACE}; give "
@@ -121,7 +121,7 @@ def _beside(name: str, path: Path) -> tuple[str, ...]:
 
 def _file_for(repo_id: str, lm: LM) -> str | None:
     """The Jacobian-lens file of a repository that is named after this model."""
-    fitting = [f for f in hub.files(repo_id) if (model_of_file(f) or "").lower() in names_of_model(lm)]
+    fitting = [f for f in hub.list_files(repo_id) if (model_of_file(f) or "").lower() in names_of_model(lm)]
     if len(fitting) > 1:
         raise LenscopeError(f"{repo_id}: has {len(fitting)} lenses for {lm.name}; give one, as {repo_id}/{fitting[0]}")
     return fitting[0] if fitting else None

@@ -221,7 +221,7 @@ class PairMapping:
 
         `load_lens(repo_id, lm)` reads it again. Raises LenscopeError where the hub cannot be reached or says no.
         """
-        return hub.push(repo_id, self.save, f"lenscope: {self!r}", f"{STEM}-*.safetensors")
+        return hub.push_folder(repo_id, self.save, f"lenscope: {self!r}", f"{STEM}-*.safetensors")
 
     def _tensors(self) -> dict[str, Tensor]:
         # cloned, because safetensors refuses tensors that share memory

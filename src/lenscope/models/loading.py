@@ -241,7 +241,7 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Found:
 def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Found:
     """From the hub if it answers at once, else from its local cache: its own retries take half a minute to give up."""
     reachable = hub.reachable()
-    adapter = hub.fetched(hub_id, checkpoints.ADAPTER)
+    adapter = hub.fetch_if_reachable(hub_id, checkpoints.ADAPTER)
     if adapter is not None:
         checkpoints.require_peft(hub_id, adapter.parent)
     try:

@@ -60,7 +60,11 @@ def heat_map(
         if bare:
             return _tenth(shades[row, n])
         # of an answer, which is what is asked for, not the top token
-        return figure(float(values[row, n]), measure) if ":" in measure else visible.token(_word(texts[row, n]), size)
+        return (
+            figure(float(values[row, n]), measure)
+            if ":" in measure
+            else visible.printable_token(_word(texts[row, n]), size)
+        )
 
     # every fifth number where two columns hold no more
     heads = [str(layers[n]) if not bare or layers[n] % 5 == 0 else "" for n in shown]
@@ -102,8 +106,8 @@ def cell_lines(
     heads = [*(["source"] if several else []), *(["target"] if targets else []), *heads]
     rows: list[list[Text]] = []
     for n, cell in enumerate(cells):
-        row = [Text(visible.token(cell.source.token or cell.source.label, NAME))] if several else []
-        row += [Text(visible.token(cell.target.text[-NAME:], NAME))] if targets else []
+        row = [Text(visible.printable_token(cell.source.token or cell.source.label, NAME))] if several else []
+        row += [Text(visible.printable_token(cell.target.text[-NAME:], NAME))] if targets else []
         row.append(dim(str(cell.layer) if same else f"{_name(cell.source)} → {cell.layer}"))
         row += [Text(_number(float(v[n]), name), style_of(shades[name][n])) for name, v in measured.items()]
         rows.append(row)
@@ -129,7 +133,7 @@ def _heading(measure: str, generated: bool) -> str:
     """What stands above a column of numbers."""
     kind, _, answer = measure.partition(":")
     if answer:
-        return f"{'ln p' if kind == 'log_prob' else kind} {visible.token(answer, ANSWERED)}"
+        return f"{'ln p' if kind == 'log_prob' else kind} {visible.printable_token(answer, ANSWERED)}"
     if measure == "max_probability":
         return "p(1st)" if generated else "p(top)"
     return measure
@@ -145,9 +149,9 @@ def _number(value: float, measure: str) -> str:
 
 def _text_of(cell: Cell, generated: bool) -> str:
     if generated:
-        return visible.token(cell.text).lstrip("·")
+        return visible.printable_token(cell.text).lstrip("·")
     shares = zip(cell.tokens, np.exp(cell.log_probs), strict=True)
-    return "  ".join(f"{visible.token(token)} {100 * share:.0f}%" for token, share in shares)
+    return "  ".join(f"{visible.printable_token(token)} {100 * share:.0f}%" for token, share in shares)
 
 
 def _name(source: Source) -> str:

@@ -1,4 +1,7 @@
-"""patchscopes.soft_prompt"""
+"""Soft prompts: learned vectors in place of the first states of a target prompt, and their files.
+
+Knows: what of a soft prompt is kept in a folder, which model it was learned for. Does not know: how it is learned.
+"""
 
 import os
 from dataclasses import dataclass, field
@@ -8,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import checked_reading
+from lenscope.files.weights_folder import read_folder, write_folder
 from lenscope.models.edits import Edit
 from lenscope.models.language_model import LM
 from lenscope.models.likeness import is_of
@@ -23,10 +26,7 @@ FIXED_PROMPTS = (
     "<|endoftext|> This state is describing about the following concept:",
 )
 
-
 FORMAT = 1
-
-
 STEM = "softprompt"
 
 
@@ -68,13 +68,13 @@ class SoftPrompt:
             "model": self.model,
             "report": self.report,
         }
-        artifacts.write_folder(folder, STEM, config, {"vectors": self.vectors.cpu().contiguous()})
+        write_folder(folder, STEM, config, {"vectors": self.vectors.cpu().contiguous()})
 
 
 def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
-    """Read what `save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
+    """Read what `SoftPrompt.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
     with checked_reading(folder, "is no soft prompt that lenscope saved"):
-        config, tensors = artifacts.read_folder(folder, STEM)
+        config, tensors = read_folder(folder, STEM)
         if config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         vectors, ids = tensors["vectors"], tuple(int(i) for i in config["ids"])

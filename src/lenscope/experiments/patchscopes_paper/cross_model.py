@@ -37,7 +37,7 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     training,
     with_other_answers,
 )
-from lenscope.experiments.report import Report, ReportTable, shown
+from lenscope.experiments.report import Report, ReportTable, prose
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import mapping as mappings
 from lenscope.models.hidden_states import HiddenStates
@@ -340,18 +340,18 @@ def _reading(way: Way, tests: Mapping[str, ReportTable], descriptions: Sequence[
     at = int(grid.mean(0).argmax())
     parts = [
         f"{way.name}: {verdict.lower()}. In the source's own context (the paper's protocol) precision@1 is "
-        f"{shown(mapped.selected)} in a cell selected on the other half, at most {grid.max():.2f} in any one cell (the "
+        f"{prose(mapped.selected)} in a cell selected on the other half, at most {grid.max():.2f} in any one cell (the "
         f"paper: .7 and .8), {mapped.oracle.value:.2f} in the best cell of each place, {mapped.mean.value:.2f} in the "
         f"mean cell, highest at target layer {way.targets[at]} of {way.targets[0]}–{way.targets[-1]}."
     ]
     parts.append(
-        f"But the context tells: without any patch it is {shown(best[CONTEXT, NOTHING].selected)} (the patch adds "
+        f"But the context tells: without any patch it is {prose(best[CONTEXT, NOTHING].selected)} (the patch adds "
         f"{_gain(sure[CONTEXT, NOTHING])}), with another document's state {best[CONTEXT, SHUFFLED].mean.value:.2f} in "
         f"the mean cell ({leak[0]:.2f} at target layer {way.targets[0]}, {leak[-1]:.2f} at {way.targets[-1]})."
     )
     for where in (IDENTITY, ALONE):
         parts.append(
-            f"Without the context ({where}): {shown(best[where, MAPPED].selected)} in a selected cell, mean cell "
+            f"Without the context ({where}): {prose(best[where, MAPPED].selected)} in a selected cell, mean cell "
             f"{best[where, MAPPED].mean.value:.2f}; over another document's state {_gain(sure[where, SHUFFLED])}, over "
             f"a random vector {_gain(sure[where, RANDOM])}."
         )
@@ -363,7 +363,7 @@ def _reading(way: Way, tests: Mapping[str, ReportTable], descriptions: Sequence[
     selected = way.described.selected
     gains = [r for r in descriptions if r["direction"] == way.name]
     parts.append(
-        f"Descriptions of {len(way.described.entities)} entities, RougeL in a selected cell: {shown(selected)}; "
+        f"Descriptions of {len(way.described.entities)} entities, RougeL in a selected cell: {prose(selected)}; "
         + "; ".join(f"over {r['over']} {_gain(r)}" for r in gains)
         + "."
     )
@@ -375,7 +375,7 @@ def _above(row: Mapping[str, Any]) -> bool:
 
 
 def _gain(row: Mapping[str, Any]) -> str:
-    return f"{shown(row['gain'])}, p = {row['p (Holm)']:.2g}"
+    return f"{prose(row['gain'])}, p = {row['p (Holm)']:.2g}"
 
 
 EXPERIMENT = Experiment(data="text", lens=False, across=True, run=_run)

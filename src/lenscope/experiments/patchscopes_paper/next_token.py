@@ -28,7 +28,7 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     training,
     with_other_answers,
 )
-from lenscope.experiments.report import Report, ReportTable, shown
+from lenscope.experiments.report import Report, ReportTable, prose
 from lenscope.experiments.setting import Setting
 from lenscope.lenses.lens import Lens
 from lenscope.models.hidden_states import HiddenStates
@@ -257,13 +257,13 @@ def _reading(read: _Read, tested: Mapping[str, Sequence[Mapping[str, Any]]], mid
     rows = [r for r in middle if r["measure"] == PRECISION]
     names = ", ".join(str(read.layers[n]) for n in read.middle)
     gains = "; ".join(
-        f"{r['beside']} {r['the other'].value:.2f}, gain {shown(r['gain'])} ({_percent(r['relative'])}), at a layer "
-        f"chosen on the other half (layer {r['chosen']}) {shown(r['gain at a layer chosen on the other half'])}"
+        f"{r['beside']} {r['the other'].value:.2f}, gain {prose(r['gain'])} ({_percent(r['relative'])}), at a layer "
+        f"chosen on the other half (layer {r['chosen']}) {prose(r['gain at a layer chosen on the other half'])}"
         for r in rows
     )
     parts.append(
         f"In the middle (layer{'s' * (len(read.middle) > 1)} {names}; the paper's 18–22 of 40, up to 98 %) its "
-        f"precision@1 is {shown(rows[0][IDENTITY])}: {gains}."
+        f"precision@1 is {prose(rows[0][IDENTITY])}: {gains}."
     )
     values = [s.precision[:, read.before].mean() for s in read.sets]
     own = read.at(IDENTITY, PRECISION)[:, read.before].mean()
@@ -272,7 +272,7 @@ def _reading(read: _Read, tested: Mapping[str, Sequence[Mapping[str, Any]]], mid
     parts.append(
         f"Mean precision@1 before the last layer: {own:.2f} with the paper's demonstrations, {min(values):.2f}–"
         f"{max(values):.2f} with {len(values)} drawn sets (standard deviation {np.std(values):.3f}); less those of "
-        f"drawn words {shown(apart[DRAWN])}, less those of a placeholder alone {shown(apart[ALONE])}."
+        f"drawn words {prose(apart[DRAWN])}, less those of a placeholder alone {prose(apart[ALONE])}."
     )
     control = {m: read.at(m, PRECISION)[:, read.before].mean() for m in (SHUFFLED, RANDOM, NOTHING)}
     parts.append(

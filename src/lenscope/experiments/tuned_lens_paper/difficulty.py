@@ -22,7 +22,7 @@ from lenscope.display.figures import Figure, Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve
-from lenscope.experiments.report import Report, shown
+from lenscope.experiments.report import Report, prose
 from lenscope.experiments.setting import HELD_OUT, Setting, content
 from lenscope.experiments.tuned_lens_paper.difficulty_examples import (
     Examples,
@@ -346,20 +346,20 @@ def _reading(
     unigram, bigram, final = nats
     parts = [
         f"{'Replicates' if learned else 'Does not replicate'}: tokens that are predicted late in depth "
-        f"{'are' if learned else 'are not reliably'} learned late in training, Spearman {shown(whole[TUNED])} with the "
-        f"tuned lens and {shown(whole[LOGIT])} with the logit lens.",
+        f"{'are' if learned else 'are not reliably'} learned late in training, Spearman {prose(whole[TUNED])} with the "
+        f"tuned lens and {prose(whole[LOGIT])} with the logit lens.",
         f"{'Replicates' if better else 'Does not replicate'}: the tuned lens is {'' if better else 'not '}better; it "
-        f"differs by {shown(whole[APART])} on all examples and is ahead on {len(ahead)} of {len(tasks)} tasks, "
+        f"differs by {prose(whole[APART])} on all examples and is ahead on {len(ahead)} of {len(tasks)} tasks, "
         f"reliably on {len(surely)}.",
         f"Which token is predicted explains a part of it: some tokens come early in depth and in training alike, "
         f"wherever they stand, and depths shuffled among examples with the same prediction still give "
-        f"{shown(constant)} with the tuned lens; among examples with the same prediction there remains {shown(same)}.",
+        f"{prose(constant)} with the tuned lens; among examples with the same prediction there remains {prose(same)}.",
         f"Depth {'is more' if beyond.low > 0 else 'is not reliably more'} than confidence and frequency: given the "
         f"final model's entropy, surprisal and margin of the first two tokens, and how frequent the tokens are, "
-        f"{shown(beyond)} remains of {shown(whole[TUNED])}. Without any lens the entropy gives {shown(entropy)}, a "
-        f"small margin {shown(margin)}, how rare the predicted token is {shown(rarity)}: "
+        f"{prose(beyond)} remains of {prose(whole[TUNED])}. Without any lens the entropy gives {prose(entropy)}, a "
+        f"small margin {prose(margin)}, how rare the predicted token is {prose(rarity)}: "
         f"{'less' if without_lens < depth.value else 'no less'} than depth.",
-        f"Depths in the model of step {earlier[0]} give {shown(first)}, in that of step {earlier[1]} {shown(early)}.",
+        f"Depths in the model of step {earlier[0]} give {prose(first)}, in that of step {earlier[1]} {prose(early)}.",
         f"The last checkpoint's surprisal is {final:.2f} nats a token on held-out text, "
         f"{'below' if final < bigram else 'not below'} that of pairs of tokens ({bigram:.2f}; single ones: "
         f"{unigram:.2f}). This is one training: intervals are over documents, not over trainings. A token that is "
