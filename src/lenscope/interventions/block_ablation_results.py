@@ -65,7 +65,15 @@ class BlockAblations:
         return np.asarray(self._sums(measure).sum(-1) / self.counts.sum())
 
     def estimate(self, measure: str, change: str, layer: int, less: str | None = None, *, seed: int = 0) -> Estimate:
-        """A measure of one change of one block with its 95 % interval over units; `less`: minus that of this change."""
+        """A measure of one change of one block with its 95 % interval over units.
+
+        Args:
+            measure: one of `MEASURES`.
+            change: one of `changes`.
+            layer: one of `layers`.
+            less: the change whose value is taken off; by default none.
+            seed: what units are resampled with.
+        """
         sums = self._sums(measure)[:, self._at(layer, self.layers, "layer")]
         mine = sums[self._at(change, self.changes, "change")]
         if less is not None:
@@ -73,7 +81,16 @@ class BlockAblations:
         return bootstrap(_per_token, mine, self.counts, seed=seed)
 
     def reading(self, measure: str, lens: str, change: str, layer: int, read: int, *, seed: int = 0) -> Estimate:
-        """A measure of `READ` at layer `read`, less that of the model as it is, with its 95 % interval over units."""
+        """What a lens reads at a layer, less what it reads of the model as it is, with its 95 % interval over units.
+
+        Args:
+            measure: one of `READ`.
+            lens: one of `lenses`.
+            change: one of `changes`.
+            layer: one of `layers`, whose block is changed.
+            read: the layer that is read, one of `read`.
+            seed: what units are resampled with.
+        """
         if measure not in self.read_sums:
             raise LenscopeError(f"measure {measure!r}: lenses read {', '.join(READ)}")
         i, m = self._at(lens, self.lenses, "lens"), self._at(read, self.read, "layer")
