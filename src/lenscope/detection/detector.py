@@ -1,7 +1,7 @@
 """Detectors of odd prompts: fitted on normal prompts alone, kept in a folder, used one prompt at a time.
 
-Knows: how features, a way to tell outliers and a threshold make a detector; what is kept of it, and refused.
-Does not know: how features are measured (features.py, questions.py), how outliers are told (outliers.py).
+Knows: how features, a method and a threshold make a detector; what is saved of it, and refused.
+Does not know: how features are measured (prompt_features.py), how outliers are recognised (outliers.py).
 """
 
 import hashlib
@@ -105,8 +105,8 @@ class Detector:
     def score(self, prompts: Any) -> float | np.ndarray:
         """How odd one prompt is, or each of a list (N,)."""
         batched, many = self.lens.lm.encoder.prompts(prompts)
-        found = self._outliers(self.features(many))
-        return found if batched else float(found[0])
+        scores = self._outliers(self.features(many))
+        return scores if batched else float(scores[0])
 
     def features(self, prompts: Sequence[PromptLike]) -> np.ndarray:
         """What is looked at of prompts, (N, F)."""
@@ -127,8 +127,8 @@ class Detector:
         if self.lens.f is not None and self.view != "states":
             if not isinstance(self.lens.f, PairMapping):
                 raise LenscopeError(f"lens {self.lens.name}: is a function; a detector is kept with a fitted lens")
-            kept = {p: w for p, w in self.lens.f.weights.items() if p is None or p[0] in self.layers}
-            replace(self.lens.f, weights=kept).save(folder / "lens")
+            weights = {p: w for p, w in self.lens.f.weights.items() if p is None or p[0] in self.layers}
+            replace(self.lens.f, weights=weights).save(folder / "lens")
             lens = artifacts.read_folder(folder / "lens", "mapping")[0]["sha256"]
         config = {
             "kind": "detector",
@@ -190,21 +190,21 @@ def fit_detector(
     both = [*texts, *(_within(lm, t, choices) for t in disturb_prompts(texts, seed))]
     n = len(texts)
     tried: list[tuple[Method, View, tuple[int, ...], np.ndarray]] = []
-    told = [m for m in methods if m != "mahalanobis"]
+    of_features = [m for m in methods if m != "mahalanobis"]
     at = spaced_layers(lens) if choices and layers is None else numbers
     if choices:
-        if told:
-            found = _features(lens, both, "answers", numbers, tuple(choices), progress)
-            tried += [(m, "answers", numbers, found) for m in _candidates(told, seed)]
+        if of_features:
+            features = _features(lens, both, "answers", numbers, tuple(choices), progress)
+            tried += [(m, "answers", numbers, features) for m in _candidates(of_features, seed)]
         states = mean_states(lm, both, at) if "mahalanobis" in methods else np.zeros((2 * n, 0, 1))
     else:
         described = measure_prompts(lens, both, numbers, progress=progress)
         states = described.states
-        tried += [(m, "trajectory", numbers, described.trajectory) for m in _candidates(told, seed)]
+        tried += [(m, "trajectory", numbers, described.trajectory) for m in _candidates(of_features, seed)]
     if "mahalanobis" in methods:
         tried += [(Mahalanobis(), "states", (layer,), states[:, i]) for i, layer in enumerate(at)]
     separations = [separation(m, x[:n], x[n:], seed) for m, _, _, x in tried]
-    method, view, kept, x = tried[best_candidate(separations)]
+    method, view, chosen_layers, x = tried[best_candidate(separations)]
     report = [
         {"method": name_of(m), **asdict(m), "view": v, "layers": list(k), "auroc": round(s, 4)}
         for (m, v, k, _), s in zip(tried, separations, strict=True)
@@ -212,7 +212,7 @@ def fit_detector(
     return Detector(
         lens=lens,
         view=view,
-        layers=kept,
+        layers=chosen_layers,
         choices=tuple(choices) if view == "answers" else (),
         method=method,
         reference=x[:n],
@@ -246,7 +246,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
         lens = Lens(lm, f, name=str(config["lens_name"]))
         named = dict(config["method"])
         method = METHODS[named.pop("name")](**named)
-        made = Detector(
+        detector = Detector(
             lens=lens,
             view=config["view"],
             layers=tuple(config["layers"]),
@@ -259,14 +259,14 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
             report=dict(config["report"]),
         )
         own = tensors["own"].numpy()
-        if len(made.prompts) != len(made.reference):
-            raise ValueError(f"it has {len(made.prompts)} prompts and features of {len(made.reference)}")
-    if not np.allclose(made._outliers(made.reference[:KEPT]), own, rtol=1e-6, atol=1e-9):
+        if len(detector.prompts) != len(detector.reference):
+            raise ValueError(f"it has {len(detector.prompts)} prompts and features of {len(detector.reference)}")
+    if not np.allclose(detector._outliers(detector.reference[:KEPT]), own, rtol=1e-6, atol=1e-9):
         raise LenscopeError(
             f"{folder}: scores come out differently with scikit-learn {sklearn.__version__} than with "
             f"{config.get('scikit-learn')}: fit it anew, or install that version"
         )
-    return made
+    return detector
 
 
 def _chosen_layers(lens: Lens, layers: Sequence[int] | None, answers: bool) -> tuple[int, ...]:
@@ -283,8 +283,8 @@ def _within(lm: LM, text: str, choices: Sequence[str]) -> PromptLike:
 
 
 def _candidates(methods: Sequence[str], seed: int) -> list[Method]:
-    found: list[Method] = [Forest(seed=seed)] if "forest" in methods else []
-    return [*found, *(NEIGHBOURS if "neighbours" in methods else ())]
+    candidates: list[Method] = [Forest(seed=seed)] if "forest" in methods else []
+    return [*candidates, *(NEIGHBOURS if "neighbours" in methods else ())]
 
 
 def _features(

@@ -1,4 +1,4 @@
-"""What is told of a prompt from its trajectory: numbers by which odd prompts stand out from normal ones.
+"""Features of prompts, most of them of trajectories: numbers by which odd prompts stand out from normal ones.
 
 Knows: which measures of which layers and positions make a row of features; how normal prompts are disturbed.
 Does not know: what is odd (outliers.py), where prompts come from.
@@ -75,8 +75,8 @@ def trajectory_columns(layers: Sequence[int], n_layers: int) -> tuple[str, ...]:
 
     The last layer has no KL from itself, and agrees.
     """
-    found = [(n, m) for n in layers for m in MEASURES if n != n_layers or m in ("entropy", "top_log_prob")]
-    return tuple(f"{n} {m} {pool}" for n, m in found for pool in POOLS)
+    names = [(n, m) for n in layers for m in MEASURES if n != n_layers or m in ("entropy", "top_log_prob")]
+    return tuple(f"{n} {m} {pool}" for n, m in names for pool in POOLS)
 
 
 @torch.no_grad()
@@ -96,16 +96,16 @@ def measure_prompts(
     trajectory = np.empty((len(many), len(columns)))
     means = np.empty((len(many), len(numbers), lm.hidden_size))
     done = 0
-    for some in by_length(many):
-        states = lm.read([many[i] for i in some], tuple(dict.fromkeys((*numbers, lm.n_layers)))).split()
+    for batch in by_length(many):
+        states = lm.read([many[i] for i in batch], tuple(dict.fromkeys((*numbers, lm.n_layers)))).split()
         parts = [s[list(numbers), slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
         finals = [s[lm.n_layers, slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
         measured = _measured(lens, torch.cat(parts, 1), torch.cat(finals), numbers)
         ends = np.cumsum([p.shape[1] for p in parts])
-        for i, h, m in zip(some, parts, np.split(measured, ends[:-1], axis=-1), strict=True):
+        for i, h, m in zip(batch, parts, np.split(measured, ends[:-1], axis=-1), strict=True):
             means[i] = h.double().mean(1).cpu().numpy()
             trajectory[i] = np.stack([m[..., -1], m.mean(-1), m.max(-1)], -1).reshape(-1)
-        done += len(some)
+        done += len(batch)
         if progress is not None:
             progress(done, len(many))
     return PromptFeatures(numbers, columns, trajectory, means)
@@ -123,16 +123,16 @@ def _measured(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> 
         "top_log_prob": -r.cross_entropy,
         "agreement": (r.top_ids[..., 0] == top).to(r.kl),
     }
-    found = [name.split()[:2] for name in trajectory_columns(layers, lm.n_layers)[:: len(POOLS)]]
-    return torch.stack([values[m][layers.index(int(n))] for n, m in found]).double().cpu().numpy()
+    names = [name.split()[:2] for name in trajectory_columns(layers, lm.n_layers)[:: len(POOLS)]]
+    return torch.stack([values[m][layers.index(int(n))] for n, m in names]).double().cpu().numpy()
 
 
 def mean_states(lm: LM, prompts: Sequence[PromptLike], layers: Sequence[int]) -> np.ndarray:
-    """(N, L, D) the mean states of prompts over their positions, but the first: what `describe` gives too, alone."""
+    """The mean states (N, L, D) of prompts over all positions but the first, as `measure_prompts` gives them too."""
     many = [lm.prompt(p) for p in prompts]
     out = np.empty((len(many), len(layers), lm.hidden_size))
-    for some in by_length(many):
-        for i, s in zip(some, lm.read([many[i] for i in some], layers).split(), strict=True):
+    for batch in by_length(many):
+        for i, s in zip(batch, lm.read([many[i] for i in batch], layers).split(), strict=True):
             h = s[list(layers), slice(min(1, len(many[i]) - 1), None)]
             out[i] = h.double().mean(1).cpu().numpy()
     return out
@@ -147,7 +147,7 @@ def disturb_prompts(texts: Sequence[str], seed: int = 0) -> list[str]:
     if len(texts) < 2:
         raise LenscopeError(f"{len(texts)} text: give at least two, of which one can be put into the other")
     parts = [_parted(t) for t in texts]
-    made = []
+    prompts = []
     for n, (before, body, label) in enumerate(parts):
         random = np.random.default_rng([seed, n])
         words = body.split(" ")
@@ -159,8 +159,8 @@ def disturb_prompts(texts: Sequence[str], seed: int = 0) -> list[str]:
             count = min(int(random.integers(*INSERTED)), len(given))
             start, at = int(random.integers(len(given) - count + 1)), int(random.integers(len(words) + 1))
             words[at:at] = given[start : start + count]
-        made.append(before + " ".join(words) + label)
-    return made
+        prompts.append(before + " ".join(words) + label)
+    return prompts
 
 
 def _parted(text: str) -> tuple[str, str, str]:

@@ -15,23 +15,23 @@ from lenscope.text.corpus import Corpus, TokenBatch
 
 def rows_of(corpus: Corpus, tokens: int) -> list[TokenBatch]:
     """The first rows of a corpus, one a batch, up to `tokens` tokens or all it has; LenscopeError if it has none."""
-    found: list[TokenBatch] = []
+    rows: list[TokenBatch] = []
     try:
         for batch in corpus.batches(tokens, 1):
-            found.append(batch)
+            rows.append(batch)
     except LenscopeError:
-        if not found:
+        if not rows:
             raise
-    return found
+    return rows
 
 
 def thinned(batches: Iterable[TokenBatch], every: int) -> list[TokenBatch]:
     """The same rows, with every so many-th position counting: neighbours say much the same, documents do not."""
-    made = []
+    rows = []
     for batch in batches:
         place = torch.arange(batch.ids.shape[1]) + batch.row[:, None]
-        made.append(replace(batch, counted=batch.counted & (place % every == 0)))
-    return made
+        rows.append(replace(batch, counted=batch.counted & (place % every == 0)))
+    return rows
 
 
 def by_document(batches: Iterable[TokenBatch], groups: int) -> list[list[TokenBatch]]:
@@ -39,19 +39,19 @@ def by_document(batches: Iterable[TokenBatch], groups: int) -> list[list[TokenBa
 
     There are no more groups than documents, and none is empty.
     """
-    some = list(batches)
+    listed = list(batches)
     turn: dict[int, int] = {}
-    for batch in some:
+    for batch in listed:
         for number in batch.document[:, :-1][batch.counted[:, :-1]].tolist():
             turn.setdefault(number, len(turn) % groups)
-    made: list[list[TokenBatch]] = [[] for _ in range(min(groups, len(turn)))]
-    for batch in some:
+    by_group: list[list[TokenBatch]] = [[] for _ in range(min(groups, len(turn)))]
+    for batch in listed:
         group = torch.tensor([[turn.get(d, -1) for d in row] for row in batch.document.tolist()])
-        for n, part in enumerate(made):
+        for n, part in enumerate(by_group):
             counted = batch.counted & (group == n)
             if counted[:, :-1].any():
                 part.append(replace(batch, counted=counted))
-    return made
+    return by_group
 
 
 def predicted(batches: Iterable[TokenBatch]) -> tuple[int, int | None]:

@@ -75,8 +75,8 @@ def probe(
         there = y[fold != f]
         majority[fold == f] = np.bincount(there).argmax()
         heard[fold == f] = np.isin(y[fold == f], there)
-    right = _said(x, y, fold, strengths) == y
-    control = _said(x, exchanged, deal(exchanged, unit, folds, seed), strengths) == exchanged
+    right = _predictions(x, y, fold, strengths) == y
+    control = _predictions(x, exchanged, deal(exchanged, unit, folds, seed), strengths) == exchanged
     return Probed(right, majority == y, control, heard, tuple(strengths), unit, seed)
 
 
@@ -91,12 +91,12 @@ def deal(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.nd
     return np.asarray(fold[np.searchsorted(names, groups)])
 
 
-def _said(x: np.ndarray, y: np.ndarray, fold: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
+def _predictions(x: np.ndarray, y: np.ndarray, fold: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
     """The label of each item (N,) as a probe of the other folds says, with the penalty of its fold."""
-    said = np.empty_like(y)
+    predictions = np.empty_like(y)
     for f, strength in enumerate(strengths):
-        said[fold == f] = _fitted(x[fold != f], y[fold != f], x[fold == f], [strength])[0]
-    return said
+        predictions[fold == f] = _fitted(x[fold != f], y[fold != f], x[fold == f], [strength])[0]
+    return predictions
 
 
 def _strength(x: np.ndarray, y: np.ndarray, unit: np.ndarray, seed: int) -> float:
@@ -107,8 +107,8 @@ def _strength(x: np.ndarray, y: np.ndarray, unit: np.ndarray, seed: int) -> floa
     right = np.zeros(len(STRENGTHS))
     for f in range(int(fold.max()) + 1):
         train, test = fold != f, fold == f
-        for n, said in enumerate(_fitted(x[train], y[train], x[test], STRENGTHS)):
-            right[n] += (said == y[test]).sum()
+        for n, predictions in enumerate(_fitted(x[train], y[train], x[test], STRENGTHS)):
+            right[n] += (predictions == y[test]).sum()
     return STRENGTHS[int(right.argmax())]
 
 
@@ -124,13 +124,13 @@ def _fitted(x: np.ndarray, y: np.ndarray, at: np.ndarray, strengths: Sequence[fl
         _, _, axes = np.linalg.svd(x, full_matrices=False)
         x, at = x @ axes.T, at @ axes.T
     model: Any = LogisticRegression(max_iter=300, warm_start=True)
-    said = []
+    predictions = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in strengths:
             model.C = strength
-            said.append(np.asarray(model.fit(x, y).predict(at)))
-    return said
+            predictions.append(np.asarray(model.fit(x, y).predict(at)))
+    return predictions
 
 
 def _exchanged(y: np.ndarray, unit: np.ndarray, seed: int) -> np.ndarray:

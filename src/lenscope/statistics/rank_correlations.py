@@ -71,9 +71,9 @@ def shuffled_within(values: np.ndarray, within: Any, seed: int) -> np.ndarray:
     """The values (N,), each group's among its own members in a random order."""
     group = levels(within)
     random = np.random.default_rng(seed).random(len(group))
-    made = np.empty_like(values)
-    made[np.lexsort((random, group))] = values[np.argsort(group, kind="stable")]
-    return made
+    shuffled = np.empty_like(values)
+    shuffled[np.lexsort((random, group))] = values[np.argsort(group, kind="stable")]
+    return shuffled
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:

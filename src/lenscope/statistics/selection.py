@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.statistics import estimates as statistics
+from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 
 # random halvings of the items, over which what is selected on one half and used on the other is averaged
@@ -71,12 +71,14 @@ def select(scores: ArrayLike, *, units: Sequence[Any] | None = None, folds: int 
         "mean": np.nanmean(table, 1),
     }
     known = {name: ~np.isnan(values) for name, values in of_items.items()}
-    told = {
-        name: statistics.mean(values[known[name]], units=None if units is None else unit[known[name]], seed=seed)
+    estimates = {
+        name: mean(values[known[name]], units=None if units is None else unit[known[name]], seed=seed)
         for name, values in of_items.items()
     }
     oracle, selected, average = of_items.values()
-    return Selection(told["oracle"], told["selected"], told["mean"], oracle, selected, average, chosen, fold)
+    return Selection(
+        estimates["oracle"], estimates["selected"], estimates["mean"], oracle, selected, average, chosen, fold
+    )
 
 
 def _means(table: np.ndarray) -> np.ndarray:
@@ -115,9 +117,9 @@ def crossed(scores: np.ndarray, units: Sequence[Any], seed: int = 0, other: np.n
     """
     read = scores if other is None else other
     _, unit = np.unique(np.asarray(units), return_inverse=True)
-    made = np.zeros(len(scores))
+    selected = np.zeros(len(scores))
     for n in range(SPLITS):
         half = (np.random.default_rng([seed, n]).permutation(int(unit.max()) + 1) % 2)[unit]
         for mine in (half == 0, half == 1):
-            made[mine] += read[mine, int(scores[~mine].mean(0).argmax())]
-    return made / SPLITS
+            selected[mine] += read[mine, int(scores[~mine].mean(0).argmax())]
+    return selected / SPLITS

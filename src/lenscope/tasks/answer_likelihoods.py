@@ -1,4 +1,8 @@
-"""tasks.answer_likelihoods"""
+"""How likely a model, or a lens at a layer, finds each of several answers to a prompt.
+
+Knows: which tokens an answer adds, how answers of several tokens are read with their prompt once.
+Does not know: what questions are, what answers are compared for.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -50,13 +54,13 @@ class _Places:
 
     def __init__(self, answers: Sequence[Sequence[tuple[int, ...]]]) -> None:
         self.answers = answers
-        self.inner = [sorted({a[:-1] for a in some if len(a) > 1}) for some in answers]
+        self.inner = [sorted({a[:-1] for a in choices if len(a) > 1}) for choices in answers]
         self.row: list[int] = []
         self.token: list[int] = []
         self.count = 0
-        for some, inner in zip(answers, self.inner, strict=True):
+        for choices, inner in zip(answers, self.inner, strict=True):
             starts = dict(zip(inner, np.cumsum([0, *map(len, inner)]).tolist(), strict=False))
-            for answer in some:
+            for answer in choices:
                 first = self.count + 1 + starts.get(answer[:-1], 0)
                 self.row += [self.count, *range(first, first + len(answer) - 1)]
                 self.token += answer
@@ -65,15 +69,15 @@ class _Places:
     @torch.no_grad()
     def log_probs(self, lm: LM, h: Tensor) -> list[np.ndarray]:
         """ln p of every answer from states h (L, count, D): per prompt (L, C)."""
-        found = np.empty((len(h), len(self.token)))
+        log_probs = np.empty((len(h), len(self.token)))
         row, token = (torch.tensor(v, device=h.device) for v in (self.row, self.token))
         for layer, states in enumerate(h):
             _, _, total = top_token(lm, states)
             z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(states[row]), token)) - total[row]
-            found[layer] = z.double().cpu().numpy()
-        ends = np.cumsum([len(a) for some in self.answers for a in some])
-        summed = np.add.reduceat(found, [0, *ends[:-1]], axis=1)
-        return np.split(summed, np.cumsum([len(some) for some in self.answers])[:-1], axis=1)
+            log_probs[layer] = z.double().cpu().numpy()
+        ends = np.cumsum([len(a) for choices in self.answers for a in choices])
+        summed = np.add.reduceat(log_probs, [0, *ends[:-1]], axis=1)
+        return np.split(summed, np.cumsum([len(choices) for choices in self.answers])[:-1], axis=1)
 
 
 @overload
@@ -115,30 +119,30 @@ def answer_log_likelihoods(
     numbers = tuple(sorted({*check_layers(shared, lm.n_layers, lm.name)}))
     read = list(dict.fromkeys((*numbers, lm.n_layers)))
     many = [lm.prompt(p) for p in prompts]
-    answers = [answer_tokens(lm, p, some) for p, some in zip(many, choices, strict=True)]
+    answers = [answer_tokens(lm, p, texts) for p, texts in zip(many, choices, strict=True)]
     _fitting(lm, many, answers)
     shape = len(many), len(numbers) + 1, max(map(len, answers))
-    found = np.full((len(lenses), *shape), np.nan)
+    log_probs = np.full((len(lenses), *shape), np.nan)
     lengths = np.zeros((shape[0], shape[2]), dtype=np.int64)
     done = 0
     # prompts near in length run together
     order = sorted(range(len(many)), key=lambda i: len(many[i]))
     for at in range(0, len(order), TOGETHER):
-        some = order[at : at + TOGETHER]
-        places = _Places([answers[i] for i in some])
-        states = _states(lm, [many[i] for i in some], places, read)
+        batch = order[at : at + TOGETHER]
+        places = _Places([answers[i] for i in batch])
+        states = _states(lm, [many[i] for i in batch], places, read)
         for n, one in enumerate(lenses):
             mapped = [one.map(states[read.index(layer)], layer) for layer in numbers]
             scores = places.log_probs(lm, torch.stack([*mapped, states[read.index(lm.n_layers)]]))
-            for i, score in zip(some, scores, strict=True):
-                found[n, i, :, : score.shape[-1]] = score
-        for i in some:
+            for i, score in zip(batch, scores, strict=True):
+                log_probs[n, i, :, : score.shape[-1]] = score
+        for i in batch:
             lengths[i, : len(answers[i])] = [len(a) for a in answers[i]]
-        done += len(some)
+        done += len(batch)
         if progress is not None:
             progress(done, len(many))
-    made = [AnswerScores(numbers, f[:, :-1], f[:, -1], lengths) for f in found]
-    return made[0] if isinstance(lens, Lens) else made
+    results = [AnswerScores(numbers, f[:, :-1], f[:, -1], lengths) for f in log_probs]
+    return results[0] if isinstance(lens, Lens) else results
 
 
 def answer_tokens(lm: LM, prompt: Prompt, choices: Sequence[str]) -> list[tuple[int, ...]]:
@@ -150,10 +154,10 @@ def answer_tokens(lm: LM, prompt: Prompt, choices: Sequence[str]) -> list[tuple[
 
 
 def _fitting(lm: LM, prompts: Sequence[Prompt], answers: Sequence[Sequence[tuple[int, ...]]]) -> None:
-    for prompt, some in zip(prompts, answers, strict=True):
-        if not some:
+    for prompt, listed in zip(prompts, answers, strict=True):
+        if not listed:
             raise LenscopeError(f"prompt {prompt.text[-40:]!r}: has no choices")
-        longest = len(prompt) + max(map(len, some)) - 1
+        longest = len(prompt) + max(map(len, listed)) - 1
         if lm.context is not None and longest > lm.context:
             raise LenscopeError(f"{longest} tokens of prompt and answer: {lm.name} reads at most {lm.context}")
 
@@ -189,16 +193,16 @@ def _whole(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: lis
 @torch.no_grad()
 def _forked(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: list[int]) -> Iterator[Tensor]:
     """As `_whole`, from a cache of the prompt."""
-    kept: dict[int, Tensor] = {}
+    last: dict[int, Tensor] = {}
 
     def keep(layer: int, h: Tensor) -> None:
-        kept[layer] = h[0, -1:].to(lm.device, copy=True)
+        last[layer] = h[0, -1:].to(lm.device, copy=True)
 
     with lm.runner.exclusive.alone(), ExitStack() as undo:
         for n in layers:
             undo.callback(lm.runner.hook(n, lambda h, n=n: keep(n, h)).remove)
         cache = Prefixes(lm).own([prompt.ids])
-    yield torch.stack([kept[n] for n in layers])
+    yield torch.stack([last[n] for n in layers])
     within: dict[int, Tensor] = {}
 
     def take(layer: int, h: Tensor, _: Any) -> None:

@@ -1,7 +1,7 @@
 """Plain facts written for lenscope: tables of words that relations, two-hop chains and entities are made of.
 
 Knows: countries, cities, things, words, people; sentences that mention something and say nothing of it.
-Does not know: models, files, what is made of the facts (relations.py).
+Does not know: models, files, what becomes of the facts (relations.py).
 """
 
 from lenscope.tasks.builtin_questions import CAPITALS, KINDS, OPPOSITES
@@ -283,23 +283,23 @@ Karl Schwarzschild: German physicist and astronomer"""
 def subjects_and_objects(table: str) -> list[tuple[str, tuple[str, ...]]]:
     """(subject, names of its object) of a table: lines of an object and its subjects, or pairs with the subject first.
 
-    >>> pairs("gray/grey: elephants coal_ash")
+    >>> subjects_and_objects("gray/grey: elephants coal_ash")
     [('elephants', ('gray', 'grey')), ('coal ash', ('gray', 'grey'))]
-    >>> pairs("Chile Santiago, Peru Lima")
+    >>> subjects_and_objects("Chile Santiago, Peru Lima")
     [('Chile', ('Santiago',)), ('Peru', ('Lima',))]
     """
     if ":" in table:
         lines = (line.split(":") for line in table.splitlines())
-        found = [(subject, names) for names, subjects in lines for subject in subjects.split()]
+        parts = [(subject, names) for names, subjects in lines for subject in subjects.split()]
     else:
-        found = [(subject, names) for subject, names in (pair.split() for pair in table.split(","))]
-    return [(_blank(subject), tuple(_blank(n) for n in names.strip().split("/"))) for subject, names in found]
+        parts = [(subject, names) for subject, names in (pair.split() for pair in table.split(","))]
+    return [(_blank(subject), tuple(_blank(n) for n in names.strip().split("/"))) for subject, names in parts]
 
 
 def entity_lines(table: str) -> list[tuple[str, str]]:
     """(name, description) of lines of both."""
-    found = (line.split(": ", 1) for line in table.splitlines())
-    return [(name, description) for name, description in found]
+    parts = (line.split(": ", 1) for line in table.splitlines())
+    return [(name, description) for name, description in parts]
 
 
 def _blank(text: str) -> str:

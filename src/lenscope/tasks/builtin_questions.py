@@ -160,8 +160,8 @@ _COUNTED = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nin
 
 
 def _pairs(table: str) -> list[tuple[str, str]]:
-    found = [pair.split() for pair in table.split(",")]
-    return [(a.replace("_", " "), b.replace("_", " ")) for a, b in found]
+    words = [pair.split() for pair in table.split(",")]
+    return [(a.replace("_", " "), b.replace("_", " ")) for a, b in words]
 
 
 def _among(right: str, others: Iterable[str], count: int, random: np.random.Generator) -> tuple[tuple[str, ...], int]:
@@ -175,12 +175,12 @@ def _among(right: str, others: Iterable[str], count: int, random: np.random.Gene
 def opposites(random: np.random.Generator) -> list[Words]:
     """What is the opposite of hot? Both ways round; among four words that are right for other questions."""
     pairs = _pairs(OPPOSITES)
-    made = []
+    questions = []
     for a, b in [*pairs, *((b, a) for a, b in pairs)]:
         rivals = [y for x, y in pairs if x not in (a, b) and y not in (a, b)]
-        made.append((f"What is the opposite of {a}?", *_among(b, rivals, 4, random)))
+        questions.append((f"What is the opposite of {a}?", *_among(b, rivals, 4, random)))
     # light is the opposite of two words
-    return [q for q in made if " light?" not in q[0]]
+    return [q for q in questions if " light?" not in q[0]]
 
 
 def capitals(random: np.random.Generator) -> list[Words]:
@@ -206,34 +206,34 @@ def praise(random: np.random.Generator) -> list[Words]:
     """What is said of a thing is good or bad. Two choices, in one order."""
     things = THINGS.split()
     words = [(w, 0) for w in PRAISED.split()] + [(w, 1) for w in BLAMED.split()]
-    made: list[Words] = []
+    questions: list[Words] = []
     for word, gold in words:
         for thing in random.choice(things, 2, replace=False).tolist():
-            made.append((f"The {thing} was {word}.", ("good", "bad"), gold))
-    return made
+            questions.append((f"The {thing} was {word}.", ("good", "bad"), gold))
+    return questions
 
 
 def membership(random: np.random.Generator) -> list[Words]:
     """Is trout a kind of fish? Yes or no, in one order, as often the one as the other."""
     known = _kinds()
     names = sorted({kind for _, kind in known})
-    made: list[Words] = []
+    questions: list[Words] = []
     for n, (word, kind) in enumerate(known):
         other = str(random.choice([k for k in names if k != kind]))
-        made.append((f"Is {word} a kind of {other if n % 2 else kind}?", ("yes", "no"), n % 2))
-    return made
+        questions.append((f"Is {word} a kind of {other if n % 2 else kind}?", ("yes", "no"), n % 2))
+    return questions
 
 
 def counting(random: np.random.Generator) -> list[Words]:
     """What is two plus three? Small sums, and what comes before or after; among four numbers."""
-    made = []
+    questions = []
     for a, first in enumerate(_COUNTED[:6], 1):
         for b, second in enumerate(_COUNTED[:6], 1):
-            made.append((f"What is {first} plus {second}?", *_among(_COUNTED[a + b - 1], _COUNTED, 4, random)))
+            questions.append((f"What is {first} plus {second}?", *_among(_COUNTED[a + b - 1], _COUNTED, 4, random)))
     for n in range(2, 52):
         near = [str(m) for m in range(max(1, n - 12), n + 12) if m != n]
-        made.append((f"Which number comes after {n}?", *_among(str(n + 1), near, 4, random)))
-    return made
+        questions.append((f"Which number comes after {n}?", *_among(str(n + 1), near, 4, random)))
+    return questions
 
 
 # name → how its questions are made
@@ -250,5 +250,5 @@ SETS: dict[str, Callable[[np.random.Generator], list[Words]]] = {
 def builtin_set(name: str) -> Sequence[Words]:
     """The questions of a set, always the same, in an order without meaning."""
     random = np.random.default_rng([11, len(name), *map(ord, name)])
-    found = SETS[name](random)
-    return [found[i] for i in random.permutation(len(found))]
+    questions = SETS[name](random)
+    return [questions[i] for i in random.permutation(len(questions))]

@@ -1,4 +1,8 @@
-"""tasks.known_facts"""
+"""Which facts and two-hop questions a model answers by itself, after demonstrations of others.
+
+Knows: prompts of facts and chains, and that an answer counts where the greedy continuation begins with it.
+Does not know: how text is continued (engine/continuations.py), what counts as the same word (text_match.py).
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +12,7 @@ from lenscope.engine.continuations import continue_prompts
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress
-from lenscope.tasks.relations import Chain, Fact, Relation
+from lenscope.tasks.relations import Chain, Fact, Relation, demonstration
 from lenscope.tasks.text_match import starts
 
 # tokens that it may write beyond an answer's own, such as an article
@@ -18,14 +22,15 @@ MORE = 2
 def fact_prompt(relation: Relation, fact: Fact, shots: int = 5, seed: int = 0) -> str:
     """Lines of `shots` other facts of a relation with their first answers, then its template with this subject.
 
-    All facts have the same demonstrations in the same order, so that they are read once, except that a fact's own
-    place in them is taken by the next one. Raises LenscopeError where there are too few others.
+    All facts have the same demonstrations in the same order, so that they are read once (multiple-choice questions
+    have demonstrations of their own: `questions.few_shot_prompts`), except that a fact's own place in them is taken by
+    the next one. Raises LenscopeError where there are too few others.
     """
     order = np.random.default_rng(seed).permutation(len(relation.facts)).tolist()
     others = [relation.facts[n] for n in order if relation.facts[n].subject != fact.subject][:shots]
     if shots < 0 or len(others) < shots:
         raise LenscopeError(f"shots {shots}: {relation.name} has {len(others)} other facts; give 0–{len(others)}")
-    lines = [f"{relation.template.replace('{}', other.subject)} {other.answers[0]}.\n" for other in others]
+    lines = [demonstration(relation.template.replace("{}", o.subject), o.answers[0]) for o in others]
     return "".join(lines) + relation.template.replace("{}", fact.subject)
 
 
@@ -38,9 +43,9 @@ def answers_correctly(
     names = [[a] if isinstance(a, str) else [*a] for a in answers]
     if not names:
         return np.zeros(0, dtype=bool)
-    new = MORE + max(len(lm.encoder.ids_behind(" " + name)) for some in names for name in some)
-    said = continue_prompts(lm, prompts, new, progress)
-    return np.array([starts(one.text, some) for one, some in zip(said, names, strict=True)])
+    new = MORE + max(len(lm.encoder.ids_behind(" " + name)) for names_of in names for name in names_of)
+    continuations = continue_prompts(lm, prompts, new, progress)
+    return np.array([starts(one.text, names_of) for one, names_of in zip(continuations, names, strict=True)])
 
 
 def known_facts(
@@ -67,7 +72,7 @@ def known_chains(
             shown = {peer.questions[hop]: peer.bridge if hop == 0 else peer.answer for peer in peers}
             if len(shown) < shots:
                 raise LenscopeError(f"shots {shots}: {chain.name} has {len(shown)} others to show; give fewer shots")
-            lines = [f"{question} {answer}.\n" for question, answer in list(shown.items())[:shots]]
+            lines = [demonstration(*item) for item in list(shown.items())[:shots]]
             prompts.append("".join(lines) + chain.questions[hop])
             answers.append(chain.bridge if hop == 0 else chain.answer)
     return answers_correctly(lm, prompts, answers, progress).reshape(3, len(chains)).T

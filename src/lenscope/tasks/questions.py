@@ -1,7 +1,8 @@
-"""Multiple-choice questions: files of them, few-shot prompts, how likely each answer is at every layer.
+"""Multiple-choice questions: files of them, the built-in ones, and prompts with answered questions before each.
 
-Knows: the file format, where demonstrations come from, how answers of several tokens are read with their prompt once.
-Does not know: the built-in questions' words (quizzes.py), what answers are compared for.
+Knows: the file format, where demonstrations come from, when the right choice is the likeliest.
+Does not know: the built-in questions' words (builtin_questions.py), models, how likely answers are
+(answer_likelihoods.py).
 """
 
 import json
@@ -54,12 +55,12 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
     """
     path = Path(path)
     task = path.name.split(".")[0]
-    found = [
+    questions = [
         _question(line, f"{path}, line {n}", task, n) for n, line in enumerate(read_lines(path), 1) if line.strip()
     ]
-    if not found:
+    if not questions:
         raise LenscopeError(f"{path}: has no questions; give JSONL with query, choices and gold")
-    return found
+    return questions
 
 
 def _question(line: str, where: str, task: str, number: int) -> Question:
@@ -71,11 +72,11 @@ def _question(line: str, where: str, task: str, number: int) -> Question:
         name = str(row.get("id", f"{task}/{number}"))
         return Question(name, str(row.get("task", task)), row["query"], tuple(choices), row["gold"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, LenscopeError) as error:
-        told = " ".join(str(error).split())[:150]
-        raise LenscopeError(f"{where}: is no question with query, choices and gold ({told})") from error
+        reason = " ".join(str(error).split())[:150]
+        raise LenscopeError(f"{where}: is no question with query, choices and gold ({reason})") from error
 
 
-def _made(name: str) -> tuple[Question, ...]:
+def _builtin(name: str) -> tuple[Question, ...]:
     return tuple(
         # a statement that is to be judged is no question
         Question(f"{name}/{n}", name, f"{'Question: ' if query[-1] == '?' else ''}{query}\n{ANSWER}", choices, gold)
@@ -84,7 +85,7 @@ def _made(name: str) -> tuple[Question, ...]:
 
 
 # task → questions written for lenscope, in an order without meaning
-BUILTIN: dict[str, tuple[Question, ...]] = {name: _made(name) for name in quizzes.SETS}
+BUILTIN: dict[str, tuple[Question, ...]] = {name: _builtin(name) for name in quizzes.SETS}
 
 
 def few_shot_prompts(
@@ -97,16 +98,16 @@ def few_shot_prompts(
 ) -> list[str]:
     """A prompt for every question: `shots` answered ones drawn from `pool` (the questions themselves), then its query.
 
-    A question is never among its own demonstrations, nor is one with the same query. Every prompt has demonstrations
-    of its own, which `seed` and the question's id fix, whatever else is asked; those of n shots are the last n of
-    more. `answer` says which choice a demonstration shows: by default the right one. Raises LenscopeError where the
-    pool is too small.
+    Unlike prompts of facts (`model_knowledge.fact_prompt`), each has demonstrations of its own, which `seed` and the
+    question's id fix, whatever else is asked; those of n shots are the last n of more. A question is never among its
+    own demonstrations, nor is one with the same query. `answer` says which choice a demonstration shows: by default the
+    right one. Raises LenscopeError where the pool is too small.
     """
     if shots < 0:
         raise LenscopeError(f"shots {shots}: give 0 or more")
     known = list(questions if pool is None else pool)
     shown = [f"{q.query} {q.choices[q.gold if answer is None else answer(q)]}\n\n" for q in known]
-    made = []
+    prompts = []
     for question in questions:
         random = np.random.default_rng([seed, *question.id.encode()])
         picked: list[int] = []
@@ -120,8 +121,8 @@ def few_shot_prompts(
             raise LenscopeError(
                 f"shots {shots}: there are {len(picked)} other questions to take them from; give fewer shots"
             )
-        made.append("".join(shown[n] for n in reversed(picked)) + question.query)
-    return made
+        prompts.append("".join(shown[n] for n in reversed(picked)) + question.query)
+    return prompts
 
 
 def likeliest_is_right(log_probs: np.ndarray, gold: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""tasks.relation_files"""
+"""Files of facts, two-hop questions and entities, read into relations, chains and entities.
+
+Knows: columns and keys, ours and the Patchscopes authors', and which line is at fault. Does not know: how tables are
+read (files/text_files.py), prompts, models.
+"""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +12,7 @@ from typing import Any
 
 from lenscope.errors import LenscopeError
 from lenscope.files import text_files as textfiles
-from lenscope.tasks.relations import Chain, Entity, Fact, Relation, _check_template, subject_end
+from lenscope.tasks.relations import Chain, Entity, Fact, Relation, check_template, subject_end
 
 
 @dataclass
@@ -20,14 +24,14 @@ class _Relation:
     answers: dict[str, list[str]] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
 
-    def made(self, name: str) -> Relation:
+    def relation(self, name: str) -> Relation:
         template, target = self.template, self.target
         plain = f"The {name.replace('_', ' ')} of "
         before = template.partition("{}")[0] or plain
         template = template or f"{target[:-1] if target else plain}{{}} is"
         target = target or before + "x"
-        found = (Fact(s, tuple(a), tuple(self.texts.get(s, ()))) for s, a in self.answers.items())
-        return Relation(name, template, target, tuple(found))
+        facts = (Fact(s, tuple(a), tuple(self.texts.get(s, ()))) for s, a in self.answers.items())
+        return Relation(name, template, target, tuple(facts))
 
 
 def load_relations(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Relation]:
@@ -42,19 +46,19 @@ def load_relations(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[st
     no fact.
     """
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found: dict[str, _Relation] = {}
+    by_name: dict[str, _Relation] = {}
     for path in several:
         name = Path(path).name.removesuffix(".gz")
         for where, row in textfiles.read_table(path):
             # a table has its columns on every row, an object may lack a key by mistake
             own = {} if name.endswith(".jsonl") else {"relation": Path(name).stem}
-            _take(found, {**own, **row}, where)
-    made = [one.made(name) for name, one in found.items() if one.answers]
-    if not made:
+            _take(by_name, {**own, **row}, where)
+    relations = [one.relation(name) for name, one in by_name.items() if one.answers]
+    if not relations:
         raise LenscopeError(
             f"{', '.join(map(str, several))}: no facts; give relation, subject and object on every line"
         )
-    return made
+    return relations
 
 
 def load_chains(path: str | os.PathLike[str]) -> list[Chain]:
@@ -64,16 +68,16 @@ def load_chains(path: str | os.PathLike[str]) -> list[Chain]:
     hop2_template ("The capital city of {} is"), and relation1, relation2 if there are any. Raises LenscopeError, with
     the line, for whatever is no chain.
     """
-    made = []
+    chains = []
     for where, row in textfiles.read_table(path):
         try:
             subject, bridge, answer = (_text(row, key) for key in ("subject", "bridge", "answer"))
             first, phrase = (_open(_text(row, key), subject) for key in ("hop1_prompt", "hop1_phrase"))
             name = f"{row.get('relation1', 'first')} → {row.get('relation2', 'second')}"
-            made.append(Chain(name, subject, bridge, answer, first, phrase, _text(row, "hop2_template")))
+            chains.append(Chain(name, subject, bridge, answer, first, phrase, _text(row, "hop2_template")))
         except (LookupError, TypeError, ValueError, LenscopeError) as error:
             raise LenscopeError(f"{where}: is no two-hop question ({error})") from error
-    return made
+    return chains
 
 
 def load_entities(path: str | os.PathLike[str]) -> list[Entity]:
@@ -81,23 +85,23 @@ def load_entities(path: str | os.PathLike[str]) -> list[Entity]:
 
     Rows whose description is empty are left out. Raises LenscopeError, with the line, for whatever has no name.
     """
-    made = []
+    entities = []
     for where, row in textfiles.read_table(path):
         try:
             share = row.get("popularity_percentile")
             if row["description"]:
                 popular = None if share in (None, "") else float(str(share))
-                made.append(Entity(_text(row, "name"), _text(row, "description"), popular))
+                entities.append(Entity(_text(row, "name"), _text(row, "description"), popular))
         except (LookupError, TypeError, ValueError) as error:
             raise LenscopeError(f"{where}: is no entity with name and description ({error})") from error
-    if not made:
+    if not entities:
         raise LenscopeError(f"{path}: no entities with a description; give name and description on every line")
-    return made
+    return entities
 
 
-def _take(found: dict[str, _Relation], row: dict[str, Any], where: str) -> None:
+def _take(relations: dict[str, _Relation], row: dict[str, Any], where: str) -> None:
     try:
-        one = found.setdefault(_text(row, "relation"), _Relation())
+        one = relations.setdefault(_text(row, "relation"), _Relation())
         given = row.get("prompt_templates")
         one.template = one.template or str(row.get("template") or (given[0] if given else ""))
         one.target = one.target or str(row.get("target") or row.get("prompt_target") or "")
@@ -105,8 +109,8 @@ def _take(found: dict[str, _Relation], row: dict[str, Any], where: str) -> None:
             if not one.template:
                 raise ValueError("no subject and no template")
             return
-        subject, said = _text(row, "subject"), row["object"]
-        for answer in said if isinstance(said, list) else [said]:
+        subject, objects = _text(row, "subject"), row["object"]
+        for answer in objects if isinstance(objects, list) else [objects]:
             if not isinstance(answer, str) or not answer.strip():
                 raise ValueError(f"object {answer!r}")
             if answer not in one.answers.setdefault(subject, []):
@@ -116,7 +120,7 @@ def _take(found: dict[str, _Relation], row: dict[str, Any], where: str) -> None:
             subject_end(str(text), subject)
             one.texts[subject].append(str(text))
         if one.template:
-            _check_template(one.template)
+            check_template(one.template)
     except (LookupError, TypeError, ValueError, LenscopeError) as error:
         raise LenscopeError(f"{where}: is no fact with relation, subject and object ({error})") from error
 

@@ -1,7 +1,7 @@
-"""Relations between things: facts, two-hop chains and entities, from files or built in; prompts; what a model knows.
+"""Relations between things: facts, two-hop chains and entities, the built-in ones, and where a subject ends in a text.
 
-Knows: file formats, few-shot prompts, where a subject ends in a text, which facts a model goes on to say.
-Does not know: the built-in words (facts.py), what hidden states of subjects are read for.
+Knows: templates and what is put into them. Does not know: the built-in words (builtin_facts.py), files of facts
+(relation_files.py), what a model knows (model_knowledge.py), what hidden states of subjects are read for.
 """
 
 import re
@@ -40,7 +40,7 @@ class Relation:
     facts: tuple[Fact, ...]
 
     def __post_init__(self) -> None:
-        _check_template(self.template)
+        check_template(self.template)
         if not re.search(r"(?<!\w)x$", self.target):
             raise LenscopeError(f"target {self.target!r}: end it with the placeholder x, as in 'The capital city of x'")
         if not self.facts:
@@ -66,7 +66,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         for template in (self.first, self.phrase, self.second):
-            _check_template(template)
+            check_template(template)
 
     @property
     def described(self) -> str:
@@ -95,20 +95,20 @@ class Entity:
 
 def builtin_relations() -> list[Relation]:
     """Fourteen relations of 20–70 plain facts, written for lenscope, each with sentences that mention its subjects."""
-    made = []
+    relations = []
     for name, template, target, sentences, table in facts.RELATIONS:
-        found = [
+        facts_of = [
             Fact(subject, answers, tuple(s.replace("{}", subject) for s in sentences))
             for subject, answers in facts.subjects_and_objects(table)
         ]
-        made.append(Relation(name, template, target, tuple(found)))
-    return made
+        relations.append(Relation(name, template, target, tuple(facts_of)))
+    return relations
 
 
 def builtin_chains() -> list[Chain]:
     """Two-hop questions from the built-in relations, without those whose answer is in the subject or the bridge."""
     known = {r.name: r for r in builtin_relations()}
-    made = []
+    chains = []
     for one, phrase in facts.FIRST_HOPS.items():
         for two in facts.SECOND_HOPS[one]:
             first, second = known[one], known[two]
@@ -117,8 +117,8 @@ def builtin_chains() -> list[Chain]:
                 bridge = fact.answers[0]
                 if bridge in answers and not mentions(f"{fact.subject} {bridge}", answers[bridge]):
                     parts = fact.subject, bridge, answers[bridge][0], first.template, phrase, second.template
-                    made.append(Chain(f"{one} → {two}", *parts))
-    return made
+                    chains.append(Chain(f"{one} → {two}", *parts))
+    return chains
 
 
 def builtin_entities() -> list[Entity]:
@@ -127,12 +127,18 @@ def builtin_entities() -> list[Entity]:
     return [Entity(*line, popular) for table, popular in groups for line in facts.entity_lines(table)]
 
 
-# -- files
+# -- templates
 
 
-def _check_template(template: str) -> None:
+def check_template(template: str) -> None:
+    """Raise LenscopeError for a template that has not one {} where the subject stands."""
     if template.count("{}") != 1:
         raise LenscopeError(f"template {template!r}: write {{}} once, where the subject stands")
+
+
+def demonstration(question: str, answer: str) -> str:
+    """A line that shows a question, such as a filled template, with its answer: what stands before what is asked."""
+    return f"{question} {answer}.\n"
 
 
 # -- prompts
@@ -158,6 +164,3 @@ def prompt_up_to(lm: LM, text: str, subject: str) -> Prompt:
     if not inside:
         raise LenscopeError(f"subject {subject!r}: the tokenizer drops it from {text[:60]!r}")
     return lm.prompt(prompt.ids[: inside[-1] + 1])
-
-
-# -- what a model knows

@@ -1,4 +1,4 @@
-"""Whether a text says an answer, and how much it says of a reference: whole words, Rouge, cosines of embeddings.
+"""Whether a text says an answer, and how much it has in common with a reference: words, Rouge, cosines of embeddings.
 
 Knows: what counts as the same word, where an answer may begin. Does not know: where texts come from.
 """
@@ -61,26 +61,26 @@ class Rouge(NamedTuple):
 
 def mentions(text: str, answers: str | Sequence[str]) -> bool:
     """Whether a text has any of the answers in it, as whole words; case, accents and kinds of blanks do not count."""
-    said = _plain(text)
-    return any(re.search(_pattern(answer), said) for answer in _answers(answers))
+    plain = _plain(text)
+    return any(re.search(_pattern(answer), plain) for answer in _answers(answers))
 
 
 def starts(text: str, answers: str | Sequence[str]) -> bool:
     """Whether a text begins with any of the answers, as `mentions`, after blanks, quotes and an article."""
-    said = re.sub(rf"^{NONE}+", "", _plain(text))
+    plain = re.sub(rf"^{NONE}+", "", _plain(text))
     patterns = (_pattern(_opened(answer)) for answer in _answers(answers))
-    return any(re.match(rf"(?:(?:the|an?) )?{NONE}*{pattern}", said) for pattern in patterns)
+    return any(re.match(rf"(?:(?:the|an?) )?{NONE}*{pattern}", plain) for pattern in patterns)
 
 
 def rouge(text: str, reference: str) -> Rouge:
     """How much a text and a reference have in common, 0–1; LenscopeError for a reference without a word."""
-    said, wanted = compared_words(text), compared_words(reference)
+    text_words, wanted = compared_words(text), compared_words(reference)
     if not wanted:
         raise LenscopeError(f"reference {reference!r}: it has no word; give a description")
-    if not said:
+    if not text_words:
         return Rouge(0.0, 0.0)
-    share = 2 / (len(said) + len(wanted))
-    return Rouge(share * (Counter(said) & Counter(wanted)).total(), share * _common(said, wanted))
+    share = 2 / (len(text_words) + len(wanted))
+    return Rouge(share * (Counter(text_words) & Counter(wanted)).total(), share * _common(text_words, wanted))
 
 
 def compared_words(text: str) -> list[str]:
@@ -104,15 +104,15 @@ def embedder(lm: LM) -> Embed:
     middle = table.float().mean(0)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        made = np.zeros((len(texts), table.shape[1]))
+        embedded = np.zeros((len(texts), table.shape[1]))
         for n, text in enumerate(texts):
             ids = [*lm.encoder.ids_behind(" " + text.strip())] if text.strip() else []
             if ids:
                 common = 1 / ((np.array(ids) + 1.0) * log(len(table)))
                 vectors = (table[ids].float() - middle).double().cpu().numpy()
-                made[n] = (COMMON / (COMMON + common)) @ vectors
-        size = np.linalg.norm(made, axis=1, keepdims=True)
-        return np.asarray(made / np.where(size > 0, size, 1))
+                embedded[n] = (COMMON / (COMMON + common)) @ vectors
+        size = np.linalg.norm(embedded, axis=1, keepdims=True)
+        return np.asarray(embedded / np.where(size > 0, size, 1))
 
     return embed
 
@@ -126,10 +126,10 @@ def text_similarity(texts: Sequence[str], references: Sequence[str], embed: Embe
 
 def _answers(answers: str | Sequence[str]) -> list[str]:
     given = [answers] if isinstance(answers, str) else list(answers)
-    found = [_plain(answer).strip() for answer in given]
-    if not found or not all(found):
+    plain = [_plain(answer).strip() for answer in given]
+    if not plain or not all(plain):
         raise LenscopeError(f"answers {given!r}: give at least one, none of them empty")
-    return found
+    return plain
 
 
 def _opened(answer: str) -> str:

@@ -30,7 +30,7 @@ from lenscope.patchscopes.with_controls import (
 from lenscope.statistics.derangements import derange
 from lenscope.statistics.selection import balanced
 from lenscope.tasks.model_knowledge import answers_correctly
-from lenscope.tasks.relations import Chain
+from lenscope.tasks.relations import Chain, demonstration
 from lenscope.tasks.text_match import mentions
 from lenscope.text.packing import after_document_mark
 
@@ -53,7 +53,7 @@ class Kind:
 
     def before(self, hop: int) -> str:
         """The demonstrations of the first hop, the second hop, or both at once (0, 1, 2), a line each."""
-        return "".join(f"{c.questions[hop]} {c.answer if hop else c.bridge}.\n" for c in self.shown)
+        return "".join(demonstration(c.questions[hop], c.answer if hop else c.bridge) for c in self.shown)
 
     def target(self, style: str) -> Target:
         """The second hop's prompt, x in the place of the bridge."""

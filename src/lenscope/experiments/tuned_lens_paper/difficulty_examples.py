@@ -46,15 +46,15 @@ def next_token_examples(held: Corpus, tokens: int) -> Examples:
     batches = list(islice(held.batches(None), -(-wanted * LOOKED_AT // 8)))
     ids, document, counted = (torch.cat([getattr(b, name) for b in batches]) for name in ("ids", "document", "counted"))
     inside = counted[:, :-1] & counted[:, 1:] & (document[:, :-1] == document[:, 1:])
-    rows, found = [], []
+    rows, triples = [], []
     for n in sorted({k * len(ids) // wanted for k in range(wanted)}):
         at = inside[n].nonzero()[:, 0]
         if len(at):
             rows.append((ids[n].tolist(), at.tolist()))
-            found.append(torch.stack([ids[n, at], ids[n, at + 1], document[n, at]]))
-    if not found:
+            triples.append(torch.stack([ids[n, at], ids[n, at + 1], document[n, at]]))
+    if not triples:
         raise LenscopeError(f"{held.name}: the held-out part has no text to measure on; give more text")
-    before, target, unit = torch.cat(found, 1).numpy()
+    before, target, unit = torch.cat(triples, 1).numpy()
     task = np.array([token_kind(names[b], names[t]) for b, t in zip(before, target, strict=True)])
     return Examples(rows, before, target, unit, task)
 
