@@ -139,12 +139,12 @@ def test_a_folder_is_of_one_training(tmp_path):
 def test_checkpoints_are_found_by_their_names(tmp_path):
     for name in ("step-000003", "step20", "checkpoint-100", "steps-7", "other"):
         (tmp_path / name).mkdir()
-    found = Checkpoints.found(tmp_path)
+    found = Checkpoints.in_folder(tmp_path)
     assert found.steps == (3, 20, 100)
     assert found.path(20).name == "step20"
     with pytest.raises(ls.LenscopeError, match="3, 20, 100"):
         found.path(7)
-    assert Checkpoints.found(tmp_path / "none").steps == ()
+    assert Checkpoints.in_folder(tmp_path / "none").steps == ()
 
 
 def test_a_blank_model_reads_its_own_vocabulary():
@@ -316,7 +316,7 @@ def test_the_experiment_end_to_end(tmp_path, monkeypatch):
     )
     report = difficulty.EXPERIMENT.run(setting)
     report.save(tmp_path)
-    made = Checkpoints.found(tmp_path / "pretrained")
+    made = Checkpoints.in_folder(tmp_path / "pretrained")
     assert list(made.steps) == report.settings["checkpoints"]
 
     # the same from plain transformers models and loops

@@ -124,7 +124,7 @@ def test_a_seed_makes_the_same_prompt_and_bad_steps_are_not_kept(lm64, texts, le
 
 
 def test_no_source_is_the_first_token_and_texts_do_not_mix(lm64, texts, monkeypatch):
-    parts = softprompt._parted(softprompt._cut(lm64, texts, 24, 2), 0.2, random.Random(0))
+    parts = softprompt._three_parts(softprompt._beginnings(lm64, texts, 24, 2), 0.2, random.Random(0))
     assert sorted(map(len, parts)) == [4, 4, 32]
     assert not set(parts[0]) & (set(parts[1]) | set(parts[2]))
     found = softprompt._gather(lm64, parts[1], 2, 2, 50, random.Random(0))

@@ -145,7 +145,7 @@ def test_marks_are_no_sources_and_no_targets_of_fits(lm64):
             for source, target in text.positions:
                 assert min(source, target) > 0
                 assert special.isdisjoint((text.source.ids[source], text.target.ids[target]))
-    for ids in softprompt._cut(lm64, texts, 64, 1):
+    for ids in softprompt._beginnings(lm64, texts, 64, 1):
         found = softprompt._places(lm64, ids, 1)
         assert found == [n for n in range(1, len(ids) - 1) if ids[n] not in special]
         assert len(found) < len(ids) - 2

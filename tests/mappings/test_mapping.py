@@ -494,7 +494,9 @@ def test_positions_are_aligned_by_the_character_they_end_at(lm, other):
 
 def test_the_fit_is_the_textbooks(lm64, other, texts, fitted):
     """Least squares of rows [x/std, √(n ridge) I], centred, in numpy; the ridge best on some texts, R² on others."""
-    train, select, test = parts = regression._split(regression._read_together(lm64, other, texts, 48), 0.2, 0)
+    train, select, test = parts = regression._three_parts_of_pairs(
+        regression._read_together(lm64, other, texts, 48), 0.2, 0
+    )
     assert sum(map(len, parts)) == len({t.source.text for part in parts for t in part}) == len(texts)
 
     def rows(part, s, t):

@@ -79,13 +79,13 @@ def test_every_way_of_telling_equals_hooks(lm64, said):
         for c, (source, target) in enumerate(said.cells):
             for way, where in ((VECTOR, states), (RANDOM, drawn)):
                 expected = by_hand(model, ids, (target, len(ids) - 1, where[source, -1][n]))
-                assert said.said[way][n, c] == shown(lm64, expected)
+                assert said.texts[way][n, c] == shown(lm64, expected)
         # the prompt ends in its placeholder, so that the text comes last
         instead = tokenizer(PROMPT[:-1] + name).input_ids
-        assert said.said[TEXT][n, 0] == shown(lm64, by_hand(model, instead))
-        assert said.said[NONE][n, 0] == shown(lm64, by_hand(model, ids))
+        assert said.texts[TEXT][n, 0] == shown(lm64, by_hand(model, instead))
+        assert said.texts[NONE][n, 0] == shown(lm64, by_hand(model, ids))
     # a patch says something of its own, else nothing was compared
-    assert len({*said.said[VECTOR].reshape(-1), *said.said[RANDOM].reshape(-1)}) > 4
+    assert len({*said.texts[VECTOR].reshape(-1), *said.texts[RANDOM].reshape(-1)}) > 4
 
 
 def test_shuffled_sources_are_what_other_states_say(lm64, scope):
@@ -95,26 +95,26 @@ def test_shuffled_sources_are_what_other_states_say(lm64, scope):
     grid = scope.generate(shuffled_sources(states, answers, 3), [1, 3], max_new_tokens=NEW)
     cells, expected = texts_by_cell(grid)
     assert cells == found.cells == tuple((a, b) for a in range(5) for b in (1, 3))
-    assert (found.said[SHUFFLED] == expected).all()
-    assert (found.said[SHUFFLED] != found.said[VECTOR]).any()
+    assert (found.texts[SHUFFLED] == expected).all()
+    assert (found.texts[SHUFFLED] != found.texts[VECTOR]).any()
 
 
 def test_text_is_cut_as_vectors_are(lm64, scope):
     states = lm64.read(NAMES, positions=-1)
     long = generate_with_controls(scope, states, NAMES, [0], max_new_tokens=8)
-    letter = next(c for c in long.said[TEXT][0, 0][1:] if c.isalpha())
+    letter = next(c for c in long.texts[TEXT][0, 0][1:] if c.isalpha())
     cut = generate_with_controls(scope, states, NAMES, [0], max_new_tokens=8, stop=letter)
     for way in (VECTOR, TEXT, NONE, RANDOM, SHUFFLED):
-        assert cut.said[way].tolist() == [[t.split(letter)[0] for t in row] for row in long.said[way].tolist()]
+        assert cut.texts[way].tolist() == [[t.split(letter)[0] for t in row] for row in long.texts[way].tolist()]
 
 
 def test_scores_take_the_item_and_keep_the_cell(said):
     made = said.scored(lambda text, n: len(text) + 100 * n)
-    for way, texts in said.said.items():
+    for way, texts in said.texts.items():
         assert made.scores[way].tolist() == [[len(t) + 100 * n for t in row] for n, row in enumerate(texts.tolist())]
     again = ControlledTexts.from_json(json.loads(json.dumps(said.to_json())))
     assert again.cells == said.cells
-    assert all((again.said[way] == texts).all() for way, texts in said.said.items())
+    assert all((again.texts[way] == texts).all() for way, texts in said.texts.items())
 
 
 def planted(n=40):

@@ -40,7 +40,7 @@ def lm_with(lm, tokenizer):
     """What a corpus needs of a model, with another tokenizer."""
     return SimpleNamespace(
         tokenizer=tokenizer, encoder=Encoder(tokenizer, tiny.VOCAB, 64, "other"), context=64, name="other",
-        model=lm.model, vocab_size=lm.vocab_size,
+        model=lm.model, vocab_size=lm.vocab_size, runner=lm.runner,
     )  # fmt: skip
 
 

@@ -88,21 +88,21 @@ def alignment(
     """
     check_model(lm, basis)
     given = {"logit lens": None} if lenses is None else lenses
-    made = [Lens(lm, f, name=name) for name, f in given.items()]
+    read_by = [Lens(lm, f, name=name) for name, f in given.items()]
     readout = wide_readout(lm)
-    for lens in made:
+    for lens in read_by:
         lens_layers(lens, basis.layers)
-    some = row_states(lm, rows, basis.layers)
-    counts = counts_by_unit(some)
-    sums = np.zeros((2, len(made), len(counts), len(basis.layers)))
-    row = np.concatenate([np.nonzero(run.counted.numpy())[0] + 10**6 * n for n, run in enumerate(some)])
+    runs = row_states(lm, rows, basis.layers)
+    counts = counts_by_unit(runs)
+    sums = np.zeros((2, len(read_by), len(counts), len(basis.layers)))
+    row = np.concatenate([np.nonzero(run.counted.numpy())[0] + 10**6 * n for n, run in enumerate(runs)])
     source = torch.from_numpy(places_of_other_rows(row, seed))
     for i, layer in enumerate(basis.layers):
-        h = torch.cat([run.states[i][run.counted] for run in some])
+        h = torch.cat([run.states[i][run.counted] for run in runs])
         h = h.to(wide(h[:0]).dtype)
         treated = basis.exchanged(h, h[source], layer)
         at = 0
-        for run in some:
+        for run in runs:
             part = slice(at, at := at + int(run.counted.sum()))
             changed = run.states[i].clone()
             changed[run.counted] = treated[part].to(changed)
@@ -112,11 +112,11 @@ def alignment(
                     RunAbove(lm.runner, run.prompts, layer, run.states[i], run.states[-1])(changed[None])[0],
                 ]
             )[:, run.counted]
-            found = _similarity(made, readout, layer, final, torch.stack([h[part], treated[part]]))
-            known = ~np.isnan(found)
+            similarity = _similarity(read_by, readout, layer, final, torch.stack([h[part], treated[part]]))
+            known = ~np.isnan(similarity)
             for n, some_known in enumerate(known):
                 units = run.units[run.counted.numpy()][some_known]
-                np.add.at(sums[0, n, :, i], units, found[n, some_known])
+                np.add.at(sums[0, n, :, i], units, similarity[n, some_known])
                 np.add.at(sums[1, n, :, i], units, 1)
         if progress is not None:
             progress(i + 1, len(basis.layers))
@@ -161,10 +161,10 @@ def _similarity(lenses: list[Lens], readout: Readout, layer: int, final: Tensor,
         z = wide(which.columns(which.prepare(states.flatten(0, 1)), 0, lm.vocab_size))
         return z.log_softmax(-1).view(2, -1, lm.vocab_size)
 
-    found = []
+    similarities = []
     for part in torch.arange(final.shape[1]).split(max(1, WHOLE // (8 * lm.vocab_size))):
         own = log_probs(lm.runner.readout, final[:, part])
         weights = own.exp().mean(0)
         read = (log_probs(readout, lens.map(h[:, part], layer)) for lens in lenses)
-        found.append(torch.stack([aitchison_cosine(r[1] - r[0], own[1] - own[0], weights) for r in read]))
-    return as_float64(torch.cat(found, 1))
+        similarities.append(torch.stack([aitchison_cosine(r[1] - r[0], own[1] - own[0], weights) for r in read]))
+    return as_float64(torch.cat(similarities, 1))

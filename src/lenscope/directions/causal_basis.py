@@ -103,15 +103,15 @@ def promoted(lm: LM, basis: Basis, f: Callable[..., Any] | None = None, *, top: 
     The difference between the lens's distributions at the mean state plus and minus the states' spread along it.
     """
     lens, readout = Lens(lm, f), wide_readout(lm)
-    found = np.zeros((len(basis.layers), basis.k, 2, top), dtype=np.int64)
+    ids = np.zeros((len(basis.layers), basis.k, 2, top), dtype=np.int64)
     for i, layer in enumerate(basis.layers):
         step = (basis.directions[i] * basis.spread[i, :, None]).to(_states(lm))
         mean = basis.mean[i].to(step)
         both = [readout.prepare(lens.map(mean + sign * step, layer)) for sign in (1, -1)]
         up, down = (wide(readout.columns(x, 0, lm.vocab_size)).log_softmax(-1) for x in both)
         for n, sign in enumerate((1, -1)):
-            found[i, :, n] = (sign * (up - down)).topk(top).indices.cpu().numpy()
-    return found
+            ids[i, :, n] = (sign * (up - down)).topk(top).indices.cpu().numpy()
+    return ids
 
 
 def _extracted(at: Site) -> Tensor:
@@ -121,13 +121,13 @@ def _extracted(at: Site) -> Tensor:
     starts = [_components(at.x, min(2 * k, size))]
     if isinstance(coarse, FactoredEnergy):
         starts.append(coarse.sensitive(min(2 * k, size)))
-    starts += [torch.stack([coarse(v)[1] for v in some]) for some in starts]
-    found = _sought(coarse, torch.cat(starts), k)
+    starts += [torch.stack([coarse(v)[1] for v in pool]) for pool in starts]
+    sought = _sought(coarse, torch.cat(starts), k)
     if at.lens.lm.vocab_size <= COLUMNS:
-        return found
+        return sought
     exact = at.energy(None)
-    done = found[:0]
-    for v in found:
+    done = sought[:0]
+    for v in sought:
         done = torch.cat([done, _climbed(exact, v, done, POLISHED)[0][None]])
     return done
 
@@ -166,15 +166,15 @@ def _climbed(energy: Energy, start: Tensor, done: Tensor, steps: int) -> tuple[T
         length = w.detach().norm()
         v = _free(w.detach(), done)
         assert v is not None
-        found, gradient = energy(v)
+        worth, gradient = energy(v)
         if most < 0:
-            unit = max(found, 1e-30)
-        if found > most:
-            best, most = v, found
+            unit = max(worth, 1e-30)
+        if worth > most:
+            best, most = v, worth
         pull = gradient - (gradient @ v) * v
         pull = pull - done.T @ (done @ pull)
         w.grad = -pull / (unit * length)
-        return -found / unit
+        return -worth / unit
 
     climb = torch.optim.LBFGS(
         [w], max_iter=steps, tolerance_grad=1e-7, tolerance_change=STILL, line_search_fn="strong_wolfe"
@@ -230,11 +230,11 @@ def _bases(
     for n, layer in enumerate(numbers):
         at = Site(lens, readout, layer, h[n], k, seed)
         v = choose(at).cpu().double()
-        made = Basis(
+        unordered = Basis(
             v[None].float(), torch.zeros(1, k), at.mean[None], torch.zeros(1, k), (layer,), kind, lens.name,
             model_identity(lm),
         )  # fmt: skip
-        energy = energies(lens, readout, at.h, made.ablated(at.h, layer), layer).cpu().double().mean(-1)
+        energy = energies(lens, readout, at.h, unordered.ablated(at.h, layer), layer).cpu().double().mean(-1)
         along = at.x.cpu().double() @ v.T
         sign = along.pow(3).mean(0).sign()
         order = energy.argsort(descending=True, stable=True)
@@ -252,12 +252,12 @@ def _gathered(lm: LM, rows: TextRows | HiddenStates, layers: tuple[int, ...]) ->
     """The states that count, (L, N, D), in float32 or wider."""
     if isinstance(rows, HiddenStates):
         marks = mark_ids(lm)
-        found = []
+        states = []
         for one in rows.split():
             counts = counted_positions(one.prompts[0].ids, marks)
-            found.append(one[list(layers), :][:, torch.from_numpy(counts[list(one.positions[0])])])
-        if not any(h.shape[1] for h in found):
+            states.append(one[list(layers), :][:, torch.from_numpy(counts[list(one.positions[0])])])
+        if not any(h.shape[1] for h in states):
             raise nothing_counts("position")
     else:
-        found = [run.states[:-1][:, run.counted] for run in row_states(lm, rows, layers)]
-    return torch.cat(found, 1).to(_states(lm))
+        states = [run.states[:-1][:, run.counted] for run in row_states(lm, rows, layers)]
+    return torch.cat(states, 1).to(_states(lm))

@@ -51,10 +51,10 @@ def covariances(
     means = torch.zeros(len(numbers), size, dtype=torch.float64)
     scatter = torch.zeros(len(numbers), size, size, dtype=torch.float64)
     count = 0
-    for some in predictions(lm, rows, numbers, progress):
-        new = len(some.targets)
+    for batch in predictions(lm, rows, numbers, progress):
+        new = len(batch.targets)
         for n in range(len(numbers)):
-            h = some.h[:, n].cpu().double()
+            h = batch.h[:, n].cpu().double()
             own = h.mean(0)
             apart = own - means[n]
             # Σ (h - m)(h - m)ᵀ of both together (Chan, Golub & LeVeque 1983, Eq. 2.1)
@@ -94,11 +94,11 @@ def largest_components(matrices: Tensor, top: int = 2) -> tuple[Tensor, Tensor]:
     size = matrices.shape[-1]
     if not 0 <= top <= size:
         raise LenscopeError(f"top {top}: covariances of size {size} have 0–{size} components")
-    found = [
+    cosines = [
         eigh(m.numpy(), subset_by_index=[size - top, size - 1]) if top else (np.zeros(0), np.zeros((size, 0)))
         for m in matrices
     ]
-    values, vectors = (torch.from_numpy(np.stack([f[n] for f in found])) for n in (0, 1))
+    values, vectors = (torch.from_numpy(np.stack([f[n] for f in cosines])) for n in (0, 1))
     return values.flip(-1), vectors.flip(-1)
 
 

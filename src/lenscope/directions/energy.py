@@ -78,20 +78,20 @@ class Site:
             matrix = torch.cat([norm @ a, (norm @ self.lens.map(zero, self.layer)[0])[:, None]], 1)
             draw = torch.randn(3, self.h.shape[1], generator=torch.Generator().manual_seed(0)).to(self.h)
             v = draw / draw.norm(dim=-1, keepdim=True)
-            some = self.h[:64]
-            r = torch.cat([some, *(some - (some - self.mean) @ one[:, None] * one for one in v)])
-            found = self.read(r) - base
+            few = self.h[:64]
+            r = torch.cat([few, *(few - (few - self.mean) @ one[:, None] * one for one in v)])
+            moved = self.read(r) - base
             m = r @ matrix[:, :-1].T + matrix[:, -1]
-            s = torch.linalg.vecdot(found, m) / torch.linalg.vecdot(m, m)
-            off = (found - s[:, None] * m).norm(dim=-1) / found.norm(dim=-1)
+            s = torch.linalg.vecdot(moved, m) / torch.linalg.vecdot(m, m)
+            off = (moved - s[:, None] * m).norm(dim=-1) / moved.norm(dim=-1)
         return (matrix, base, probe[0]) if bool((off < EXACT).all()) else None
 
     @torch.no_grad()
     def _mean_distribution(self) -> Tensor:
         vocab = self.lens.lm.vocab_size
         total = torch.zeros(vocab, dtype=self.h.dtype, device=self.h.device)
-        for some in self.h.split(64):
-            total += wide(self.readout.columns(self.read(some), 0, vocab)).softmax(-1).sum(0)
+        for part in self.h.split(64):
+            total += wide(self.readout.columns(self.read(part), 0, vocab)).softmax(-1).sum(0)
         return total / len(self.h)
 
 
@@ -140,17 +140,17 @@ class FactoredEnergy:
             self.m = at.h @ self.linear.T + matrix[:, -1]
             size = self.w.element_size()
             self.rows = max(1, PIECE // (len(self.w) * size))
-            kept = len(self.m) * len(self.w) * size <= KEPT
-            self.z = self.m @ self.w.T if kept else None
+            fits = len(self.m) * len(self.w) * size <= KEPT
+            self.z = self.m @ self.w.T if fits else None
             x = at.read(at.h) - base
             s = torch.linalg.vecdot(x, self.m) / torch.linalg.vecdot(self.m, self.m)
             self.expected = torch.empty_like(self.m)
             self.known = torch.empty_like(s)
-            for some, z in self._pieces():
-                log_p = torch.addcmul(self.base, z, s[some, None])
+            for part, z in self._pieces():
+                log_p = torch.addcmul(self.base, z, s[part, None])
                 total = log_p.logsumexp(-1)
-                self.expected[some] = log_p.sub_(total[:, None]).exp_() @ self.w
-                self.known[some] = s[some] * torch.linalg.vecdot(self.m[some], self.expected[some]) - total
+                self.expected[part] = log_p.sub_(total[:, None]).exp_() @ self.w
+                self.known[part] = s[part] * torch.linalg.vecdot(self.m[part], self.expected[part]) - total
 
     def __call__(self, v: Tensor) -> tuple[float, Tensor]:
         """σ of a unit vector, and its gradient."""
@@ -182,21 +182,21 @@ class FactoredEnergy:
     def _normalisers(self, s: Tensor, shift: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ln Σ exp(s Z + shift u + c) (N,), and the gradient of their sum by s, shift (N,) and u (C,)."""
         total, by_s, by_shift, by_u = torch.empty_like(s), torch.empty_like(s), torch.empty_like(s), torch.zeros_like(u)
-        for some, z in self._pieces():
-            e = torch.addcmul(self.base, z, s[some, None]).addcmul_(shift[some, None], u)
+        for part, z in self._pieces():
+            e = torch.addcmul(self.base, z, s[part, None]).addcmul_(shift[part, None], u)
             top = e.amax(-1)
             e.sub_(top[:, None]).exp_()
             size = e.sum(-1)
-            total[some] = top + size.log()
-            by_s[some] = torch.linalg.vecdot(e, z) / size
-            by_shift[some] = (e @ u) / size
-            by_u += (shift[some] / size) @ e
+            total[part] = top + size.log()
+            by_s[part] = torch.linalg.vecdot(e, z) / size
+            by_shift[part] = (e @ u) / size
+            by_u += (shift[part] / size) @ e
         return total, by_s, by_shift, by_u
 
     def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
         for at in range(0, len(self.m), self.rows):
-            some = slice(at, at + self.rows)
-            yield some, self.m[some] @ self.w.T if self.z is None else self.z[some]
+            part = slice(at, at + self.rows)
+            yield part, self.m[part] @ self.w.T if self.z is None else self.z[part]
 
 
 def _jacobian(g: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
@@ -205,8 +205,8 @@ def _jacobian(g: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     h = like.new_zeros(size, like.shape[1], requires_grad=True)
     with torch.enable_grad():
         out = g(h)
-    (found,) = torch.autograd.grad(out, h, torch.eye(size).to(out))
-    return found
+    (derivative,) = torch.autograd.grad(out, h, torch.eye(size).to(out))
+    return derivative
 
 
 @torch.no_grad()

@@ -115,10 +115,10 @@ def influence(
     check_model(lm, basis)
     lens, readout = Lens(lm, f), wide_readout(lm)
     lens_layers(lens, basis.layers)
-    some = row_states(lm, rows, basis.layers)
-    counts = counts_by_unit(some)
+    runs = row_states(lm, rows, basis.layers)
+    counts = counts_by_unit(runs)
     sums = np.zeros((2, len(counts), len(basis.layers), basis.k))
-    for n, run in enumerate(some):
+    for n, run in enumerate(runs):
         units, final = run.units[run.counted.numpy()], run.states[-1][run.counted]
         for i, layer in enumerate(basis.layers):
             states = run.states[i]
@@ -135,5 +135,5 @@ def influence(
                 kl = reduce(lm.runner.readout, lm.vocab_size, last, final, None, 1, False).kl
                 np.add.at(sums[1, :, i, part], units, as_float64(kl.T))
         if progress is not None:
-            progress(n + 1, len(some))
+            progress(n + 1, len(runs))
     return Influence(basis, sums, counts, {**provenance(lm), "lens": repr(f), "tokens": int(counts.sum())})

@@ -24,10 +24,10 @@ class Group:
         if self.world == 1:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):
-            some = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in some])
+            alike = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in alike])
             dist.all_reduce(flat)
-            for t, part in zip(some, flat.split([t.numel() for t in some]), strict=True):
+            for t, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
                 t.copy_(part.view_as(t))
 
     def barrier(self) -> None:

@@ -39,28 +39,28 @@ def fine_tune(
     prediction, a rate that is not positive, weights that cannot be trained (quantised, offloaded), and a loss that is
     no number.
     """
-    some = [b for b in batches if bool(b.counted[:, :-1].any())]
-    if not some or not lr > 0:
-        raise LenscopeError(f"lr {lr}, {len(some)} batches that count: give a rate above 0 and at least one batch")
+    counting = [b for b in batches if bool(b.counted[:, :-1].any())]
+    if not counting or not lr > 0:
+        raise LenscopeError(f"lr {lr}, {len(counting)} batches that count: give a rate above 0 and at least one batch")
     model = _copy(lm)
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
-    warm = max(1, round(WARM * len(some)))
+    warm = max(1, round(WARM * len(counting)))
     with torch.enable_grad():
-        for n, batch in enumerate(some):
+        for n, batch in enumerate(counting):
             for group in optimizer.param_groups:
-                group["lr"] = lr * min((n + 1) / warm, (len(some) - n) / (len(some) - warm + 1))
+                group["lr"] = lr * min((n + 1) / warm, (len(counting) - n) / (len(counting) - warm + 1))
             loss = next_token_loss(model, batch)
             if not torch.isfinite(loss):
                 raise LenscopeError(
-                    f"lr {lr}: the loss of step {n + 1} of {len(some)} is no number; take a smaller one"
+                    f"lr {lr}: the loss of step {n + 1} of {len(counting)} is no number; take a smaller one"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optimizer.step()
             if progress is not None:
-                progress(n + 1, len(some))
+                progress(n + 1, len(counting))
     optimizer.zero_grad(set_to_none=True)
     return LM(model, lm.tokenizer, name or f"{lm.name} fine-tuned", f"fine-tuned from {lm.source or lm.name}")
 

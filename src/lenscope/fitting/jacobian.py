@@ -32,16 +32,16 @@ def jacobian(lm: LM, prompt: PromptLike, at: Position, layer: int) -> tuple[Tens
     (number,) = check_layers((layer,), lm.n_layers, lm.name)
     states = lm.read(read, (number, lm.n_layers))
     s, o = states[number, place], states[lm.n_layers, -1]
-    found = None
+    differentiated = None
     if place:
         try:
-            found = _differentiated(lm, read.ids, place, number, s, place)
+            differentiated = _differentiated(lm, read.ids, place, number, s, place)
         except FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-    if found is None or not deviation(found[1], o) <= tolerance(lm.runner):
-        found = _differentiated(lm, read.ids, place, number, s, 0)
-    return found[0], s, o
+    if differentiated is None or not deviation(differentiated[1], o) <= tolerance(lm.runner):
+        differentiated = _differentiated(lm, read.ids, place, number, s, 0)
+    return differentiated[0], s, o
 
 
 def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tenso
     width = lm.hidden_size
     rows = max(1, min(width, TOKENS // (len(ids) - start)))
     device = lm.runner.input_device
-    made = []
+    gradients = []
     for first in range(0, width, rows):
         count = min(rows, width - first)
         cache: Any = None
@@ -73,5 +73,5 @@ def _differentiated(lm: LM, ids: Sequence[int], place: int, layer: int, s: Tenso
             lm.model(input_ids=given, **wanted)
             out = last[0][torch.arange(count), first + torch.arange(count)]
             (grad,) = torch.autograd.grad(out.sum(), [leaf])
-        made.append(grad)
-    return torch.cat(made), last[0][0].detach()
+        gradients.append(grad)
+    return torch.cat(gradients), last[0][0].detach()

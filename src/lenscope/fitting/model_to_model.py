@@ -20,13 +20,12 @@ from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
 from lenscope.models.likeness import model_identity
 from lenscope.models.progress import Progress
-from lenscope.models.prompts import Encoder, Prompt
+from lenscope.models.prompts import Prompt
+from lenscope.text.beginnings import CHARACTERS, Beginnings, check_texts, part_texts
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # texts that are read together, and that a shuffled control's pairs are drawn from
 TEXTS = 8
-# characters of text per token that are tokenized at most, so that books are not tokenized for their first page
-CHARACTERS = 8
 # held-out positions whose next token is predicted, and how many of them at once: logits of large vocabularies are large
 PREDICTED, AT_ONCE = 512, 64
 
@@ -66,7 +65,9 @@ def fit_mapping(
     numbers = _layers(source_lm, layers), _layers(target_lm, target_layers)
     if not ridges or not all(isfinite(r) and r > 0 for r in ridges):
         raise LenscopeError(f"ridges {tuple(ridges)}: give positive numbers, such as {RIDGES}")
-    train, select, test = _split(_read_together(source_lm, target_lm, texts, length, ahead), held_out, seed)
+    train, select, test = _three_parts_of_pairs(
+        _read_together(source_lm, target_lm, texts, length, ahead), held_out, seed
+    )
     job = PairReader(source_lm, target_lm, numbers, torch.Generator().manual_seed(seed), progress)
     job.total = sum(len(_batches(part)) for part in (train, select, test))
     tokens = [sum(len(t.positions) for t in part) for part in (train, select, test)]
@@ -85,9 +86,9 @@ def fit_mapping(
     fitted, shuffled = (
         Affine(
             {
-                (layer, target): made
+                (layer, target): weights
                 for s, layer in enumerate(numbers[0])
-                for target, made in zip(
+                for target, weights in zip(
                     numbers[1], regressions[s].weights(which, [ridges[b] for b in best[s][which]]), strict=True
                 )
             },
@@ -113,7 +114,7 @@ def fit_mapping(
 
 
 @dataclass(frozen=True)
-class Text:
+class AlignedText:
     """One text in the tokens of both models, and the pairs of positions that stand for the same text."""
 
     source: Prompt
@@ -136,10 +137,11 @@ def aligned(source: Prompt, target: Prompt, marks: Sequence[Collection[int]] = (
     return [(i, ends[1][stop]) for stop, i in ends[0].items() if stop in ends[1]]
 
 
-def _read_together(source_lm: LM, target_lm: LM, texts: Iterable[str], length: int, ahead: int = 0) -> list[Text]:
+def _read_together(
+    source_lm: LM, target_lm: LM, texts: Iterable[str], length: int, ahead: int = 0
+) -> list[AlignedText]:
     """The texts, each once, cut to `length` tokens of both models; those without common positions are left out."""
-    if isinstance(texts, str):
-        raise LenscopeError("texts: is one string; give a list of texts")
+    check_texts(texts)
     if length < 2:
         raise LenscopeError(f"length {length}: give at least 2 tokens per text, such as 256")
     if ahead < 0:
@@ -147,39 +149,34 @@ def _read_together(source_lm: LM, target_lm: LM, texts: Iterable[str], length: i
     for lm in (source_lm, target_lm):
         if lm.tokenizer is None:
             raise LenscopeError(f"{lm.name} was loaded without a tokenizer: the models' tokens are aligned by text")
-    # without a context, since texts are cut here
-    encoders = [Encoder(lm.tokenizer, lm.encoder.vocab_size, None, lm.name) for lm in (source_lm, target_lm)]
-    marks = [e.spelling.special if e.spelling is not None else () for e in encoders]
-    most = [min(length, lm.context or length) for lm in (source_lm, target_lm)]
-    found = []
+    beginnings = [Beginnings(lm, length) for lm in (source_lm, target_lm)]
+    marks = [b.encoder.spelling.special if b.encoder.spelling is not None else () for b in beginnings]
+    cut = []
     for text in dict.fromkeys(text[: CHARACTERS * length] for text in texts if text):
-        source, target = (_cut(e.prompt(text), n) for e, n in zip(encoders, most, strict=True))
+        source, target = (b.of(text) for b in beginnings)
         positions = [(i, j + ahead) for i, j in aligned(source, target, marks) if _is_text(target, j + ahead, marks[1])]
         if positions:
-            found.append(Text(source, target, positions))
-    return found
+            cut.append(AlignedText(source, target, positions))
+    return cut
 
 
 def _is_text(prompt: Prompt, position: int, marks: Collection[int]) -> bool:
     return position < len(prompt) and prompt.ids[position] not in marks
 
 
-def _cut(prompt: Prompt, length: int) -> Prompt:
-    return Prompt(prompt.text, prompt.ids[:length], prompt.tokens[:length], prompt.spans[:length])
-
-
-def _split(texts: list[Text], held_out: float, seed: int) -> tuple[list[Text], list[Text], list[Text]]:
+def _three_parts_of_pairs(
+    texts: list[AlignedText], held_out: float, seed: int
+) -> tuple[list[AlignedText], list[AlignedText], list[AlignedText]]:
     """Texts to fit, to select ridges with, and to measure with, at random."""
     if not 0 < held_out < 1:
         raise LenscopeError(f"held_out {held_out}: give a fraction of the texts between 0 and 1, such as 0.1")
-    order = random.Random(seed).sample(texts, len(texts))
-    held = max(2, round(held_out * len(order)))
-    if len(order) < held + 2:
+    held = max(2, round(held_out * len(texts)))
+    if len(texts) < held + 2:
         raise LenscopeError(
-            f"texts: {len(order)} different ones with tokens in common, {held} of them held out; give more, 2 to fit "
+            f"texts: {len(texts)} different ones with tokens in common, {held} of them held out; give more, 2 to fit "
             "and 2 to hold out at the least"
         )
-    return order[held:], order[: held // 2], order[held // 2 : held]
+    return part_texts(texts, held, random.Random(seed))
 
 
 def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -187,7 +184,7 @@ def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(sorted(set(check_layers(wanted, lm.n_layers, lm.name))))
 
 
-def _batches(texts: list[Text]) -> list[list[Text]]:
+def _batches(texts: list[AlignedText]) -> list[list[AlignedText]]:
     count = ceil(len(texts) / TEXTS)
     return [texts[n::count] for n in range(count)]
 
@@ -212,20 +209,20 @@ class PairReader:
         # Apple's devices have no float64
         self.device = torch.device("cpu") if source.device.type == "mps" else source.device
 
-    def states(self, texts: list[Text]) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    def states(self, texts: list[AlignedText]) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """Per batch of texts the states (n, S, D) and (n, T, D*) of its n pairs of positions, and n of each text."""
         for batch in _batches(texts):
             counts = [len(t.positions) for t in batch]
             row = torch.tensor([b for b, n in enumerate(counts) for _ in range(n)])
             columns = torch.tensor([p for t in batch for p in t.positions]).T
-            found = []
+            pair = []
             for side, lm in enumerate(self.models):
                 prompts = [t.target if side else t.source for t in batch]
                 read = lm.read(prompts, self.layers[side]).tensor[row, :, columns[side]]
                 if not torch.isfinite(read).all():
                     raise LenscopeError(f"{lm.name}: a state holds NaN or infinity in {lm.dtype}; load it in float32")
-                found.append(read.to(self.device, self.dtype))
-            yield found[0], found[1], counts
+                pair.append(read.to(self.device, self.dtype))
+            yield pair[0], pair[1], counts
             self.done += 1
             if self.progress is not None:
                 self.progress(self.done, self.total)
@@ -305,11 +302,11 @@ class RidgeRegression:
     def weights(self, which: int, ridges: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
         """A (D*, D) and b (D*) per target layer, from the true pairs (0) or the wrong ones (1); frees their `r`."""
         r, self.r[which] = self.r[which], torch.empty(0)
-        made = []
+        weights = []
         for y_mean, part, ridge in zip(self.y_mean, r.split(self.y_mean.shape[1], 1), ridges, strict=True):
             a = (self.basis * self._shrink(ridge) @ part.double()).T.contiguous()
-            made.append((a.float(), (y_mean - a @ self.mean).float()))
-        return made
+            weights.append((a.float(), (y_mean - a @ self.mean).float()))
+        return weights
 
     def copies(self, h: Tensor, t: int) -> Tensor:
         """The control that copies dimensions: ȳ + α (h - x̄) in the first min(D, D*) of them, ȳ in the others."""
@@ -322,7 +319,7 @@ class RidgeRegression:
         return 1 / (self.eigenvalues.clamp_min(0) + ridge)
 
 
-def _regressions(job: PairReader, train: list[Text]) -> list[RidgeRegression]:
+def _regressions(job: PairReader, train: list[AlignedText]) -> list[RidgeRegression]:
     sums = None
     for x, y, counts in job.states(train):
         sums = sums or PairSums(x, y)
@@ -332,7 +329,7 @@ def _regressions(job: PairReader, train: list[Text]) -> list[RidgeRegression]:
 
 
 def _measured(
-    job: PairReader, test: list[Text], fitted: Affine, shuffled: Affine, regressions: list[RidgeRegression]
+    job: PairReader, test: list[AlignedText], fitted: Affine, shuffled: Affine, regressions: list[RidgeRegression]
 ) -> list[list[dict[str, float | None]]]:
     """Per pair R² and, for the target's last layer, precision@1, of the mapping and its two controls."""
     controls = ("", "_shuffled", "_copy")
@@ -344,27 +341,27 @@ def _measured(
     last = job.models[1].n_layers
     for x, y, _ in job.states(test):
         spread += (y - regressions[0].y_mean.to(y)).square().sum((0, 2), dtype=torch.float64).cpu()
-        some = torch.randperm(len(x), generator=job.draw)[:each].to(job.device)
-        predicted += len(some)
-        own = _top(job.models[1], y[some, -1]) if job.layers[1][-1] == last else None
+        drawn = torch.randperm(len(x), generator=job.draw)[:each].to(job.device)
+        predicted += len(drawn)
+        own = _top(job.models[1], y[drawn, -1]) if job.layers[1][-1] == last else None
         for s, layer in enumerate(job.layers[0]):
             for t, target in enumerate(job.layers[1]):
                 h = x[:, s]
-                made = fitted(h, layer, target), shuffled(h, layer, target), regressions[s].copies(h, t)
-                for n, guess in enumerate(made):
+                guesses = fitted(h, layer, target), shuffled(h, layer, target), regressions[s].copies(h, t)
+                for n, guess in enumerate(guesses):
                     errors[s, t, n] += float((y[:, t] - guess).square().sum(dtype=torch.float64))
                     if own is not None and target == last:
-                        hits[s, t, n] += int((_top(job.models[1], guess[some]) == own).sum())
+                        hits[s, t, n] += int((_top(job.models[1], guess[drawn]) == own).sum())
     r2, precision = 1 - errors / spread[:, None], hits / predicted
-    found: list[list[dict[str, float | None]]] = [[{} for _ in range(shape[1])] for _ in range(shape[0])]
+    rows: list[list[dict[str, float | None]]] = [[{} for _ in range(shape[1])] for _ in range(shape[0])]
     for s, t, n in product(*map(range, shape)):
         # a target state that never changes has nothing to explain
-        found[s][t][f"r2{controls[n]}"] = float(r2[s, t, n]) if spread[t] else None
+        rows[s][t][f"r2{controls[n]}"] = float(r2[s, t, n]) if spread[t] else None
         if job.layers[1][t] == last:
-            found[s][t][f"precision_at_1{controls[n]}"] = float(precision[s, t, n])
-    return found
+            rows[s][t][f"precision_at_1{controls[n]}"] = float(precision[s, t, n])
+    return rows
 
 
 def _top(lm: LM, h: Tensor) -> Tensor:
     """The most probable token (n,) of each of the last layer's states (n, D)."""
-    return torch.cat([lm.unembed(some).argmax(-1) for some in h.split(AT_ONCE)])
+    return torch.cat([lm.unembed(part).argmax(-1) for part in h.split(AT_ONCE)])

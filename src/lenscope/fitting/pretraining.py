@@ -89,7 +89,7 @@ class Checkpoints:
     steps: tuple[int, ...]
 
     @staticmethod
-    def found(folder: str | os.PathLike[str]) -> "Checkpoints":
+    def in_folder(folder: str | os.PathLike[str]) -> "Checkpoints":
         """Those in a folder: subfolders named step-20, step20 or checkpoint-20; none if there are no such."""
         folder = Path(folder)
         named = (NAMED.fullmatch(p.name) for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ()
@@ -168,13 +168,13 @@ def pretrain(
     folder = Path(folder)
     run = PretrainingRun(corpus, plan, folder)
     run.identify()
-    made = Checkpoints.found(folder)
-    if set(plan.checkpoints) <= set(made.steps):
-        return made
+    checkpoints = Checkpoints.in_folder(folder)
+    if set(plan.checkpoints) <= set(checkpoints.steps):
+        return checkpoints
     run.restore()
     run.advance(progress or (lambda done, total: None))
     shutil.rmtree(folder / STATE, ignore_errors=True)
-    return Checkpoints.found(folder)
+    return Checkpoints.in_folder(folder)
 
 
 @contextmanager
@@ -208,13 +208,13 @@ class PretrainingRun:
     def identify(self) -> None:
         """Write into the folder which training it is of, or see that it is of this one."""
         lm = self.corpus.lm
-        told: dict[str, Any] = {"model": model_hash(lm.model), "corpus": self.corpus.provenance()}
-        told |= {"plan": asdict(self.plan), "products": str(self.low or lm.dtype).removeprefix("torch.")}
+        identity: dict[str, Any] = {"model": model_hash(lm.model), "corpus": self.corpus.provenance()}
+        identity |= {"plan": asdict(self.plan), "products": str(self.low or lm.dtype).removeprefix("torch.")}
         # a name alone says nothing of what a stream brings
         if isinstance(self.corpus.documents, DocumentStream):
-            told["text"] = self.corpus.digest(self.plan.steps * self.plan.rows * self.corpus.length)
+            identity["text"] = self.corpus.digest(self.plan.steps * self.plan.rows * self.corpus.length)
         # paths and the tokenizer's name may differ where the content is the same
-        identity = json.loads(json.dumps(told, ensure_ascii=False))
+        identity = json.loads(json.dumps(identity, ensure_ascii=False))
         path = self.folder / IDENTITY
         if path.exists():
             try:
@@ -229,7 +229,7 @@ class PretrainingRun:
                     f"{self.folder}: holds another training, of another {' and '.join(other)}; give another folder"
                 )
             return
-        if Checkpoints.found(self.folder).steps:
+        if Checkpoints.in_folder(self.folder).steps:
             raise LenscopeError(f"{self.folder}: holds checkpoints of another training; give another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(identity, ensure_ascii=False, indent=1))
@@ -241,8 +241,8 @@ class PretrainingRun:
         config, tensors = artifacts.read_folder(self.folder / STATE, STATE)
         self.step = config["step"]
         with torch.no_grad():
-            for name, kept in self._state().items():
-                kept.copy_(tensors[name])
+            for name, tensor in self._state().items():
+                tensor.copy_(tensors[name])
 
     def advance(self, progress: Progress) -> None:
         """All steps that are left."""
@@ -289,7 +289,7 @@ class PretrainingRun:
 
     def _state(self) -> dict[str, Tensor]:
         kinds: dict[str, Mapping[str, Tensor]] = {"weight": self.weights, "first": self.first, "second": self.second}
-        return {f"{kind}.{name}": t.detach() for kind, some in kinds.items() for name, t in some.items()}
+        return {f"{kind}.{name}": t.detach() for kind, tensors in kinds.items() for name, t in tensors.items()}
 
     def _leave(self) -> None:
         """A checkpoint's folder, there whole or not at all."""

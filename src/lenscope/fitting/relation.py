@@ -49,8 +49,8 @@ def fit_relation(
     if isinstance(prompts, str) or len(prompts) != len(subjects) or not prompts:
         raise LenscopeError(f"{len(subjects)} subjects: give a list of prompts, and a subject for each")
     (number,) = check_layers((layer,), lm.n_layers, lm.name)
-    found = [jacobian(lm, p, at, number) for p, at in zip(prompts, subjects, strict=True)]
-    w = torch.stack([j for j, _, _ in found]).mean(0)
-    b = torch.stack([o - j @ s for j, s, o in found]).mean(0)
+    jacobians = [jacobian(lm, p, at, number) for p, at in zip(prompts, subjects, strict=True)]
+    w = torch.stack([j for j, _, _ in jacobians]).mean(0)
+    b = torch.stack([o - j @ s for j, s, o in jacobians]).mean(0)
     report = {"method": "LRE", "prompts": len(prompts), "beta": beta}
     return Affine({(number, lm.n_layers): (beta * w, b)}, model_identity(lm), model_identity(lm), report)

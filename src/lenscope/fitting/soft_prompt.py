@@ -1,7 +1,7 @@
 """Soft prompts: vectors learned to make a model go on from a patched state as the state's own context would.
 
 Knows: what they are trained on, the only gradients through a frozen model's whole run, their files.
-Does not know: how patches are run without gradients (rows.py), which methods use them (methods.py).
+Does not know: how patches are run without gradients, which methods use them (patchscopes/methods.py).
 """
 
 import random
@@ -19,15 +19,13 @@ from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
 from lenscope.models.likeness import model_identity
 from lenscope.models.progress import Progress
-from lenscope.models.prompts import Encoder
 from lenscope.models.readout import wide
 from lenscope.models.residual_stream import forward_kwargs
 from lenscope.patchscopes.soft_prompt import FIXED_PROMPTS, SoftPrompt
+from lenscope.text.beginnings import Beginnings, check_texts, part_texts
 
 # texts that are read together; sources whose runs are compared together
 TEXTS, AT_ONCE = 16, 32
-# characters of text per token that are tokenized at most
-CHARACTERS = 8
 
 
 def fit_soft_prompt(
@@ -79,7 +77,7 @@ def fit_soft_prompt(
         )
     prompt = lm.prompt(start)
     draw = random.Random(seed)
-    parts = _parted(_cut(lm, texts, length, ahead), held_out, draw)
+    parts = _three_parts(_beginnings(lm, texts, length, ahead), held_out, draw)
     train, select, measure = (_gather(lm, part, layer, ahead, per_text, draw) for part in parts)
     first = lm.read(prompt, 0).tensor[0, 0].to(torch.promote_types(lm.dtype, torch.float32))
     spread = first.std()
@@ -92,9 +90,9 @@ def fit_soft_prompt(
         adam.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         while len(order) < batch:
             order += draw.sample(range(len(train.h)), len(train.h))
-        some, order = train.take(order[:batch]), order[batch:]
+        pairs, order = train.take(order[:batch]), order[batch:]
         with torch.enable_grad():
-            loss = divergence(lm, prompt.ids, first + spread * moved, to, some)[0].mean()
+            loss = divergence(lm, prompt.ids, first + spread * moved, to, pairs)[0].mean()
             (moved.grad,) = torch.autograd.grad(loss, [moved])
         adam.step()
         losses.append(float(loss.detach()))
@@ -105,15 +103,15 @@ def fit_soft_prompt(
                 best, least = now, held
         if progress is not None:
             progress(step + 1, steps)
-    found = {
+    evaluated = {
         "": _evaluate(lm, prompt.ids, best, to, measure),
         "_start": _evaluate(lm, prompt.ids, first, to, measure),
         "_shuffled": _evaluate(lm, prompt.ids, best, to, measure, shuffled=True),
     }
     measured = [
         {"ahead": n}
-        | {f"kl{name}": float(kl[n]) for name, (kl, _) in found.items()}
-        | {f"precision_at_1{name}": float(hit[n]) for name, (_, hit) in found.items()}
+        | {f"kl{name}": float(kl[n]) for name, (kl, _) in evaluated.items()}
+        | {f"precision_at_1{name}": float(hit[n]) for name, (_, hit) in evaluated.items()}
         for n in range(ahead + 1)
     ]
     counts = dict(zip(("fitted", "selecting", "measured"), map(len, (train.h, select.h, measure.h)), strict=True))
@@ -170,19 +168,16 @@ def _evaluate(
     h = pairs.h.roll(len(pairs.h) // 2, 0) if shuffled else pairs.h
     given = Pairs(h, pairs.ids, pairs.final)
     rows = [list(range(at, min(at + AT_ONCE, len(h)))) for at in range(0, len(h), AT_ONCE)]
-    found = [divergence(lm, ids, vectors, layer, given.take(some)) for some in rows]
-    kl, hit = (torch.cat(column).double().mean(0) for column in zip(*found, strict=True))
+    parts = [divergence(lm, ids, vectors, layer, given.take(part)) for part in rows]
+    kl, hit = (torch.cat(column).double().mean(0) for column in zip(*parts, strict=True))
     return kl, hit
 
 
-def _cut(lm: LM, texts: Iterable[str], length: int, ahead: int) -> list[tuple[int, ...]]:
+def _beginnings(lm: LM, texts: Iterable[str], length: int, ahead: int) -> list[tuple[int, ...]]:
     """The token ids of each text once, cut to `length`; too short ones are left out."""
-    if isinstance(texts, str):
-        raise LenscopeError("texts: is one string; give a list of texts")
-    # without a context, since texts are cut here
-    encoder = Encoder(lm.tokenizer, lm.encoder.vocab_size, None, lm.name)
-    most = min(length, lm.context or length)
-    cut = (encoder.prompt(text[: CHARACTERS * length]).ids[:most] for text in dict.fromkeys(texts) if text)
+    check_texts(texts)
+    beginnings = Beginnings(lm, length)
+    cut = (beginnings.of(text).ids for text in dict.fromkeys(texts) if text)
     return [ids for ids in cut if _places(lm, ids, ahead)]
 
 
@@ -193,24 +188,23 @@ def _places(lm: LM, ids: tuple[int, ...], ahead: int) -> list[int]:
     return [at for at in range(1, len(ids) - ahead) if ids[at] not in special]
 
 
-def _parted(
+def _three_parts(
     texts: list[tuple[int, ...]], held_out: float, draw: random.Random
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Texts to learn from, to select with, and to measure with, at random."""
     held = max(4, round(held_out * len(texts)))
     if len(texts) < held + 1:
         raise LenscopeError(f"texts: {len(texts)} long enough, {held} of them held out; give more")
-    order = draw.sample(texts, len(texts))
-    return order[held:], order[: held // 2], order[held // 2 : held]
+    return part_texts(texts, held, draw)
 
 
 def _gather(lm: LM, texts: list[tuple[int, ...]], layer: int, ahead: int, per_text: int, draw: random.Random) -> Pairs:
     """`per_text` sources of each text, at random."""
     h, following, final = [], [], []
     count = ceil(len(texts) / TEXTS)
-    for some in (texts[n::count] for n in range(count)):
-        states = lm.read(some, (layer, lm.n_layers)).tensor
-        for row, ids in enumerate(some):
+    for together in (texts[n::count] for n in range(count)):
+        states = lm.read(together, (layer, lm.n_layers)).tensor
+        for row, ids in enumerate(together):
             places = _places(lm, ids, ahead)
             for at in draw.sample(places, min(per_text, len(places))):
                 h.append(states[row, 0, at])

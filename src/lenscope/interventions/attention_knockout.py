@@ -70,10 +70,8 @@ def attention_knockout(
         ]
         ids = answer_or_next_token(lm, prompt, answer)
         none = np.zeros(0, dtype=np.int64)
-        made = replacing_rows(
-            prompt, len(numbers) * len(places), torch.zeros(1, lm.hidden_size), none, none, none, none
-        )
-        lp = answers_after_rows(lm, replace(made, hidden_keys=np.array(parts)), [ids]).reshape(
+        run = replacing_rows(prompt, len(numbers) * len(places), torch.zeros(1, lm.hidden_size), none, none, none, none)
+        lp = answers_after_rows(lm, replace(run, hidden_keys=np.array(parts)), [ids]).reshape(
             len(numbers), len(places), 1
         )
         base = answers_after_prompt(lm, prompt, [ids])

@@ -94,9 +94,9 @@ def _generator(seed: int, layer: int) -> torch.Generator:
 def mean_update(lm: LM, rows: TextRows) -> MeanUpdate:
     """What every block adds on average over the predictions of text; `rows` as `ablate_blocks` takes them."""
     total, count = torch.zeros(lm.n_layers, lm.hidden_size, dtype=torch.float64), 0
-    for some in predictions(lm, rows, tuple(range(lm.n_layers + 1)), None):
-        total += some.h.diff(dim=1).sum(0, dtype=torch.float64).cpu()
-        count += len(some.h)
+    for batch in predictions(lm, rows, tuple(range(lm.n_layers + 1)), None):
+        total += batch.h.diff(dim=1).sum(0, dtype=torch.float64).cpu()
+        count += len(batch.h)
     return MeanUpdate(total / count)
 
 
@@ -178,13 +178,13 @@ def ablate_blocks(
     batches = list(_batches(lm, rows))
     if not batches:
         raise nothing_counts("prediction")
-    found = BlockAblationSums(lm, named, numbers, decoders, shown, 1 + max(int(b.units.max()) for b in batches))
+    sums = BlockAblationSums(lm, named, numbers, decoders, shown, 1 + max(int(b.units.max()) for b in batches))
     resumes = _resumes(lm)
     for n, batch in enumerate(batches):
-        found.take(batch, BlockRun(lm, batch.ids, resumes))
+        sums.take(batch, BlockRun(lm, batch.ids, resumes))
         if progress is not None:
             progress(n + 1, len(batches))
-    return found.result({**provenance(lm), "run": "resumed" if resumes else "hooks"})
+    return sums.result({**provenance(lm), "run": "resumed" if resumes else "hooks"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,8 +209,8 @@ def _batches(lm: LM, rows: TextRows) -> Iterator[EqualRows]:
     for length, many in by_length.items():
         most = max(2, TOKENS_PER_RUN // 8 // length)
         parts = max(1, min(-(-len(many) // most), len(many) // 2))
-        for some in np.array_split(np.arange(len(many)), parts):
-            held = [many[i] for i in some]
+        for part in np.array_split(np.arange(len(many)), parts):
+            held = [many[i] for i in part]
             device = lm.runner.input_device
             yield EqualRows(
                 torch.tensor([ids for ids, _, _ in held], device=device),
@@ -257,11 +257,11 @@ class BlockRun:
 
     def states(self, layer: int, h: Tensor, read: Collection[int]) -> dict[int, Tensor]:
         """The states at the layers `read` where h is that of `layer`, all of them at or above it."""
-        kept: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
         outputs = self.outputs[:layer] if self.resumes else None
         with run_from(self.lm.runner, layer, h, outputs):
-            self.lm.runner.capture(self.running, {*read}, lambda at, state: kept.update({at: state}))
-        return kept
+            self.lm.runner.capture(self.running, {*read}, lambda at, state: states.update({at: state}))
+        return states
 
 
 class BlockAblationSums:
@@ -303,8 +303,8 @@ class BlockAblationSums:
             for change in self.changes.values():
                 state, apart = run.changed(layer, change)
                 states = run.states(layer, state, {last, *(self.read[m] for _, m in above)})
-                found = {m: x[at] for m, x in states.items()}
-                h += [found[last], final + apart[at], *self._mapped(found, layer)]
+                picked = {m: x[at] for m, x in states.items()}
+                h += [picked[last], final + apart[at], *self._mapped(picked, layer)]
             loss, kl, top = self._reduced(h, final, targets)
             for c in range(len(self.changes)):
                 n = c * (2 + len(above))
@@ -317,10 +317,10 @@ class BlockAblationSums:
 
     def result(self, about: dict[str, Any]) -> BlockAblations:
         """The sums as a result, with its provenance."""
-        names, found = tuple(lens.name for lens in self.lenses), (self.sums, self.read_sums, self.clean)
+        names, sums = tuple(lens.name for lens in self.lenses), (self.sums, self.read_sums, self.clean)
         lm, changes, layers = self.lm, tuple(self.changes), tuple(self.layers)
         return BlockAblations(
-            lm.name, lm.n_layers, changes, layers, names, self.read, self.counts, self.own, *found, about
+            lm.name, lm.n_layers, changes, layers, names, self.read, self.counts, self.own, *sums, about
         )
 
     def _mapped(self, states: Mapping[int, Tensor], least: int) -> list[Tensor]:

@@ -82,14 +82,14 @@ class SampledKL:
         if self.columns is not None:
             drawn = self.columns - len(self.top)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            some = torch.randperm(len(self.rest), generator=generator)[:drawn].to(self.rest.device)
-            ids, correction = torch.cat([self.top, self.rest[some]]), math.log(len(self.rest) / drawn)
+            more = torch.randperm(len(self.rest), generator=generator)[:drawn].to(self.rest.device)
+            ids, correction = torch.cat([self.top, self.rest[more]]), math.log(len(self.rest) / drawn)
         added = torch.zeros(len(ids), dtype=self.dtype, device=ids.device)
         added[len(self.top) :] = correction
-        found = self.readout.head(ids)
-        if found is None:
+        head = self.readout.head(ids)
+        if head is None:
             return Columns(ids, added, None, None)
-        weight, bias = found
+        weight, bias = head
         weight = weight.detach() if self.low is None else weight.detach().to(self.low)
         return Columns(ids, added, weight, None if bias is None else wide(bias.detach()))
 
@@ -103,9 +103,9 @@ class SampledKL:
         """The model's own distributions over the drawn columns, from its last layer's states y (n, D)."""
         p = columns.added.new_empty(len(y), len(columns.ids))
         size = self._at_once(columns)
-        for some, out in zip(y.split(size), p.split(size), strict=True):
-            if len(some):
-                out.copy_(self.log_q(some, columns).exp_())
+        for part, out in zip(y.split(size), p.split(size), strict=True):
+            if len(part):
+                out.copy_(self.log_q(part, columns).exp_())
         return Expected(p, torch.xlogy(p, p).sum(-1))
 
     def following(self, ids: Tensor) -> Expected:
@@ -118,9 +118,9 @@ class SampledKL:
         """Σ KL(model ‖ lens) over translated states y (n, D), with what `target` found."""
         total = columns.added.new_zeros(())
         group = self._at_once(columns)
-        for some, wanted in zip(y.split(group), target.split(group), strict=True):
-            if len(some):
-                total += _divergence(wanted, self.log_q(some, columns))
+        for part, wanted in zip(y.split(group), target.split(group), strict=True):
+            if len(part):
+                total += _divergence(wanted, self.log_q(part, columns))
         return total
 
     def gradient(self, y: Tensor, target: Expected, columns: Columns) -> tuple[Tensor, Tensor]:
@@ -128,9 +128,9 @@ class SampledKL:
         total = columns.added.new_zeros(())
         out = torch.empty(y.shape, dtype=total.dtype, device=y.device)
         group = self._at_once(columns)
-        for some, wanted, pulled in zip(y.split(group), target.split(group), out.split(group), strict=True):
-            if len(some):
-                total += self._pull(some, wanted, columns, pulled)
+        for part, wanted, pulled in zip(y.split(group), target.split(group), out.split(group), strict=True):
+            if len(part):
+                total += self._pull(part, wanted, columns, pulled)
         return total, out
 
     def _pull(self, y: Tensor, target: Expected, columns: Columns, out: Tensor) -> Tensor:

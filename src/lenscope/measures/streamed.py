@@ -58,16 +58,16 @@ def top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if not tied.any():
         return values, ids
     values, ids = values.clone(), ids.clone()
-    for some in tied.flatten().nonzero()[:, 0].split(TIED):
-        rows = z.flatten(0, -2)[some]
+    for part in tied.flatten().nonzero()[:, 0].split(TIED):
+        rows = z.flatten(0, -2)[part]
         # whatever is at least as large as the last one that is wanted, in the order of indices
-        at, index = (rows >= values.flatten(0, -2)[some][:, -1:]).nonzero(as_tuple=True)
-        found = rows[at, index]
-        order = found.sort(descending=True, stable=True).indices
+        at, index = (rows >= values.flatten(0, -2)[part][:, -1:]).nonzero(as_tuple=True)
+        logits = rows[at, index]
+        order = logits.sort(descending=True, stable=True).indices
         order = order[at[order].sort(stable=True).indices]
-        first = torch.searchsorted(at[order].contiguous(), torch.arange(len(some), device=z.device))
+        first = torch.searchsorted(at[order].contiguous(), torch.arange(len(part), device=z.device))
         best = order[first[:, None] + torch.arange(k, device=z.device)]
-        values.view(-1, k)[some], ids.view(-1, k)[some] = found[best], index[best]
+        values.view(-1, k)[part], ids.view(-1, k)[part] = logits[best], index[best]
     return values, ids
 
 
@@ -191,26 +191,26 @@ def average(
     `averaged_at_once`.
     """
     pieces = _pieces(readout, vocab, final[None])
-    last, kept = _sums(readout, final[None], targets, 1), _Kept(final, vocab)
+    last, exponentials = _sums(readout, final[None], targets, 1), Exponentials(final, vocab)
     for start, stop in pieces:
-        kept.add(last.add(_logits(readout, last.x, start, stop), start, None, None)[0], last.m[0])
-    final_e = kept.rescaled(last.m[0])
-    mean = kept.summed(last)
+        exponentials.add(last.add(_logits(readout, last.x, start, stop), start, None, None)[0], last.m[0])
+    final_e = exponentials.rescaled(last.m[0])
+    mean = exponentials.summed(last)
     yield last.reduced(last), mean
     masses = torch.stack([e.sum(-1) for e in final_e])
     before = masses.cumsum(0) - masses
     # from here on the final's exponentials are all of exp(z - m) with the last m
     last.grown = torch.ones_like(last.m)
-    kept = _Kept(final, vocab)
+    exponentials = Exponentials(final, vocab)
     for h in states:
         sums = _sums(readout, h[None], targets, 1)
-        kept.clear()
+        exponentials.clear()
         for (start, stop), e, mass in zip(pieces, final_e, before, strict=True):
             last.s_before = mass[None]
-            kept.add(sums.add(_logits(readout, sums.x, start, stop), start, last, e)[0], sums.m[0])
-        summed = kept.summed(sums)
+            exponentials.add(sums.add(_logits(readout, sums.x, start, stop), start, last, e)[0], sums.m[0])
+        summed = exponentials.summed(sums)
         # Where float32 has lost tokens that the model does predict, ln of the sum would be wrong or infinite.
-        if float(mean[summed < SAFE * torch.finfo(kept.buffer.dtype).tiny].sum()) > LOST * len(h):
+        if float(mean[summed < SAFE * torch.finfo(exponentials.buffer.dtype).tiny].sum()) > LOST * len(h):
             summed = _summed_in_double(readout, sums, pieces)
         yield sums.reduced(last), summed
 
@@ -220,7 +220,7 @@ def averaged_at_once(readout: Readout, vocab: int) -> int:
     return max(1, min(512, (KEPT if readout.splits else WHOLE) // (2 * vocab * 4)))
 
 
-class _Kept:
+class Exponentials:
     """The exponentials exp(z - m) of all pieces so far, (P, C) each, and the m (P,) that each piece had.
 
     One buffer, used again: fresh memory for every piece would cost more than filling it.
@@ -231,11 +231,13 @@ class _Kept:
         self.clear()
 
     def clear(self) -> None:
+        """Forget all pieces; the buffer stays."""
         self.pieces: list[Tensor] = []
         self.shifts: list[Tensor] = []
         self.used = 0
 
     def add(self, e: Tensor, m: Tensor) -> None:
+        """Take in the exponentials e (P, C) of a piece, and the m (P,) that they are relative to."""
         self.pieces.append(self.buffer[self.used : self.used + e.numel()].view_as(e).copy_(e))
         self.shifts.append(m)
         self.used += e.numel()
@@ -254,10 +256,10 @@ class _Kept:
 
 
 def _summed_in_double(readout: Readout, sums: VocabularySums, pieces: list[tuple[int, int]]) -> Tensor:
-    """As `_Kept.summed`, from logits made again: float64 holds probabilities down to exp(-744)."""
+    """As `Exponentials.summed`, from logits made again: float64 holds probabilities down to exp(-744)."""
     log_z = (sums.m + sums.s.log())[0].cpu().double()[:, None]
-    made = (_logits(readout, sums.x, *piece)[0].cpu().double() for piece in pieces)
-    return torch.cat([z.sub_(log_z).exp_().sum(0) for z in made])
+    logits = (_logits(readout, sums.x, *piece)[0].cpu().double() for piece in pieces)
+    return torch.cat([z.sub_(log_z).exp_().sum(0) for z in logits])
 
 
 def _walk(
@@ -376,9 +378,9 @@ def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     readout, vocab = lm.runner.readout, lm.vocab_size
     parts = []
-    for some in h.split(1024 if readout.splits else max(1, WHOLE // (4 * vocab))):
-        x = readout.prepare(some)
-        size = max(256, PIECE // (4 * len(some))) if readout.splits else vocab
+    for part in h.split(1024 if readout.splits else max(1, WHOLE // (4 * vocab))):
+        x = readout.prepare(part)
+        size = max(256, PIECE // (4 * len(part))) if readout.splits else vocab
         best = ids = total = torch.empty(0)
         for start in range(0, vocab, size):
             z = wide(readout.columns(x, start, min(start + size, vocab)))

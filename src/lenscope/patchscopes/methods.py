@@ -107,15 +107,15 @@ def drawn(lm: LM, k: int, seed: int = 0) -> tuple[str, ...]:
         raise LenscopeError(f"k {k}: give at least 1 demonstration")
     order = list(range(lm.encoder.vocab_size))
     random.Random(seed).shuffle(order)
-    found: list[str] = []
-    for some in (order[at : at + 512] for at in range(0, len(order), 512)):
-        for i, token in zip(some, lm.encoder.tokens(some), strict=True):
+    words: list[str] = []
+    for part in (order[at : at + 512] for at in range(0, len(order), 512)):
+        for i, token in zip(part, lm.encoder.tokens(part), strict=True):
             word = token[1:]
             if token[0] == " " and len(word) > 1 and word.isalpha() and lm.encoder.ids_behind(token) == (i,):
-                found.append(word)
-                if len(found) == k:
-                    return tuple(found)
-    raise LenscopeError(f"k {k}: {lm.name} has {len(found)} words of one token; give at most that")
+                words.append(word)
+                if len(words) == k:
+                    return tuple(words)
+    raise LenscopeError(f"k {k}: {lm.name} has {len(words)} words of one token; give at most that")
 
 
 def feature_extraction(lm: LM, relation: str, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:

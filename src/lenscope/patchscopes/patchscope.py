@@ -67,19 +67,19 @@ class Target:
             raise LenscopeError(f"below {self.below!r}: give one of {', '.join(BELOW)}")
         prompt = lm.prompt(self.prompt)
         if not self.every:
-            found = prompt.positions(self.at)
+            positions = prompt.positions(self.at)
         elif isinstance(self.at, str):
-            found = prompt.every(self.at)
+            positions = prompt.every(self.at)
         else:
             raise LenscopeError(f"every: at={self.at!r} is no substring of the target prompt; give one, such as 'x'")
-        if len(set(found)) < len(found):
+        if len(set(positions)) < len(positions):
             raise LenscopeError(f"at {self.at!r}: names a position of the target prompt twice")
-        return prompt, tuple(sorted(found))
+        return prompt, tuple(sorted(positions))
 
     def fixed(self, lm: LM) -> tuple[Edit, ...]:
         """The `edits` with layers and positions as numbers, and vectors (positions, D); LenscopeError as `resolve`."""
         prompt = lm.prompt(self.prompt)
-        made = []
+        resolved = []
         for edit in self.edits:
             places = list(prompt.positions(edit.position))
             (layer,) = check_layers((edit.layer,), lm.n_layers, lm.name)
@@ -89,8 +89,8 @@ class Target:
                     f"{len(places)} positions; give (D,) or (positions, D), D = {lm.hidden_size}, and no row"
                 )
             vector = edit.vector.detach().expand(len(places), -1)
-            made.append(dataclasses.replace(edit, layer=layer, position=places, vector=vector))
-        return tuple(made)
+            resolved.append(dataclasses.replace(edit, layer=layer, position=places, vector=vector))
+        return tuple(resolved)
 
 
 class Patchscope:
@@ -217,24 +217,24 @@ class Patchscope:
         log_probs = np.full((len(plan.rows), max_new_tokens), np.nan, dtype=np.float32)
         done: list[np.ndarray] = []
 
-        def written(kept: np.ndarray) -> dict[str, Any]:
-            mine = [ids[n][ids[n] >= 0].tolist() for n in kept]
-            with_numbers = log_probs[kept]
-            mean = np.nanmean(with_numbers, 1) if len(kept) else np.zeros(0, dtype=np.float32)
+        def written(finished: np.ndarray) -> dict[str, Any]:
+            mine = [ids[n][ids[n] >= 0].tolist() for n in finished]
+            with_numbers = log_probs[finished]
+            mean = np.nanmean(with_numbers, 1) if len(finished) else np.zeros(0, dtype=np.float32)
             return {
                 "kind": "generate",
-                "ids": ids[kept],
+                "ids": ids[finished],
                 "log_probs": with_numbers,
                 "texts": tuple(writer.text(i) for i in mine),
-                "ended": tuple(writer.reason(n) for n in kept.tolist()),
+                "ended": tuple(writer.reason(n) for n in finished.tolist()),
                 "measures": {"mean_log_prob": mean, "max_probability": np.exp(with_numbers[:, 0])},
             }
 
         try:
-            for some, wrote in sweep.generate(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
-                for n, one in zip(some.tolist(), wrote, strict=True):
+            for mine, wrote in sweep.generate(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
+                for n, one in zip(mine.tolist(), wrote, strict=True):
                     ids[n, : len(one.ids)], log_probs[n, : len(one.ids)] = one.ids, one.log_probs
-                done.append(some)
+                done.append(mine)
                 if progress is not None:
                     progress(sum(map(len, done)), len(plan.rows))
         except KeyboardInterrupt as stop_now:
@@ -249,30 +249,30 @@ class Patchscope:
         return states[self.lm.n_layers, :]
 
     def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "SweepPlan":
-        found = gather(sources, self.source_lm.name)
-        source, layer = cells(found, self.layers if layers is None else layers, self.lm)
+        gathered = gather(sources, self.source_lm.name)
+        source, layer = cells(gathered, self.layers if layers is None else layers, self.lm)
         target = np.repeat(np.arange(len(self.targets)), len(source))
         source, layer = np.tile(source, len(self.targets)), np.tile(layer, len(self.targets))
-        table = Vectors(found, self.f, self.lm)
+        table = Vectors(gathered, self.f, self.lm)
         # (row, layer, position, name of the vector) of every patch, and the attention barred
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         hidden_keys = [np.zeros((0, 6), dtype=np.int64)]
         for t, (spec, (_, slots)) in enumerate(zip(self.targets, self.resolved, strict=True)):
             mine = np.flatnonzero(target == t)
-            if found.vectors.shape[1] not in (1, len(slots)):
+            if gathered.vectors.shape[1] not in (1, len(slots)):
                 raise LenscopeError(
-                    f"vectors for {found.vectors.shape[1]} placeholders: this target prompt has {len(slots)}; give "
+                    f"vectors for {gathered.vectors.shape[1]} placeholders: this target prompt has {len(slots)}; give "
                     "(N, D) for the same in all of them"
                 )
             for k, slot in enumerate(slots):
-                which = k if found.vectors.shape[1] > 1 else 0
+                which = k if gathered.vectors.shape[1] > 1 else 0
 
                 def put(here: np.ndarray, at: np.ndarray, what: np.ndarray, which: int = which, s: int = slot) -> None:
                     parts.append((here, at, np.full_like(at, s), table.at(what, at, which)))
 
                 for below in range(int(layer[mine].max()) if spec.below == "source" else 0):
                     here = mine[layer[mine] > below]
-                    stacked = [found.at(n, below) for n in source[here].tolist()]
+                    stacked = [gathered.at(n, below) for n in source[here].tolist()]
                     put(here, np.full_like(here, below), np.array(stacked))
                 for w in range(self.window):
                     here = mine[layer[mine] + w <= self.lm.n_layers]
@@ -285,35 +285,35 @@ class Patchscope:
         vectors, vector = table.table(name)
         op = np.zeros(len(row), dtype=np.int64)
         prompts = tuple(p for p, _ in self.resolved)
-        made = PatchedRows(
+        planned = PatchedRows(
             prompts, target, vectors, row, at, position, vector, op, (self.op,), np.concatenate(hidden_keys)
         )
-        return SweepPlan(found, self._with_fixed(made), source, layer)
+        return SweepPlan(gathered, self._with_fixed(planned), source, layer)
 
-    def _with_fixed(self, made: PatchedRows) -> PatchedRows:
+    def _with_fixed(self, planned: PatchedRows) -> PatchedRows:
         """The rows with their targets' own edits, which are made before the sources come in."""
         columns: list[np.ndarray] = []
-        vectors, ops = [made.vectors], list(made.ops)
+        vectors, ops = [planned.vectors], list(planned.ops)
         for t, edit in ((t, edit) for t, edits in enumerate(self.fixed) for edit in edits):
-            mine, places = np.flatnonzero(made.target == t), np.array(edit.position)
+            mine, places = np.flatnonzero(planned.target == t), np.array(edit.position)
             row, place = (grid.ravel() for grid in np.meshgrid(mine, np.arange(len(places)), indexing="ij"))
             start = sum(map(len, vectors))
             same = np.ones_like(row)
             columns.append(np.stack([row, edit.layer * same, places[place], start + place, len(ops) * same]))
-            vectors.append(edit.vector.to(made.vectors.device))
+            vectors.append(edit.vector.to(planned.vectors.device))
             ops.append(edit.op)
-        if not columns or made.vectors.shape[-1] != self.lm.hidden_size:
-            return made
-        own = np.stack([made.row, made.layer, made.position, made.vector, made.op])
+        if not columns or planned.vectors.shape[-1] != self.lm.hidden_size:
+            return planned
+        own = np.stack([planned.row, planned.layer, planned.position, planned.vector, planned.op])
         row, layer, position, vector, op = np.concatenate([*columns, own], 1)
         return dataclasses.replace(
-            made, vectors=torch.cat(vectors), row=row, layer=layer, position=position, vector=vector, op=op,
+            planned, vectors=torch.cat(vectors), row=row, layer=layer, position=position, vector=vector, op=op,
             ops=tuple(ops),
         )  # fmt: skip
 
     def _grid(self, plan: "SweepPlan", done: list[np.ndarray], fill: Callable[[np.ndarray], dict[str, Any]]) -> Grid:
-        kept = np.sort(np.concatenate(done)) if done else np.zeros(0, dtype=np.int64)
-        columns = fill(kept)
+        finished = np.sort(np.concatenate(done)) if done else np.zeros(0, dtype=np.int64)
+        columns = fill(finished)
         known = sorted({int(i) for i in np.unique(columns["ids"]) if i >= 0})
         spots = tuple(
             Spot(p.text, p.tokens, slots, t.below) for t, (p, slots) in zip(self.targets, self.resolved, strict=True)
@@ -334,9 +334,9 @@ class Patchscope:
             n_layers=self.lm.n_layers,
             sources=plan.sources.addresses,
             targets=spots,
-            source=plan.source[kept],
-            layer=plan.layer[kept],
-            target=plan.rows.target[kept],
+            source=plan.source[finished],
+            layer=plan.layer[finished],
+            target=plan.rows.target[finished],
             vocabulary=dict(zip(known, self.lm.encoder.tokens(known), strict=True)),
             provenance=about,
             **{"ended": (), **columns},

@@ -43,12 +43,12 @@ class Sources(Brief):
 
     def at(self, source: int, layer: int) -> int:
         """The source of the same prompt and position at another layer; LenscopeError where it was not read."""
-        found = self.stack.get((int(self.place[source]), layer))
-        if found is None:
+        number = self.stack.get((int(self.place[source]), layer))
+        if number is None:
             raise LenscopeError(
                 f"layer {layer}: the sources' states were not read there; read all layers for below='source'"
             )
-        return found
+        return number
 
 
 def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
@@ -63,7 +63,7 @@ def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
         addresses = tuple(Source(f"vector {n}") for n in range(len(vectors)))
         nowhere = np.full(len(vectors), -1)
         return Sources(vectors, addresses, {}, nowhere, nowhere, vectors[:, 0])
-    found: list[Source] = []
+    listed: list[Source] = []
     stack: dict[tuple[int, int], int] = {}
     places: list[int] = []
     parts = []
@@ -73,16 +73,16 @@ def gather(sources: HiddenStates | Tensor, model: str) -> Sources:
         for column, position in enumerate(positions):
             token = prompt.tokens[position]
             for number, layer in enumerate(sources.layers):
-                stack[place, layer] = len(found)
+                stack[place, layer] = len(listed)
                 label = f"{token.strip() or repr(token)} {layer}"
-                found.append(Source(label, sources.model, prompt.text, token, position, layer))
+                listed.append(Source(label, sources.model, prompt.text, token, position, layer))
                 parts.append(sources.tensor[b, number, column])
                 last.append(parts[-1] if sources.last is None else sources.last[b, column])
                 places.append(place)
             place += 1
     final = np.array([stack.get((p, sources.n_layers), -1) for p in places])
     vectors = torch.stack(parts)[:, None]
-    return Sources(vectors, tuple(found), stack, np.array(places), final, torch.stack(last))
+    return Sources(vectors, tuple(listed), stack, np.array(places), final, torch.stack(last))
 
 
 def cells(sources: Sources, layers: Layers, lm: LM) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +114,8 @@ def cells(sources: Sources, layers: Layers, lm: LM) -> tuple[np.ndarray, np.ndar
     if missing:
         raise LenscopeError(f"source layer {missing[0]}: the sources have layers {sorted(set(own.tolist()))}")
     chosen = check_layers([b for _, b in pairs], lm.n_layers, lm.name)
-    found = {(s, t) for (a, _), t in zip(pairs, chosen, strict=True) for s in np.flatnonzero(own == a).tolist()}
-    order = sorted(found)
+    cells_named = {(s, t) for (a, _), t in zip(pairs, chosen, strict=True) for s in np.flatnonzero(own == a).tolist()}
+    order = sorted(cells_named)
     return np.array([s for s, _ in order]), np.array([t for _, t in order])
 
 
@@ -145,15 +145,15 @@ class Vectors:
         out: Tensor | None = None
         pairs = np.stack([self.own[source] if self.takes > 1 else 0 * source, layer if self.takes > 2 else 0 * layer])
         for pair in np.unique(pairs, axis=1).T:
-            some = torch.from_numpy(np.flatnonzero((pairs == pair[:, None]).all(0)))
+            mine = torch.from_numpy(np.flatnonzero((pairs == pair[:, None]).all(0)))
             with torch.no_grad():
-                mapped = mappings.call_mapping(self.f, h[some], int(pair[0]), int(pair[1]))
-            if mapped.ndim != 2 or len(mapped) != len(some):
+                mapped = mappings.call_mapping(self.f, h[mine], int(pair[0]), int(pair[1]))
+            if mapped.ndim != 2 or len(mapped) != len(mine):
                 raise LenscopeError(
-                    f"f: makes {tuple(mapped.shape)} of states {tuple(h[some].shape)}; it must return a vector for each"
+                    f"f: makes {tuple(mapped.shape)} of states {tuple(h[mine].shape)}; it must return a vector for each"
                 )
             out = mapped.new_empty(len(h), mapped.shape[-1]) if out is None else out
-            out[some] = mapped
+            out[mine] = mapped
         assert out is not None
         return out, number.reshape(-1)
 

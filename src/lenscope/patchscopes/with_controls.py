@@ -52,8 +52,8 @@ class ControlledScores(Brief):
     def selection(self, way: str = VECTOR, cells: Sequence[int] | None = None) -> Selection:
         """The best, the selected and the mean of some `cells` (their numbers; None: all), for one way of telling."""
         table = self.scores[way]
-        some = table if cells is None or table.shape[1] == 1 else table[:, list(cells)]
-        return select(some, units=self.units, seed=self.seed)
+        chosen = table if cells is None or table.shape[1] == 1 else table[:, list(cells)]
+        return select(chosen, units=self.units, seed=self.seed)
 
     def row(self, cells: Sequence[int] | None = None, kind: str = "selected") -> dict[str, Estimate]:
         """Every way's mean score, and what the vector adds: `kind` "selected", "oracle" or "mean" of some cells.
@@ -72,11 +72,11 @@ class ControlledScores(Brief):
 
     def by_layer(self) -> list[dict[str, Any]]:
         """`row` of each source layer, its target layer selected on the other items where it has several."""
-        made = []
+        rows = []
         for layer in sorted({source for source, _ in self.cells}):
             mine = [n for n, (source, _) in enumerate(self.cells) if source == layer]
-            made.append({"layer": layer, **self.row(mine)})
-        return made
+            rows.append({"layer": layer, **self.row(mine)})
+        return rows
 
     def chosen(self, way: str = VECTOR) -> list[tuple[int, int]]:
         """The (source layer, target layer) that was selected for each fold."""
@@ -89,28 +89,28 @@ class ControlledScores(Brief):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ControlledTexts(Brief):
-    """What was said of N items by each way of telling: texts, in arrays as those of `Worth`."""
+    """What a Patchscope says of N items by each way of telling: texts, in arrays as those of `ControlledScores`."""
 
     cells: tuple[tuple[int, int], ...]
-    said: Mapping[str, np.ndarray]
+    texts: Mapping[str, np.ndarray]
 
     def scored(self, score: Score, units: Sequence[Any] | None = None, seed: int = 0) -> ControlledScores:
-        """The worth of all that was said, by one score."""
+        """All texts, as one score takes them."""
         scores = {}
-        for way, table in self.said.items():
+        for way, table in self.texts.items():
             scores[way] = np.array([[float(score(text, n)) for text in row] for n, row in enumerate(table)])
         return ControlledScores(self.cells, scores, units, seed)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        said = {way: table.tolist() for way, table in self.said.items()}
-        return {"cells": [list(cell) for cell in self.cells], "said": said}
+        texts = {way: table.tolist() for way, table in self.texts.items()}
+        return {"cells": [list(cell) for cell in self.cells], "said": texts}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "ControlledTexts":
         """The inverse of `to_json`."""
-        said = {way: np.array(table, dtype=object) for way, table in data["said"].items()}
-        return ControlledTexts(tuple((source, target) for source, target in data["cells"]), said)
+        texts = {way: np.array(table, dtype=object) for way, table in data["said"].items()}
+        return ControlledTexts(tuple((source, target) for source, target in data["cells"]), texts)
 
 
 def score_with_controls(
@@ -130,7 +130,7 @@ def score_with_controls(
     """What N states are worth to a Patchscope: `score` of what it says of them, and of what it says without them.
 
     `states` are those of N prompts at one position each, `texts` (N,) what stands in the place of the placeholder when
-    the verbaliser is told the text instead of the vector. Arguments are those of `sayings`, which see.
+    the verbaliser is told the text instead of the vector. Other arguments are those of `generate_with_controls`.
     """
     how: Any = {"answers": answers, "max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "progress": progress}
     return generate_with_controls(scope, states, texts, layers, **how).scored(score, units, seed)
@@ -155,7 +155,8 @@ def generate_with_controls(
     (N,) are given. The shuffled states are not run again: what another prompt's state says is known.
 
     Raises LenscopeError where prompts have more than one position, or texts are not as many; for a Patchscope with
-    several targets, or with edits of its target, which a text has no place for; and as `controls.exchange`, `told`.
+    several targets, or with edits of its target, which a text has no place for; and as `derange` and
+    `prompts_with_text` do.
     """
     count = len(states.prompts)
     if len(texts) != count or any(len(places) != 1 for places in states.positions):
@@ -165,14 +166,14 @@ def generate_with_controls(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     others = derange(range(count) if answers is None else answers, seed)
     written = []
-    for turn, some in enumerate((states, random_vectors(states, seed))):
+    for turn, sources in enumerate((states, random_vectors(states, seed))):
 
         def advance(done: int, total: int, turn: int = turn) -> None:
             if progress is not None:
                 progress(done + turn * total, 2 * total)
 
         how: Any = {"max_new_tokens": max_new_tokens, "stop": stops, "progress": advance}
-        written.append(texts_by_cell(scope.generate(some, layers, **how)))
+        written.append(texts_by_cell(scope.generate(sources, layers, **how)))
     (cells, own), (_, random) = written
     plain = continue_texts(scope.lm, [*prompts_with_text(scope, texts), scope.resolved[0][0]], max_new_tokens, stops)
     return ControlledTexts(
@@ -197,9 +198,9 @@ def texts_by_cell(grid: Grid) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
     cells = tuple(sorted(set(pairs)))
     number = {cell: n for n, cell in enumerate(cells)}
     item = grid.source // len({source.layer for source in grid.sources})
-    made = np.full((int(item.max()) + 1, len(cells)), "", dtype=object)
-    made[item, [number[pair] for pair in pairs]] = grid.texts
-    return cells, made
+    texts = np.full((int(item.max()) + 1, len(cells)), "", dtype=object)
+    texts[item, [number[pair] for pair in pairs]] = grid.texts
+    return cells, texts
 
 
 def continue_texts(

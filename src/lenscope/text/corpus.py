@@ -219,8 +219,8 @@ class Corpus:
         seed = (self.seed, *(round(share * 2**32) for share in self.part))
         steps = [range(a, min(a + rows * world, wanted)) for a in range(start, wanted, rows * world)]
         together = max(1, WRITTEN // rows)
-        for some in (steps[n : n + together] for n in range(0, len(steps), together)):
-            mine = [[n for n in step if n % world == rank] for step in some]
+        for group in (steps[n : n + together] for n in range(0, len(steps), together)):
+            mine = [[n for n in step if n % world == rank] for step in group]
             numbers = [n for step in mine for n in step]
             known = {n: self._sampled.get((writer, seed, self.length, n)) for n in numbers}
             new = [n for n, row in known.items() if row is None]
@@ -228,7 +228,7 @@ class Corpus:
             ids = iter([fresh[n] if row is None else row for n, row in known.items()])
             if len(self._sampled) < REMEMBERED:
                 self._sampled.update({(writer, seed, self.length, n): row for n, row in fresh.items()})
-            for step, numbers in zip(some, mine, strict=True):
+            for step, numbers in zip(group, mine, strict=True):
                 held = [(n, written(next(ids), n, marks.document, special)) for n in numbers]
                 yield self._batch(held, step.stop, None)
 
@@ -269,9 +269,9 @@ class Corpus:
 def _mixed(rows: Iterator[np.ndarray], seed: int) -> Iterator[np.ndarray]:
     """The rows, some at a time in an order that the seed fixes."""
     random = np.random.default_rng(seed)
-    while some := list(islice(rows, MIXED)):
-        for n in random.permutation(len(some)):
-            yield some[n]
+    while held := list(islice(rows, MIXED)):
+        for n in random.permutation(len(held)):
+            yield held[n]
 
 
 def _place(document: Document, seed: int) -> float:

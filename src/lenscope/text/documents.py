@@ -225,8 +225,8 @@ class Shelf(Documents):
             names = table.schema_arrow.names
             if self.field not in names:
                 raise LenscopeError(f"{path}: has no column {self.field!r} but {', '.join(names)}; name one as field")
-            for some in table.iter_batches(batch_size=256, columns=[self.field]):
-                yield from (value for value in some.column(0).to_pylist() if value is not None)
+            for batch in table.iter_batches(batch_size=256, columns=[self.field]):
+                yield from (value for value in batch.column(0).to_pylist() if value is not None)
 
 
 @final
@@ -265,8 +265,8 @@ class DocumentStream(Documents):
 
 def _column(data: Any) -> list[Any]:
     """An array, a column or a tokenizer's output as a list of documents."""
-    found = elements(data, "a path, the name of a data set, or a list of texts")
-    return [found] if found and all(map(is_integer, found)) else found
+    given = elements(data, "a path, the name of a data set, or a list of texts")
+    return [given] if given and all(map(is_integer, given)) else given
 
 
 def _shelf(name: str, items: Iterable[Any], field: str) -> Shelf:
@@ -300,10 +300,10 @@ def _files(name: str) -> list[Path] | None:
         raise LenscopeError(f"{name}: no such file or folder")
     else:
         return None
-    found = sorted(p for p in hits if kind_of(p.name) and not p.name.startswith(".") and p.is_file())
-    if not found:
+    files = sorted(p for p in hits if kind_of(p.name) and not p.name.startswith(".") and p.is_file())
+    if not files:
         raise LenscopeError(f"{name}: no files there that end in {endings}, or in these with .gz or .zst")
-    return found
+    return files
 
 
 def _hub(name: str, field: str) -> DocumentStream:
@@ -321,12 +321,12 @@ def _hub(name: str, field: str) -> DocumentStream:
         ) from error
     asked = {"path": path, "name": config or None, "split": split or "train", "revision": revision or None}
     with _reachable(name):
-        found = datasets.load_dataset(**asked, streaming=True)
+        data_set = datasets.load_dataset(**asked, streaming=True)
 
     def rows(seed: int) -> Iterator[Any]:
         with _reachable(name):
             # the shards in a random order; within them the stream's own buffer shuffles
-            yield from found.shuffle(seed=seed, buffer_size=1)
+            yield from data_set.shuffle(seed=seed, buffer_size=1)
 
     return DocumentStream(name, rows, field, {"hub": asked, "datasets": datasets.__version__})
 

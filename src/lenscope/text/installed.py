@@ -8,10 +8,10 @@ from importlib.metadata import distributions
 
 def installed_texts() -> list[str]:
     """English that is there without a download: Python's language reference, and what the installed packages say."""
-    told = {d.name: (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()}
-    found = [told[name] for name in sorted(told) if told[name].strip()]
+    descriptions = {d.name: (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()}
+    texts = [descriptions[name] for name in sorted(descriptions) if descriptions[name].strip()]
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some systems package it apart
-        return found
-    return [*topics.values(), *found]
+        return texts
+    return [*topics.values(), *texts]

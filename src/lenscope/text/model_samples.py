@@ -70,10 +70,10 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
 
 def _draw(lm: LM, h: Tensor, uniform: np.ndarray) -> np.ndarray:
     """One token per state h (n, D): where the cumulated probability exceeds a uniform number."""
-    found = []
+    ids = []
     group = max(1, WHOLE // (8 * lm.vocab_size))
-    for some, u in zip(h.split(group), torch.from_numpy(uniform).split(group), strict=True):
-        total = lm.unembed(some)[:, : lm.encoder.vocab_size].double().softmax(-1).cumsum(-1)
+    for part, u in zip(h.split(group), torch.from_numpy(uniform).split(group), strict=True):
+        total = lm.unembed(part)[:, : lm.encoder.vocab_size].double().softmax(-1).cumsum(-1)
         at = torch.searchsorted(total, u[:, None].to(total) * total[:, -1:], right=True)
-        found.append(at[:, 0].clamp_max(total.shape[1] - 1).cpu().numpy())
-    return np.concatenate(found)
+        ids.append(at[:, 0].clamp_max(total.shape[1] - 1).cpu().numpy())
+    return np.concatenate(ids)

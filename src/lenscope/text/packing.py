@@ -97,14 +97,14 @@ def _table(encoder: Encoder, documents: list[Document], first: int, marks: Marks
         table[MARK, inside] = np.isin(ids, special)
         table[BYTES, inside] = size
         tables.append(table)
-    found = np.concatenate(tables, 1) if tables else np.zeros((KNOWN, 0), dtype=np.int64)
+    joint = np.concatenate(tables, 1) if tables else np.zeros((KNOWN, 0), dtype=np.int64)
     known = encoder.vocab_size
-    bad = found[TOKEN][(found[TOKEN] < 0) | (found[TOKEN] >= known)]
+    bad = joint[TOKEN][(joint[TOKEN] < 0) | (joint[TOKEN] >= known)]
     if len(bad):
         raise LenscopeError(
             f"token {bad[0]}: {encoder.name} has token ids 0–{known - 1}; is this another model's tokenizer?"
         )
-    return found
+    return joint
 
 
 def find_marks(lm: LM) -> Marks:
@@ -190,13 +190,13 @@ def _tokenized(encoder: Encoder, texts: list[str]) -> list[tuple[np.ndarray, np.
     if encoder.tokenizer is None:
         raise LenscopeError(f"{encoder.name} was loaded without a tokenizer: give documents as lists of token ids")
     fast = encoder.tokenizer.is_fast
-    found = encoder.tokenizer(
+    tokenized = encoder.tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=fast, verbose=False
     )
-    ids = [np.array(one, dtype=np.int64) for one in found["input_ids"]]
+    ids = [np.array(one, dtype=np.int64) for one in tokenized["input_ids"]]
     if not fast:
         return [(one, np.full(len(one), -1)) for one in ids]
-    spans = found["offset_mapping"]
+    spans = tokenized["offset_mapping"]
     return [
         (one, text_bytes(text, [end for _, end in span])) for one, text, span in zip(ids, texts, spans, strict=True)
     ]
@@ -218,13 +218,13 @@ def text_bytes(text: str, ends: Sequence[int]) -> np.ndarray:
 
 def _parts(text: str) -> list[str]:
     """A very long document in parts, cut behind a line or before a word, to be tokenized one by one."""
-    found = []
+    parts = []
     while len(text) > TOGETHER:
         half = TOGETHER // 2
         cut = text.rfind("\n", half, TOGETHER) + 1 or max(0, text.rfind(" ", half, TOGETHER)) or TOGETHER
-        found.append(text[:cut])
+        parts.append(text[:cut])
         text = text[cut:]
-    return [*found, text]
+    return [*parts, text]
 
 
 def after_document_mark(lm: LM, texts: Sequence[str]) -> list[Prompt]:

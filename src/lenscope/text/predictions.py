@@ -70,8 +70,8 @@ def predictions(lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progr
     total, done, any_read = length_hint(rows, 0), 0, False
     held: list[Row] = []
     known: dict[tuple[str, int], int] = {}
-    for item, some in counted_rows(lm, rows, 1):
-        for row in some:
+    for item, of_item in counted_rows(lm, rows, 1):
+        for row in of_item:
             longest = max(len(row.prompt), *(len(r.prompt) for r in held), 1)
             if held and longest * (len(held) + 1) > TOKENS_PER_RUN // 8:
                 yield _read(lm, held, layers, known)
@@ -102,10 +102,10 @@ def each_row(rows: Any) -> Any:
         raise LenscopeError("rows: is one string; give a list of texts, or of rows of token ids")
     if isinstance(rows, Iterator) or (isinstance(rows, Iterable) and not hasattr(rows, "__getitem__")):
         return rows if not isinstance(rows, set | frozenset) else elements(rows, "a list of texts")
-    found = elements(rows, "a list of texts, of rows of token ids, or of batches of a corpus")
-    if any(map(is_integer, found)):
+    listed = elements(rows, "a list of texts, of rows of token ids, or of batches of a corpus")
+    if any(map(is_integer, listed)):
         raise LenscopeError("rows: is one row of token ids; give a list of rows")
-    return found
+    return listed
 
 
 def counted_rows(lm: LM, rows: TextRows, ahead: int) -> Iterator[tuple[int, list[Row]]]:
@@ -143,13 +143,13 @@ def _of_item(lm: LM, item: Any, number: int, marks: np.ndarray, ahead: int) -> R
 
 
 def _of_corpus(lm: LM, batch: TokenBatch, ahead: int) -> list[Row]:
-    made = []
+    counting = []
     for n, ids in enumerate(batch.ids):
         counts = _followed(batch.counted[n].numpy(), ahead)
         if counts.any():
             sizes = None if batch.bytes is None else batch.bytes[n].numpy()
-            made.append(Row(lm.prompt(ids.tolist()), counts, "document", batch.document[n].numpy(), sizes))
-    return made
+            counting.append(Row(lm.prompt(ids.tolist()), counts, "document", batch.document[n].numpy(), sizes))
+    return counting
 
 
 def _followed(counts: np.ndarray, ahead: int) -> np.ndarray:
@@ -164,9 +164,9 @@ def _read(lm: LM, rows: list[Row], layers: tuple[int, ...], known: dict[tuple[st
     row = torch.tensor(np.repeat(np.arange(len(rows)), list(map(len, at))), device=tensor.device)
     positions = torch.tensor(np.concatenate(at), device=tensor.device)
     ids = [np.array(r.prompt.ids, dtype=np.int64) for r in rows]
-    following = np.concatenate([i[some + 1] for i, some in zip(ids, at, strict=True)])
-    units = [(r.kind, unit) for r, some in zip(rows, at, strict=True) for unit in r.units[some].tolist()]
-    sizes = [r.sizes[some + 1] for r, some in zip(rows, at, strict=True) if r.sizes is not None]
+    following = np.concatenate([i[places + 1] for i, places in zip(ids, at, strict=True)])
+    units = [(r.kind, unit) for r, places in zip(rows, at, strict=True) for unit in r.units[places].tolist()]
+    sizes = [r.sizes[places + 1] for r, places in zip(rows, at, strict=True) if r.sizes is not None]
     return Predictions(
         h=tensor[row, :, positions],
         targets=torch.tensor(following, device=tensor.device),

@@ -70,7 +70,7 @@ def _run(setting: Setting) -> Report:
     new = setting.choose(**TOKENS)
     how: dict[str, Any] = {"layers": list(layers), "tokens": new}
     own = _own_texts(setting, names, how)
-    cuts = ControlledTexts(own.cells, {way: _described(texts) for way, texts in own.said.items()})
+    cuts = ControlledTexts(own.cells, {way: _described(texts) for way, texts in own.texts.items()})
     scored = {name: cuts.scored(score, seed=setting.seed) for name, score in _scores(setting, chosen).items()}
     below = _below(setting, names, own, how)
     popular = _popular(chosen)
@@ -173,7 +173,7 @@ def _own_texts(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> C
 
 def _below(setting: Setting, names: Sequence[str], own: ControlledTexts, how: dict[str, Any]) -> dict[str, np.ndarray]:
     """What is said of the vectors (N, L) by what later tokens see of the placeholder below the patched layer."""
-    by_below = {"target": own.said[VECTOR]}
+    by_below = {"target": own.texts[VECTOR]}
     for below in BELOW[1:]:
         # hidden keys need attention that can be told what to hide
         if below == "none" and exact_modes.fastest_exact_mode(setting.lm) != "cascade":
@@ -252,12 +252,12 @@ def _contaminated(
     """Per layer: what is said as if nothing had been patched, and as if the demonstrations had been, by `below`."""
     shown = re.sub(r"\s*x$", "", _prompt())
     references = [e.description for e in entities]
-    unpatched = str(own.said[NONE][0, 0])
+    unpatched = str(own.texts[NONE][0, 0])
 
     def copies(texts: Any) -> Estimate:
         return mean([copied(description_in(str(t)), r, shown) for t, r in zip(texts, references, strict=True)])
 
-    plain, with_text = (copies(own.said[way][:, 0]) for way in (NONE, TEXT))
+    plain, with_text = (copies(own.texts[way][:, 0]) for way in (NONE, TEXT))
     rows = []
     for at, (layer, _) in enumerate(own.cells):
         texts = {name: [str(t) for t in table[:, at]] for name, table in below.items()}

@@ -178,7 +178,7 @@ def cot_texts(setting: Setting, kinds: Sequence[Kind], layers: list[int], how: d
 
     def texts(number: int, kind: Kind, style: str) -> Mapping[str, np.ndarray]:
         name = f"multihop-cot-{number}-{style}"
-        return setting.cached(name, partial(compute, kind, style), layers=layers, kind=kind.name, **how).said
+        return setting.cached(name, partial(compute, kind, style), layers=layers, kind=kind.name, **how).texts
 
     return PatchedTexts(pairs, _by_way(kinds, texts))
 

@@ -107,7 +107,7 @@ def _run(setting: Setting) -> Report:
 @contextmanager
 def _study(setting: Setting) -> Iterator[Study]:
     source = Path(setting.lm.source)
-    beside = Checkpoints.found(source.parent) if NAMED.fullmatch(source.name) else Checkpoints(source, ())
+    beside = Checkpoints.in_folder(source.parent) if NAMED.fullmatch(source.name) else Checkpoints(source, ())
     if len(beside.steps) >= FEWEST:
         yield _given(setting, beside)
         return
