@@ -24,8 +24,7 @@ from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
 from lenscope.fitting.recipes import Recipe
 from lenscope.mappings.mapping import load_mapping
-from lenscope.models.batches import pad
-from lenscope.models.edits import Running
+from lenscope.models.batches import Running, pad
 from lenscope.models.readout import Replayed
 from lenscope.text.corpus import Corpus
 

@@ -90,7 +90,7 @@ def zeroed(m, top):
 
 
 def test_covariances_are_numpys_of_stored_states(lm64, corpus, monkeypatch):
-    monkeypatch.setattr("lenscope.text.predictions.TOKENS_PER_RUN", 8 * 70)
+    monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", 8 * 70)
     batches = rows_of(corpus, 320)
     x = stored(lm64, batches)
     found = covariances(lm64, batches)

@@ -18,8 +18,8 @@ from lenscope.files import weights_folder as artifacts
 from lenscope.measures import definitions as measures
 from lenscope.measures import streamed as reduction
 from lenscope.models import batches
-from lenscope.models.batches import pad
-from lenscope.models.edits import Running, add, add_norm_matched, replace, replace_norm_matched
+from lenscope.models.batches import Running, pad
+from lenscope.models.edits import add, add_norm_matched, replace, replace_norm_matched
 from lenscope.models.exactness import tolerance
 from lenscope.models.generation import GenerationCheck
 from lenscope.models.readout import Traced, find_readout, verify

@@ -91,7 +91,7 @@ def by_hand(q, p, following):
 def test_measures_equal_full_logits(lm64, monkeypatch, piece, kept, tokens):
     monkeypatch.setattr(reduction, "PIECE", piece)
     monkeypatch.setattr(reduction, "KEPT", kept)
-    monkeypatch.setattr(predictions, "TOKENS_PER_RUN", tokens)
+    monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", tokens)
     rows, tuned = rows_of(lm64), affine(lm64)
     drift = torch.linspace(-1, 1, lm64.hidden_size, dtype=torch.float64)
     lenses = {"logit": None, "tuned": tuned, "drift": lambda h, layer: h + (layer + 1) * drift}
@@ -363,7 +363,7 @@ def test_mistakes_are_told(lm64, lm):
 
 
 def test_an_interruption_keeps_what_was_measured(lm64, monkeypatch):
-    monkeypatch.setattr(predictions, "TOKENS_PER_RUN", 8)  # a row at a time
+    monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", 8)  # a row at a time
     rows, told = rows_of(lm64), []
 
     def progress(done, total):
@@ -506,7 +506,7 @@ def test_bold_is_what_differs(lm64):
 
 def test_memory_does_not_grow_with_the_text(lm, monkeypatch):
     monkeypatch.setattr(reduction, "KEPT", 8 * 2 * lm.vocab_size * 4)
-    monkeypatch.setattr(predictions, "TOKENS_PER_RUN", 8 * 64)
+    monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", 8 * 64)
     rows, lens = rows_of(lm, (32,) * 10), {"tuned": affine(lm)}
     with Largest() as largest:
         evaluate(lm, rows, lens)

@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.models.batches import TOKENS_PER_RUN, Batch
-from lenscope.models.edits import Running
+from lenscope.models.batches import Running, rows_per_run
 from lenscope.models.language_model import LM
-from lenscope.models.prompts import Prompt
 
 # change(layer, h, rows): patch, in place, the states h (n, T, D) of the rows `rows` (n,), numbered as at first
 Change = Callable[[int, Tensor, np.ndarray], None]
@@ -36,7 +34,7 @@ class HookRunner:
             self.rows, self.ids = np.arange(len(ids)), ids
         else:
             self.ids = torch.cat([self.ids, ids], 1)
-        most = max(1, TOKENS_PER_RUN // self.ids.shape[1])
+        most = rows_per_run(self.ids.shape[1])
         return torch.cat([self._states(slice(at, at + most), last) for at in range(0, len(self.ids), most)])
 
     def grow(self, kept: np.ndarray, tokens: np.ndarray) -> None:
@@ -55,8 +53,7 @@ class HookRunner:
         with self.lm.runner.exclusive.alone(), ExitStack() as undo:
             for n in self.layers:
                 undo.callback(self.lm.runner.hook(n, lambda h, n=n: patched(n, h)).remove)
-            prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
-            batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
-            running = Running(prompts, range(len(ids)), len(ids), batch, without_edits=True)
-            self.lm.runner.capture(running, {self.lm.n_layers}, lambda _, h: kept.append(h[:, -last:].clone()))
+            self.lm.runner.capture(
+                Running.of_ids(ids), {self.lm.n_layers}, lambda _, h: kept.append(h[:, -last:].clone())
+            )
         return kept[0]

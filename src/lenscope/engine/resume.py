@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenscope.models.batches import TOKENS_PER_RUN, Batch
+from lenscope.models.batches import Running, rows_per_run
 from lenscope.models.deviations import deviation
-from lenscope.models.edits import Running
 from lenscope.models.exactness import is_exact
 from lenscope.models.prompts import Prompt
 from lenscope.models.residual_stream import with_output_state
@@ -65,7 +64,7 @@ class RunAbove:
     def __init__(self, runner: Runner, prompts: Sequence[Prompt], layer: int, states: Tensor, last: Tensor) -> None:
         self.runner, self.layer = runner, layer
         self.ids = torch.tensor([p.ids for p in prompts], device=runner.input_device)
-        self.together = max(1, TOKENS_PER_RUN // self.ids.numel())
+        self.together = rows_per_run(self.ids.numel())
         key = ("above a layer", layer, runner.regimes.of(self.ids.shape[1]))
         self.short = layer > 0 and is_exact(runner, key, lambda: self._short_deviation(states[:1], last[:1]))
 
@@ -82,9 +81,7 @@ class RunAbove:
 
     def _run(self, ids: Tensor, h: Tensor, short: bool) -> Tensor:
         runner = self.runner
-        prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
-        batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
-        running = Running(prompts, range(len(ids)), len(ids), batch, without_edits=True)
+        running = Running.of_ids(ids)
         outputs = None
         if short:
             state = runner.anatomy.stream.unpack(h)

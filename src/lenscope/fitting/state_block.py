@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lenscope.distributed.sharding import is_sharded
-from lenscope.models.batches import pad
-from lenscope.models.edits import Running
+from lenscope.models.batches import Running
 from lenscope.models.language_model import LM
 from lenscope.models.precision import half_precision
 from lenscope.text.corpus import TokenBatch
@@ -53,7 +52,7 @@ class StateBlock:
             if rows:
                 (self.last[here] if layer == lm.n_layers else self.states[layer, here])[:] = h.flatten(0, 1)
 
-        running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.runner.input_device))
+        running = Running.of_prompts(prompts, lm.runner.input_device)
         with half_precision(lm, self.low):
             lm.runner.capture(running, range(lm.n_layers + 1), keep)
 

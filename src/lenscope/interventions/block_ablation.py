@@ -21,9 +21,9 @@ from lenscope.errors import LenscopeError
 from lenscope.interventions.block_ablation_results import MEASURES, READ, BlockAblations
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce
-from lenscope.models.batches import TOKENS_PER_RUN, pad
+from lenscope.models.batches import TOKENS_PER_RUN, Running
 from lenscope.models.deviations import deviation
-from lenscope.models.edits import EditBlock, Running
+from lenscope.models.edits import EditBlock
 from lenscope.models.exactness import is_exact
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
@@ -226,9 +226,7 @@ class BlockRun:
     def __init__(self, lm: LM, ids: Tensor, resumes: bool) -> None:
         self.lm, self.resumes = lm, resumes
         prompts = [lm.prompt(row) for row in ids.tolist()]
-        self.running = Running(
-            prompts, range(len(ids)), len(ids), pad(prompts, "right", ids.device), without_edits=True
-        )
+        self.running = Running.of_prompts(prompts, ids.device, without_edits=True)
         self.outputs: list[Any] = []
         self.inputs: list[Tensor] = []
         pack = lm.runner.anatomy.stream.pack

@@ -17,7 +17,7 @@ from lenscope.lenses.trajectory import Trajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping, StateMap
 from lenscope.measures.streamed import diverge, reduce
-from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.batches import in_order
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
@@ -114,7 +114,7 @@ class Lens:
         numbers = self._layers(layers)
         source = provenance(self.lm)
         trajectories = []
-        for run in _in_runs(many):
+        for run in in_order(many, len):
             for states in self.lm.read(run, self._with_last(numbers), positions).split():
                 trajectories.append(self._reduced(states, numbers, chosen, top_k, source))
         return trajectories if batched else trajectories[0]
@@ -235,17 +235,6 @@ class Lens:
 
     def _with_last(self, layers: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(dict.fromkeys((*layers, self.lm.n_layers)))
-
-
-def _in_runs(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """The prompts in order, in lists whose states fit in memory together."""
-    runs: list[list[Prompt]] = [[]]
-    for prompt in prompts:
-        longest = max(len(prompt), *map(len, runs[-1]), 1)
-        if runs[-1] and longest * (len(runs[-1]) + 1) > TOKENS_PER_RUN // 8:
-            runs.append([])
-        runs[-1].append(prompt)
-    return runs
 
 
 def _last_positions(states: HiddenStates, count: int) -> HiddenStates:

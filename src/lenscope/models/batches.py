@@ -1,10 +1,12 @@
 """Which prompts run together: near in length, within a memory budget, padded only where that changes nothing.
 
-Knows: lengths. Does not know: models, or whether padding changes a model's numbers, which it is told.
+Knows: lengths, padding, what is said of a batch that is running.
+Does not know: models, or whether padding changes a model's numbers: whoever asks for groups knows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +32,10 @@ class Batch(Brief):
 
 # Padded tokens that run through the model at once: bounds the activations of long lists of prompts.
 TOKENS_PER_RUN = 8192
+# Of so many parts of them the states at all layers are held at once.
+PARTS = 8
+
+Item = TypeVar("Item")
 
 
 def length_groups(prompts: Sequence[Prompt], together: Callable[[int, int], bool]) -> Iterator[list[int]]:
@@ -64,13 +70,64 @@ def pad(prompts: Sequence[Prompt], side: str, device: torch.device) -> Batch:
     return Batch(ids.to(device), mask.to(device), before, tuple(len(p) for p in prompts))
 
 
+@dataclass
+class Running:
+    """The batch that a model is running: its prompts, their numbers among all that were asked for, and the padding.
+
+    To runs `without_edits`, which measure the model itself, no edit applies. `blocks` are the `with` blocks of edits
+    that are open in the thread or task that runs the batch: those of others do not apply to it. `passes` counts forward
+    passes: during generation only the first one, or any that feeds the prompt again, covers the prompt's positions.
+    """
+
+    prompts: Sequence[Prompt]
+    numbers: Sequence[int]
+    total: int
+    batch: Batch
+    without_edits: bool = False
+    passes: int = 0
+    blocks: tuple[Any, ...] = ()
+
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[Prompt], device: torch.device, *, without_edits: bool = False) -> "Running":
+        """All the prompts that were asked for, to be read: padded on the right."""
+        batch = pad(prompts, "right", device)
+        return cls(prompts, range(len(prompts)), len(prompts), batch, without_edits)
+
+    @classmethod
+    def of_ids(cls, ids: Tensor) -> "Running":
+        """Rows of token ids (B, T) without padding, to which no edit applies."""
+        prompts = [Prompt("", tuple(row), (), ()) for row in ids.tolist()]
+        batch = Batch(ids, torch.ones_like(ids), (0,) * len(ids), (ids.shape[1],) * len(ids))
+        return cls(prompts, range(len(ids)), len(ids), batch, without_edits=True)
+
+    def covers_prompt(self, length: int) -> bool:
+        """Whether a pass over `length` tokens holds the prompt."""
+        return self.passes == 1 or 1 < length >= self.batch.ids.shape[1]
+
+
+def rows_per_run(length: int) -> int:
+    """How many rows of `length` tokens run through the model at once."""
+    return max(1, TOKENS_PER_RUN // length)
+
+
+def in_order(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items that are read together, in their order: as many as fit in memory, padded, with all their layers.
+
+    No item is taken from `items` before those in front of it are needed.
+    """
+    group: list[Item] = []
+    longest = 0
+    for item in items:
+        longest = max(longest, length(item))
+        if group and longest * (len(group) + 1) > TOKENS_PER_RUN // PARTS:
+            yield group
+            group, longest = [], length(item)
+        group.append(item)
+    if group:
+        yield group
+
+
 def by_length(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     """Indices of prompts that are read together: near in length, as many as fit in memory with all their layers."""
-    run: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        if run and len(prompts[i]) * (len(run) + 1) > TOKENS_PER_RUN // 8:
-            yield run
-            run = []
-        run.append(i)
-    if run:
-        yield run
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return in_order(order, lambda i: len(prompts[i]))

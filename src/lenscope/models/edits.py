@@ -4,7 +4,7 @@ Knows: how a vector is put at (layer, position, row) of a batch that is running.
 Does not know: models, hooks (runner.py places them), or what an edit is meant to show.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.models.batches import Batch
+from lenscope.models.batches import Running
 from lenscope.models.inputs import integer
-from lenscope.models.prompts import Positions, Prompt
+from lenscope.models.prompts import Positions
 
 # (N, D) states as they are, (N, D) vectors given → (N, D) states as they shall be
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -74,7 +74,7 @@ class Edit(Brief):
         if self.row is not None:
             object.__setattr__(self, "row", integer(self.row, "row"))
 
-    def targets(self, running: "Running") -> tuple[list[int], list[int], Tensor] | None:
+    def targets(self, running: Running) -> tuple[list[int], list[int], Tensor] | None:
         """The rows and columns (of the padded batch) and vectors (N, D) of this edit; None if it has none here."""
         if self.row is not None and not 0 <= self.row < running.total:
             raise LenscopeError(f"row {self.row}: {running.total} prompts are running, rows 0–{running.total - 1}")
@@ -89,7 +89,7 @@ class Edit(Brief):
                 vectors.append(self._vectors(number, len(places), running.total))
         return (rows, columns, torch.cat(vectors)) if vectors else None
 
-    def apply(self, h: Tensor, running: "Running") -> Tensor:
+    def apply(self, h: Tensor, running: Running) -> Tensor:
         """`h` (B, T, D) with the edit made; `h` itself is left as it was."""
         found = self.targets(running)
         if found is None:
@@ -154,25 +154,3 @@ class EditBlock:
 
 # The blocks of edits that are open here: in this thread, or in this task of an event loop.
 open_blocks: ContextVar[tuple[EditBlock, ...]] = ContextVar("lenscope_open_blocks", default=())
-
-
-@dataclass
-class Running:
-    """The batch that a model is running: its prompts, their numbers among all that were asked for, and the padding.
-
-    To runs `without_edits`, which measure the model itself, no edit applies. `blocks` are the `with` blocks of edits
-    that are open in the thread or task that runs the batch: those of others do not apply to it. `passes` counts forward
-    passes: during generation only the first one, or any that feeds the prompt again, covers the prompt's positions.
-    """
-
-    prompts: Sequence[Prompt]
-    numbers: Sequence[int]
-    total: int
-    batch: Batch
-    without_edits: bool = False
-    passes: int = 0
-    blocks: tuple[EditBlock, ...] = ()
-
-    def covers_prompt(self, length: int) -> bool:
-        """Whether a pass over `length` tokens holds the prompt."""
-        return self.passes == 1 or 1 < length >= self.batch.ids.shape[1]

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.models.batches import pad
+from lenscope.models.batches import Running
 from lenscope.models.deviations import FAILURES, TOLERANCE, deviation
-from lenscope.models.edits import Running
 from lenscope.models.measurements import Key
 from lenscope.models.residual_stream import PROBE_LENGTHS, probe_text
 from lenscope.models.runner import Runner
@@ -111,7 +110,7 @@ def right_padding_deviation(runner: Runner, short: int = PROBE_LENGTHS[0], long:
 def _padded_deviation(runner: Runner, short: int, long: int) -> float:
     prompts = [runner.encoder.prompt(probe_text(runner.anatomy, n, row)) for n, row in ((long, 0), (short, 2))]
     states: list[Tensor] = []
-    running = Running(prompts, [0, 1], 2, pad(prompts, "right", runner.input_device), without_edits=True)
+    running = Running.of_prompts(prompts, runner.input_device, without_edits=True)
     try:
         runner.capture(running, {runner.n_layers}, lambda _, h: states.append(h))
     except LenscopeError:

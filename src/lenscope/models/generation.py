@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lenscope.errors import LenscopeError
-from lenscope.models.batches import Batch, length_groups, pad
+from lenscope.models.batches import Batch, Running, length_groups, pad
 from lenscope.models.deviations import FAILURES, deviation
-from lenscope.models.edits import Running
 from lenscope.models.exactness import tolerance
 from lenscope.models.measurements import Key
 from lenscope.models.prompts import Prompt

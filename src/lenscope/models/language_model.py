@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from lenscope.errors import LenscopeError
 from lenscope.models import exactness, generation
-from lenscope.models.batches import length_groups, pad
-from lenscope.models.edits import Edit, Running
+from lenscope.models.batches import Running, length_groups, pad
+from lenscope.models.edits import Edit
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.layers import Layers, check_layers

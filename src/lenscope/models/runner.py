@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lenscope.errors import LenscopeError
-from lenscope.models.batches import pad
+from lenscope.models.batches import Running
 from lenscope.models.context_length import find_context
-from lenscope.models.edits import EditBlock, Running, open_blocks
+from lenscope.models.edits import EditBlock, open_blocks
 from lenscope.models.exclusive_runs import Exclusive
 from lenscope.models.length_regimes import Regimes
 from lenscope.models.measurements import Measurements
@@ -242,7 +242,7 @@ class Runner:
         """The states (T, D) of some ids at a layer, by default the last, whatever edits are in force."""
         states: list[Tensor] = []
         prompt = self.encoder.prompt(ids)
-        running = Running([prompt], [0], 1, pad([prompt], "right", self.input_device), without_edits=True)
+        running = Running.of_prompts([prompt], self.input_device, without_edits=True)
         self.capture(running, {self.n_layers if layer is None else layer}, lambda _, h: states.append(h[0].clone()))
         return states[0]
 
@@ -276,6 +276,6 @@ class Runner:
         def compare(layer: int, h: Tensor) -> None:
             require_causal(self.model, layer, h[1, :-1], h[0, :-1])
 
-        running = Running(prompts, [0, 1], 2, pad(prompts, "right", self.input_device), without_edits=True)
+        running = Running.of_prompts(prompts, self.input_device, without_edits=True)
         self.capture(running, range(self.n_layers + 1), compare)
         return True

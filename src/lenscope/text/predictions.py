@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.models.batches import TOKENS_PER_RUN
+from lenscope.models.batches import in_order
 from lenscope.models.inputs import elements, is_integer, shown
 from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress
@@ -68,24 +68,21 @@ def predictions(lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progr
     Of a corpus, rows without any are left out; one's own texts and rows of ids without any are refused.
     """
     total, done, any_read = length_hint(rows, 0), 0, False
-    held: list[Row] = []
     known: dict[tuple[str, int], int] = {}
-    for item, of_item in counted_rows(lm, rows, 1):
-        for row in of_item:
-            longest = max(len(row.prompt), *(len(r.prompt) for r in held), 1)
-            if held and longest * (len(held) + 1) > TOKENS_PER_RUN // 8:
-                yield _read(lm, held, layers, known)
-                held = []
-                if progress is not None:
-                    progress(done, total)
-            held.append(row)
-            any_read = True
-        done = item
+
+    def each() -> Iterator[Row]:
+        nonlocal done
+        for item, counting in counted_rows(lm, rows, 1):
+            yield from counting
+            done = item
+
+    for group in in_order(each(), lambda row: len(row.prompt)):
+        any_read = True
+        yield _read(lm, group, layers, known)
+        if progress is not None:
+            progress(done, total)
     if not any_read:
         raise nothing_counts("prediction")
-    yield _read(lm, held, layers, known)
-    if progress is not None:
-        progress(done, total)
 
 
 def nothing_counts(what: str) -> LenscopeError:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.models.batches import length_groups, pad
-from lenscope.models.edits import Running
+from lenscope.models.batches import Running, length_groups
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.text.predictions import TextRows, counted_rows, nothing_counts
@@ -56,7 +55,7 @@ def read_together(lm: LM, rows: list[tuple[Prompt, np.ndarray, np.ndarray]], lay
     prompts = [prompt for prompt, _, _ in rows]
     wanted = (*layers, lm.n_layers)
     states: dict[int, Tensor] = {}
-    running = Running(prompts, range(len(prompts)), len(prompts), pad(prompts, "right", lm.runner.input_device))
+    running = Running.of_prompts(prompts, lm.runner.input_device)
     lm.runner.capture(running, set(wanted), lambda layer, h: states.update({layer: h.to(lm.device, copy=True)}))
     counts = torch.from_numpy(np.stack([c for _, c, _ in rows]))
     return RowStates(
