@@ -1,4 +1,4 @@
-"""The command that runs experiments, and the setting they are given: on a tiny model, with an experiment of its own."""
+"""The command that runs experiments: on a tiny model, with an experiment of its own."""
 
 import json
 import sys
@@ -7,10 +7,7 @@ from shutil import copytree
 from types import ModuleType
 
 import pytest
-import tiny
-import torch
 
-import lenscope as ls
 from lenscope import experiments
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.report import Report
@@ -18,14 +15,6 @@ from lenscope.experiments.setting import Setting
 from lenscope.statistics.intervals import Estimate
 
 TEXT = [" ".join(["the cat sat on a mat", f"number {n}"] * 30) for n in range(60)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tiny.model("llama").save_pretrained(path)
-    tiny.tokenizer().save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture
@@ -120,70 +109,6 @@ def test_an_interrupted_experiment_says_what_stays(run, model, tmp_path, monkeyp
     status, _, err = run("reproduce", "fake", "-m", model, "-o", str(tmp_path))
     assert status == 130
     assert "goes on from there" in err
-
-
-def test_what_is_done_is_kept_for_the_same_run(lm, tmp_path):
-    calls = []
-
-    def make():
-        calls.append(1)
-        return {"numbers": torch.arange(6.0).view(2, 3).T}
-
-    def at(**changed):
-        return Setting(lm, **{"folder": tmp_path, "seed": 1, **changed})
-
-    first = at().cached("part", make, size=3)
-    assert torch.equal(at().cached("part", make, size=3)["numbers"], first["numbers"])
-    assert len(calls) == 1
-    at().cached("part", make, size=4)
-    at(seed=2).cached("part", make, size=4)
-    at(quick=True).cached("part", make, size=4)
-    assert len(calls) == 4
-    # a damaged file is made again
-    (weights,) = (tmp_path / "cached" / "part").glob("*.safetensors")
-    weights.write_bytes(b"damaged")
-    at(quick=True).cached("part", make, size=4)
-    assert len(calls) == 5
-    Setting(lm).cached("part", make)
-    assert len(calls) == 6
-
-
-def test_a_setting_without_text_has_the_models_own_samples(lm):
-    setting = Setting(lm)
-    assert setting.corpus.documents is None
-    assert setting.settings()["text"] == "samples of tiny-llama"
-    assert "lens" not in setting.settings()
-
-
-def test_a_quick_run_has_short_samples_and_text_as_long_as_ever(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("lenscope.experiments.setting.SHORT", 32)
-    whole = Setting(lm).corpus.length
-    assert Setting(lm, quick=True).corpus.length == 32 < whole
-    (tmp_path / "text.txt").write_text("\n\n".join(TEXT))
-    assert Setting(lm, text=[str(tmp_path / "text.txt")], quick=True).corpus.length == whole
-
-
-def test_a_lens_is_fitted_on_the_text_once_and_kept(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("lenscope.experiments.setting.FITTED", {"quick": 512, "full": 1024})
-    text = tmp_path / "text.jsonl"
-    text.write_text("\n".join(json.dumps({"text": t}) for t in TEXT))
-    setting = Setting(lm, text=(str(text),), quick=True, folder=tmp_path)
-    made = setting.translators
-    assert setting.translators is made
-    assert made.report["tokens"] == 512
-    assert setting.settings()["lens"] == "fitted on 512 tokens of the text"
-    monkeypatch.setattr("lenscope.fitting.state_block.StateBlock.read", None)
-    again = Setting(lm, text=(str(text),), quick=True, folder=tmp_path).translators
-    assert all(torch.equal(again.weights[pair][0], weights[0]) for pair, weights in made.weights.items())
-    fitted = {row for batch in setting.corpus.split(0.1)[0].batches(None) for row in map(tuple, batch.ids.tolist())}
-    held = {row for batch in setting.held_out.batches(None) for row in map(tuple, batch.ids.tolist())}
-    assert held
-    assert not fitted & held
-    chosen = ls.Lens(lm, made)
-    given = Setting(lm, lens=made)
-    assert given.translators is made
-    assert given.settings() | {"lens": ""} == given.settings(lens="")
-    assert chosen.layers
 
 
 def test_a_lens_that_has_seen_what_is_held_out_is_told_of(run, given, model, tmp_path):

@@ -1,8 +1,6 @@
 """Detectors: features and scores equal their definitions, odd prompts are never fitted on, folders are safe to load."""
 
-import io
 import json
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -489,105 +487,6 @@ def test_what_an_experiment_leaves_out_is_counted_with_the_reason(lm, tuned, tmp
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, odd)))
     with pytest.raises(ls.LenscopeError, match="none of 3 questions ends in 'Answer:'"):
         injected.questions_and_texts(replace(setting, data=(str(tmp_path / "q.jsonl"),)), (), 10, Counter())
-
-
-# -- the commands
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tiny.model("llama").save_pretrained(path)
-    tiny.tokenizer().save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def call(capsys):
-    """The commands as `lenscope detect …` runs them: status, stdout, stderr."""
-    import typer
-
-    from lenscope.cli.detect import detect_commands
-
-    def run(*arguments):
-        status = 0
-        try:
-            status = typer.main.get_command(detect_commands)(list(arguments), standalone_mode=False)
-        except ls.LenscopeError as error:
-            status = 2
-            sys.stderr.write(f"lenscope: {error}\n")
-        out, err = capsys.readouterr()
-        return status or 0, out, err
-
-    return run
-
-
-def test_fit_and_score_on_the_command_line(call, model, tmp_path, monkeypatch):
-    short = [r for r in REQUESTS if len(r) < 45]
-    (tmp_path / "p.txt").write_text("\n\n".join(short))
-    folder = str(tmp_path / "made")
-    asked = ("fit", "-d", str(tmp_path / "p.txt"), "-o", folder, "-m", model, "--layers", "1,3", "--false-positives")
-    status, out, err = call(*asked, "0.1")
-    assert status == 0, err
-    assert "AUROC" in out
-    assert "10% of normal prompts" in err
-    status, out, err = call("score", folder, "The cat", "!!! 0 0", "-m", model)
-    assert status == 0, err
-    lines = [json.loads(line) for line in out.splitlines()]
-    made = load_detector(folder, ls.load(model))
-    for line, prompt in zip(lines, ["The cat", "!!! 0 0"], strict=True):
-        assert line["prompt"] == prompt
-        assert line["score"] == pytest.approx(made.score(prompt))
-        assert line["above"] == (line["score"] > made.threshold)
-        assert line["false_positives"] == 0.1
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"q": r}) for r in short))
-    status, out, err = call("score", folder, "-f", str(tmp_path / "p.jsonl"), "--field", "q", "-m", model)
-    assert (status, len(out.splitlines())) == (0, len(short))
-    for wrong, told in (
-        ((*asked, "0.1"), "has a config.json already"),
-        (("score", folder, "-m", model), "no prompt"),
-        (("score", "nowhere", "x", "-m", model), "no such folder"),
-        (("score", folder, "-f", "nowhere", "-m", model), "no such file"),
-        (("score", folder, "-f", str(tmp_path / "p.jsonl"), "-m", model), "line 1: is no JSON object"),
-        (("score", folder, "x" * 200, "-m", model), "reads at most 64"),
-        (("fit", "-d", str(tmp_path / "p.txt"), "-o", "x", "--choice", "yes", "-m", model), "at least two"),
-    ):
-        status, out, err = call(*wrong)
-        assert (status, out) == (2, ""), err
-        assert told in err
-        assert err.count("\n") == 1
-
-
-def test_scores_come_out_as_prompts_come_in(call, model, tmp_path, monkeypatch):
-    """Every score is written and flushed before the next line is read."""
-    made = fit_detector(
-        ls.Lens(ls.load(model)), [r[:60] for r in REQUESTS], methods=["forest"], layers=[1], false_positives=0.1
-    )
-    made.save(tmp_path)
-    events = []
-
-    class Watched(io.StringIO):
-        def write(self, text):
-            events.append(("write", text))
-            return len(text)
-
-        def flush(self):
-            events.append(("flush", ""))
-
-    def lines():
-        for n in range(3):
-            events.append(("read", str(n)))
-            yield f"line {n}\n"
-
-    monkeypatch.setattr(sys, "stdin", lines())
-    monkeypatch.setattr(sys, "stdout", Watched())
-    call("score", str(tmp_path), "-f", "-", "-m", model)
-    kinds = [kind for kind, _ in events]
-    assert [k for k, text in events if text or k == "flush"].count("read") == 3
-    at = [n for n, k in enumerate(kinds) if k == "read"]
-    for start, stop in zip(at, [*at[1:], len(kinds)], strict=True):
-        assert "write" in kinds[start:stop]
-        assert kinds[start:stop][-1] == "flush" or "flush" in kinds[start:stop]
 
 
 def test_fingerprints_are_of_the_text(lm):
