@@ -17,6 +17,14 @@ from lenscope.cli.main import main
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests are marked by the room that they lie in: `pytest -m "not experiments"` leaves out what takes longest."""
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if room in ("laws", "experiments", "cli"):
+            item.add_marker(room)
+
+
 def pytest_terminal_summary(terminalreporter):
     """What the tests ran on: vectors and products are those that the environment leaves of the processor's."""
     cpu = Path("/proc/cpuinfo")

@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from char_tokenizers import char_tokenizer
 from handmade import rewritten
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 import lenscope as ls
 from lenscope.fitting import model_to_model as regression
@@ -23,16 +23,6 @@ from lenscope.models.prompts import Prompt
 
 WORDS = ["the", "cat", "sat", "on", "a mat", "capital", "of France", "is", "Paris", "this", "test", "river", "stone"]
 RIDGES = (1e-6, 1e-3)
-
-
-def char_tokenizer():
-    """One token per byte, behind a BOS token."""
-    vocabulary = {letter: n for n, letter in enumerate(["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
 
 
 @pytest.fixture(scope="module")

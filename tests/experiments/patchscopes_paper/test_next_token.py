@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from affine_lens import affine
-from test_readings import hooked, numbered
+from patched_texts import numbered, patched_logits
 
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import next_token as module
@@ -76,7 +76,7 @@ def test_the_experiment_end_to_end(lm, tmp_path, monkeypatch):
                 said[TUNED][i, layer] = lm.model.lm_head(lm.model.model.norm(h @ a.T + b)).argmax()
                 said[NOTHING][i, layer] = lm.model(torch.tensor([identity.ids])).logits[0, -1].argmax()
             for name, target in targets.items():
-                said[name][i, layer] = hooked(lm, target, layer, h).argmax()
+                said[name][i, layer] = patched_logits(lm, target, layer, h).argmax()
     own = [int(p.argmax()) for p in final]
 
     def by_hand(name, layer):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_mapping import char_tokenizer
+from char_tokenizers import char_tokenizer
+from patched_texts import numbered, patched_logits
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
@@ -26,14 +27,6 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import Affine
 from lenscope.models.likeness import model_identity
-
-WORDS = ["the cat", "sat on", "a mat", "capital of", "France is", "Paris", "this is", "a test", "of the", "tokenizer"]
-
-
-def numbered(count=90, seed=0):
-    """Documents that each repeat a number of their own."""
-    random = np.random.default_rng(seed)
-    return [" ".join(f"{word} {n}" for word in random.choice(WORDS, 14)) for n in range(100, 100 + count)]
 
 
 @pytest.fixture(scope="module")
@@ -160,32 +153,6 @@ def test_a_token_counts_as_the_longest_of_the_other_vocabulary_that_it_begins_wi
     assert back.first(ids(lm64, " cat")).tolist() == [2]
 
 
-def hooked(lm, prompt, layer, vector):
-    """Logits after a prompt whose last state at a layer is put in place by a plain hook."""
-    layers = lm.model.model.layers if hasattr(lm.model, "model") else lm.model.transformer.h
-
-    def before(_, args, kwargs):
-        h = (args[0] if args else kwargs["hidden_states"]).clone()
-        h[:, -1] = vector
-        return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
-
-    def after(_, args, output):
-        h = (output[0] if isinstance(output, tuple) else output).clone()
-        h[:, -1] = vector
-        return (h, *output[1:]) if isinstance(output, tuple) else h
-
-    hook = (
-        layers[layer].register_forward_pre_hook(before, with_kwargs=True)
-        if layer < len(layers)
-        else layers[-1].register_forward_hook(after)
-    )
-    try:
-        with torch.no_grad():
-            return lm.model(torch.tensor([prompt.ids])).logits[0, -1]
-    finally:
-        hook.remove()
-
-
 def test_patched_predictions_equal_plain_hooks(lm64, other):
     draw = torch.Generator().manual_seed(0)
     for lm in (lm64, other):
@@ -194,7 +161,7 @@ def test_patched_predictions_equal_plain_hooks(lm64, other):
         vectors = torch.randn(len(rows), lm.hidden_size, generator=draw, dtype=torch.float64) * 3
         target, layer = np.array(rows).T
         got = patched(lm, prompts, target, layer, vectors)
-        expected = [int(hooked(lm, prompts[t], n, v).argmax()) for (t, n), v in zip(rows, vectors, strict=True)]
+        expected = [int(patched_logits(lm, prompts[t], n, v).argmax()) for (t, n), v in zip(rows, vectors, strict=True)]
         assert got.tolist() == expected
         assert len(set(expected)) > 8
 

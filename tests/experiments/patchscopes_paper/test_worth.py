@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_entities import roomy as roomy
-from test_with_controls import by_hand
+from patched_texts import written_after
 
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import worth as module
@@ -20,7 +19,7 @@ SUBJECTS = ["cat", "mat", "Paris", "France", "test", "capital", "sat", "tokenize
 
 
 def said_after(lm, text, patch=None):
-    return lm.tokenizer.decode([i for i in by_hand(lm.model, lm.tokenizer(text).input_ids, patch) if i != 2])
+    return lm.tokenizer.decode([i for i in written_after(lm.model, lm.tokenizer(text).input_ids, patch) if i != 2])
 
 
 def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
@@ -60,15 +59,15 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     for n, fact in enumerate(relation.facts):
         prompt = [*mark, *roomy.tokenizer(fact.subject, add_special_tokens=False).input_ids]
         state = roomy.runner.read_plain(prompt)[-1]
-        text = roomy.tokenizer.decode([i for i in by_hand(roomy.model, ids, (2, len(ids) - 1, state)) if i != 2])
+        text = roomy.tokenizer.decode([i for i in written_after(roomy.model, ids, (2, len(ids) - 1, state)) if i != 2])
         assert made.scores[VECTOR][n, at] == mentions(text, fact.answers)
     # the text's next token after the list of words, beside the one after the text alone
     identity = module._identity(setting, [relation])
     assert len(identity.texts) == rows[module.IDENTITY]["items"]
     prompt = "cat -> cat\n1135 -> 1135\nhello -> hello\n"
     same = [
-        by_hand(roomy.model, roomy.tokenizer(prompt + t).input_ids)[0]
-        == by_hand(roomy.model, roomy.tokenizer(t).input_ids)[0]
+        written_after(roomy.model, roomy.tokenizer(prompt + t).input_ids)[0]
+        == written_after(roomy.model, roomy.tokenizer(t).input_ids)[0]
         for t in identity.texts
     ]
     assert rows[module.IDENTITY][TEXT].value == pytest.approx(np.mean(same))
@@ -89,8 +88,8 @@ def test_the_last_layer_says_the_own_next_token_of_what_was_read(roomy, monkeypa
     last = roomy.n_layers, roomy.n_layers
     assert last not in case.layers
     assert (module._scored(setting, replace(case, layers=[last])).scores[VECTOR] == 1).all()
-    alone = {t: by_hand(roomy.model, roomy.encoder.ids(t))[0] for t in case.texts}
-    behind = {t: by_hand(roomy.model, [7, 9, *roomy.encoder.ids(t)])[0] for t in case.texts}
+    alone = {t: written_after(roomy.model, roomy.encoder.ids(t))[0] for t in case.texts}
+    behind = {t: written_after(roomy.model, [7, 9, *roomy.encoder.ids(t)])[0] for t in case.texts}
     assert alone != behind
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_mapping import char_tokenizer
-from test_readings import hooked, numbered
+from char_tokenizers import char_tokenizer
+from patched_texts import numbered, patched_logits
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
@@ -91,7 +91,7 @@ def by_hand(setting, models, key, layers, targets):
             return token == int(log_p.argmax()), -float(log_p[token])
 
         for name, spot in ((CONTEXT, context), (IDENTITY, identity)):
-            found[name].append([score(hooked(b, spot, t, f(h[s, -1], s, t))) for s in layers for t in targets])
+            found[name].append([score(patched_logits(b, spot, t, f(h[s, -1], s, t))) for s in layers for t in targets])
         with torch.no_grad():
             found[NOTHING].append([score(b.model(torch.tensor([context.ids])).logits[0, -1])])
     return {name: np.array(values, dtype=float) for name, values in found.items()}

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_with_controls import by_hand
-from transformers import AutoModelForCausalLM
+from patched_texts import written_after
 
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import entities as module
@@ -20,16 +19,6 @@ from lenscope.statistics.significance import paired_tests
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
 from lenscope.text.packing import after_document_mark, find_marks
-
-
-@pytest.fixture(scope="module")
-def roomy():
-    """A model that reads prompts as long as the paper's with a tokenizer of hardly more than letters."""
-    config = tiny.config("llama")
-    config.max_position_embeddings = 256
-    built = AutoModelForCausalLM.from_config(config).eval()
-    tiny._randomise(built, 2)
-    return ls.LM(built.double(), tiny.tokenizer(), "tiny-roomy")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +157,7 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
             (own, ids, (2, len(ids) - 1, kept[0])),
             (told, roomy.tokenizer("Syria: Country in Asia, " + line["name"]).input_ids, None),
         ):
-            text = roomy.tokenizer.decode([i for i in by_hand(roomy.model, prompt, patch) if i != 2])
+            text = roomy.tokenizer.decode([i for i in written_after(roomy.model, prompt, patch) if i != 2])
             found.append(rouge(description_in(text), line["description"]).rougeL)
     row = report.tables["RougeL by layer"][1]
     assert row[VECTOR].value == pytest.approx(np.mean(own))

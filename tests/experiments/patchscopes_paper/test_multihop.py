@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_entities import roomy as roomy
-from test_with_controls import by_hand
+from patched_texts import written_after
 
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import multihop
@@ -106,7 +105,7 @@ def test_back_patching_equals_hooks(lm64):
         for c, (a, b) in enumerate(sorted(pairs)):
             for way, m in ((VECTOR, n), (SHUFFLED, others[n])):
                 vector = states[m][a - 1][places[m]]
-                expected = by_hand(lm64.model, prompts[n], (b, places[n], vector))
+                expected = written_after(lm64.model, prompts[n], (b, places[n], vector))
                 assert found[way][n][c] == lm64.tokenizer.decode([i for i in expected if i != 2])
     assert found[RANDOM].tolist() != found[VECTOR].tolist()
 
@@ -148,7 +147,9 @@ def answerable(roomy, tmp_path):
     for n in range(14):
         subject = ["cat", "mat", "sat", "test", "Paris", "France", "capital", "tokenizer"][n % 8] + str(n)
         question = f"The test of the place of {subject} is"
-        text = roomy.tokenizer.decode([i for i in by_hand(roomy.model, roomy.tokenizer(question).input_ids) if i != 2])
+        text = roomy.tokenizer.decode(
+            [i for i in written_after(roomy.model, roomy.tokenizer(question).input_ids) if i != 2]
+        )
         said = [w for w in compared_words(text) if mentions(text, w)]
         lines.append(
             {
@@ -182,7 +183,7 @@ def test_the_experiment_end_to_end(roomy, tmp_path, answerable, monkeypatch):
     assert len(asked) == report.settings["questions"]
     expected = []
     for c in asked:
-        written = by_hand(roomy.model, roomy.tokenizer(c.questions[2]).input_ids)
+        written = written_after(roomy.model, roomy.tokenizer(c.questions[2]).input_ids)
         expected.append(mentions(roomy.tokenizer.decode(written).split("\n")[0], c.answer))
     assert rows["asked, zero-shot"]["selected cell"].value == pytest.approx(np.mean(expected))
     assert 0 < np.mean(expected) < 1
