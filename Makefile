@@ -8,7 +8,7 @@ NARROW = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTION
 FITS = tests/fitting tests/distributed tests/cli/test_fit.py $(addprefix tests/experiments/test_,difficulty.py drift.py prediction.py)
 ENGINE = tests/laws/test_architectures.py tests/models/test_language_model.py tests/models/test_readout.py tests/lenses/test_lens.py \
 	tests/lenses/test_evaluate.py tests/patchscopes/test_patchscope.py tests/patchscopes/test_methods.py tests/interventions tests/directions \
-	tests/engine tests/mappings/test_mapping.py
+	tests/engine tests/measures/test_streamed.py tests/mappings/test_mapping.py
 
 .PHONY: demo test check install clean
 

@@ -6,8 +6,10 @@ import sys
 from functools import partial
 
 import pytest
+from drawing import drawn
 
 import lenscope as ls
+from lenscope.cli import detect as detecting
 from lenscope.detection import detector as detection
 from lenscope.detection.detector import fit_detector, load_detector
 from lenscope.detection.outliers import Forest
@@ -100,3 +102,12 @@ def test_scores_come_out_as_prompts_come_in(run, model, tmp_path, monkeypatch):
     for start, stop in zip(at, [*at[1:], len(kinds)], strict=True):
         assert "write" in kinds[start:stop]
         assert kinds[start:stop][-1] == "flush" or "flush" in kinds[start:stop]
+
+
+def test_the_number_of_a_detector_s_table_is_whole_in_a_narrow_terminal():
+    ways = [
+        {"method": "neighbours", "view": "trajectory", "layers": [1, 2], "auroc": 0.987, "neighbours": n}
+        for n in (5, 20)
+    ]
+    for width in (40, 80):
+        assert drawn(detecting._table_of_methods(ways), width).count("0.987") == 2

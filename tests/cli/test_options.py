@@ -3,11 +3,17 @@
 And how amounts are written; layers and positions are in tests/laws/test_parsing.py.
 """
 
+import gzip
+import json
+from collections import Counter
+
 import pytest
 import typer
 
+from lenscope.cli.detect import read_prompt_file
 from lenscope.cli.main import command_line
-from lenscope.cli.options import DEFAULT_MODEL, parse_amount
+from lenscope.cli.options import DEFAULT_MODEL, parse_amount, parse_positions, read_prompts
+from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.models import loading
 
 SOURCE = {"--dtype", "--device", "--revision", "--attn"}
@@ -164,3 +170,41 @@ def test_amounts(text, value):
 def test_the_command_line_and_the_library_have_one_default_model():
     """The command line cannot ask loading.py for it: that would load the heavy libraries before --help."""
     assert DEFAULT_MODEL == loading.DEFAULT_MODEL
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
+    wanted = ["The capital of France is", "one\u2028prompt", "an\x0cother\x85 "]
+    (tmp_path / "p.txt").write_bytes(end.join([*wanted, "", " "]).encode(encoding))
+    assert (
+        read_prompts([], str(tmp_path / "p.txt")) == list(read_prompt_file(str(tmp_path / "p.txt"), "text")) == wanted
+    )
+    rows = [json.dumps({"p": text}, ensure_ascii=False) for text in wanted]
+    for name, raw in (("p.jsonl", end.join(rows).encode(encoding)), ("p.jsonl.gz", None)):
+        (tmp_path / name).write_bytes(raw or gzip.compress((tmp_path / "p.jsonl").read_bytes()))
+        assert list(read_prompt_file(str(tmp_path / name), "p")) == wanted
+    (tmp_path / "t.jsonl").write_bytes(end.join(json.dumps({"text": t, "label": 1}) for t in wanted).encode(encoding))
+    assert injected.labelled(str(tmp_path / "t.jsonl"))
+    assert [row["text"] for row in injected.texts_of(str(tmp_path / "t.jsonl"), Counter())] == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts", "wanted"),
+    [
+        ("2,000", [], ["2,000"]),
+        ("2,500", ["It cost 2,500 euros"], ["2,500"]),
+        ("2, 500", ["It cost 2,500 euros"], [2, 500]),
+        ("2,500", ["It cost"], [2, 500]),
+        ("5", ["5 and 6"], [5]),
+        ('"5"', ["5 and 6"], ["5"]),
+        ("'a b'", ["an 'a b' c"], ["'a b'"]),
+        ("-5:", [], slice(-5, None)),
+        ("0,2,-1", ["a"], [0, 2, -1]),
+    ],
+)
+def test_positions_of_a_command_may_be_text_with_digits(given, prompts, wanted):
+    assert parse_positions(given, "at", prompts) == wanted

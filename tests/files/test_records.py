@@ -2,45 +2,22 @@
 
 import copy
 import json
-import sys
 
-import affine_lens
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-import torch
+from every_result import KINDS, TABLES, every_result
 
 import lenscope as ls
-from lenscope import contents
 from lenscope.files.digests import sealed
 from lenscope.files.kinds import refusal
 
-TEXTS = ["The cat sat on the mat.", "The capital of France is Paris.", "This is a test."]
-KINDS = ("trajectory", "comparison", "predicted", "generated", "effects", "evaluation", "transfer")
-TABLES = tuple(k for k in KINDS if k != "comparison")
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def made():
-    """A result of every kind."""
-    lm = ls.LM(tiny.model("llama"), tiny.tokenizer(), "tiny-llama")
-    f = affine_lens.affine(lm)
-    lens = ls.Lens(lm, f, name="tuned")
-    scope = ls.Patchscope(lm, "cat -> cat; ?")
-    states = lm.read("The cat", layers=[1, 4], positions=-1)
-    return {
-        "trajectory": ls.Lens(lm).trajectory("The cat sat", top_k=3),
-        "comparison": ls.Lens(lm).compare("The cat", "The mat", lens=lens, layers=[0, 4]),
-        "predicted": scope.predict(states, [4, 0], top_k=3, answers=["a"]),
-        "generated": scope.generate(torch.stack([torch.full((32,), k) for k in (1.0, 2.0)]), [1, 3], stop=["e", "t"]),
-        "effects": ls.interventions.causal_tracing(
-            lm, ["The cat sat", "The mat is"], ["cat", "mat"], samples=2, layers=[2, 0]
-        ),
-        "evaluation": ls.evaluate(lm, TEXTS, {"logit lens": None, "tuned": f}, layers=[0, 2]),
-        "transfer": ls.transfer(lm, TEXTS, f, layers=[0, 3]),
-    }
+    return every_result()
 
 
 @pytest.mark.parametrize("ending", ["json", "parquet"])
@@ -64,17 +41,6 @@ def test_loaded_equals_saved(made, tmp_path, kind, ending):
         == result
     )
     assert type(result).from_json(json.loads(json.dumps(result.to_json()))) == result
-
-
-def test_results_that_differ_are_not_equal(made):
-    one = made["trajectory"]
-    other = copy.deepcopy(one)
-    assert one == other
-    other.kl[0, 0] += 1
-    assert one != other
-    assert one != made["predicted"]
-    assert contents.same(float("nan"), float("nan"))
-    assert not contents.same(np.zeros(2), np.zeros(3))
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -270,35 +236,6 @@ def test_missing_and_doubled_rows_and_columns_are_refused(made, tmp_path, kind):
         assert str(told.value).isprintable()
 
 
-def test_a_small_table_that_says_it_is_large_is_not_read(made, tmp_path):
-    """Equal values take no room in a file: 40 million rows in some kilobytes."""
-    made["trajectory"].save(tmp_path / "a.parquet")
-    table = pq.read_table(tmp_path / "a.parquet")
-    rows = 40_000_000
-    one = pa.table({name: pa.array([0], table[name].type).take(pa.array(np.zeros(rows, dtype=np.int8)))
-                    for name in ("layer", "position")})  # fmt: skip
-    path = tmp_path / "large.parquet"
-    pq.write_table(one.replace_schema_metadata(table.schema.metadata), path)
-    del one
-    assert path.stat().st_size < 500_000
-    before = pa.default_memory_pool().max_memory()
-    with pytest.raises(ls.LenscopeError, match="far more than a file of"):
-        ls.load_results(path)
-    assert pa.default_memory_pool().max_memory() == before
-
-
-def test_a_long_text_that_every_row_repeats_takes_its_place_once(made, tmp_path):
-    made["predicted"].save(tmp_path / "a.parquet")
-    table = pq.read_table(tmp_path / "a.parquet")
-    rows = 20_000
-    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array(["x" * 1_000_000]))
-    path = tmp_path / "long.parquet"
-    pq.write_table(pa.table({"text": text}).replace_schema_metadata(table.schema.metadata), path)
-    with pytest.raises(ls.LenscopeError):
-        ls.load_grid(path)
-    assert pa.default_memory_pool().max_memory() < 1 << 30
-
-
 def test_loaders_know_each_others_files(made, tmp_path):
     loaders = {
         "load_grid": ls.load_grid,
@@ -317,24 +254,6 @@ def test_loaders_know_each_others_files(made, tmp_path):
                         load(path)
             with pytest.raises(ls.LenscopeError, match="is no basis but"):
                 raise refusal(path, "basis", "")
-
-
-def test_data_frames(made, monkeypatch):
-    pandas = pytest.importorskip("pandas")
-    for kind in KINDS:
-        frame = made[kind].to_dataframe()
-        assert isinstance(frame, pandas.DataFrame)
-        assert len(frame)
-    frame = made["trajectory"].to_dataframe()
-    assert str(frame["rank"].dtype) == "Int64"
-    assert frame["rank"].isna().sum() == len(made["trajectory"].layers)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_data_frames_say_what_they_need(made, monkeypatch, kind):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ls.LenscopeError, match="pip install pandas"):
-        made[kind].to_dataframe()
 
 
 def test_results_show_in_one_short_line(made):

@@ -5,14 +5,10 @@ import gzip
 import io
 import json
 import sys
-from collections import Counter
 
 import pytest
 
-from lenscope.cli.detect import read_prompt_file
-from lenscope.cli.options import parse_positions, read_prompts
 from lenscope.errors import LenscopeError
-from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.files import text_files as textfiles
 from lenscope.files.text_files import read_json_lines, read_lines, read_table
 
@@ -181,38 +177,3 @@ def test_tables_that_are_none(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(LenscopeError, match=message):
         list(read_table(tmp_path / name))
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
-    wanted = ["The capital of France is", "one\u2028prompt", "an\x0cother\x85 "]
-    (tmp_path / "p.txt").write_bytes(end.join([*wanted, "", " "]).encode(encoding))
-    assert (
-        read_prompts([], str(tmp_path / "p.txt")) == list(read_prompt_file(str(tmp_path / "p.txt"), "text")) == wanted
-    )
-    rows = [json.dumps({"p": text}, ensure_ascii=False) for text in wanted]
-    for name, raw in (("p.jsonl", end.join(rows).encode(encoding)), ("p.jsonl.gz", None)):
-        (tmp_path / name).write_bytes(raw or gzip.compress((tmp_path / "p.jsonl").read_bytes()))
-        assert list(read_prompt_file(str(tmp_path / name), "p")) == wanted
-    (tmp_path / "t.jsonl").write_bytes(end.join(json.dumps({"text": t, "label": 1}) for t in wanted).encode(encoding))
-    assert injected.labelled(str(tmp_path / "t.jsonl"))
-    assert [row["text"] for row in injected.texts_of(str(tmp_path / "t.jsonl"), Counter())] == wanted
-
-
-@pytest.mark.parametrize(
-    ("given", "prompts", "wanted"),
-    [
-        ("2,000", [], ["2,000"]),
-        ("2,500", ["It cost 2,500 euros"], ["2,500"]),
-        ("2, 500", ["It cost 2,500 euros"], [2, 500]),
-        ("2,500", ["It cost"], [2, 500]),
-        ("5", ["5 and 6"], [5]),
-        ('"5"', ["5 and 6"], ["5"]),
-        ("'a b'", ["an 'a b' c"], ["'a b'"]),
-        ("-5:", [], slice(-5, None)),
-        ("0,2,-1", ["a"], [0, 2, -1]),
-    ],
-)
-def test_positions_of_a_command_may_be_text_with_digits(given, prompts, wanted):
-    assert parse_positions(given, "at", prompts) == wanted

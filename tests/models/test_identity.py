@@ -2,16 +2,18 @@
 
 import copy
 import functools
+import hashlib
 
 import pytest
 import tiny
 import torch
+from char_tokenizers import char_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import lenscope as ls
 from lenscope.mappings.mapping import Affine, load_mapping
-from lenscope.models import identity, likeness
+from lenscope.models import identity, likeness, provenance
 from lenscope.models.identity import model_hash
 from lenscope.models.likeness import is_of, model_identity
 
@@ -431,3 +433,24 @@ def test_another_processor_or_version_rounds_and_names_anew(monkeypatch):
     for lm in (other_weights, other_rope, other_scale):
         with pytest.raises(ls.LenscopeError, match="fitted from"):
             lens.check(lm, lm)
+
+
+@pytest.fixture(scope="module")
+def other():
+    return char_model()
+
+
+def test_the_hash_of_the_head_is_of_the_head_alone():
+    first, other = tiny.model("llama"), tiny.model("llama")
+    assert provenance.head_hash(first) == provenance.head_hash(other)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    assert provenance.head_hash(first) == provenance.head_hash(other)
+    assert provenance.model_hash(first) != provenance.model_hash(other)
+    with torch.no_grad():
+        other.lm_head.weight[9, 0] += 1e-3
+    assert provenance.head_hash(first) != provenance.head_hash(other)
+    weight = other.lm_head.weight.detach()
+    described = f"weight {tuple(weight.shape)} torch.float32 ".encode()
+    total = hashlib.sha256(described + hashlib.sha256(weight.numpy().tobytes()).digest())
+    assert provenance.head_hash(other) == f"sha256:{total.hexdigest()}"

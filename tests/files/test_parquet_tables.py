@@ -1,0 +1,63 @@
+"""Parquet tables: bombs are not read, long texts take their place once, data frames say what they need."""
+
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from every_result import KINDS, every_result
+
+import lenscope as ls
+
+
+@pytest.fixture
+def made():
+    return every_result()
+
+
+def test_a_small_table_that_says_it_is_large_is_not_read(made, tmp_path):
+    """Equal values take no room in a file: 40 million rows in some kilobytes."""
+    made["trajectory"].save(tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    rows = 40_000_000
+    one = pa.table({name: pa.array([0], table[name].type).take(pa.array(np.zeros(rows, dtype=np.int8)))
+                    for name in ("layer", "position")})  # fmt: skip
+    path = tmp_path / "large.parquet"
+    pq.write_table(one.replace_schema_metadata(table.schema.metadata), path)
+    del one
+    assert path.stat().st_size < 500_000
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(ls.LenscopeError, match="far more than a file of"):
+        ls.load_results(path)
+    assert pa.default_memory_pool().max_memory() == before
+
+
+def test_a_long_text_that_every_row_repeats_takes_its_place_once(made, tmp_path):
+    made["predicted"].save(tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    rows = 20_000
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array(["x" * 1_000_000]))
+    path = tmp_path / "long.parquet"
+    pq.write_table(pa.table({"text": text}).replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(ls.LenscopeError):
+        ls.load_grid(path)
+    assert pa.default_memory_pool().max_memory() < 1 << 30
+
+
+def test_data_frames(made, monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    for kind in KINDS:
+        frame = made[kind].to_dataframe()
+        assert isinstance(frame, pandas.DataFrame)
+        assert len(frame)
+    frame = made["trajectory"].to_dataframe()
+    assert str(frame["rank"].dtype) == "Int64"
+    assert frame["rank"].isna().sum() == len(made["trajectory"].layers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_frames_say_what_they_need(made, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ls.LenscopeError, match="pip install pandas"):
+        made[kind].to_dataframe()
