@@ -1,7 +1,5 @@
 """Evaluations equal what full logits in float64 give, intervals cover, interruptions keep what was measured."""
 
-import io
-import json
 from math import log, sqrt
 from statistics import NormalDist
 
@@ -9,34 +7,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from evaluated import affine, rows_of
 from memory import Largest
-from rich.console import Console
 
 import lenscope as ls
 from lenscope.lenses import evaluate as module
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
-from lenscope.lenses.evaluation_results import MEASURES, Evaluation, load_evaluation
-from lenscope.lenses.transfer_results import Transfer
-from lenscope.mappings.mapping import Affine
+from lenscope.lenses.evaluation_results import MEASURES
 from lenscope.measures import streamed as reduction
-from lenscope.models.likeness import model_identity
-from lenscope.statistics import intervals
 from lenscope.text import predictions
 from lenscope.text.corpus import TokenBatch
-
-
-def rows_of(lm, lengths=(9, 5, 12, 3), seed=0):
-    return [tiny.ids(lm.model, 1, n, seed + i)[0].tolist() for i, n in enumerate(lengths)]
-
-
-def affine(lm, layers=None, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    d = lm.hidden_size
-    weights = {
-        (n, lm.n_layers): (torch.eye(d) + torch.randn(d, d, generator=draw) / d, torch.randn(d, generator=draw) / 5)
-        for n in layers or range(lm.n_layers)
-    }
-    return Affine(weights, model_identity(lm), model_identity(lm))
 
 
 def plain(lm, rows, positions=None):
@@ -216,12 +196,6 @@ STUDENT = {3: 3.1824, 7: 2.3646, 19: 2.0930, 59: 2.0010}
 def tails(units):
     at = 100 * NormalDist().cdf(-sqrt(units / (units - 1)) * STUDENT[units - 1])
     return at, 100 - at
-
-
-@pytest.mark.parametrize("degrees", STUDENT)
-def test_tails_are_those_of_students_t(degrees):
-    t = -NormalDist().inv_cdf(intervals.tail(degrees + 1)) / sqrt((degrees + 1) / degrees)
-    assert t == pytest.approx(STUDENT[degrees], rel=0.01)
 
 
 @pytest.mark.parametrize(("lengths", "groups"), [((9, 5, 12, 3), 4), ((4,) * 23, 10)])
@@ -430,78 +404,6 @@ def test_transfer_equals_full_logits(lm64):
     some = transfer(lm64, rows, tuned, layers=[0, 3])
     assert np.allclose(some.kl, t.kl[np.ix_([0, 3], [0, 3])], atol=1e-12)
     assert some.by_distance(-3) == pytest.approx(t.by_distance(-3), abs=1e-12)
-
-
-@pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_saved_equals_loaded(lm64, tmp_path, suffix):
-    rows = rows_of(lm64)
-    e = evaluate(lm64, rows, {"a lens": affine(lm64, [1, 2]), "logit": None})
-    t = transfer(lm64, rows, affine(lm64))
-    for result in (e, t):
-        path = tmp_path / f"{type(result).__name__}{suffix}"
-        result.save(path)
-        loaded = load_evaluation(path)
-        assert type(loaded) is type(result)
-        for name, value in vars(result).items():
-            other = getattr(loaded, name)
-            if isinstance(value, np.ndarray):
-                assert np.array_equal(value, other, equal_nan=True)
-            elif isinstance(value, dict) and name != "provenance":
-                assert list(value) == list(other)
-                assert all(np.array_equal(v, other[k], equal_nan=True) for k, v in value.items())
-            else:
-                assert value == other, name
-    with pytest.raises(ls.LenscopeError, match=r"\.parquet or \.json"):
-        e.save(tmp_path / "a.csv")
-    with pytest.raises(ls.LenscopeError, match="no such file"):
-        load_evaluation(tmp_path / f"none{suffix}")
-    for content in (b"{", b"[]", b'{"kind": "grid"}', b'{"kind": "evaluation", "lenses": 3}', b""):
-        (tmp_path / f"bad{suffix}").write_bytes(content)
-        with pytest.raises(ls.LenscopeError, match="is no evaluation"):
-            load_evaluation(tmp_path / f"bad{suffix}")
-    with pytest.raises(ls.LenscopeError, match="is no evaluation"):
-        Evaluation.from_json(t.to_json())
-    with pytest.raises(ls.LenscopeError, match="is no transfer"):
-        Transfer.from_json(e.to_json())
-    assert json.dumps(e.to_json(), allow_nan=False)
-
-
-def printed(table, width=80):
-    out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(table)
-    lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= width
-    assert "…" not in out.getvalue()
-    return lines
-
-
-def test_tables_fit_a_terminal(lm64):
-    rows = rows_of(lm64)
-    e = evaluate(lm64, rows, {"logit lens": None, "bias only": affine(lm64), "tuned lens": affine(lm64, [1], 2)})
-    lines = printed(e.table(width=80))
-    for layer in e.layers:
-        line = next(x for x in lines if x.split()[:1] == [str(layer)])
-        assert line.split()[1:4] == [f"{e.measure(name)[0, layer]:.3f}" for name in ("kl", "agreement", "bias")]
-    own = next(x for x in lines if x.split()[:1] == ["model"])
-    assert own.split()[1:4] == ["0.000", "1.000", "0.000"]
-    one = printed(e.table("kl", width=80))
-    value, low, high = e.values["kl"][0, 1]
-    shown = next(x for x in one if x.split()[:1] == ["1"]).split()[1:3]
-    assert [float(x) for x in (shown[0], *shown[1].split("–"))] == pytest.approx([value, low, high], rel=1e-3)
-    assert "do not fit" in " ".join(" ".join(printed(e.table(list(MEASURES), width=40), 40)).split())
-    assert "intervals do not fit" in " ".join(" ".join(printed(e.table("kl", width=60), 60)).split())
-    t = transfer(lm64, rows, affine(lm64))
-    assert f"{t.penalty()[3, 1]:.3f}" in " ".join(printed(t.table(width=80)))
-    assert "only every 2th layer" in " ".join(" ".join(printed(t.table(width=30), 30)).split())
-
-
-def test_bold_is_what_differs(lm64):
-    e = evaluate(lm64, rows_of(lm64), {"logit": None, "same": lambda h: h, "off": lambda h, layer: -h})
-    columns = {c.header.plain: list(c.cells) for c in e.table("kl").columns[1:]}
-    assert [c.style.bold for c in columns["same\nKL"][:-1]] == [False] * lm64.n_layers
-    _, low, high = e.differences["kl"][2, 3]
-    assert low > 0 or high < 0
-    assert columns["off\nKL"][3].style.bold
 
 
 def test_memory_does_not_grow_with_the_text(lm, monkeypatch):

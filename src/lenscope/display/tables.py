@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -102,7 +103,7 @@ def dim(text: str) -> Text:
 
 def with_aside(text: str, aside: str, strong: bool) -> Text:
     """A text, bold where `strong`, and behind it one that stands back."""
-    shown = Text(text, style="bold" if strong else "")
+    shown = Text(text, style=Style(bold=strong))
     return shown.append(aside, style="dim") if aside else shown
 
 
