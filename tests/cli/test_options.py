@@ -1,18 +1,27 @@
 """Every option of every command: it has an effect wherever it is taken, and is refused, in one line, where it has none.
 
-And how amounts are written; layers and positions are in tests/laws/test_parsing.py.
+And how prompts, positions and amounts are read; tests/laws/test_parsing.py tries whatever may be written.
 """
 
 import gzip
 import json
 from collections import Counter
+from typing import Annotated
 
 import pytest
 import typer
 
 from lenscope.cli.detect import read_prompt_file
 from lenscope.cli.main import command_line
-from lenscope.cli.options import DEFAULT_MODEL, parse_amount, parse_positions, read_prompts
+from lenscope.cli.options import (
+    DEFAULT_MODEL,
+    CommonOptions,
+    Model,
+    common_options,
+    parse_amount,
+    parse_positions,
+    read_prompts,
+)
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.models import loading
 
@@ -208,3 +217,26 @@ def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
 )
 def test_positions_of_a_command_may_be_text_with_digits(given, prompts, wanted):
     assert parse_positions(given, "at", prompts) == wanted
+
+
+def test_a_command_ends_with_the_common_options_but_those_that_it_has_itself():
+    given = []
+
+    @common_options("attention")
+    def command(
+        prompt: Annotated[str, typer.Argument()],
+        model: Model = "mine",
+        depth: Annotated[int, typer.Option()] = 3,
+        *,
+        common: CommonOptions,
+    ) -> None:
+        given.append((prompt, model, depth, common))
+
+    app = typer.Typer()
+    app.command()(command)
+    built = typer.main.get_command(app)
+    names = ["prompt", "model", "depth", "as_json", "dtype", "device", "revision"]
+    assert [p.name for p in built.params if p.name != "help"][: len(names)] == names
+    built(["a", "--revision", "main", "--depth", "4"], standalone_mode=False)
+    assert given == [("a", "mine", 4, CommonOptions("mine", revision="main"))]
+    assert CommonOptions().model == DEFAULT_MODEL

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope.cli.options import DEFAULT_MODEL, CommonOptions, Model
-from lenscope.cli.terminal import Screen, fitted_table, headline, progress_bar, rising, show
+from lenscope.cli.terminal import Screen, fitted_table, headline, progress_bar, rank_line, show
 from lenscope.cli.validation import make_folder, require_model
 from lenscope.visible_text import printable as visible
 from lenscope.visible_text import printable_token
@@ -53,7 +53,7 @@ def demo_command(
     line = f"readout {verified.readout.description}; verified, deviation {verified.deviation:.1e}"
     console.print(Text(visible(line), style="dim"))
     show(console, plain.table(width=console.width))
-    console.print(rising(plain))
+    console.print(rank_line(plain))
 
     corpus = Corpus.open(lm, installed_texts())
     how: dict[str, Any] = {"tokens": TOKENS, "recipe": "muon", "held_out": 0.1, "seed": 0}

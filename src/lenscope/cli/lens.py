@@ -30,7 +30,7 @@ from lenscope.cli.options import (
 )
 from lenscope.cli.streams import failure as failure_of_stdout
 from lenscope.cli.streams import flush, print_json, say, tell
-from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, rising, show
+from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, rank_line, show
 from lenscope.cli.validation import (
     require_effect,
     require_lens,
@@ -192,7 +192,7 @@ def _shown_as_tables(lm: "LM", lens: "Lens", measure: str, top_k: int) -> Iterat
         console.print(headline(lm, repr(trajectory.text), console.width, lens.name))
         show(console, trajectory.table(measure, top_k=top_k, width=console.width))
         if trajectory.target is not None:
-            console.print(rising(trajectory))
+            console.print(rank_line(trajectory))
 
     yield shown
 

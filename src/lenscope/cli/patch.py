@@ -22,7 +22,7 @@ from lenscope.cli.options import (
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, Stopped, headline, progress_bar, show
 from lenscope.cli.validation import (
-    nearest,
+    did_you_mean,
     require_effect,
     require_mapping,
     require_model,
@@ -103,11 +103,11 @@ def patch_command(
     from lenscope.patchscopes.patchscope import BELOW, Patchscope, SweepInterrupted, Target
 
     if below not in BELOW:
-        raise LenscopeError(f"--below {below}: give one of {', '.join(BELOW)}{nearest(below, BELOW)}")
+        raise LenscopeError(f"--below {below}: give one of {', '.join(BELOW)}{did_you_mean(below, BELOW)}")
     # a text that is nearly a name is a mistyped one, and would be read as a target prompt
     if target not in TARGETS and get_close_matches(target, TARGETS, 1, 0.75):
         names = f"there are {', '.join(TARGETS)}; or give a target prompt of your own"
-        raise LenscopeError(f"--target {target}: {names}{nearest(target, TARGETS)}")
+        raise LenscopeError(f"--target {target}: {names}{did_you_mean(target, TARGETS)}")
     require_effect(
         "--placeholder",
         placeholder,

@@ -88,7 +88,7 @@ def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Tex
     return line
 
 
-def rising(t: "Trajectory") -> Text:
+def rank_line(t: "Trajectory") -> Text:
     """Return the target's way up at the last position: rank and probability where its rank changes most."""
     token = t.vocabulary[t.target] if t.target is not None else ""
     ranks = t.rank[:, -1]

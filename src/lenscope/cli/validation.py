@@ -25,10 +25,10 @@ def require_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raise LenscopeError, with the nearest name and all that there are, for a name that is none of them."""
     every = list(known)
     if name not in every:
-        raise LenscopeError(f"{what} {name!r}: there are {', '.join(every)}{nearest(name, every)}")
+        raise LenscopeError(f"{what} {name!r}: there are {', '.join(every)}{did_you_mean(name, every)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of a message: the known name that was probably meant, or nothing."""
     every = list(known)
     folded = {one.lower(): one for one in reversed(every)}
@@ -41,7 +41,7 @@ def require_path(path: str, what: str = "file or folder") -> Path:
     place = Path(path).expanduser()
     if _there(place):
         return place
-    close = nearest(place.name, _names_beside(place))
+    close = did_you_mean(place.name, _names_beside(place))
     if close and os.path.dirname(path):
         close = close.replace("did you mean ", f"did you mean {os.path.dirname(path).rstrip('/')}/")
     raise LenscopeError(f"{path}: no such {what}{close}")
@@ -96,7 +96,7 @@ def require_model(name: str) -> None:
 
     if name in BUILT_IN or _cached(name, "config.json"):
         return
-    close = nearest(name, BUILT_IN) or nearest(name, _names_beside(place))
+    close = did_you_mean(name, BUILT_IN) or did_you_mean(name, _names_beside(place))
     message = f"{name}: no built-in model ({', '.join(BUILT_IN)}), folder or cached hub model of this name"
     if "/" not in name and close:
         raise LenscopeError(message + close)
@@ -114,7 +114,7 @@ def require_lens(where: str, transferred: bool = False) -> None:
     if transferred and not place.is_dir():
         raise LenscopeError(
             f"{where}: no such folder; --transferred takes one that lenscope fit wrote"
-            f"{nearest(place.name, _names_beside(place))}"
+            f"{did_you_mean(place.name, _names_beside(place))}"
         )
     if _there(place):
         if place.is_dir() and not (place / "config.json").is_file():
@@ -127,7 +127,7 @@ def require_lens(where: str, transferred: bool = False) -> None:
     repository = "/".join(where.split("/")[:2])
     if _cached(repository, None) or _cached(SPACE, f"lens/{where}/config.json", "space"):
         return
-    close = nearest(place.name, _names_beside(place))
+    close = did_you_mean(place.name, _names_beside(place))
     from lenscope.files.hub import reachable
 
     if not reachable():
