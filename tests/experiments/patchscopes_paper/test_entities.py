@@ -131,9 +131,9 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     data.write_text("\n".join(map(json.dumps, lines)))
     monkeypatch.setattr(module, "TOKENS", {"quick": 3, "full": 3})
     monkeypatch.setattr(module, "EXAMPLES", ("The cat", "Paris"))
-    monkeypatch.setattr(module, "named", lambda name: ls.Target("Syria: Country in Asia, x"))
+    monkeypatch.setattr(module, "named_target", lambda name: ls.Target("Syria: Country in Asia, x"))
     monkeypatch.setattr(
-        module, "entity_description", lambda lm: ls.Patchscope(lm, module.named("entity"), layers="same")
+        module, "entity_description", lambda lm: ls.Patchscope(lm, module.named_target("entity"), layers="same")
     )
     setting = Setting(roomy, data=(str(data),), quick=True, folder=tmp_path)
     report = module.EXPERIMENT.run(setting)
