@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_tuned_lens import SMALL, documents, fitted, make, same, stop_at
+from small_fits import SMALL, documents, fitted, make, same, stop_at
 
 import lenscope as ls
 from lenscope.distributed.processes import Group, joined
