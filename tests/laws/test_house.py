@@ -83,9 +83,10 @@ def test_values_say_what_they_hold(module):
 
 def test_a_file_is_named_once():
     """No two files of a room are twins, as `ablation` and `ablating` were."""
-    for module in MODULES:
+    files = [m for m in MODULES if m not in FACES]
+    for module in files:
         name = module.rpartition(".")[2]
-        twins = [m for m in MODULES if m != module and house.room_of(m) == house.room_of(module)
+        twins = [m for m in files if m != module and house.room_of(m) == house.room_of(module)
                  and m.rpartition(".")[2] in (f"{name}s", f"{name}ing", f"{name.removesuffix('e')}ing")]  # fmt: skip
         assert not twins, f"{module}: {twins}"
 
