@@ -5,12 +5,12 @@ import torch
 import lenscope as ls
 from lenscope.cli import demo
 from lenscope.fitting import tuned_lens as tuning
-from lenscope.models import likeness
+from lenscope.models import same_model
 
 
 def test_the_demo_writes_its_page(run, tmp_path, smollm2, monkeypatch):
     """All but the fit, which takes two minutes; the test below has the demo whole, on a tiny model."""
-    me = likeness.model_identity(smollm2)
+    me = same_model.model_identity(smollm2)
     layers = [{"layer": n, "kl": 1.0, "kl_logit_lens": 2.0} for n in range(30)]
     report = {"lens": "tuned lens", "layers": layers, "seconds": 1.0, "tokens": 9, "held_out": {"tokens": [9, 9]}}
     fitted = ls.mappings.Scale({None: (torch.tensor(1.0),)}, me, me, report)

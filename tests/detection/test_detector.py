@@ -33,7 +33,7 @@ from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.experiments.tuned_lens_paper import injection_trials as trials
 from lenscope.experiments.tuned_lens_paper.injection_trials import Items, Split, check_disjoint, run_splits, split_auroc
 from lenscope.mappings.mapping import Affine
-from lenscope.models.likeness import model_identity
+from lenscope.models.same_model import model_identity
 from lenscope.statistics.intervals import Estimate
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks.questions import BUILTIN

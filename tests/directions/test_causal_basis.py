@@ -21,7 +21,7 @@ from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import fidelity
 from lenscope.lenses.lens import Lens
 from lenscope.measures.sampled_kl import SampledKL
-from lenscope.models.likeness import model_identity
+from lenscope.models.same_model import model_identity
 from lenscope.statistics.rank_correlations import rank_correlation
 from lenscope.text import row_states
 

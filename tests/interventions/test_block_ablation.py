@@ -21,7 +21,7 @@ from lenscope.interventions.block_ablation import (
     deletion,
     mean_update,
 )
-from lenscope.models.provenance import model_hash
+from lenscope.models.identity import model_hash
 from lenscope.text.corpus import TokenBatch
 
 

@@ -7,7 +7,7 @@ import torch
 
 import lenscope as ls
 from lenscope.measures import definitions as measures
-from lenscope.models import likeness
+from lenscope.models import same_model
 
 PROMPT = "The capital of France is"
 
@@ -73,7 +73,7 @@ def test_mistakes_are_said_in_one_line(lm64):
 def fitted(lm, layers=None, seed=0):
     """A random affine lens of a model, kept to `layers` (default: every one but the last)."""
     draw = torch.Generator().manual_seed(seed)
-    size, last, model = lm.hidden_size, lm.n_layers, likeness.model_identity(lm)
+    size, last, model = lm.hidden_size, lm.n_layers, same_model.model_identity(lm)
     weights = {
         (n, last): (torch.eye(size) + torch.randn(size, size, generator=draw) / 20, torch.randn(size, generator=draw))
         for n in (range(last) if layers is None else layers)
@@ -132,7 +132,7 @@ def test_a_lens_reads_the_layers_it_has_weights_for(lm64):
     with pytest.raises(ls.LenscopeError, match=r"pair \(2, 4\): this mapping was fitted for the pairs"):
         some.trajectory(PROMPT, layers=[1, 2])
     assert ls.Lens(lm64).compare(PROMPT, PROMPT, lens=some).layers == (1, 3, 4)
-    model = likeness.model_identity(lm64)
+    model = same_model.model_identity(lm64)
     with pytest.raises(ls.LenscopeError, match="maps no layer to layer 4, the last of tiny-llama"):
         ls.Lens(lm64, ls.Affine({(0, 2): (torch.eye(32),)}, model, model))
     everywhere = ls.Lens(lm64, ls.mappings.Scale({None: (1.0,)}, model, model)).trajectory(PROMPT)

@@ -13,7 +13,7 @@ from foreign_lenses import IDS, LAYERS, D, assert_reads, jacobian_file, old_conf
 import lenscope as ls
 from lenscope.mappings.foreign_formats import export_tuned_lens
 from lenscope.mappings.lens_files import load_lens
-from lenscope.models import likeness
+from lenscope.models import same_model
 
 
 def test_early_folders_of_tuned_lens_are_read(lm64, tmp_path):
@@ -153,7 +153,7 @@ def test_a_jacobian_lens_is_known_by_its_file_s_name(lm64, tmp_path):
 
 
 def test_what_is_exported_is_read_again(lm64, tmp_path):
-    model = likeness.model_identity(lm64)
+    model = same_model.model_identity(lm64)
     draw = torch.Generator().manual_seed(1)
     pairs = [(n, LAYERS) for n in range(LAYERS)]
 
@@ -184,7 +184,7 @@ def test_what_is_exported_is_read_again(lm64, tmp_path):
 
 
 def test_what_tuned_lens_cannot_hold_is_not_exported(lm64, tmp_path):
-    model = likeness.model_identity(lm64)
+    model = same_model.model_identity(lm64)
     with pytest.raises(ls.LenscopeError, match="none from layer 1; tuned-lens has translators from every layer 0–3"):
         export_tuned_lens(ls.Affine({(0, 4): (torch.eye(D),), (1, 3): (torch.eye(D),)}, model, model), tmp_path)
     pairs = {(n, LAYERS): (torch.eye(D),) for n in range(LAYERS)}
@@ -196,7 +196,7 @@ def test_what_tuned_lens_cannot_hold_is_not_exported(lm64, tmp_path):
 
 
 def test_an_export_that_ends_midway_leaves_the_old_one(lm64, tmp_path, monkeypatch):
-    model = likeness.model_identity(lm64)
+    model = same_model.model_identity(lm64)
     old, new = (ls.Affine({(n, LAYERS): (torch.eye(D) * k,) for n in range(LAYERS)}, model, model) for k in (2.0, 3.0))
     export_tuned_lens(old, tmp_path)
 

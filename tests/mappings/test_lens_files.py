@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 import lenscope as ls
 from lenscope.mappings.lens_files import SPACE, load_lens
-from lenscope.models import likeness
+from lenscope.models import same_model
 
 
 @pytest.mark.parametrize("name", ["params.pt", "params.safetensors"])
@@ -96,7 +96,7 @@ def test_damaged_files_are_told(lm64, tmp_path):
 
 
 def test_a_folder_of_lenscope_is_checked_against_the_model(lm64, lm, tmp_path):
-    model = likeness.model_identity(lm64)
+    model = same_model.model_identity(lm64)
     weights = {(n, LAYERS): (torch.eye(D) * n,) for n in range(LAYERS)}
     ls.Affine(weights, model, model).save(tmp_path)
     assert load_lens(tmp_path, lm64).weights[2, LAYERS][0].equal(torch.eye(D) * 2)
@@ -131,7 +131,7 @@ def test_lenses_are_found_on_the_hub(hub, lm64):
     root, asked = hub
     state = old_state()
     # lenscope's own
-    model = likeness.model_identity(lm64)
+    model = same_model.model_identity(lm64)
     ls.Affine({(n, LAYERS): (torch.eye(D) * n,) for n in range(LAYERS)}, model, model).save(root / "model/me/lens")
     assert load_lens("me/lens", lm64).weights[3, LAYERS][0].equal(torch.eye(D) * 3)
     assert [a[:2] for a in asked] == [("model", "me/lens")] * 2

@@ -13,7 +13,7 @@ from torch import nn
 import lenscope as ls
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import Affine, LowRank, Scale, load_mapping
-from lenscope.models import likeness
+from lenscope.models import same_model
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def other():
 def fitted(lm64, other):
     """A mapping between two models, from three layers to two, with a report as fits have it."""
     draw = torch.Generator().manual_seed(0)
-    source, target = (likeness.model_identity(lm) for lm in (lm64, other))
+    source, target = (same_model.model_identity(lm) for lm in (lm64, other))
     pairs = [(layer, target_layer) for layer in (0, 2, 4) for target_layer in (1, 3)]
     weights = {pair: (torch.randn(48, 32, generator=draw), torch.randn(48, generator=draw)) for pair in pairs}
     return Affine(weights, source, target, {"lens": "shortcut", "r2": [0.5, 0.25]})
@@ -150,7 +150,7 @@ def named(dtype, change=None, seed=0):
 
 
 def lens_for(lm):
-    model = likeness.model_identity(lm)
+    model = same_model.model_identity(lm)
     return Affine({(n, lm.n_layers): (torch.eye(32),) for n in range(lm.n_layers)}, model, model)
 
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 import lenscope as ls
 from lenscope.mappings.mapping import Affine, load_mapping
-from lenscope.models import identity, likeness, provenance
+from lenscope.models import identity, same_model
 from lenscope.models.identity import model_hash
-from lenscope.models.likeness import is_of, model_identity
+from lenscope.models.same_model import is_same_model, model_identity
 
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 16}
 LONGROPE = {**ROPE, "rope_type": "longrope", "factor": 8.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
@@ -382,8 +382,8 @@ def test_a_lens_of_version_0_1_0_is_known_again_by_the_parameters_alone(tmp_path
         with pytest.raises(ls.LenscopeError, match="load the weights it was fitted with"):
             lens.check(other, other)
     # what says that it is of today is not compared in yesterday's way
-    assert not is_of({**old, "identity": 2}, lm)
-    assert not is_of({**model_identity(lm), "identity": 1}, lm)
+    assert not is_same_model({**old, "identity": 2}, lm)
+    assert not is_same_model({**model_identity(lm), "identity": 1}, lm)
 
 
 def test_a_hash_of_parameters_is_what_version_0_1_0_wrote():
@@ -427,7 +427,7 @@ def test_another_processor_or_version_rounds_and_names_anew(monkeypatch):
     for lm in (same_weights, half, other_weights, other_rope, other_scale):
         with pytest.raises(ls.LenscopeError, match="fitted from"):
             lens.check(lm, lm)
-    monkeypatch.setattr(likeness, "_environment", lambda lm: "another")
+    monkeypatch.setattr(same_model, "_environment", lambda lm: "another")
     lens.check(same_weights, same_weights)
     lens.check(half, half)
     for lm in (other_weights, other_rope, other_scale):
@@ -442,15 +442,15 @@ def other():
 
 def test_the_hash_of_the_head_is_of_the_head_alone():
     first, other = tiny.model("llama"), tiny.model("llama")
-    assert provenance.head_hash(first) == provenance.head_hash(other)
+    assert identity.head_hash(first) == identity.head_hash(other)
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    assert provenance.head_hash(first) == provenance.head_hash(other)
-    assert provenance.model_hash(first) != provenance.model_hash(other)
+    assert identity.head_hash(first) == identity.head_hash(other)
+    assert identity.model_hash(first) != identity.model_hash(other)
     with torch.no_grad():
         other.lm_head.weight[9, 0] += 1e-3
-    assert provenance.head_hash(first) != provenance.head_hash(other)
+    assert identity.head_hash(first) != identity.head_hash(other)
     weight = other.lm_head.weight.detach()
     described = f"weight {tuple(weight.shape)} torch.float32 ".encode()
     total = hashlib.sha256(described + hashlib.sha256(weight.numpy().tobytes()).digest())
-    assert provenance.head_hash(other) == f"sha256:{total.hexdigest()}"
+    assert identity.head_hash(other) == f"sha256:{total.hexdigest()}"

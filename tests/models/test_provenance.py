@@ -25,7 +25,7 @@ def test_provenance_names_what_the_numbers_came_from(trajectory):
 
 def test_the_model_hash_covers_every_weight_and_notices_changes():
 
-    from lenscope.models.provenance import model_hash
+    from lenscope.models.identity import model_hash
 
     model = tiny.model("gpt2")
     first = model_hash(model)

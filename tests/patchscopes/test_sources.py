@@ -6,11 +6,11 @@ import torch
 
 import lenscope as ls
 from lenscope.mappings.mapping import Scale
-from lenscope.models import likeness
+from lenscope.models import same_model
 
 
 def test_vectors_without_address_go_through_a_mapping_that_is_the_same_everywhere(lm64):
-    model = likeness.model_identity(lm64)
+    model = same_model.model_identity(lm64)
     vectors = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     b = torch.randn(32, generator=torch.Generator().manual_seed(1))
     same = Scale({None: (0.5, b)}, model, model)

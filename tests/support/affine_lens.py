@@ -3,7 +3,7 @@
 import torch
 
 from lenscope.mappings.mapping import Affine
-from lenscope.models.likeness import model_identity
+from lenscope.models.same_model import model_identity
 
 
 def affine(lm, seed=0):

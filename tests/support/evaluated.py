@@ -4,7 +4,7 @@ import tiny
 import torch
 
 from lenscope.mappings.mapping import Affine
-from lenscope.models.likeness import model_identity
+from lenscope.models.same_model import model_identity
 
 
 def rows_of(lm, lengths=(9, 5, 12, 3), seed=0):

@@ -29,7 +29,7 @@ from lenscope.cli.options import read_prompts
 from lenscope.detection import load_detector
 from lenscope.directions import load_basis
 from lenscope.mappings.foreign_formats import export_tuned_lens
-from lenscope.models.likeness import model_identity
+from lenscope.models.same_model import model_identity
 from lenscope.patchscopes import load_soft_prompt
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks import load_chains, load_entities, load_questions, load_relations

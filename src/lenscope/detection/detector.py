@@ -43,8 +43,8 @@ from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping, load_mapping
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
-from lenscope.models.likeness import is_of, model_identity
 from lenscope.models.progress import Progress
+from lenscope.models.same_model import is_same_model, model_identity
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 
 FORMAT = 1
@@ -234,7 +234,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
             raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")
         # of one dtype, which version 0.1.0 did not say
         dtype = str(lm.dtype).removeprefix("torch.")
-        if config.get("dtype", dtype) != dtype or not is_of({**config, "dtype": dtype}, lm):
+        if config.get("dtype", dtype) != dtype or not is_same_model({**config, "dtype": dtype}, lm):
             raise LenscopeError(
                 f"{folder}: was fitted on {config['model']}, not these weights of {lm.name}; load those"
             )

@@ -15,7 +15,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import checked_reading
 from lenscope.models.language_model import LM
-from lenscope.models.likeness import is_of
+from lenscope.models.same_model import is_same_model
 
 FORMAT = 1
 STEM = "basis"
@@ -29,7 +29,7 @@ class Basis:
     alone (σ of Belrose et al. 2023, Eq. 10), falling; r(h, v) = h + v vᵀ (mean - h) with `mean` (L, D) that of the
     states. `spread` (L, k) is the states' standard deviation along each direction, whose sign is that of the longer
     tail. `kind` is "causal", "principal" or "random", `lens` the lens's name, `model` what
-    `lenscope.models.likeness.model_identity` says.
+    `lenscope.models.same_model.model_identity` says.
     """
 
     directions: Tensor
@@ -122,7 +122,7 @@ def load_basis(folder: str | os.PathLike[str]) -> Basis:
 
 def check_model(lm: LM, basis: Basis) -> None:
     """Raise LenscopeError where a basis was extracted from another model."""
-    if not is_of(basis.model, lm):
+    if not is_same_model(basis.model, lm):
         raise LenscopeError(
             f"basis: extracted from {basis.model['model']}, not from {lm.name} or not these weights; extract one anew"
         )

@@ -17,10 +17,10 @@ from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM
-from lenscope.models.likeness import model_identity
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import wide
+from lenscope.models.same_model import model_identity
 from lenscope.text.packing import counted_positions, mark_ids
 from lenscope.text.predictions import TextRows, nothing_counts
 from lenscope.text.row_states import row_states

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 from lenscope.distributed.processes import joined
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
-from lenscope.models.likeness import model_identity
 from lenscope.models.provenance import provenance
+from lenscope.models.same_model import model_identity
 
 # what was known of a model before its weights were split
 _whole: WeakKeyDictionary[LM, tuple[dict[str, Any], dict[str, Any]]] = WeakKeyDictionary()

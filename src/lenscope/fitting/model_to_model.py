@@ -18,9 +18,9 @@ from lenscope.errors import LenscopeError
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
-from lenscope.models.likeness import model_identity
 from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
+from lenscope.models.same_model import model_identity
 from lenscope.text.beginnings import CHARACTERS, Beginnings, check_texts, part_texts
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

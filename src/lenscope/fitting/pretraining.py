@@ -28,11 +28,11 @@ from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.writing import write_text
 from lenscope.fitting.optimizers import orthogonal
+from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
 from lenscope.models.loading import load
 from lenscope.models.precision import half_precision, low_precision
 from lenscope.models.progress import Progress
-from lenscope.models.provenance import model_hash
 from lenscope.models.spelling import BETWEEN
 from lenscope.text.corpus import Corpus
 from lenscope.text.documents import DocumentStream

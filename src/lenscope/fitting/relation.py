@@ -13,8 +13,8 @@ from lenscope.fitting.jacobian import jacobian
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
-from lenscope.models.likeness import model_identity
 from lenscope.models.prompts import Position
+from lenscope.models.same_model import model_identity
 
 
 def relation_prompts(template: str, examples: Sequence[tuple[str, str]]) -> list[str]:

@@ -17,10 +17,10 @@ from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
-from lenscope.models.likeness import model_identity
 from lenscope.models.progress import Progress
 from lenscope.models.readout import wide
 from lenscope.models.residual_stream import forward_kwargs
+from lenscope.models.same_model import model_identity
 from lenscope.patchscopes.soft_prompt import FIXED_PROMPTS, SoftPrompt
 from lenscope.text.beginnings import Beginnings, check_texts, part_texts
 

@@ -32,8 +32,8 @@ from lenscope.files.kinds import CONFIG
 from lenscope.files.writing import whole_file
 from lenscope.mappings.mapping import Affine, LowRank, Pair, PairMapping, Scale
 from lenscope.models.language_model import LM
-from lenscope.models.likeness import model_identity
 from lenscope.models.loading import BUILT_IN
+from lenscope.models.same_model import model_identity
 
 PARAMS = ("params.pt", "params.safetensors")
 # what the files of tuned-lens before 0.1 hold beside translators: copies of the model's own readout

@@ -27,7 +27,7 @@ from lenscope.files import hub
 from lenscope.files.untrusted import checked_reading
 from lenscope.files.weights_folder import read_folder, write_folder
 from lenscope.models.identity import model_hash
-from lenscope.models.likeness import is_of, model_identity
+from lenscope.models.same_model import is_same_model, model_identity
 
 if TYPE_CHECKING:
     from lenscope.models.language_model import LM
@@ -174,7 +174,7 @@ class PairMapping:
         The same weights in another dtype are the same model: those of the finer dtype, rounded, equal the coarser's.
         """
         sides = [(self.source, source_lm), (self.target, target_lm)]
-        if not all(lm is None or is_of(fitted, lm) for fitted, lm in sides):
+        if not all(lm is None or is_same_model(fitted, lm) for fitted, lm in sides):
             given = [None if lm is None else _given_sizes(lm) for _, lm in sides]
             raise LenscopeError(
                 f"mapping: fitted from {_describe(self.source)} to {_describe(self.target)}, but used from "

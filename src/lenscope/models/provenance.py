@@ -4,21 +4,17 @@ Knows: what a reader needs to make a number again. Does not know: what was compu
 """
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from lenscope._version import __version__
-from lenscope.models.identity import glanced, head_hash, model_hash, rounded_hash
-
-if TYPE_CHECKING:
-    from lenscope.models.language_model import LM
-
-__all__ = ["head_hash", "model_hash", "provenance", "rounded_hash"]
+from lenscope.models.identity import glanced
+from lenscope.models.language_model import LM
 
 
-def provenance(lm: "LM") -> dict[str, Any]:
+def provenance(lm: LM) -> dict[str, Any]:
     """Everything a reader needs to make the same numbers again, as JSON values."""
     # another thread's run may have put its own attention in place of the model's
     with lm.lock:

@@ -15,7 +15,7 @@ from lenscope.files.untrusted import checked_reading
 from lenscope.files.weights_folder import read_folder, write_folder
 from lenscope.models.edits import Edit
 from lenscope.models.language_model import LM
-from lenscope.models.likeness import is_of
+from lenscope.models.same_model import is_same_model
 from lenscope.patchscopes.patchscope import Target
 
 # Pal et al. 2023: the fixed prompts of the authors' code
@@ -35,7 +35,7 @@ class SoftPrompt:
     """K vectors (K, D) for layer 0 of K tokens; the last token's state at `target_layer` is the source's of `layer`.
 
     `ids` (K,) are the tokens it was started from, whose states the vectors replace. `model` is what
-    `lenscope.models.likeness.model_identity` says of its model, `report` how far patched runs are from the source's
+    `lenscope.models.same_model.model_identity` says of its model, `report` how far patched runs are from the source's
     own.
     """
 
@@ -51,7 +51,7 @@ class SoftPrompt:
 
     def target(self, lm: LM) -> Target:
         """The target prompt to patch at the last token; LenscopeError for another model than it was learned for."""
-        if not is_of(self.model, lm):
+        if not is_same_model(self.model, lm):
             raise LenscopeError(
                 f"soft prompt: learned for {self.model['model']}, not for {lm.name} or not these weights; learn "
                 "one for this model"

@@ -18,8 +18,8 @@ from torch import Tensor
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.models.generation import end_ids
+from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
-from lenscope.models.provenance import model_hash
 from lenscope.text.document_files import Document
 from lenscope.text.documents import Data, Documents, find_documents
 from lenscope.text.model_samples import sample

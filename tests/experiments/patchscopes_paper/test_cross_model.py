@@ -32,7 +32,7 @@ from lenscope.experiments.patchscopes_paper.cross_model import (
 from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities
 from lenscope.experiments.patchscopes_paper.next_token_readings import ReadingScores, draw_places, fit_map, held_out
 from lenscope.experiments.setting import Setting
-from lenscope.models.provenance import model_hash
+from lenscope.models.identity import model_hash
 from lenscope.patchscopes.methods import TARGETS
 from lenscope.statistics.significance import sign_flips
 from lenscope.tasks.relations import Entity

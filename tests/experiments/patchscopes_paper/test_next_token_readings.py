@@ -26,7 +26,7 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
 )
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import Affine
-from lenscope.models.likeness import model_identity
+from lenscope.models.same_model import model_identity
 
 
 @pytest.fixture(scope="module")

@@ -41,10 +41,11 @@ from lenscope.experiments.report import Report, ReportTable, prose
 from lenscope.experiments.setting import Setting
 from lenscope.mappings import mapping as mappings
 from lenscope.models.hidden_states import HiddenStates
+from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
 from lenscope.models.layers import evenly_spaced
 from lenscope.models.loading import BUILT_IN, load
-from lenscope.models.provenance import model_hash, provenance
+from lenscope.models.provenance import provenance
 from lenscope.patchscopes.methods import token_identity
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.intervals import Estimate

@@ -15,8 +15,8 @@ from lenscope.experiments.patchscopes_paper.entities import description_in, pick
 from lenscope.experiments.patchscopes_paper.next_token_readings import random_instead, with_other_answers
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import Affine
+from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
-from lenscope.models.provenance import model_hash
 from lenscope.patchscopes.controls import prompts_with_text
 from lenscope.patchscopes.methods import entity_description
 from lenscope.patchscopes.patchscope import Patchscope

@@ -23,9 +23,9 @@ from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import Affine
 from lenscope.measures.streamed import top_token
 from lenscope.models.edits import replace as instead
+from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
-from lenscope.models.provenance import model_hash
 from lenscope.patchscopes.cell_scores import comparable
 from lenscope.patchscopes.controls import random_like
 from lenscope.statistics.derangements import derange

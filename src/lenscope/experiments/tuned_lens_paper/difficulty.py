@@ -35,9 +35,10 @@ from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping
 from lenscope.measures.definitions import prediction_depth
+from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
-from lenscope.models.provenance import model_hash, provenance
+from lenscope.models.provenance import provenance
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.rank_correlations import correlations, shuffled_within

@@ -21,7 +21,7 @@ from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.lenses.evaluation_results import Evaluation
 from lenscope.mappings.mapping import Scale
-from lenscope.models.likeness import model_identity
+from lenscope.models.same_model import model_identity
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
 from lenscope.text.predictions import predictions

@@ -7,7 +7,7 @@ from char_tokenizers import char_model
 
 import lenscope as ls
 from lenscope.mappings.mapping import Affine, load_mapping
-from lenscope.models import likeness
+from lenscope.models import same_model
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def named(dtype, change=None, seed=0):
 
 
 def lens_for(lm):
-    model = likeness.model_identity(lm)
+    model = same_model.model_identity(lm)
     return Affine({(n, lm.n_layers): (torch.eye(32),) for n in range(lm.n_layers)}, model, model)
 
 

@@ -5,16 +5,14 @@ Knows: what is kept of a model in files, since when; how two descriptions are co
 
 import platform
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from lenscope.models.deviations import TOLERANCE, deviation
 from lenscope.models.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash, stored_hash
-
-if TYPE_CHECKING:
-    from lenscope.models.language_model import LM
+from lenscope.models.language_model import LM
 
 # how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
 IDENTITY = 2
@@ -24,8 +22,8 @@ PROBED = 24
 ACROSS = 0.2
 
 
-def model_identity(lm: "LM") -> dict[str, Any]:
-    """What is kept of a model to know it again, also in another dtype, as JSON values: see `is_of`."""
+def model_identity(lm: LM) -> dict[str, Any]:
+    """What is kept of a model to know it again, also in another dtype, as JSON values: see `is_same_model`."""
     coarser = [d for d in ROUNDED if d != "float32" or _dtype(lm) in ("float32", "float64")]
     return {
         "model": lm.name,
@@ -39,7 +37,7 @@ def model_identity(lm: "LM") -> dict[str, Any]:
     }
 
 
-def is_of(known: Mapping[str, Any], lm: "LM") -> bool:
+def is_same_model(known: Mapping[str, Any], lm: LM) -> bool:
     """Whether what is kept of a model, by `identify` or by version 0.1.0, is of `lm`, in its dtype or another.
 
     Names and sizes are no evidence: where no hash was kept, or weights are offloaded here, the answer is no. Another
@@ -73,13 +71,13 @@ def is_of(known: Mapping[str, Any], lm: "LM") -> bool:
     return deviation(torch.tensor(_probe(lm), dtype=torch.float64), expected) <= tolerance
 
 
-def _environment(lm: "LM") -> str:
+def _environment(lm: LM) -> str:
     """What may make other numbers of the same weights and settings."""
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return f"transformers {transformers.__version__}, torch {torch.__version__}, {processor}, {lm.device.type}"
 
 
-def _probe(lm: "LM") -> list[float]:
+def _probe(lm: LM) -> list[float]:
     """Some logits of two short texts, to three digits."""
     step = max(1, lm.vocab_size // PROBED)
     texts = (lm.runner.anatomy.ids[row].tolist() for row in (0, 2))
@@ -87,5 +85,5 @@ def _probe(lm: "LM") -> list[float]:
     return [float(f"{value:.3g}") for value in logits.tolist()]
 
 
-def _dtype(lm: "LM") -> str:
+def _dtype(lm: LM) -> str:
     return str(lm.dtype).removeprefix("torch.")
