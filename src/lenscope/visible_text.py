@@ -18,7 +18,7 @@ def printable(text: object) -> str:
     That is: control characters (with them all escapes of terminals), marks that turn or hide text, spaces other than
     the usual one, characters that Unicode has not assigned, and halves of surrogate pairs.
     """
-    return _SUSPECT.sub(lambda match: _mark(match[0]), str(text))
+    return _SUSPECT.sub(lambda match: _visible_character(match[0]), str(text))
 
 
 def printable_token(text: str, width: int | None = None) -> str:
@@ -37,7 +37,7 @@ def cut_to_width(text: str, width: int | None) -> str:
     return set_cell_size(text, width - 1) + "…"
 
 
-def _mark(character: str) -> str:
+def _visible_character(character: str) -> str:
     if character in MARKS:
         return MARKS[character]
     return character if character.isprintable() and character not in _BLANK else f"<{ord(character):02X}>"

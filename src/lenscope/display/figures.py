@@ -89,9 +89,11 @@ class Figure:
         axes = canvas.subplots(lines, columns, squeeze=False).reshape(-1)
         for panel, at in zip(self.panels, axes, strict=False):
             if isinstance(panel, Heatmap):
-                _heatmap(at, panel, _scale([p for p in self.panels if isinstance(p, Heatmap)], panel.colour))
+                _draw_heatmap(
+                    at, panel, _colour_range([p for p in self.panels if isinstance(p, Heatmap)], panel.colour)
+                )
             else:
-                _panel(at, panel, not shared)
+                _draw_panel(at, panel, not shared)
         if shared:
             first = next(at for at, p in zip(axes, self.panels, strict=False) if _labelled(p))
             handles, names = first.get_legend_handles_labels()
@@ -105,7 +107,7 @@ class Figure:
         return path
 
 
-def _text(text: object, width: int | None = None) -> str:
+def _figure_text(text: object, width: int | None = None) -> str:
     """A text for matplotlib as it stands: no formulas, nothing invisible, and a label even where it begins with _."""
     shown = visible.cut_to_width(visible.printable(text), width).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
@@ -115,7 +117,7 @@ def _labelled(panel: Panel | Heatmap) -> bool:
     return isinstance(panel, Panel) and any(one.label for one in panel.series)
 
 
-def _scale(maps: Sequence[Heatmap], colour: str) -> tuple[float, float] | None:
+def _colour_range(maps: Sequence[Heatmap], colour: str) -> tuple[float, float] | None:
     """The least and greatest value of all heat maps of one kind; None where nothing is known."""
     values = [np.asarray(m.values, dtype=float).reshape(-1) for m in maps if m.colour == colour]
     known = np.concatenate(values) if values else np.zeros(0)
@@ -123,7 +125,7 @@ def _scale(maps: Sequence[Heatmap], colour: str) -> tuple[float, float] | None:
     return (float(known.min()), float(known.max())) if known.size else None
 
 
-def _panel(axes: "Axes", panel: Any, legend: bool) -> None:
+def _draw_panel(axes: "Axes", panel: Any, legend: bool) -> None:
     draw = {"lines": _line, "bars": _bars, "points": _points}[panel.kind]
     for n, one in enumerate(panel.series):
         draw(axes, one, n, len(panel.series))
@@ -144,7 +146,12 @@ def _line(axes: "Axes", one: Series, n: int, _: int) -> None:
     colour = COLOURS[n % len(COLOURS)]
     y = np.asarray(one.y, dtype=float)
     axes.plot(
-        one.x, y, color=colour, label=_text(one.label, NAME), linewidth=1.6, linestyle="--" if one.dashed else "-"
+        one.x,
+        y,
+        color=colour,
+        label=_figure_text(one.label, NAME),
+        linewidth=1.6,
+        linestyle="--" if one.dashed else "-",
     )
     if len(y) < 40:
         axes.plot(one.x, y, ".", color=colour, markersize=4)
@@ -154,7 +161,9 @@ def _line(axes: "Axes", one: Series, n: int, _: int) -> None:
 
 
 def _points(axes: "Axes", one: Series, n: int, _: int) -> None:
-    axes.plot(one.x, one.y, ".", color=COLOURS[n % len(COLOURS)], label=_text(one.label, NAME), markersize=4, alpha=0.6)
+    axes.plot(
+        one.x, one.y, ".", color=COLOURS[n % len(COLOURS)], label=_figure_text(one.label, NAME), markersize=4, alpha=0.6
+    )
 
 
 def _bars(axes: "Axes", one: Series, n: int, total: int) -> None:
@@ -171,18 +180,21 @@ def _bars(axes: "Axes", one: Series, n: int, total: int) -> None:
         y,
         width,
         color=COLOURS[n % len(COLOURS)],
-        label=_text(one.label, NAME),
+        label=_figure_text(one.label, NAME),
         yerr=apart,
         error_kw=thin,
         **look,
     )
     long = max((len(str(x)) for x in one.x), default=0) * len(y) > 40
     axes.set_xticks(
-        range(len(y)), [_text(x, NAME) for x in one.x], rotation=40 if long else 0, ha="right" if long else "center"
+        range(len(y)),
+        [_figure_text(x, NAME) for x in one.x],
+        rotation=40 if long else 0,
+        ha="right" if long else "center",
     )
 
 
-def _heatmap(axes: "Axes", panel: Any, ends: tuple[float, float] | None) -> None:
+def _draw_heatmap(axes: "Axes", panel: Any, ends: tuple[float, float] | None) -> None:
     values = np.asarray(panel.values, dtype=float)
     low, high = ends or (0.0, 1.0)
     # a scale around a single value would show all of them as the middle of it
@@ -190,14 +202,14 @@ def _heatmap(axes: "Axes", panel: Any, ends: tuple[float, float] | None) -> None
     image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", interpolation="nearest", **scale)
     for names, place in ((panel.columns, axes.set_xticks), (panel.rows, axes.set_yticks)):
         step = max(1, len(names) // 10)
-        place(range(0, len(names), step), [_text(v, NAME) for v in list(names)[::step]])
+        place(range(0, len(names), step), [_figure_text(v, NAME) for v in list(names)[::step]])
     bar = axes.figure.colorbar(image, ax=axes)
-    bar.set_label(_text(panel.colour), fontsize=8)
+    bar.set_label(_figure_text(panel.colour), fontsize=8)
     _labels(axes, panel)
 
 
 def _labels(axes: "Axes", panel: Any) -> None:
-    axes.set_title(_text(panel.title, TITLE), fontsize=10)
-    axes.set_xlabel(_text(panel.x), fontsize=9)
-    axes.set_ylabel(_text(panel.y), fontsize=9)
+    axes.set_title(_figure_text(panel.title, TITLE), fontsize=10)
+    axes.set_xlabel(_figure_text(panel.x), fontsize=9)
+    axes.set_ylabel(_figure_text(panel.y), fontsize=9)
     axes.tick_params(labelsize=8)

@@ -54,7 +54,7 @@ class Report:
         """
         if name not in self.tables:
             raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables)}")
-        return fit_to_width(lambda room: _drawn(self.tables[name], room), width)
+        return fit_to_width(lambda room: _draw_rows(self.tables[name], room), width)
 
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files beside it."""
@@ -106,11 +106,11 @@ class Report:
         return {name: head[name] for name in ("kind", "experiment", "model", "settings", "provenance")}
 
 
-def _drawn(rows: ReportTable, width: int | None) -> Table:
+def _draw_rows(rows: ReportTable, width: int | None) -> Table:
     cells = [[prose(v) for v in row.values()] for row in rows]
     brief = [[prose(v[0] if isinstance(v, Estimate) else v) for v in row.values()] for row in rows]
     names = list(rows[0]) if rows else []
-    cut = width is not None and _wide(names, cells) > width and cells != brief
+    cut = width is not None and _table_width(names, cells) > width and cells != brief
     columns = [
         TableColumn(visible.printable(name), "left" if isinstance(rows[0][name], str) else "right", folds="all")
         for name in names
@@ -119,7 +119,7 @@ def _drawn(rows: ReportTable, width: int | None) -> Table:
     return plain_table(columns, brief if cut else cells, caption, gap=2, headings="bottom")
 
 
-def _wide(names: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+def _table_width(names: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
     """How wide a table is whose headings are broken between words and whose cells are not."""
     words = [max(map(len, name.split()), default=0) for name in names]
     return sum(max(word, *(len(line[n]) for line in cells)) + 2 for n, word in enumerate(words))

@@ -27,7 +27,7 @@ def check_format(version: Any) -> None:
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:
     """A JSON document with the SHA-256 of its contents."""
-    return {**document, "sha256": _digest(document, {})}
+    return {**document, "sha256": _sha256(document, {})}
 
 
 def unsealed(document: dict[str, Any]) -> dict[str, Any]:
@@ -36,20 +36,20 @@ def unsealed(document: dict[str, Any]) -> dict[str, Any]:
     version = rest.get("version")
     check_format(version)
     if "sha256" in document or version != 1:
-        _check_intact(document.get("sha256") == _digest(rest, {}))
+        _check_intact(document.get("sha256") == _sha256(rest, {}))
     return rest
 
 
 def stamped(head: dict[str, Any], columns: Mapping[str, Column]) -> dict[str, Any]:
     """The head of a table with the SHA-256 of both."""
-    return {**head, "sha256": _digest(head, columns)}
+    return {**head, "sha256": _sha256(head, columns)}
 
 
 def unstamped(head: dict[str, Any], columns: Mapping[str, Column]) -> dict[str, Any]:
     """The head without its digest; ValueError unless that is the digest of the head and the columns in this order."""
     rest = {name: value for name, value in head.items() if name != "sha256"}
     if "sha256" in head or rest.get("version") != 1:
-        _check_intact(head.get("sha256") == _digest(rest, columns))
+        _check_intact(head.get("sha256") == _sha256(rest, columns))
     return rest
 
 
@@ -58,7 +58,7 @@ def _check_intact(intact: bool) -> None:
         raise ValueError("it is damaged or was changed: its contents are not those that were saved")
 
 
-def _digest(head: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
+def _sha256(head: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
     total = hashlib.sha256(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(columns):
         column = columns[name]

@@ -57,7 +57,7 @@ def read_columns(path: Path) -> dict[str, Column]:
 
 def columns_of(table: pa.Table) -> dict[str, Column]:
     """The columns of a table by name; ValueError for types that no result has."""
-    return {name: _column(table[name], name) for name in table.column_names}
+    return {name: _column_values(table[name], name) for name in table.column_names}
 
 
 def reordered(columns: Mapping[str, Column], order: np.ndarray) -> dict[str, Column]:
@@ -118,14 +118,16 @@ def _memory_limit(path: Path) -> int:
     return limit
 
 
-def _column(column: pa.ChunkedArray, name: str) -> Column:
+def _column_values(column: pa.ChunkedArray, name: str) -> Column:
     held = column.type
     if pa.types.is_list(held) or pa.types.is_large_list(held):
         if column.null_count:
             raise ValueError(f"column {name}: lacks lists")
         array = column.combine_chunks()
         array = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
-        return array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64), _numbers(array.flatten(), name)
+        return array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64), _number_values(
+            array.flatten(), name
+        )
     if pa.types.is_string(held) or pa.types.is_large_string(held) or pa.types.is_dictionary(held):
         if column.null_count and name != HEAD:
             raise ValueError(f"column {name}: lacks texts")
@@ -137,10 +139,10 @@ def _column(column: pa.ChunkedArray, name: str) -> Column:
             known = chunk.dictionary.to_pylist()
             texts += ["" if n is None else known[n] for n in chunk.indices.to_pylist()]
         return texts
-    return _numbers(column, name)
+    return _number_values(column, name)
 
 
-def _numbers(values: Any, name: str) -> np.ndarray:
+def _number_values(values: Any, name: str) -> np.ndarray:
     if pa.types.is_integer(values.type):
         return np.asarray(values.fill_null(-1)).astype(np.int64)
     if pa.types.is_floating(values.type):

@@ -223,22 +223,22 @@ def _unpickled(file: io.BytesIO) -> Any:
             stack.append(tuple(since()))
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else since()
-            _expect(stack[-1], list).extend(items)
+            _require_type(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else since()
-            _expect(stack[-1], dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
+            _require_type(stack[-1], dict).update(zip(map(_dict_key, items[::2]), items[1::2], strict=True))
         elif name == "GLOBAL":
             module, _, attribute = arg.partition(" ")
-            stack.append(_named(module, attribute))
+            stack.append(_global_named(module, attribute))
         elif name == "BINPERSID":
-            stack.append(_stored(stack.pop()))
+            stack.append(_storage_named(stack.pop()))
         elif name == "REDUCE":
-            arguments = _expect(stack.pop(), tuple)
+            arguments = _require_type(stack.pop(), tuple)
             stack.append(_rebuilt(stack.pop(), arguments))
         elif name == "BUILD":
             # what torch says beside a state dictionary: the versions of its modules
             stack.pop()
-            _expect(stack[-1], dict)
+            _require_type(stack[-1], dict)
         elif name == "STOP":
             (value,) = stack
             return value
@@ -265,19 +265,19 @@ def _simple(value: Any) -> bool:
     return not isinstance(value, list | dict)
 
 
-def _expect(value: Any, kind: type) -> Any:
+def _require_type(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise _CodeError(f"a {type(value).__name__} in place of a {kind.__name__}")
     return value
 
 
-def _key(value: Any) -> Any:
+def _dict_key(value: Any) -> Any:
     if not isinstance(value, str | int | float | None):
         raise _CodeError(f"a key that is a {type(value).__name__}")
     return value
 
 
-def _named(module: str, name: str) -> Any:
+def _global_named(module: str, name: str) -> Any:
     """What a pickle may name, as a token."""
     if module.startswith("torch") and name in _STORAGES:
         return _Global("torch", name)
@@ -292,8 +292,8 @@ def _named(module: str, name: str) -> Any:
     raise _CodeError(escaped(f"{module}.{name}")[:80])
 
 
-def _stored(identity: Any) -> _Storage:
-    what, kind, key, _, count = _expect(identity, tuple)[:5]
+def _storage_named(identity: Any) -> _Storage:
+    what, kind, key, _, count = _require_type(identity, tuple)[:5]
     if what != "storage" or not isinstance(kind, _Global) or type(key) is not str or type(count) is not int:
         raise _CodeError("a storage that is none of torch.save")
     if identity[5:] not in ((), (None,)):
@@ -304,9 +304,9 @@ def _stored(identity: Any) -> _Storage:
 def _rebuilt(what: Any, arguments: tuple[Any, ...]) -> Any:
     name = what.name if isinstance(what, _Global) else ""
     if name == "OrderedDict":
-        return {_key(k): v for k, v in arguments[0]} if arguments else {}
+        return {_dict_key(k): v for k, v in arguments[0]} if arguments else {}
     if name == "Size":
-        return _expect(arguments[0], tuple)
+        return _require_type(arguments[0], tuple)
     if name == "_rebuild_parameter":
         return arguments[0]
     if name not in ("_rebuild_tensor_v2", "_rebuild_tensor_v3"):

@@ -50,7 +50,7 @@ def read_lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
         name, file = ("standard input", sys.stdin) if name == "-" else (name, Path(name))
     else:
         name = str(getattr(file, "name", "text"))
-    with _reading(name), _opened(file) as stream:
+    with _reading(name), _open_text(file) as stream:
         while line := stream.readline(LONGEST + 2):
             if line[-1] != "\n":
                 if len(line) > LONGEST:
@@ -177,7 +177,7 @@ class _Ahead:
 
 
 @contextmanager
-def _opened(file: Path | IO[Any]) -> Iterator[IO[str]]:
+def _open_text(file: Path | IO[Any]) -> Iterator[IO[str]]:
     """A file or stream as text whose lines end in a line feed."""
     if not isinstance(file, Path):
         raw = getattr(file, "buffer", file)

@@ -158,7 +158,7 @@ def _leave(key: str, path: Path) -> None:
                 _remove(path, known.handle)
 
 
-def _forked() -> None:
+def _let_go_after_fork() -> None:
     """A child process holds nothing, and does not keep its parent's locks when the parent is gone."""
     global _changing
     _changing = threading.Lock()
@@ -168,7 +168,7 @@ def _forked() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 class Temporary:

@@ -157,20 +157,20 @@ class Effects(Record):
             columns.append(TableColumn(visible.printable_token(mine.label(n), size - len(star)) + star, "right", size))
         # an empty column, so that the caption of a narrow table is not broken to pieces
         room_for_caption = TableColumn("", width=max(1, 64 - (size + 1) * len(columns)))
-        totals = ", ".join(f"{name} {_figure(v[run], name)}" for name, v in self.totals.items())
+        totals = ", ".join(f"{name} {_value_text(v[run], name)}" for name, v in self.totals.items())
         colours = colour_caption(
             measure,
             values,
             first,
             self.unit(measure),
             "*: marked" if mine.marked else "",
-            number=lambda value, name: _figure(float(value), name),
+            number=lambda value, name: _value_text(float(value), name),
             of="places",
         )
         return heat_table(
             [*columns, room_for_caption],
             [str(layer) for layer in self.layers],
-            [[_figure(value, measure).rjust(size) for value in row] for row in values[:, first:]],
+            [[_value_text(value, measure).rjust(size) for value in row] for row in values[:, first:]],
             shades_of(values, measure)[:, first:],
             f"{visible.printable(f'{self.method}, answer {mine.answer!r}; {totals}')}\n{colours}",
         )
@@ -329,7 +329,7 @@ def load_effects(path: str | os.PathLike[str]) -> Effects:
     return effects
 
 
-def _figure(value: float, name: str) -> str:
+def _value_text(value: float, name: str) -> str:
     """The value of a measure or a total as a table shows it."""
     return signed_figure(value, name in SHARES)
 

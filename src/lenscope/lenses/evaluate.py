@@ -87,21 +87,21 @@ def evaluate(
     by_name = {name: Lens(lm, f, name=name) for name, f in ({"logit lens": None} if lenses is None else lenses).items()}
     if not by_name:
         raise LenscopeError("lenses: none given; name at least one, such as {'logit lens': None}")
-    numbers = _layers(lm, layers)
+    numbers = _layers_asked_for(lm, layers)
     cells = [
         (i, n, lens, at) for i, lens in enumerate(by_name.values()) for n, at in enumerate(numbers) if at in lens.layers
     ]
     for i, name in enumerate(by_name):
         if not any(cell[0] == i for cell in cells):
             raise LenscopeError(f"lens {name}: has no weights for any of the layers {', '.join(map(str, numbers))}")
-    sums = _nothing(len(cells) + 1)
+    sums = _no_sums(len(cells) + 1)
 
     def result() -> Evaluation | None:
         return _evaluation(lm, by_name, numbers, cells, sums, seed) if sums.tokens else None
 
     try:
         for batch in predictions(lm, rows, (*numbers, lm.n_layers), progress):
-            sums = sums.plus(batch, *_measured(lm, batch, cells))
+            sums = sums.plus(batch, *_sums_of_batch(lm, batch, cells))
     except KeyboardInterrupt as stop:
         raise EvaluationInterrupted(result()) from stop
     return _evaluation(lm, by_name, numbers, cells, sums, seed)
@@ -132,7 +132,7 @@ def transfer(
     if mappings.arguments_used(f) < 2:
         raise LenscopeError(f"f {lens.name}: is the same for all layers; transfer compares translators of layers")
     own = lens.layers
-    numbers = tuple(n for n in range(lm.n_layers) if n in own) if layers is None else _layers(lm, layers)
+    numbers = tuple(n for n in range(lm.n_layers) if n in own) if layers is None else _layers_asked_for(lm, layers)
     if set(numbers) - set(own):
         raise LenscopeError(f"layer {min(set(numbers) - set(own))}: f has translators for {', '.join(map(str, own))}")
     shape = (2, len(numbers), len(numbers))
@@ -152,7 +152,7 @@ def transfer(
             for i, layer in enumerate(numbers):
                 h = torch.stack([lens.map(batch.h[:, n], layer) for n in range(len(numbers))])
                 r = reduce(lm.runner.readout, lm.vocab_size, h, batch.h[:, -1], batch.targets, 1, False)
-                sums[:, i] = [_numbers(r.cross_entropy).sum(1), _numbers(r.kl).sum(1)]
+                sums[:, i] = [_to_float64(r.cross_entropy).sum(1), _to_float64(r.kl).sum(1)]
             _check(sums, lm)
             before, count, tokens, digest = totals
             totals = before + sums, count + batch.rows, tokens + len(batch.targets), batch.hashed(digest)
@@ -191,11 +191,11 @@ class _Sums:
         return _Sums(sums, counts, sizes, self.means, tokens, rows, batch.hashed(self.digest))
 
 
-def _nothing(cells: int) -> _Sums:
+def _no_sums(cells: int) -> _Sums:
     return _Sums(np.zeros((0, cells, len(SUMMED) + BINS)), np.zeros(0), np.zeros(0), {}, 0, 0, hashlib.sha256())
 
 
-def _measured(lm: LM, batch: Predictions, cells: list[_Cell]) -> tuple[np.ndarray, dict[int, Tensor]]:
+def _sums_of_batch(lm: LM, batch: Predictions, cells: list[_Cell]) -> tuple[np.ndarray, dict[int, Tensor]]:
     """What `_Sums.plus` takes of P predictions."""
     means: dict[int, Tensor] = {}
     columns = np.zeros((len(batch.targets), len(cells) + 1, len(SUMMED) + BINS))
@@ -217,12 +217,12 @@ def _measured(lm: LM, batch: Predictions, cells: list[_Cell]) -> tuple[np.ndarra
 def _columns(r: Reduced, top: Tensor, lm: LM) -> np.ndarray:
     """The columns of the sums of each of P predictions, (P, K)."""
     agrees = (r.top_ids == top)[..., 0]
-    means = np.stack([_numbers(v[0]) for v in (r.cross_entropy, r.kl, agrees, r.entropy)], 1)
+    means = np.stack([_to_float64(v[0]) for v in (r.cross_entropy, r.kl, agrees, r.entropy)], 1)
     _check(means, lm)
-    confidence = _numbers(r.max_probability[0])
+    confidence = _to_float64(r.max_probability[0])
     at = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
     bins = np.zeros((len(at), BINS))
-    bins[np.arange(len(at)), at] = _numbers(r.rank[0] == 0) - confidence
+    bins[np.arange(len(at)), at] = _to_float64(r.rank[0] == 0) - confidence
     return np.concatenate([means, bins], 1)
 
 
@@ -296,11 +296,11 @@ def _bias(means: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     for cell in range(len(means[0])):
         lens = torch.stack([mean[cell] for mean in means])
         # summed anew each time: a difference would leave rounding where a lens has hardly any mass
-        divergences[:, cell] = [_divergence(p, lens[groups].sum(0)) for p, groups in zip(own, each, strict=True)]
+        divergences[:, cell] = [_kl_of_sums(p, lens[groups].sum(0)) for p, groups in zip(own, each, strict=True)]
     return divergences[0], divergences[1:]
 
 
-def _divergence(p: Tensor, q: Tensor) -> float:
+def _kl_of_sums(p: Tensor, q: Tensor) -> float:
     """KL(p ‖ q) of summed distributions (V,), at least 0."""
     p, q, positive = p / p.sum(), q / q.sum(), p > 0
     q = q[positive].clamp_min(torch.finfo(torch.float64).tiny)
@@ -331,7 +331,7 @@ def _spread(values: np.ndarray, at: list[tuple[int, int]], lenses: int, layers: 
     return spread
 
 
-def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
+def _layers_asked_for(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
     wanted = range(lm.n_layers) if layers is None else layers
     return tuple(sorted(set(check_layers(wanted, lm.n_layers, lm.name))))
 
@@ -348,5 +348,5 @@ def _longer(array: np.ndarray, units: int) -> np.ndarray:
     return longer
 
 
-def _numbers(values: Tensor) -> np.ndarray:
+def _to_float64(values: Tensor) -> np.ndarray:
     return values.cpu().double().numpy()

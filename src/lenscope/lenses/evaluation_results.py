@@ -168,9 +168,9 @@ class Evaluation(Record):
             units=whole_number(data["units"], "units", 1),
             tokens=whole_number(data["tokens"], "tokens", 1),
             bytes=None if data["bytes"] is None else whole_number(data["bytes"], "bytes"),
-            values={k: _float64(data["values"][k], k, shape) for k in MEASURES},
-            differences={k: _float64(v, k, shape) for k, v in data["differences"].items()},
-            own={k: _float64(data["own"][k], k, (3,)) for k in MEASURES},
+            values={k: _float64_array(data["values"][k], k, shape) for k in MEASURES},
+            differences={k: _float64_array(v, k, shape) for k, v in data["differences"].items()},
+            own={k: _float64_array(data["own"][k], k, (3,)) for k in MEASURES},
             provenance=object_value(data["provenance"], "provenance"),
         )
         evaluation._check()
@@ -249,5 +249,5 @@ def load_evaluation(path: str | os.PathLike[str]) -> Evaluation | Transfer:
     return record
 
 
-def _float64(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _float64_array(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return float_array(values, name, shape, np.float64)

@@ -303,12 +303,12 @@ def file_rows(number: int, trajectory: Trajectory) -> pa.Table:
     """A trajectory as the rows of a Parquet file, the `number`-th in it; the first row has its head."""
     rows = trajectory._rows()
     # where rows stand in a file is not what they say
-    head = json.dumps(stamped(trajectory._head(_nothing), columns_of(rows)), ensure_ascii=False)
+    head = json.dumps(stamped(trajectory._head(_no_lists), columns_of(rows)), ensure_ascii=False)
     rows = rows.add_column(0, "result", pa.array(np.full(len(rows), number, dtype=np.int32)))
     return rows.append_column(HEAD, pa.array([head, *[None] * (len(rows) - 1)], type=pa.string()))
 
 
-def _nothing(_: np.ndarray) -> None:
+def _no_lists(_: np.ndarray) -> None:
     """What stands for arrays in a head, which has none."""
 
 

@@ -123,7 +123,7 @@ def read_tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where
     for key, value in state.items():
         if str(key).startswith(_READOUT):
             continue
-        layer, part = _place(str(key))
+        layer, part = _layer_and_part(str(key))
         if layer is None or part not in ("weight", "bias") or not isinstance(value, Tensor) or layer >= n_layers:
             raise LenscopeError(f"{where}: its tensors include {key!r}, which is no translator of {n_layers} layers")
         translators.setdefault(layer, {})[part] = _weight(value, where, key)
@@ -152,7 +152,7 @@ def read_tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where
     return _affine(weights, report, lm, where)
 
 
-def _place(key: str) -> tuple[int | None, str]:
+def _layer_and_part(key: str) -> tuple[int | None, str]:
     """The layer and the part that a key of a state dict names."""
     modern = re.fullmatch(r"(\d+)\.(\w+)", key)
     if modern:

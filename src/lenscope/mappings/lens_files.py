@@ -47,7 +47,7 @@ def load_lens(where: str | os.PathLike[str], lm: LM) -> PairMapping:
         return _from_file(path, lm, name)
     if ("/" not in name and path.suffix in ENDINGS) or name.startswith((".", "/", "~")):
         raise LenscopeError(f"{name}: no such file or folder")
-    return _from_hub(name, lm)
+    return _lens_from_hub(name, lm)
 
 
 def _from_folder(folder: Path, lm: LM) -> PairMapping:
@@ -86,7 +86,7 @@ def _config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _from_hub(name: str, lm: LM) -> PairMapping:
+def _lens_from_hub(name: str, lm: LM) -> PairMapping:
     parts = name.split("/")
     if len(parts) > 2 and name.endswith(ENDINGS):
         path = hub.fetch_file("/".join(parts[:2]), "/".join(parts[2:]), named=name)
@@ -99,7 +99,7 @@ def _from_hub(name: str, lm: LM) -> PairMapping:
             path = hub.fetch_file(name, file) if file else None
             if path is not None:
                 return _from_file(path, lm, f"{name}/{file}")
-        elif any(hub.fetch_file(name, file) for file in _beside(name, config)):
+        elif any(hub.fetch_file(name, file) for file in _files_beside(name, config)):
             return _from_folder(config.parent, lm)
     if len(parts) <= 2:
         config = hub.fetch_file(SPACE, f"lens/{name}/{CONFIG}", "space", name)
@@ -111,7 +111,7 @@ def _from_hub(name: str, lm: LM) -> PairMapping:
     )
 
 
-def _beside(name: str, path: Path) -> tuple[str, ...]:
+def _files_beside(name: str, path: Path) -> tuple[str, ...]:
     """The files that may go with the config of a repository; none with that of a model."""
     config = _config(path)
     if "kind" in config:

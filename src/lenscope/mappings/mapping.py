@@ -143,7 +143,7 @@ class PairMapping:
         object.__setattr__(self, "weights", {pair: self._checked(pair, w) for pair, w in self.weights.items()})
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({_name(self.source)} → {_name(self.target)}: {self._pairs()})"
+        return f"{type(self).__name__}({_model_name(self.source)} → {_model_name(self.target)}: {self._pairs()})"
 
     def __call__(self, h: Tensor, layer: int, target_layer: int) -> Tensor:
         """States h (..., D) of `layer` as states (..., D*) of `target_layer`, in float32 or float64."""
@@ -155,7 +155,7 @@ class PairMapping:
             )
         if h.shape[-1] != self.source["hidden_size"]:
             raise LenscopeError(
-                f"states of size {h.shape[-1]}: this mapping was fitted for {_name(self.source)}, "
+                f"states of size {h.shape[-1]}: this mapping was fitted for {_model_name(self.source)}, "
                 f"{self.source['hidden_size']} wide; give it states of that model"
             )
         wide = h.double() if h.dtype == torch.float64 else h.float()
@@ -190,8 +190,8 @@ class PairMapping:
         """
         if self.source != self.target:
             raise LenscopeError(
-                f"mapping: from {_name(self.source)} to {_name(self.target)}; only one from a model to itself can be "
-                "transferred"
+                f"mapping: from {_model_name(self.source)} to {_model_name(self.target)}; only one from a model to "
+                "itself can be transferred"
             )
         here = model_identity(lm)
         if any(here[size] != self.source[size] for size in ("hidden_size", "n_layers")):
@@ -226,7 +226,7 @@ class PairMapping:
     def _tensors(self) -> dict[str, Tensor]:
         # cloned, because safetensors refuses tensors that share memory
         return {
-            f"{_key(pair)}.{name}": w.detach().cpu().clone(memory_format=torch.contiguous_format)
+            f"{_pair_key(pair)}.{name}": w.detach().cpu().clone(memory_format=torch.contiguous_format)
             for pair, weights in self.weights.items()
             for name, w in zip(self.names, weights, strict=True)
         }
@@ -331,7 +331,7 @@ def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
             raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
         kind = KINDS[config["kind"]]
         pairs: list[Pair] = [None if p is None else tuple(p) for p in config["pairs"]]
-        weights = {pair: tuple(tensors.pop(f"{_key(pair)}.{name}") for name in kind.names) for pair in pairs}
+        weights = {pair: tuple(tensors.pop(f"{_pair_key(pair)}.{name}") for name in kind.names) for pair in pairs}
         if tensors or any(w.dtype != torch.float32 for tensors_of_pair in weights.values() for w in tensors_of_pair):
             raise LenscopeError(f"{folder}: the weights have tensors that the config does not name, or not in float32")
         if not isinstance(config["report"], dict):
@@ -339,7 +339,7 @@ def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
         return kind(weights, config["source"], config["target"], config["report"])
 
 
-def _key(pair: Pair) -> str:
+def _pair_key(pair: Pair) -> str:
     return "all" if pair is None else f"{pair[0]}.{pair[1]}"
 
 
@@ -349,7 +349,7 @@ def _given_sizes(lm: "LM") -> dict[str, Any]:
     return {"model": lm.name, "model_hash": model_hash(lm.model), "dtype": dtype, **sizes}
 
 
-def _name(model: dict[str, Any]) -> str:
+def _model_name(model: dict[str, Any]) -> str:
     return str(model["model"])
 
 

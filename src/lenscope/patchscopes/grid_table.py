@@ -48,7 +48,7 @@ def heat_map(
         width: the columns of the terminal, None for as many as it takes.
     """
     shades = shades_of(values, measure)
-    names = [_name(source) for source in sources]
+    names = [_source_name(source) for source in sources]
     room = (width or 10**4) - max(map(len, names)) - 1
     size = min(12, room // len(layers) - 1) if width else 10
     bare = size < NARROW
@@ -108,8 +108,8 @@ def cell_lines(
     for n, cell in enumerate(cells):
         row = [Text(visible.printable_token(cell.source.token or cell.source.label, NAME))] if several else []
         row += [Text(visible.printable_token(cell.target.text[-NAME:], NAME))] if targets else []
-        row.append(dim(str(cell.layer) if same else f"{_name(cell.source)} → {cell.layer}"))
-        row += [Text(_number(float(v[n]), name), style_of(shades[name][n])) for name, v in measured.items()]
+        row.append(dim(str(cell.layer) if same else f"{_source_name(cell.source)} → {cell.layer}"))
+        row += [Text(_number_text(float(v[n]), name), style_of(shades[name][n])) for name, v in measured.items()]
         rows.append(row)
     columns = []
     room = width or 10**4
@@ -139,7 +139,7 @@ def _heading(measure: str, generated: bool) -> str:
     return measure
 
 
-def _number(value: float, measure: str) -> str:
+def _number_text(value: float, measure: str) -> str:
     """A measure's value; an answer's with its probability."""
     if not measure.startswith(ANSWER) or not np.isfinite(value):
         return figure(value, measure)
@@ -154,7 +154,7 @@ def _text_of(cell: Cell, generated: bool) -> str:
     return "  ".join(f"{visible.printable_token(token)} {100 * share:.0f}%" for token, share in shares)
 
 
-def _name(source: Source) -> str:
+def _source_name(source: Source) -> str:
     return str(source.layer) if source.layer >= 0 else source.label
 
 
