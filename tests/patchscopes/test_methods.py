@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from cells_by_hand import PROMPT, answered, run_by_hand
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -342,3 +343,15 @@ def test_answers_of_several_tokens_are_read_with_the_targets_edits(lm64, states)
 def test_unknown_names_are_told_the_known_ones():
     with pytest.raises(ls.LenscopeError, match="there are identity, entity, fruit_inside_color"):
         methods.named_target("nothing")
+
+
+def test_back_patches_write_later_states_earlier(lm64):
+    scope, states, pairs = methods.back_patching(lm64, PROMPT, "cat")
+    grid = scope.predict(states, pairs, answers=["o"])
+    at = lm64.prompt(PROMPT).position("cat")
+    own = run_by_hand(lm64, lm64.prompt(PROMPT).ids)[1]
+    n = lm64.n_layers
+    assert [(c.source.layer, c.layer) for c in grid] == [(a, b) for a in range(1, n + 1) for b in range(a)]
+    for cell in grid:
+        log_p = run_by_hand(lm64, lm64.prompt(PROMPT).ids, [(cell.layer, at, own[cell.source.layer, at])])[0]
+        assert cell.measures["log_prob:o"] == pytest.approx(answered(log_p, lm64.encoder.ids("o")), abs=1e-6)
