@@ -1,9 +1,9 @@
 """Features of prompts equal their definitions; disturbed prompts are made of normal ones."""
 
 import numpy as np
-from plain_hooks import run_with_hooks
 import pytest
 import torch
+from plain_hooks import run_with_hooks
 
 import lenscope as ls
 from lenscope.detection.prompt_features import (

@@ -2,10 +2,10 @@
 
 import tiny
 import torch
-from lenscope.models.same_model import model_identity
 
 import lenscope as ls
 from lenscope.mappings.mapping import Affine
+from lenscope.models.same_model import model_identity
 
 
 def roomy_model():
