@@ -86,24 +86,23 @@ def demo_command(
 
 def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
     """Return what both lenses predict at the last position, layer by layer: top token, its probability, the KL."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("layer", justify="right", no_wrap=True)
+    from lenscope.display.tables import TableColumn, dim, plain_table
+
+    columns = [TableColumn("layer", "right")]
     for t in (plain, tuned):
-        table.add_column(Text(printable_token(t.lens)), no_wrap=True)
-        table.add_column("p", justify="right", no_wrap=True)
-        table.add_column("KL", justify="right", no_wrap=True)
+        columns += [TableColumn(printable_token(t.lens)), TableColumn("p", "right"), TableColumn("KL", "right")]
+    lines: list[list[str | Text]] = []
     for n in range(len(plain.layers))[::-1]:
-        cells: list[str | Text] = [Text(str(plain.layers[n]), style="dim")]
+        cells: list[str | Text] = [dim(str(plain.layers[n]))]
         for t in (plain, tuned):
             top = int(t.top_ids[n, -1, 0])
             style = "bold" if top == t.target else ""
             cells += [Text(printable_token(t.vocabulary[top], WORD), style=style), f"{t.max_probability[n, -1]:.0%}"]
             cells.append(f"{t.kl[n, -1]:.2f}")
-        table.add_row(*cells)
+        lines.append(cells)
     mean = [float(t.kl[:-1].mean()) for t in (plain, tuned)]
-    text = (
+    caption = (
         f"KL(model ‖ lens) in nats; mean over all positions and layers: {mean[0]:.2f} with the logit lens, "
         f"{mean[1]:.2f} with the tuned lens"
     )
-    table.caption = Text(text, style="dim", justify="left")
-    return table
+    return plain_table(columns, lines, caption, gap=2)

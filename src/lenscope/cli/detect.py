@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from lenscope.cli.options import (
     CommonOptions,
@@ -193,22 +192,20 @@ def _prompt_of_line(line: str, where: str, field: str) -> str:
 
 def _table_of_methods(tried: list[dict[str, Any]]) -> Table:
     """The best of the ways that were tried."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name, side in (("method", "left"), ("of", "left"), ("AUROC", "right")):
-        # the number last, and whole: what is too long before it is broken into lines
-        right = side == "right"
-        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    from lenscope.display.tables import TableColumn, plain_table
+
+    lines = []
     for way in sorted(tried, key=lambda w: -w["auroc"])[:SHOWN]:
         own = {k: v for k, v in way.items() if k not in ("method", "view", "layers", "auroc", "seed")}
         settings = ", ".join(f"{k} {v}" for k, v in own.items())
         layers = way["layers"]
         where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
         cells = f"{way['method']} ({settings})", f"{way['view']}, {where}", f"{way['auroc']:.3f}"
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    table.caption = Text(
+        lines.append([printable(cell) for cell in cells])
+    # the number last, and whole: what is too long before it is broken into lines
+    columns = [TableColumn("method", folds="all"), TableColumn("of", folds="all"), TableColumn("AUROC", "right")]
+    caption = (
         "Chosen without any odd prompt: AUROC of held-out normal prompts against the same ones with words shuffled "
-        f"or inserted; the best {min(SHOWN, len(tried))} of {len(tried)}, the first is taken",
-        style="dim",
-        justify="left",
+        f"or inserted; the best {min(SHOWN, len(tried))} of {len(tried)}, the first is taken"
     )
-    return table
+    return plain_table(columns, lines, caption, gap=2)

@@ -103,29 +103,26 @@ def rank_line(t: "Trajectory") -> Text:
 
 def fitted_table(report: dict[str, Any]) -> Table:
     """Return the held-out KL of every few layers of a fitted lens and of the logit lens, and how surely it is less."""
+    from lenscope.display.tables import TableColumn, dim, plain_table
+
     rows, step = report["layers"], math.ceil(len(report["layers"]) / LINES)
     sure = any("gain_95" in row for row in rows)  # version 0.1.0 knew no intervals
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("layer", "logit lens", str(report["lens"]), *(["less by, 95 %"] if sure else [])):
-        table.add_column(Text(printable(name)), justify="right", no_wrap=True)
+    headings = ("layer", "logit lens", str(report["lens"]), *(["less by, 95 %"] if sure else []))
+    lines: list[list[str | Text]] = []
     for row in rows[::-step][::-1]:
         ends = row.get("gain_95")
         interval = [f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–"] if sure else []
-        table.add_row(
-            Text(str(row["layer"]), style="dim"), *(_nats(row[k]) for k in ("kl_logit_lens", "kl")), *interval
-        )
+        lines.append([dim(str(row["layer"])), *(_nats(row[k]) for k in ("kl_logit_lens", "kl")), *interval])
     known = [[row[name] for row in rows if row[name] is not None] for name in ("kl_logit_lens", "kl")]
-    table.add_row(
-        Text("mean", style="dim"), *(_nats(sum(values) / len(values) if values else None) for values in known)
-    )
+    lines.append([dim("mean"), *(_nats(sum(values) / len(values) if values else None) for values in known)])
     held = report["held_out"]
     of = f"tokens of {held['documents'][1]:,} documents" if "documents" in held else "tokens"
     parts = [f"KL(model ‖ lens) in nats, mean of {held['tokens'][1]:,} {of} that were not fitted"]
     parts += [f"one layer in {step} is shown"] * (step > 1) + ([held["note"]] if "note" in held else [])
     if worse := held.get("worse_than_logit_lens"):
         parts.append(f"worse than the logit lens at layers {', '.join(map(str, worse))}")
-    table.caption = Text("; ".join(parts), style="dim", justify="left")
-    return table
+    columns = [TableColumn(printable(heading), "right") for heading in headings]
+    return plain_table(columns, lines, "; ".join(parts), gap=2)
 
 
 def _nats(value: float | None) -> str:
