@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
-from lenscope.files.untrusted import checked_reading
 from lenscope.models.language_model import LM
 from lenscope.models.same_model import is_same_model
 
@@ -107,10 +106,7 @@ class Basis:
 
 def load_basis(folder: str | os.PathLike[str]) -> Basis:
     """Read what `Basis.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    with checked_reading(folder, "is no basis that lenscope saved"):
-        config, tensors = artifacts.read_folder(folder, STEM)
-        if config["format"] != FORMAT:
-            raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
+    with artifacts.opened_folder(folder, STEM, FORMAT) as (config, tensors):
         layers = tuple(int(n) for n in config["layers"])
         about = str(config["kind"]), str(config["lens"]), dict(config["model"]), dict(config["provenance"])
         basis = Basis(tensors["directions"], tensors["energies"], tensors["mean"], tensors["spread"], layers, *about)

@@ -9,19 +9,18 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from safetensors import SafetensorError
-
 from lenscope.errors import LenscopeError
 from lenscope.experiments.cached_values import decode, encode
 from lenscope.files import weights_folder
 from lenscope.files.file_names import safe_name
+from lenscope.files.untrusted import checked_reading
 from lenscope.fitting.tuned_lens import fit
 from lenscope.mappings.mapping import PairMapping, mapping_hash
 from lenscope.models.generation import end_ids
@@ -122,13 +121,11 @@ class Setting:
         place = self.cache_place(name)
         if place is None or key is None:
             return compute()
-        try:
+        with suppress(LenscopeError), checked_reading(place):
             config, tensors = weights_folder.read_folder(place, "cached")
             if config.get("identity") == key:
                 value: _Value = decode(config["value"], tensors)
                 return value
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, LenscopeError):
-            pass
         tensors, value = {}, compute()
         config = {"identity": key, "settings": settings, "value": encode(value, tensors)}
         weights_folder.write_folder(place, "cached", config, tensors)

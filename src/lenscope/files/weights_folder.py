@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,24 @@ def write_folder(folder: str | os.PathLike[str], stem: str, config: dict[str, An
         raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
 
 
+@contextmanager
+def opened_folder(
+    folder: str | os.PathLike[str], stem: str, version: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """The config and the tensors of a folder, for a block that makes of them what was saved.
+
+    Raises LenscopeError as `read_folder`, for a config of another format than `version`, and for whatever the block
+    raises, which says that they are none of what `stem` stands for.
+    """
+    with checked_reading(folder, f"is no {kinds.KINDS[stem][0]} that lenscope saved"):
+        config, tensors = read_folder(folder, stem)
+        if config["format"] != version:
+            raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {version}")
+        yield config, tensors
+
+
 def read_folder(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors that `write` wrote.
+    """The config and the tensors that `write_folder` wrote.
 
     Raises LenscopeError for a folder that holds none, or something else of lenscope's; for weights that are not those
     of the config, and for a config that is not the one the weights were written with (what version 0.1.0 wrote is not

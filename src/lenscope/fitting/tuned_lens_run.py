@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
+from lenscope.files.untrusted import checked_reading
 from lenscope.fitting.closed_form import SecondMoments, with_constant
 from lenscope.fitting.held_out import COMPARED, HeldOut, layer_rows
 from lenscope.fitting.optimizers import Optimizer, Units
@@ -320,7 +320,7 @@ class TunedLensRun:
 
     def load(self, folder: Path, settings: dict[str, Any]) -> Optimizer:
         """Go on where `save` was called. Raises LenscopeError for a checkpoint of other settings, or a damaged one."""
-        try:
+        with checked_reading(folder, "is no checkpoint that can be read", "remove it"):
             config, tensors = artifacts.read_folder(folder, "checkpoint")
             was = config["settings"]
             # as JSON reads them
@@ -342,9 +342,6 @@ class TunedLensRun:
                 for n, t in enumerate(optimizer.state):
                     t.copy_(tensors[f"state.{n}"])
                 return optimizer
-        except (OSError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise LenscopeError(f"{folder}: is no checkpoint that can be read ({reason}); remove it") from error
         raise LenscopeError(f"{folder}: is of another run, {_difference(differ[0], was, now)}; remove it to begin anew")
 
 

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.files.untrusted import checked_reading
-from lenscope.files.weights_folder import read_folder, write_folder
+from lenscope.files.weights_folder import opened_folder, write_folder
 from lenscope.models.identity import model_hash
 from lenscope.models.same_model import is_same_model, model_identity
 
@@ -325,10 +324,7 @@ KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRan
 
 def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
     """Read what `save` of a mapping wrote. Raises LenscopeError for what is missing, damaged or of another format."""
-    with checked_reading(folder, "is no mapping that lenscope saved"):
-        config, tensors = read_folder(folder, STEM)
-        if config["format"] != FORMAT:
-            raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
+    with opened_folder(folder, STEM, FORMAT) as (config, tensors):
         kind = KINDS[config["kind"]]
         pairs: list[Pair] = [None if p is None else tuple(p) for p in config["pairs"]]
         weights = {pair: tuple(tensors.pop(f"{_pair_key(pair)}.{name}") for name in kind.names) for pair in pairs}

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.files.untrusted import checked_reading
-from lenscope.files.weights_folder import read_folder, write_folder
+from lenscope.files.weights_folder import opened_folder, write_folder
 from lenscope.models.edits import Edit
 from lenscope.models.language_model import LM
 from lenscope.models.same_model import is_same_model
@@ -73,10 +72,7 @@ class SoftPrompt:
 
 def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
     """Read what `SoftPrompt.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
-    with checked_reading(folder, "is no soft prompt that lenscope saved"):
-        config, tensors = read_folder(folder, STEM)
-        if config["format"] != FORMAT:
-            raise LenscopeError(f"{folder}: has format {config['format']!r}; this lenscope reads {FORMAT}")
+    with opened_folder(folder, STEM, FORMAT) as (config, tensors):
         vectors, ids = tensors["vectors"], tuple(int(i) for i in config["ids"])
         if vectors.shape != (len(ids), config["model"]["hidden_size"]) or not torch.isfinite(vectors).all():
             raise LenscopeError(f"{folder}: its vectors are not finite, or not one for each of {len(ids)} tokens")
