@@ -22,24 +22,23 @@ TEXT_LIMIT = 1 << 30
 
 
 @contextmanager
-def checked_reading(source: object, what: str = "cannot be read", remedy: str = "") -> Iterator[None]:
-    """Turn whatever reading and checking a file raises into one LenscopeError: "source: what (reason); remedy".
+def checked_reading(source: object, what: str = "cannot be read") -> Iterator[None]:
+    """Turn whatever reading and checking a file raises into one LenscopeError: "source: what (reason)".
 
     LenscopeError and what is no `Exception` (an interrupt) pass unchanged. Use it around parsers and around code that
     trusts their values; a mistake of lenscope's own in there would look like a damaged file.
     """
-    end = f"; {remedy}" if remedy else ""
     try:
         yield
     except LenscopeError:
         raise
     except Exception as error:  # parsers of zip, gzip, JSON, pickles, tensors and columns fail in as many ways
-        raise LenscopeError(f"{escaped(source)}: {what} ({reason(error)}){end}") from error
+        raise LenscopeError(f"{escaped(source)}: {what} ({reason(error)})") from error
     except BaseException as error:
         # what a parser written in Rust raises when it fails in a way its authors did not expect
         if type(error).__name__ != "PanicException":
             raise
-        raise LenscopeError(f"{escaped(source)}: {what} ({reason(error)}){end}") from error
+        raise LenscopeError(f"{escaped(source)}: {what} ({reason(error)})") from error
 
 
 def reason(error: BaseException) -> str:

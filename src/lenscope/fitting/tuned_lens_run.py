@@ -320,28 +320,32 @@ class TunedLensRun:
 
     def load(self, folder: Path, settings: dict[str, Any]) -> Optimizer:
         """Go on where `save` was called. Raises LenscopeError for a checkpoint of other settings, or a damaged one."""
-        with checked_reading(folder, "is no checkpoint that can be read", "remove it"):
-            config, tensors = artifacts.read_folder(folder, "checkpoint")
-            was = config["settings"]
-            # as JSON reads them
-            now = json.loads(json.dumps(settings))
-            # version 0.1.0 did not write it
-            was.setdefault("products", now.get("products"))
-            differ = [name for name in now if was.get(name) != now[name]]
-            if not differ:
-                self.constants, self.loss = config["constants"], config["loss"]
-                self.number, self.step, self.seen = config["number"], config["step"], config["seen"]
-                layers = range(self.lm.n_layers)
-                # copied: how products round may depend on where memory begins, which is anywhere in a file
-                move = partial(torch.Tensor.to, device=self.lm.device, copy=True)
-                self.weights = [move(tensors[f"weights.{n}"]) for n in layers]
-                self.start = [move(tensors[f"start.{n}"]) for n in layers]
-                self.mean = move(tensors["mean.0"])
-                # its own units are in its state
-                optimizer = make_optimizer(self.recipe, self.fast, self.weights, [0.0] * len(self.weights), ())
-                for n, t in enumerate(optimizer.state):
-                    t.copy_(tensors[f"state.{n}"])
-                return optimizer
+        try:
+            with checked_reading(folder):
+                config, tensors = artifacts.read_folder(folder, "checkpoint")
+                was = config["settings"]
+                # as JSON reads them
+                now = json.loads(json.dumps(settings))
+                # version 0.1.0 did not write it
+                was.setdefault("products", now.get("products"))
+                differ = [name for name in now if was.get(name) != now[name]]
+                if not differ:
+                    self.constants, self.loss = config["constants"], config["loss"]
+                    self.number, self.step, self.seen = config["number"], config["step"], config["seen"]
+                    layers = range(self.lm.n_layers)
+                    # copied: how products round may depend on where memory begins, which is anywhere in a file
+                    move = partial(torch.Tensor.to, device=self.lm.device, copy=True)
+                    self.weights = [move(tensors[f"weights.{n}"]) for n in layers]
+                    self.start = [move(tensors[f"start.{n}"]) for n in layers]
+                    self.mean = move(tensors["mean.0"])
+                    # its own units are in its state
+                    optimizer = make_optimizer(self.recipe, self.fast, self.weights, [0.0] * len(self.weights), ())
+                    for n, t in enumerate(optimizer.state):
+                        t.copy_(tensors[f"state.{n}"])
+                    return optimizer
+        except LenscopeError as error:
+            reason = str(error).removeprefix(f"{folder}: ")
+            raise LenscopeError(f"{folder}: is no checkpoint that can be read ({reason}); remove it") from error
         raise LenscopeError(f"{folder}: is of another run, {_difference(differ[0], was, now)}; remove it to begin anew")
 
 
