@@ -3,23 +3,19 @@
 import hashlib
 import json
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from small_corpora import EOS, TEXTS, joined, lm_with, plain, split_at, write_jsonl
 from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import lenscope as ls
-from lenscope.models.prompts import Encoder
 from lenscope.text import corpus as corpora
 from lenscope.text import packing
 from lenscope.text.corpus import Corpus
 from lenscope.text.packing import find_marks
-
-EOS = 2
-TEXTS = [f"Document {n}: " + "the cat sat on the mat. " * (n % 7) + f"END {n}" for n in range(40)]
 
 
 @pytest.fixture(autouse=True)
@@ -34,41 +30,6 @@ def with_special(before, behind):
     single = [*["<s>"] * before, "$A", *["</s>"] * behind]
     raw.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-
-
-def lm_with(lm, tokenizer):
-    """What a corpus needs of a model, with another tokenizer."""
-    return SimpleNamespace(
-        tokenizer=tokenizer, encoder=Encoder(tokenizer, tiny.VOCAB, 64, "other"), context=64, name="other",
-        model=lm.model, vocab_size=lm.vocab_size, runner=lm.runner,
-    )  # fmt: skip
-
-
-def plain(text):
-    return tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]
-
-
-def joined(batches):
-    """All rows of a reading, as (ids, document, begins, counted, bytes, row) of one long text."""
-    batches = list(batches)
-    names = ("ids", "document", "begins", "counted")
-    parts = [torch.cat([getattr(b, n) for b in batches]).flatten().tolist() for n in names]
-    return *parts, torch.cat([b.row for b in batches]).tolist()
-
-
-def split_at(ids, begins):
-    """The documents (token lists) of a long text, the last one perhaps incomplete."""
-    places = [n for n, one in enumerate(begins) if one] + [len(ids)]
-    return [ids[a:b] for a, b in pairwise(places)]
-
-
-def write_jsonl(path, opener=open):
-    with opener(path, "wt", encoding="utf-8") as file:
-        for n, text in enumerate(TEXTS):
-            file.write(json.dumps({"id": n, "text": text, "body": text}) + ("\n\n" if n % 5 == 0 else "\n"))
-
-
-# -- packing
 
 
 def test_rows_are_full_and_hold_every_document_whole(lm):
@@ -203,9 +164,6 @@ def test_long_documents_are_tokenized_in_parts(lm, monkeypatch):
     assert all(set(b.document.flatten().tolist()) == {0} for b in whole + batches)
 
 
-# -- reading again
-
-
 def test_the_seed_fixes_everything_and_another_gives_another_order(lm):
     corpus = Corpus.open(lm, TEXTS, length=32)
     first, again = joined(corpus.batches()), joined(Corpus.open(lm, list(TEXTS), length=32).batches())
@@ -307,9 +265,6 @@ def test_numbers_of_a_reading_out_of_range(lm, options):
         Corpus.open(lm, TEXTS).batches(**options)
 
 
-# -- held out
-
-
 def parts(lm, texts, fraction, seed=0):
     train, held = Corpus.open(lm, texts, length=16, seed=seed).split(fraction)
     return [set(train._documents()), set(held._documents())]
@@ -346,9 +301,6 @@ def test_an_empty_part_says_so(lm):
     _, held = Corpus.open(lm, ["only one document, of some length, over and over"], length=8).split(1e-6)
     with pytest.raises(ls.LenscopeError, match=r"less than one row of 8 tokens in this part \(1e-06"):
         list(held.batches())
-
-
-# -- what it came from
 
 
 def test_provenance_is_json_and_tells_corpora_apart(lm, tmp_path):

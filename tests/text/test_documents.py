@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_corpus import EOS, TEXTS, joined, lm_with, plain, split_at, write_jsonl
+from small_corpora import EOS, TEXTS, joined, lm_with, plain, split_at, write_jsonl
 
 import lenscope as ls
 from lenscope.errors import LenscopeError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_corpus import EOS, joined
+from small_corpora import EOS, joined
 
 import lenscope as ls
 from lenscope.text.corpus import Corpus
