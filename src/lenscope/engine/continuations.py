@@ -1,7 +1,7 @@
 """Greedy continuations of many prompts that begin alike, such as few-shot prompts: what they share is read once.
 
 Knows: which prompts go on from one prefix, and when that gives what reading each of them gives.
-Does not know: how prefixes are kept (prefixes.py), how a token is chosen (decoding.py), what is asked.
+Does not know: how prefixes are kept (prefix_cache.py), how a token is chosen (token_choice.py), what is asked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,36 +33,36 @@ def continue_prompts(
     A prefix is read once where this model's cache was measured to give the same numbers as reading anew.
     """
     many = [lm.prompt(p) for p in prompts]
-    found: dict[int, tuple[int, ...]] = {}
+    written: dict[int, tuple[int, ...]] = {}
     longest = max(map(len, many), default=0)
     # what lm.generate refuses it is left to refuse
     fits = max_new_tokens > 0 and (lm.context is None or longest + max_new_tokens <= lm.context)
     groups = [g for g in _groups(many) if fits and not lm.runner.editing and _shares(lm, many, g, max_new_tokens)]
     prefixes = Prefixes(lm)
     for group in groups:
-        found.update(zip(group, _together(lm, [many[i] for i in group], max_new_tokens, prefixes), strict=True))
+        written.update(zip(group, _together(lm, [many[i] for i in group], max_new_tokens, prefixes), strict=True))
         if progress is not None:
-            progress(len(found), len(many))
-    rest = [i for i in range(len(many)) if i not in found]
+            progress(len(written), len(many))
+    rest = [i for i in range(len(many)) if i not in written]
     for at in range(0, len(rest), MOST):
-        some = rest[at : at + MOST]
-        texts: list[str | Prompt] = [many[i] for i in some]
-        said = lm.generate(texts, max_new_tokens)
-        found.update({i: one.ids for i, one in zip(some, said, strict=True)})
+        part = rest[at : at + MOST]
+        texts: list[str | Prompt] = [many[i] for i in part]
+        continuations = lm.generate(texts, max_new_tokens)
+        written.update({i: one.ids for i, one in zip(part, continuations, strict=True)})
         if progress is not None:
-            progress(len(found), len(many))
+            progress(len(written), len(many))
     return [
-        Continuation(p, found[i], tuple(lm.encoder.tokens(found[i])), lm.encoder.decode(found[i]))
+        Continuation(p, written[i], tuple(lm.encoder.tokens(written[i])), lm.encoder.decode(written[i]))
         for i, p in enumerate(many)
     ]
 
 
 def _groups(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     """Prompts with the same text up to the last line, and as many tokens."""
-    found: dict[tuple[str, int], list[int]] = {}
+    groups: dict[tuple[str, int], list[int]] = {}
     for i, prompt in enumerate(prompts):
-        found.setdefault((prompt.text[: prompt.text.rfind("\n") + 1], len(prompt)), []).append(i)
-    for members in found.values():
+        groups.setdefault((prompt.text[: prompt.text.rfind("\n") + 1], len(prompt)), []).append(i)
+    for members in groups.values():
         for at in range(0, len(members), MOST):
             yield members[at : at + MOST]
 
@@ -97,14 +97,14 @@ def _together(lm: LM, prompts: Sequence[Prompt], new: int, prefixes: Prefixes) -
         tokens, _, ended = writer.choose(runner.run(ids)[:, 0], alive, step)
         for at, token in zip(alive.tolist(), tokens.tolist(), strict=True):
             written[at].append(token)
-        kept = np.flatnonzero(~ended)
-        if not len(kept) or step == new - 1:
+        going_on = np.flatnonzero(~ended)
+        if not len(going_on) or step == new - 1:
             break
-        alive = alive[kept]
-        runner.grow(kept, tokens[kept])
-        ids = torch.from_numpy(tokens[kept])[:, None].to(ids.device)
+        alive = alive[going_on]
+        runner.grow(going_on, tokens[going_on])
+        ids = torch.from_numpy(tokens[going_on])[:, None].to(ids.device)
     return [tuple(one) for one in written]
 
 
-def _nothing(layer: int, h: Tensor, some: np.ndarray) -> None:
+def _nothing(layer: int, h: Tensor, rows: np.ndarray) -> None:
     """No row is patched."""

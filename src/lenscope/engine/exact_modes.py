@@ -42,6 +42,13 @@ def is_exact_mode(lm: LM, mode: str, start: int = 0, length: int = 0, new: int =
 
     Seen on short prompts, and, where the model's configuration names a length from which on it may behave otherwise
     that any of these is beyond, on prompts of these lengths.
+
+    Args:
+        lm: the model.
+        mode: one of `MODES`.
+        start: tokens of the prefix that is read once.
+        length: tokens of the rows' prompts.
+        new: tokens that rows write.
     """
     limit, end = tolerance(lm.runner), length + max(0, new - 1)
     regimes = lm.runner.regimes

@@ -1,9 +1,10 @@
 """Rows of patches: which prompt each run reads, what is written into its states, what it may not see.
 
 Knows: how patches of a few rows are found by layer and made in place, which keys are hidden.
-Does not know: how rows are run (rows.py), which ways of running them are exact (exact_modes.py).
+Does not know: how rows are run (run.py), which ways of running them are exact (exact_modes.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +15,9 @@ from lenscope.contents import Brief
 from lenscope.models.edits import Operation
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
+
+# change(layer, h, rows): patch, in place, the states h (n, S, D) of the rows `rows` (n,), numbered as at first
+ApplyPatches = Callable[[int, Tensor, np.ndarray], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,17 +44,17 @@ class PatchedRows(Brief):
     def __len__(self) -> int:
         return len(self.target)
 
-    def only(self, kept: np.ndarray) -> "PatchedRows":
-        """The rows of the numbers `kept`, in that order, with what is written into them."""
-        if len(kept) == len(self) and (kept == np.arange(len(kept))).all():
+    def only(self, numbers: np.ndarray) -> "PatchedRows":
+        """The rows of these numbers, in that order, with what is written into them."""
+        if len(numbers) == len(self) and (numbers == np.arange(len(numbers))).all():
             return self
         number = np.full(len(self), -1)
-        number[kept] = np.arange(len(kept))
+        number[numbers] = np.arange(len(numbers))
         mine = np.flatnonzero(number[self.row] >= 0)
         hidden = self.hidden_keys[number[self.hidden_keys[:, 0]] >= 0]
         hidden = np.concatenate([number[hidden[:, :1]], hidden[:, 1:]], 1)
         columns = {name: getattr(self, name)[mine] for name in ("layer", "position", "vector", "op")}
-        return replace(self, target=self.target[kept], row=number[self.row[mine]], hidden_keys=hidden, **columns)
+        return replace(self, target=self.target[numbers], row=number[self.row[mine]], hidden_keys=hidden, **columns)
 
     def first_changed(self) -> np.ndarray:
         """(N,) the first position where a row differs from its plain prompt: its last one, if it never does."""
@@ -118,7 +122,15 @@ class HiddenKeys:
         self.hidden_keys = mine
 
     def allowed(self, block: int, rows: np.ndarray, batch: int, queries: int, keys: int) -> Tensor | None:
-        """(batch, queries, keys) of which key each query may see, the first rows being `rows`; None: all of them."""
+        """(batch, queries, keys) of which key each query may see; None: all of them.
+
+        Args:
+            block: the block that attends, 0…n_layers-1.
+            rows: the rows of the chunk that come first in the batch.
+            batch: how many rows the batch has.
+            queries: how many tokens are fed.
+            keys: how many keys there are, those of the fed tokens at the end.
+        """
         hidden = self.hidden_keys[(self.hidden_keys[:, 1] <= block) & (block < self.hidden_keys[:, 2])]
         where = np.full(max(int(rows.max(initial=0)), int(hidden[:, 0].max(initial=0))) + 1, -1)
         where[rows] = np.arange(len(rows))

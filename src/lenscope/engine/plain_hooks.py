@@ -4,24 +4,21 @@ Knows: nothing that could be wrong about caches; it is the oracle of the stairca
 cannot be shared. Does not know: what is shared between rows.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.engine.patched_rows import ApplyPatches
 from lenscope.models.batches import Running, rows_per_run
 from lenscope.models.language_model import LM
-
-# change(layer, h, rows): patch, in place, the states h (n, T, D) of the rows `rows` (n,), numbered as at first
-Change = Callable[[int, Tensor, np.ndarray], None]
 
 
 class HookRunner:
     """Runs N rows of equal length from their first token, again for every new token."""
 
-    def __init__(self, lm: LM, layers: list[int], change: Change) -> None:
+    def __init__(self, lm: LM, layers: list[int], change: ApplyPatches) -> None:
         self.lm = lm
         self.layers = layers
         self.change = change
@@ -37,13 +34,13 @@ class HookRunner:
         most = rows_per_run(self.ids.shape[1])
         return torch.cat([self._states(slice(at, at + most), last) for at in range(0, len(self.ids), most)])
 
-    def grow(self, kept: np.ndarray, tokens: np.ndarray) -> None:
-        """Go on with the rows `kept` only; `tokens` are fed by the next run."""
-        self.rows, self.ids = self.rows[kept], self.ids[torch.from_numpy(kept).to(self.ids.device)]
+    def grow(self, going_on: np.ndarray, tokens: np.ndarray) -> None:
+        """Go on with the rows `going_on` only; `tokens` are fed by the next run."""
+        self.rows, self.ids = self.rows[going_on], self.ids[torch.from_numpy(going_on).to(self.ids.device)]
 
-    def _states(self, some: slice, last: int) -> Tensor:
-        rows, ids = self.rows[some], self.ids[some]
-        kept: list[Tensor] = []
+    def _states(self, part: slice, last: int) -> Tensor:
+        rows, ids = self.rows[part], self.ids[part]
+        states: list[Tensor] = []
 
         def patched(layer: int, h: Tensor) -> Tensor:
             h = h.clone()
@@ -54,6 +51,6 @@ class HookRunner:
             for n in self.layers:
                 undo.callback(self.lm.runner.hook(n, lambda h, n=n: patched(n, h)).remove)
             self.lm.runner.capture(
-                Running.of_ids(ids), {self.lm.n_layers}, lambda _, h: kept.append(h[:, -last:].clone())
+                Running.of_ids(ids), {self.lm.n_layers}, lambda _, h: states.append(h[:, -last:].clone())
             )
-        return kept[0]
+        return states[0]

@@ -1,7 +1,7 @@
 """Prefixes read once: the cached keys, values and states of what target prompts have in common.
 
 Knows: how a model's own cache is filled, and which of its layers may be held once for all rows.
-Does not know: which rows go on from a prefix (staircase.py), when (rows.py).
+Does not know: which rows go on from a prefix (staircase.py), when (run.py).
 """
 
 from collections.abc import Sequence
@@ -49,10 +49,10 @@ class Prefixes:
             cache = read
         else:
             cache = self._attention(prompt, length)
-        made = DynamicCache(config=self.lm.model.config)
+        sharing = DynamicCache(config=self.lm.model.config)
         for n, (layer, attention) in enumerate(zip(cache.layers, plain, strict=True)):
-            made.layers[n] = layer if not attention else self._shared(layer, length, rows, room)
-        return made
+            sharing.layers[n] = layer if not attention else self._shared(layer, length, rows, room)
+        return sharing
 
     def _attention(self, prompt: tuple[int, ...], length: int) -> Any:
         """The cache of at least `length` tokens of `prompt`, kept for the next call."""
@@ -92,9 +92,9 @@ class Prefixes:
 
 def size(cache: Cache) -> int:
     """The bytes of everything a cache holds."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for layer in cache.layers:
         for value in vars(layer).values():
             parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-            found += [t for t in parts if isinstance(t, Tensor)]
-    return sum(t.numel() * t.element_size() for t in found)
+            tensors += [t for t in parts if isinstance(t, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)

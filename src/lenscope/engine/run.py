@@ -68,7 +68,15 @@ def cache_layout(lm: LM) -> CacheLayout:
 def predict_rows(
     lm: LM, rows: PatchedRows, mode_of: ModeOf, last: int = 1, budget: int = BUDGET
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """As `lenscope.engine.sweep.predict`, in the modes that `mode_of` gives."""
+    """As `lenscope.engine.sweep.predict`, in the modes that `mode_of` gives.
+
+    Args:
+        lm: the model.
+        rows: N rows.
+        mode_of: the mode for a start and a length.
+        last: how many positions, counted from the end of each row.
+        budget: bytes that the states, keys and values of one chunk may take.
+    """
     prefixes = Prefixes(lm)
     for chunk in _chunks(lm, rows, last, 0, budget, mode_of):
         runner, ids = _prepare(lm, rows, chunk, 0, prefixes)

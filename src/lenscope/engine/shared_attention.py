@@ -102,13 +102,13 @@ _running = _Running()
 def cascading(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, the model's attention is this module's; its configuration is as before afterwards."""
     configs = {id(c): c for m in model.modules() for c in _configs(m)}
-    kept = [(c, c._attn_implementation) for c in configs.values()]
+    before = [(c, c._attn_implementation) for c in configs.values()]
     try:
-        for config, _ in kept:
+        for config, _ in before:
             config._attn_implementation_internal = NAME
         yield
     finally:
-        for config, name in kept:
+        for config, name in before:
             config._attn_implementation_internal = name
         _running.layers.clear()
 
@@ -130,7 +130,19 @@ def attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of queries (U, H, S, d) over the shared prefix and the rows' own keys; (U, S, H, d)."""
+    """Attention of queries over the shared prefix and the rows' own keys; (U, S, H, d).
+
+    Args:
+        module: the model's attention module.
+        query: (U, H, S, d).
+        key: the rows' own keys (U, kv, R, d), those that the layer's cache returned.
+        value: the rows' own values (U, kv, R, d).
+        attention_mask: the model's mask of all keys, prefix included; None where attention is causal.
+        scaling: factor of the scores; None: d to the power of -1/2.
+        softcap: scores are squashed to between minus and plus this.
+        s_aux: (H,) logits of a key without a value (GPT-OSS).
+        others: what other attention functions are given; tensors among them that are not `HEEDED` are refused.
+    """
     layer = _running.layers.pop() if _running.layers else None
     strange = {name for name, value in others.items() if name not in HEEDED and isinstance(value, Tensor)}
     if layer is None or layer.shown is not key or layer.own is None or strange:

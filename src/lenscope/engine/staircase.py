@@ -2,11 +2,10 @@
 
 Knows: which rows have the same state at which layer, so that it is computed once; how a batch grows from block to
 block and its cache with it; the same for generated tokens, where rows with the same history share the layers below
-their first patches. Does not know: what a patch is, what is read from the last states, how rows are packed (rows.py).
+their first patches. Does not know: what a patch is, what is read from the last states, how rows are packed (run.py).
 """
 
 import copy
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lenscope.engine.patched_rows import HiddenKeys
+from lenscope.engine.patched_rows import ApplyPatches, HiddenKeys
 from lenscope.engine.shared_attention import SharedLayer, cascading
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
@@ -23,17 +22,22 @@ from lenscope.models.runner import EnoughRead
 
 # Where in a block's arguments a tensor stands (names, and indices of tuples), and how many rows it has per row
 Batched = dict[tuple[str | int, ...], int]
-# change(layer, h, rows): patch, in place, the states h (n, S, D) of the rows `rows` (n,), numbered as at first
-Change = Callable[[int, Tensor, np.ndarray], None]
 
 
 class Staircase:
     """Runs N rows that go on from cached prefixes of equal length.
 
-    `diverges_at` (N,), ascending, is the layer from which on a row is like no other: that of its first patch
-    (n_layers + 1: never). `origin` (N,) says which row of `prefix` each row goes on from. At layer l, rows with
-    diverges_at > l and the same origin and tokens share one state. `batched` says which arguments of the blocks have a
-    batch axis (`batched_arguments`).
+    At layer l, rows with diverges_at > l and the same origin and tokens share one state.
+
+    Args:
+        lm: the model.
+        prefix: the cache that rows go on from.
+        origin: (N,) which row of `prefix` each row goes on from.
+        diverges_at: (N,), ascending, the layer from which on a row is like no other: that of its first patch
+            (n_layers + 1: never).
+        batched: which arguments of the blocks have a batch axis (`batched_arguments`).
+        change: patches states in place.
+        hidden_keys: which keys the rows may not see; None: they see all.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Staircase:
         origin: np.ndarray,
         diverges_at: np.ndarray,
         batched: Batched,
-        change: Change,
+        change: ApplyPatches,
         hidden_keys: HiddenKeys | None = None,
     ) -> None:
         self.lm = lm
@@ -58,7 +62,7 @@ class Staircase:
         # cache and which histories after them.
         self.history = origin.reshape(-1)
         self.layout: list[tuple[int, np.ndarray]] = []
-        self.parent = self.kept = np.arange(0)
+        self.parent = self.going_on = np.arange(0)
 
     def run(self, ids: Tensor, last: int = 1) -> Tensor:
         """Feed ids (N, S), each row's next tokens; returns the last layer's states (N, last, D) of the last ones."""
@@ -111,12 +115,12 @@ class Staircase:
         self.layout = [(int(c), known) for c, known in zip(counts, classes, strict=True)]
         return out[0]
 
-    def grow(self, kept: np.ndarray, tokens: np.ndarray) -> None:
-        """Go on with the rows `kept` (ascending) only, whose next tokens are `tokens` (len(kept),)."""
-        grown, self.history = np.unique(np.stack([self.history[kept], tokens]), axis=1, return_inverse=True)
+    def grow(self, going_on: np.ndarray, tokens: np.ndarray) -> None:
+        """Go on with the rows `going_on` (ascending) only, whose next tokens are `tokens` (len(going_on),)."""
+        grown, self.history = np.unique(np.stack([self.history[going_on], tokens]), axis=1, return_inverse=True)
         self.history = self.history.reshape(-1)
-        self.parent, self.kept = grown[0], kept
-        self.diverges_at, self.rows = self.diverges_at[kept], self.rows[kept]
+        self.parent, self.going_on = grown[0], going_on
+        self.diverges_at, self.rows = self.diverges_at[going_on], self.rows[going_on]
 
     def _step(self, layer: int, counts: np.ndarray, classes: list[np.ndarray]) -> np.ndarray:
         """Where each row of the batch at `layer` stood one layer below."""
@@ -130,7 +134,7 @@ class Staircase:
         cached = self.cache.layers[layer] if layer < len(self.cache.layers) else None
         if self.layout:
             before, known = self.layout[layer]
-            index = np.concatenate([self.kept[:count], before + np.searchsorted(known, self.parent[classes])])
+            index = np.concatenate([self.going_on[:count], before + np.searchsorted(known, self.parent[classes])])
             size = before + len(known)
         else:
             index, size = np.concatenate([self.history[:count], classes]), None
@@ -200,10 +204,10 @@ def _selected(cached: Any, index: np.ndarray, size: int | None) -> Any:
             return {k: pick(v) for k, v in value.items()}
         return type(value)(map(pick, value)) if type(value) in (tuple, list) else value
 
-    made = copy.copy(cached)
+    selected = copy.copy(cached)
     for name, value in vars(cached).items():
-        setattr(made, name, pick(value))
-    return made
+        setattr(selected, name, pick(value))
+    return selected
 
 
 def _first_of(history: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -17,11 +17,20 @@ from lenscope.models.language_model import LM
 
 
 class TokenChooser:
-    """Chooses tokens for rows that write, and knows what each has written: what `rows.write` calls for every token.
+    """Chooses tokens for rows that write, and knows what each has written: what `sweep.generate` calls for every token.
 
     Temperature 0 is greedy; above it tokens are drawn from softmax(logits / temperature), cut to the smallest set of
     probability `top_p`, by one uniform number per row and step that `seed` fixes, whatever rows run together.
     Rows end at an end-of-text token, or where their text contains one of `stop`.
+
+    Args:
+        lm: the model that writes.
+        n: how many rows there are.
+        max_new_tokens: how many tokens a row writes at most.
+        stop: texts that end a row.
+        temperature: 0 (greedy) or a positive number.
+        top_p: above 0, at most 1.
+        seed: of the draws.
     """
 
     def __init__(
@@ -57,7 +66,7 @@ class TokenChooser:
             for n, (row, token) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
                 text = self.written.setdefault(row, [])
                 text.append(token)
-                if not ended[n] and self._found(text) is not None:
+                if not ended[n] and self._before_stop(text) is not None:
                     ended[n] = True
                     self.reasons[row] = "stop"
         return ids, log_probs, ended
@@ -65,24 +74,24 @@ class TokenChooser:
     def text(self, ids: Sequence[int]) -> str:
         """What was written, as text, without the end-of-text token and up to a stop string."""
         shown = list(ids[:-1] if len(ids) and ids[-1] in self.ends else ids)
-        cut = self._found(shown)
+        cut = self._before_stop(shown)
         return self.lm.encoder.decode(shown) if cut is None else cut
 
     def reason(self, row: int) -> str:
         """Why a row ended: "end" (of text), "stop" (a stop string) or "length"."""
         return self.reasons.get(row, "length")
 
-    def _found(self, ids: Sequence[int]) -> str | None:
+    def _before_stop(self, ids: Sequence[int]) -> str | None:
         text = self.lm.encoder.decode(ids) if self.stop else ""
         places = [at for s in self.stop if (at := text.find(s)) >= 0]
         return text[: min(places)] if places else None
 
     def _draw(self, h: Tensor, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids, log_probs = [], []
-        for some, u in zip(
+        for part, u in zip(
             h.split(self._group()), torch.from_numpy(uniform).to(h.device).split(self._group()), strict=True
         ):
-            z = self.lm.unembed(some)
+            z = self.lm.unembed(part)
             p = (z / self.temperature).softmax(-1).double()
             p, order = p.sort(stable=True, dim=-1, descending=True)
             below = p.cumsum(-1) - p

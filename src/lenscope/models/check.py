@@ -37,8 +37,8 @@ class ModelCheck:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        found = [{"name": f.name, "value": f.value, "holds": f.holds} for f in self.findings]
-        return {"kind": "check", "version": 1, "model": self.model, "holds": self.holds, "findings": found}
+        findings = [{"name": f.name, "value": f.value, "holds": f.holds} for f in self.findings]
+        return {"kind": "check", "version": 1, "model": self.model, "holds": self.holds, "findings": findings}
 
 
 def check(lm: LM) -> ModelCheck:
@@ -53,7 +53,7 @@ def check(lm: LM) -> ModelCheck:
     stream = "" if len(anatomy.stream.rest) == 1 else f", a stream of {' × '.join(map(str, anatomy.stream.rest))}"
     embedded = anatomy.model.get_input_embeddings()(anatomy.ids)
     plain = embedded.shape == anatomy.states[0].shape and torch.allclose(embedded, anatomy.states[0])
-    found = [
+    findings = [
         Finding("architecture", type(anatomy.model).__name__),
         Finding("weights", f"finite, {sum(p.numel() for p in anatomy.model.parameters()):,} parameters"),
         *_unused(lm),
@@ -71,27 +71,29 @@ def check(lm: LM) -> ModelCheck:
     ]
     for layer in sorted({0, lm.n_layers // 2, lm.n_layers}):
         noop, earlier = _patched(lm, layer)
-        found.append(_law(f"self-patch at layer {layer} changes nothing", noop, tolerance))
-        found.append(_law(f"a patch at layer {layer} leaves earlier positions", earlier, tolerance))
+        findings.append(_law(f"self-patch at layer {layer} changes nothing", noop, tolerance))
+        findings.append(_law(f"a patch at layer {layer} leaves earlier positions", earlier, tolerance))
     same_run = exactness.tolerance(lm.runner)
     right, generated = exactness.right_padding_deviation(lm.runner), generation.check_generation(lm.runner)
-    found.append(_expedient("right padding (reading)", right, same_run, "prompts of unequal length are read in groups"))
-    found.append(
+    findings.append(
+        _expedient("right padding (reading)", right, same_run, "prompts of unequal length are read in groups")
+    )
+    findings.append(
         _expedient("cache (generating)", generated.cached, same_run, "generates without a cache, one prompt a time")
     )
-    found.append(
+    findings.append(
         _expedient("left padding (generating)", generated.padded, same_run, "prompts of unequal length run in groups")
     )
     if generated.failure:
-        found.append(Finding("unsupported by transformers", generated.failure))
+        findings.append(Finding("unsupported by transformers", generated.failure))
     written, recomputed = _continuations(lm)
     same: bool | None = written == recomputed
     value = "equal" if same else f"differ: {written} and {recomputed}"
     if not same and same_run > TOLERANCE[torch.float32]:
         same, value = None, f"{value}; in 16 bits rounding decides near-ties"
-    found.append(Finding("8 greedy tokens, generated and recomputed", value, same))
-    found.append(Finding("tokenizer", _tokenizer(lm)))
-    return ModelCheck(lm.name, tuple(found))
+    findings.append(Finding("8 greedy tokens, generated and recomputed", value, same))
+    findings.append(Finding("tokenizer", _tokenizer(lm)))
+    return ModelCheck(lm.name, tuple(findings))
 
 
 def _unused(lm: LM) -> list[Finding]:
@@ -101,14 +103,14 @@ def _unused(lm: LM) -> list[Finding]:
     return [Finding("in the files, not in the model", f"{len(lm.unused)}: {', '.join(lm.unused[:4])}{more}")]
 
 
-def _law(name: str, found: float, tolerance: float) -> Finding:
-    return Finding(name, f"deviation {found:.1e} (tolerance {tolerance:.0e})", found <= tolerance)
+def _law(name: str, gap: float, tolerance: float) -> Finding:
+    return Finding(name, f"deviation {gap:.1e} (tolerance {tolerance:.0e})", gap <= tolerance)
 
 
-def _expedient(name: str, found: float, tolerance: float, otherwise: str) -> Finding:
-    exact = found <= tolerance
+def _expedient(name: str, gap: float, tolerance: float, otherwise: str) -> Finding:
+    exact = gap <= tolerance
     return Finding(
-        name, f"{'the same within rounding' if exact else f'not the same: {otherwise}'}, deviation {found:.1e}"
+        name, f"{'the same within rounding' if exact else f'not the same: {otherwise}'}, deviation {gap:.1e}"
     )
 
 

@@ -69,8 +69,8 @@ def require_whole_below(source: str, model: nn.Module) -> None:
 
 
 def _mismatch(key: Any) -> str:
-    name, found, wanted = key if isinstance(key, tuple) and len(key) == 3 else (key, None, None)
-    return f"{name} {tuple(found)} for {tuple(wanted)}" if found is not None and wanted is not None else str(name)
+    name, stored, wanted = key if isinstance(key, tuple) and len(key) == 3 else (key, None, None)
+    return f"{name} {tuple(stored)} for {tuple(wanted)}" if stored is not None and wanted is not None else str(name)
 
 
 def _instead(model: nn.Module, missing: list[str], unused: tuple[str, ...]) -> str:
@@ -107,13 +107,15 @@ def require_one_part(path: Path) -> None:
     count = int(part[3]) if part else _split_count(path)
     if count < 2:
         return
-    told = f"part {part[2].lstrip('0')} of {count}" if part else f"one of {count} parts"
+    which = f"part {part[2].lstrip('0')} of {count}" if part else f"one of {count} parts"
     if part:
         others = [path.with_name(f"{part[1]}-{n:05d}-of-{part[3]}.gguf") for n in range(1, count + 1)]
         lacking = [other.name for other in others if not other.is_file()]
         if lacking:
-            raise LenscopeError(f"{path}: is {told}, and beside it there is no {_first(lacking)}; fetch all parts")
-    raise LenscopeError(f"{path}: is {told} of a split file; join them: llama-gguf-split --merge FIRST-PART WHOLE.gguf")
+            raise LenscopeError(f"{path}: is {which}, and beside it there is no {_first(lacking)}; fetch all parts")
+    raise LenscopeError(
+        f"{path}: is {which} of a split file; join them: llama-gguf-split --merge FIRST-PART WHOLE.gguf"
+    )
 
 
 def _split_count(path: Path) -> int:
@@ -135,8 +137,8 @@ def require_own_code(source: str, error: BaseException) -> None:
 
 def near(name: str, known: Iterable[str]) -> str:
     """What to add to an error about a name that is not known: those most like it, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 # -- folders in the cache

@@ -38,12 +38,12 @@ _PLAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity, n
 
 def stored(model: nn.Module) -> dict[str, Tensor]:
     """As `tensors`, without the buffers that checkpoints do not store."""
-    made = {
+    computed = {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
         for name in module._non_persistent_buffers_set
     }
-    return {name: t for name, t in tensors(model).items() if name not in made}
+    return {name: t for name, t in tensors(model).items() if name not in computed}
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
     Buffers that runs set anew, as RoPE does that changes with the length, are left out for what they are made from.
     """
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     seen: set[int] = set()
 
     def add(name: str, value: Any, depth: int = 0) -> None:
@@ -60,7 +60,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
                 return
             seen.add(id(value))
             for part, tensor in _parts(value):
-                found[name + part] = tensor
+                by_name[name + part] = tensor
             more = {n: v for n, v in vars(value).items() if n[0] != "_"} if type(value) is not Tensor else {}
         elif depth > 3 or isinstance(value, str | int | float | bool | nn.Module | None | type):
             return
@@ -92,9 +92,9 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
             own: dict[str, Any] = {}
             module._save_to_state_dict(own, at, False)
             for name, value in own.items():
-                if name not in found and name.removeprefix(at) not in {**module._parameters, **module._buffers}:
+                if name not in by_name and name.removeprefix(at) not in {**module._parameters, **module._buffers}:
                     add(f"{name}#", value, 1)
-    return found
+    return by_name
 
 
 def _known_class(module: nn.Module) -> bool:

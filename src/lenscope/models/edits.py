@@ -91,10 +91,10 @@ class Edit(Brief):
 
     def apply(self, h: Tensor, running: Running) -> Tensor:
         """`h` (B, T, D) with the edit made; `h` itself is left as it was."""
-        found = self.targets(running)
-        if found is None:
+        targets = self.targets(running)
+        if targets is None:
             return h
-        rows, columns, vectors = found
+        rows, columns, vectors = targets
         if vectors.shape[-1] != h.shape[-1]:
             raise LenscopeError(
                 f"edit at layer {self.layer}: the vector has {vectors.shape[-1]} numbers, a state of this model "
@@ -137,12 +137,12 @@ def as_vectors(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     try:
-        made = torch.as_tensor(value)
+        vectors = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LenscopeError(f"{what}: {type(value).__name__} is no vector; give a tensor or an array") from error
-    if made.dtype == torch.bool or made.is_complex() or not made.ndim:
-        raise LenscopeError(f"{what}: {made.dtype} of shape {tuple(made.shape)} is no vector; give real numbers")
-    return made if made.is_floating_point() else made.float()
+    if vectors.dtype == torch.bool or vectors.is_complex() or not vectors.ndim:
+        raise LenscopeError(f"{what}: {vectors.dtype} of shape {tuple(vectors.shape)} is no vector; give real numbers")
+    return vectors if vectors.is_floating_point() else vectors.float()
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,10 +130,10 @@ class Hook:
 
 def _configs(model: nn.Module) -> list[Any]:
     """The configurations that the modules of a model look at, each once."""
-    found = {
+    configs = {
         id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None and hasattr(c, "to_dict")
     }
-    return list(found.values())
+    return list(configs.values())
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -147,9 +147,9 @@ def _forget_lengths(module: Any) -> None:
         n for n in module._buffers if n.endswith("original_inv_freq")
     ]:
         prefix = name.removesuffix("original_inv_freq")
-        kept, original = getattr(module, f"{prefix}inv_freq"), getattr(module, name)
-        if kept.shape != original.shape or not torch.equal(kept, original.to(kept)):
-            module.register_buffer(f"{prefix}inv_freq", original.to(kept).clone(), persistent=False)
+        current, original = getattr(module, f"{prefix}inv_freq"), getattr(module, name)
+        if current.shape != original.shape or not torch.equal(current, original.to(current)):
+            module.register_buffer(f"{prefix}inv_freq", original.to(current).clone(), persistent=False)
         if hasattr(module, f"{prefix}max_seq_len_cached"):
             setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
     if hasattr(module, "max_seq_len_cached"):

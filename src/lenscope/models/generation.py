@@ -1,7 +1,7 @@
 """Greedy continuations by transformers' own generate, as far as it gives what recomputation gives; else recomputed.
 
 Knows: the cache, left padding, pinned decoding, and how far each moves the numbers of a given model.
-Does not know: how states are read or edited (model.py runs the passes), text.
+Does not know: how states are read or edited (runner.py runs the passes), text.
 """
 
 from collections.abc import Sequence
@@ -132,13 +132,13 @@ def _gap(runner: Runner, prompts: list[Prompt], tokens: int = PROBE_TOKENS) -> f
             written = _generate(runner, running, tokens, [])
         finally:
             watch.remove()
-    found: list[Tensor] = []
+    generated: list[Tensor] = []
     expected: list[Tensor] = []
     for row, (prompt, ids) in enumerate(zip(prompts, written, strict=True)):
         for n in range(len(ids)):
             expected.append(runner.read_plain([*prompt.ids, *ids[:n]])[-1])
-            found.append(steps[n][row])
-    return deviation(runner.own_logits(torch.stack(found)), runner.own_logits(torch.stack(expected)))
+            generated.append(steps[n][row])
+    return deviation(runner.own_logits(torch.stack(generated)), runner.own_logits(torch.stack(expected)))
 
 
 def _grown(runner: Runner, prompts: Sequence[Prompt], written: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
@@ -154,7 +154,7 @@ def _generate(runner: Runner, running: Running, max_new_tokens: int, ends: list[
     pinned = GenerationConfig(
         do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=(ends or [0])[0], use_cache=True
     )
-    kept = runner.model.generation_config
+    own_config = runner.model.generation_config
 
     def look(h: Tensor) -> None:
         # the last position of every row is a token of its text: pads stand on the left
@@ -167,7 +167,7 @@ def _generate(runner: Runner, running: Running, max_new_tokens: int, ends: list[
             try:
                 ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
             finally:
-                runner.model.generation_config = kept
+                runner.model.generation_config = own_config
     except FAILURES as error:
         if isinstance(error, LenscopeError | torch.OutOfMemoryError):
             raise
@@ -181,13 +181,13 @@ def _recompute(
 ) -> list[int]:
     """Up to `new` greedy tokens without a cache: prompt and what was written are read from the start for every one."""
     written: list[int] = []
-    kept: list[Tensor] = []
+    last: list[Tensor] = []
     while len(written) < new and not (written and written[-1] in ends):
         ids = torch.tensor([[*prompt.ids, *before, *written]], device=runner.input_device)
         # the prompt itself, without what was written: edits name its positions
         running = Running([prompt], [number], total, Batch(ids, torch.ones_like(ids), (0,), (ids.shape[1],)))
-        runner.capture(running, {runner.n_layers}, lambda _, h: kept.append(h[0, -1]))
-        written.append(int(wide(runner.own_logits(kept.pop()[None])).argmax()))
+        runner.capture(running, {runner.n_layers}, lambda _, h: last.append(h[0, -1]))
+        written.append(int(wide(runner.own_logits(last.pop()[None])).argmax()))
     return written
 
 

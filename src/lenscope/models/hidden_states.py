@@ -73,12 +73,12 @@ class HiddenStates(Brief):
 
     def _layers(self, layer: Layers) -> tuple[int, ...]:
         if isinstance(layer, slice):
-            found = tuple(n for n in sliced(layer, self.n_layers + 1, "layers") if n in self.layers)
-            if not found:
+            sliced_layers = tuple(n for n in sliced(layer, self.n_layers + 1, "layers") if n in self.layers)
+            if not sliced_layers:
                 raise LenscopeError(
                     f"layers {layer.start}:{layer.stop}: none of the layers {self.layers} that were read"
                 )
-            return found
+            return sliced_layers
         wanted = check_layers(layer, self.n_layers, self.model)
         missing = [n for n in wanted if n not in self.layers]
         if missing:

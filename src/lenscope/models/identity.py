@@ -85,8 +85,8 @@ def glanced(model: nn.Module) -> dict[str, Any]:
 
     A change of single numbers under `.data` in a large tensor may be missed here; one made in the usual way is not.
     """
-    found = _described(model, _glance, ())
-    return {name: found[name] for name in ("model_hash", "head_hash")}
+    hashes = _described(model, _glance, ())
+    return {name: hashes[name] for name in ("model_hash", "head_hash")}
 
 
 def parameters_hash(model: nn.Module, dtype: str | None = None) -> str | None:
@@ -94,8 +94,8 @@ def parameters_hash(model: nn.Module, dtype: str | None = None) -> str | None:
     parameters = dict(model.named_parameters())
     if any(map(absent, parameters.values())):
         return None
-    made = functools.partial(_hash, parameters, ROUNDED[dtype] if dtype else None, ())
-    return _hashes(model, _sum, {f"parameters {dtype}": made})[0]
+    make = functools.partial(_hash, parameters, ROUNDED[dtype] if dtype else None, ())
+    return _hashes(model, _sum, {f"parameters {dtype}": make})[0]
 
 
 def _described(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequence[str]) -> dict[str, Any]:
@@ -108,10 +108,10 @@ def _described(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequence
     wanted |= {dtype: functools.partial(_rounded, model, dtype) for dtype in dtypes}
     named_in = ["own", *dtypes] if dtypes else []
     wanted |= {f"stored {dtype}": functools.partial(_stored, model, dtype) for dtype in named_in}
-    found = dict(zip(wanted, _hashes(model, look, wanted), strict=True))
-    rounded = {dtype: found[dtype] for dtype in dtypes}
-    kept = {dtype: found[f"stored {dtype}"] for dtype in named_in}
-    return {"model_hash": found["own"], "head_hash": found.get("head"), "rounded": rounded, "stored": kept}
+    hashes = dict(zip(wanted, _hashes(model, look, wanted), strict=True))
+    rounded = {dtype: hashes[dtype] for dtype in dtypes}
+    stored_hashes = {dtype: hashes[f"stored {dtype}"] for dtype in named_in}
+    return {"model_hash": hashes["own"], "head_hash": hashes.get("head"), "rounded": rounded, "stored": stored_hashes}
 
 
 def _rounded(model: nn.Module, dtype: str) -> str:
@@ -126,33 +126,33 @@ def _hashes(
     model: nn.Module, look: Callable[[Tensor], Sum], wanted: Mapping[str, Callable[[], str] | None]
 ) -> list[str]:
     """Hashes by name, kept while marks, settings and what `look` sees of each tensor stay as they were."""
-    found, acting = tensors(model), settings(model)
-    marks = {name: _mark(name, t) for name, t in found.items()}
+    parts, acting = tensors(model), settings(model)
+    marks = {name: _mark(name, t) for name, t in parts.items()}
     known = _known.get(model)
     same = known is not None and known.marks == marks and known.settings == acting
-    if known is None or not same or _looked(found, look) != (known.sums if look is _sum else known.glances):
-        known = _known[model] = _seen(model, found, marks, acting)
+    if known is None or not same or _looked(parts, look) != (known.sums if look is _sum else known.glances):
+        known = _known[model] = _seen(model, parts, marks, acting)
     for name, make in wanted.items():
         if name not in known.hashes:
-            known.hashes[name] = _combined(found, known.digests, {}, acting) if make is None else make()
+            known.hashes[name] = _combined(parts, known.digests, {}, acting) if make is None else make()
     return [known.hashes[name] for name in wanted]
 
 
 def _seen(
-    model: nn.Module, found: dict[str, Tensor], marks: dict[str, tuple[Any, ...]], acting: tuple[str, ...]
+    model: nn.Module, parts: dict[str, Tensor], marks: dict[str, tuple[Any, ...]], acting: tuple[str, ...]
 ) -> _Known:
     """All that is kept of a model; digests of tensors that have not moved are those of before."""
     before = _known.get(model)
-    sums, glances = _looked(found, _sum), _looked(found, _glance)
-    kept = {}
+    sums, glances = _looked(parts, _sum), _looked(parts, _glance)
+    unmoved = {}
     if before is not None:
-        kept = {
+        unmoved = {
             n: d
             for n, d in before.digests.items()
             if n in sums and (before.marks[n], before.sums[n]) == (marks[n], sums[n])
         }
-    made = _digests({n: t for n, t in found.items() if n not in kept}, None)
-    return _Known(marks, acting, sums, glances, {**kept, **made})
+    fresh = _digests({n: t for n, t in parts.items() if n not in unmoved}, None)
+    return _Known(marks, acting, sums, glances, {**unmoved, **fresh})
 
 
 # -- how bytes are looked at
@@ -171,9 +171,9 @@ def _flat(t: Tensor) -> Tensor:
     return t.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _looked(found: dict[str, Tensor], look: Callable[[Tensor], Sum]) -> dict[str, int]:
+def _looked(parts: dict[str, Tensor], look: Callable[[Tensor], Sum]) -> dict[str, int]:
     """What `look` says of every tensor, as integers, brought from each device at once."""
-    seen = {n: 0 if absent(t) or not t.numel() else look(t) for n, t in found.items()}
+    seen = {n: 0 if absent(t) or not t.numel() else look(t) for n, t in parts.items()}
     whole = {n: s for n, s in seen.items() if isinstance(s, int)}
     for device in {s.device for s in seen.values() if isinstance(s, Tensor)}:
         here = {n: s for n, s in seen.items() if isinstance(s, Tensor) and s.device == device}
@@ -212,26 +212,26 @@ def _glance(t: Tensor) -> Sum:
 # -- how bytes are hashed
 
 
-def _hash(found: Mapping[str, Tensor], dtype: torch.dtype | None, acting: Iterable[str]) -> str:
-    kinds = {n: dtype for n, t in found.items() if dtype is not None and t.is_floating_point()}
-    return _combined(found, _digests(found, dtype), kinds, acting)
+def _hash(parts: Mapping[str, Tensor], dtype: torch.dtype | None, acting: Iterable[str]) -> str:
+    kinds = {n: dtype for n, t in parts.items() if dtype is not None and t.is_floating_point()}
+    return _combined(parts, _digests(parts, dtype), kinds, acting)
 
 
 def _combined(
-    found: Mapping[str, Tensor], digests: dict[str, bytes], kinds: dict[str, torch.dtype], acting: Iterable[str]
+    parts: Mapping[str, Tensor], digests: dict[str, bytes], kinds: dict[str, torch.dtype], acting: Iterable[str]
 ) -> str:
     total = hashlib.sha256()
-    for name in sorted(found):
-        t = found[name]
+    for name in sorted(parts):
+        t = parts[name]
         total.update(f"{name} {tuple(t.shape)} {kinds.get(name, t.dtype)} ".encode() + digests[name])
     for line in acting:
         total.update(f"{line}\n".encode())
     return f"sha256:{total.hexdigest()}"
 
 
-def _digests(found: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, bytes]:
+def _digests(parts: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, bytes]:
     with ThreadPoolExecutor() as pool:
-        return dict(zip(found, pool.map(lambda t: _digest(t, dtype), found.values()), strict=True))
+        return dict(zip(parts, pool.map(lambda t: _digest(t, dtype), parts.values()), strict=True))
 
 
 def _digest(t: Tensor, dtype: torch.dtype | None) -> bytes:

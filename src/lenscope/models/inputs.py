@@ -111,11 +111,11 @@ def elements(value: Any, what: str) -> list[Any]:
 
 def token_ids(value: Any) -> tuple[int, ...]:
     """Token ids as Python's integers; LenscopeError where one is none."""
-    found = elements(value, "a text or a list of token ids")
-    bad = next((i for i in found if type(i) is not int and not is_integer(i)), None)
-    if bad is not None or None in found:
+    ids = elements(value, "a text or a list of token ids")
+    bad = next((i for i in ids if type(i) is not int and not is_integer(i)), None)
+    if bad is not None or None in ids:
         raise LenscopeError(f"{shown(bad)}: is no token id; a prompt is a text or a list of integers")
-    return tuple(map(operator.index, found))
+    return tuple(map(operator.index, ids))
 
 
 def sound(text: str) -> str:
@@ -143,14 +143,14 @@ def shown(value: Any) -> str:
 
 def _ids(ids: Any, mask: Any) -> list[Any]:
     """Ids, or rows of them, without those that a mask of the same shape hides."""
-    found = elements(ids, "token ids")
+    numbers = elements(ids, "token ids")
     if mask is None:
-        return found
+        return numbers
     hidden = elements(mask, "a mask")
-    if len(hidden) != len(found):
-        raise LenscopeError(f"attention_mask: has {len(hidden)} entries for {len(found)} of input_ids; give as many")
-    if found and not is_integer(found[0]):
-        return [_ids(row, shows) for row, shows in zip(found, hidden, strict=True)]
+    if len(hidden) != len(numbers):
+        raise LenscopeError(f"attention_mask: has {len(hidden)} entries for {len(numbers)} of input_ids; give as many")
+    if numbers and not is_integer(numbers[0]):
+        return [_ids(row, shows) for row, shows in zip(numbers, hidden, strict=True)]
     if not all(shows in (0, 1) for shows in hidden):
         raise LenscopeError("attention_mask: has other values than 0 and 1; give a mask of one row per prompt")
-    return [i for i, shows in zip(found, hidden, strict=True) if shows]
+    return [i for i, shows in zip(numbers, hidden, strict=True) if shows]

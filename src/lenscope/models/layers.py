@@ -1,4 +1,7 @@
-"""models.layers"""
+"""Layers as a person names them, turned into numbers 0…n_layers.
+
+Knows: integers, slices and lists of them, which of many layers are spread evenly. Does not know: models, states.
+"""
 
 import operator
 from collections.abc import Sequence
@@ -18,20 +21,20 @@ def check_layers(layers: Layers, n_layers: int, model: str) -> tuple[int, ...]:
     Raises LenscopeError for layers out of range, none at all, and what is no integer.
     """
     if isinstance(layers, slice):
-        found = list(sliced(layers, n_layers + 1, "layers"))
-        if not found:
+        numbers = list(sliced(layers, n_layers + 1, "layers"))
+        if not numbers:
             raise LenscopeError(f"layers {layers.start}:{layers.stop}: {model} has layers 0–{n_layers}; none of them")
-        return tuple(found)
+        return tuple(numbers)
     valid = f"{model} has layers 0–{n_layers} (0 is the input of the first block, {n_layers} the last block's output)"
-    found = []
+    numbers = []
     for layer in [layers] if is_integer(layers) else elements(layers, "a layer, a slice or a list of layers"):
         number = operator.index(layer) if is_integer(layer) else None
         if number is None or not -n_layers - 1 <= number <= n_layers:
             raise LenscopeError(f"layer {shown(layer) if number is None else number}: {valid}")
-        found.append(number % (n_layers + 1))
-    if not found:
+        numbers.append(number % (n_layers + 1))
+    if not numbers:
         raise LenscopeError("layers: the list is empty; name at least one")
-    return tuple(found)
+    return tuple(numbers)
 
 
 def evenly_spaced(layers: Sequence[int], count: int) -> tuple[int, ...]:

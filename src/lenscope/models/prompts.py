@@ -57,16 +57,16 @@ class Prompt(Brief):
         if at is None:
             return tuple(range(len(self)))
         if isinstance(at, slice):
-            found = sliced(at, len(self), "positions")
-            if not found:
+            indices = sliced(at, len(self), "positions")
+            if not indices:
                 raise LenscopeError(f"positions {at.start}:{at.stop}: none of the prompt's {len(self)} tokens")
-            return found
+            return indices
         if isinstance(at, str) or is_integer(at) or not isinstance(at, Iterable):
             return (self.position(at),)
-        found = tuple(self.position(one) for one in elements(at, "a position, a slice or a list of positions"))
-        if not found:
+        indices = tuple(self.position(one) for one in elements(at, "a position, a slice or a list of positions"))
+        if not indices:
             raise LenscopeError("positions: the list is empty; name at least one")
-        return found
+        return indices
 
     def every(self, part: str) -> tuple[int, ...]:
         """The last token of each occurrence of a substring; LenscopeError if there is none.
@@ -121,10 +121,10 @@ class Encoder:
         source = plain(source)
         if isinstance(source, str):
             return self._encode(source, special=True)
-        found = elements(source, "a text or a list of token ids")
-        if len(found) == 1 and not is_integer(found[0]) and not isinstance(found[0], str):
-            found = elements(found[0], "token ids")
-        ids = token_ids(found)
+        items = elements(source, "a text or a list of token ids")
+        if len(items) == 1 and not is_integer(items[0]) and not isinstance(items[0], str):
+            items = elements(items[0], "token ids")
+        ids = token_ids(items)
         tokens = tuple(self.tokens(ids))
         ends = list(itertools.accumulate(map(len, tokens), initial=0))
         return self._checked(Prompt("".join(tokens), ids, tokens, tuple(itertools.pairwise(ends))))
@@ -155,12 +155,12 @@ class Encoder:
             if not turns:
                 raise LenscopeError("the prompt is empty: give at least one token")
             turns = [{"role": "user", "content": turns}]
-        said = [turns] if isinstance(turns, Mapping) else elements(turns, "a text or a list of turns")
-        if not said or not all(isinstance(turn, Mapping) and "role" in turn and "content" in turn for turn in said):
+        listed = [turns] if isinstance(turns, Mapping) else elements(turns, "a text or a list of turns")
+        if not listed or not all(isinstance(turn, Mapping) and "role" in turn and "content" in turn for turn in listed):
             raise LenscopeError(f"{shown(turns)}: give a text, or a list of turns with role and content")
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in said], tokenize=False, add_generation_prompt=True
+                [dict(turn) for turn in listed], tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # a template is a program of its own, and may refuse in any way
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -209,11 +209,11 @@ class Encoder:
         if bad is not None:
             raise LenscopeError(f"answer {shown(bad)}: give a text")
         bare = self.tokenizer.decode(prompt.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        found = spelling.after(prompt.ids, [prompt.text, bare], answers)
-        empty = next((answer for answer, ids in zip(answers, found, strict=True) if not ids), None)
+        ids_of_answers = spelling.after(prompt.ids, [prompt.text, bare], answers)
+        empty = next((answer for answer, ids in zip(answers, ids_of_answers, strict=True) if not ids), None)
         if empty is not None:
             raise LenscopeError(f"answer {empty!r}: is no token of {self.name}")
-        return found
+        return ids_of_answers
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text alone, as a prompt would begin with it, without special tokens."""

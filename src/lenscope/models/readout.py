@@ -172,13 +172,13 @@ class Replayed:
 def stubbed(anatomy: Anatomy, state: Tensor) -> Iterator[None]:
     """Within the block, every transformer block returns `state` (the model's own layout) and computes nothing."""
     with lock_of(anatomy.model):
-        kept = [(block, vars(block).get("forward")) for block in anatomy.blocks]
+        before = [(block, vars(block).get("forward")) for block in anatomy.blocks]
         try:
             for block, template in zip(anatomy.blocks, anatomy.outputs, strict=True):
                 block.forward = _Stub(template, state)
             yield
         finally:
-            for block, forward in kept:
+            for block, forward in before:
                 if forward is None:
                     vars(block).pop("forward", None)
                 else:
@@ -297,15 +297,15 @@ def trace(anatomy: Anatomy) -> Traced | None:
     numbers = _config_numbers(anatomy)
     loudest = logits.abs().amax(-1).topk(min(4, len(logits))).indices
     y, logits = y[loudest], logits[loudest]
-    found, best = None, float("inf")
+    closest, best = None, float("inf")
     for cap in (None, *numbers):
         if cap is not None and logits.abs().max() > cap:
             continue
         candidate = Traced(anatomy.tail, _scale(y.cpu().double(), logits.cpu().double(), cap, numbers), cap)
         gap = deviation(candidate.finish(y.clone()), logits)
         if gap < best:
-            found, best = candidate, gap
-    return found if best <= TOLERANCE.get(logits.dtype, 1e-4) else None
+            closest, best = candidate, gap
+    return closest if best <= TOLERANCE.get(logits.dtype, 1e-4) else None
 
 
 def _scale(y: Tensor, logits: Tensor, cap: float | None, numbers: list[float]) -> float | None:

@@ -138,11 +138,13 @@ def first_bad_parameter(model: nn.Module) -> str | None:
         if p.is_meta or not (p.is_floating_point() or p.is_complex()) or not p.numel():
             continue
         # eight bits have no sum of their own
-        found = p.detach().float() if p.element_size() == 1 else p.detach()
+        values = p.detach().float() if p.element_size() == 1 else p.detach()
         # A sum is not finite if any term is not.
-        if torch.isfinite(found.sum(dtype=torch.float32 if found.element_size() == 2 else None)):
+        if torch.isfinite(values.sum(dtype=torch.float32 if values.element_size() == 2 else None)):
             continue
-        good = torch.isfinite(found) if isinstance(p, nn.Parameter) else torch.isfinite(found) | (found == -torch.inf)
+        good = (
+            torch.isfinite(values) if isinstance(p, nn.Parameter) else torch.isfinite(values) | (values == -torch.inf)
+        )
         if not good.all():
             return name
     return None
@@ -197,9 +199,9 @@ def observe(model: PreTrainedModel) -> Anatomy:
         kind = (
             "is an encoder–decoder, and lenscope reads decoder-only models" if both else "cannot run on plain token ids"
         )
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         dtype = str(model.dtype).removeprefix("torch.")
-        raise LenscopeError(f"{type(model).__name__} in {dtype}: {kind} ({told})") from error
+        raise LenscopeError(f"{type(model).__name__} in {dtype}: {kind} ({reason})") from error
     if not torch.isfinite(logits).all():
         raise LenscopeError(f"{type(model).__name__}: the logits are not finite on a plain run, with finite weights")
     name, blocks = _fired_in_order(model, candidates, events)
@@ -237,7 +239,7 @@ def _block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...
         n_layers = model.config.get_text_config().num_hidden_layers
     except AttributeError:
         n_layers = None
-    found: list[tuple[str, tuple[nn.Module, ...], int]] = []
+    candidates: list[tuple[str, tuple[nn.Module, ...], int]] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or not len(module):
             continue
@@ -246,9 +248,9 @@ def _block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...
         weight += 2 * bool(recorded and any(isinstance(b, recorded) for b in blocks))
         weight += all(isinstance(b, GradientCheckpointingLayer) for b in blocks)
         # a list inside a block (experts, heads) may have as many items as there are blocks
-        if weight and not any(name.startswith(f"{outer}.") for outer, _, _ in found):
-            found.append((name, blocks, weight))
-    return found
+        if weight and not any(name.startswith(f"{outer}.") for outer, _, _ in candidates):
+            candidates.append((name, blocks, weight))
+    return candidates
 
 
 def _recorded_classes(model: PreTrainedModel) -> Iterator[type[nn.Module]]:
@@ -344,9 +346,9 @@ def _stream(raw: list[Tensor]) -> Stream:
     return Stream(batch[0], time[0], rest)
 
 
-def require_causal(model: nn.Module, layer: int, found: Tensor, expected: Tensor) -> None:
+def require_causal(model: nn.Module, layer: int, changed: Tensor, expected: Tensor) -> None:
     """Raise LenscopeError where states (..., D) before a token differ when that token does."""
-    if deviation(found, expected) > TOLERANCE.get(expected.dtype, 1e-4):
+    if deviation(changed, expected) > TOLERANCE.get(expected.dtype, 1e-4):
         raise LenscopeError(
             f"{type(model).__name__}: changing the last of {len(expected) + 1} tokens changes earlier states at layer "
             f"{layer}, so it is not a causal language model (an encoder?): lenscope reads decoder-only models"

@@ -38,7 +38,7 @@ def model_identity(lm: LM) -> dict[str, Any]:
 
 
 def is_same_model(known: Mapping[str, Any], lm: LM) -> bool:
-    """Whether what is kept of a model, by `identify` or by version 0.1.0, is of `lm`, in its dtype or another.
+    """Whether what is kept of a model, by `model_identity` or by version 0.1.0, is of `lm`, in its dtype or another.
 
     Names and sizes are no evidence: where no hash was kept, or weights are offloaded here, the answer is no. Another
     version of transformers or torch, or another processor, may name settings anew and round what is made of them, such

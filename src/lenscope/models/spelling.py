@@ -45,14 +45,14 @@ class Spelling:
         anchor, skip = self._shown
         # behind an anchor, since many tokenizers drop the space of a first token
         behind = [anchor if name is None else [*anchor, i] for i, name in zip(ids, names, strict=True)]
-        texts = self.tokenizer.batch_decode(behind, clean_up_tokenization_spaces=False) if behind else []
-        found = []
-        for i, name, text in zip(ids, names, texts, strict=True):
+        decoded = self.tokenizer.batch_decode(behind, clean_up_tokenization_spaces=False) if behind else []
+        texts = []
+        for i, name, text in zip(ids, names, decoded, strict=True):
             token = text[skip:]
             if BROKEN in token or not token:
                 token = f"<{i}>" if name is None else _bytes(name)
-            found.append(token)
-        return found
+            texts.append(token)
+        return texts
 
     def behind(self, text: str) -> tuple[int, ...]:
         """The ids of a text where it follows other text: of the two together, without the first one's."""
@@ -60,10 +60,10 @@ class Spelling:
         for before, ids in self.anchors:
             whole = self.ids(before + text)
             if whole[: len(ids)] == ids:
-                found = tuple(whole[len(ids) :])
-                if found and self.decode(whole) == self.decode(ids) + text:
-                    return found
-                first = first or found
+                own = tuple(whole[len(ids) :])
+                if own and self.decode(whole) == self.decode(ids) + text:
+                    return own
+                first = first or own
         return tuple(self.ids(text)) if first is None else first
 
     def after(self, ids: Sequence[int], texts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, ...]]:
@@ -76,12 +76,12 @@ class Spelling:
         readings = ((text, self.ids(text)) for text in dict.fromkeys(texts) if text)
         prompt = tuple(ids)
         before, known = next(((t, i) for t, i in readings if i and prompt[-len(i) :] == tuple(i)), ("", []))
-        found = []
+        ids_of_answers = []
         for answer in answers:
             whole = self.ids(before + answer) if known else []
             joined = known and whole[: len(known)] == known
-            found.append((tuple(whole[len(known) :]) if joined else ()) or self.behind(answer))
-        return found
+            ids_of_answers.append((tuple(whole[len(known) :]) if joined else ()) or self.behind(answer))
+        return ids_of_answers
 
     def spans(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Where each token lies in the text it was made of, for tokenizers that do not say; empty where it does not.
@@ -89,28 +89,30 @@ class Spelling:
         Tokens are found one after the other; those that cannot be, as parts of a character, lie between their
         neighbours.
         """
-        found: list[tuple[int, int] | None] = []
+        spans: list[tuple[int, int] | None] = []
         at = 0
         for i, token in zip(ids, self.tokens(ids), strict=True):
             piece = token.strip() or token
-            lost = bool(found) and found[-1] is None
+            lost = bool(spans) and spans[-1] is None
             start = _find(text, piece, at)
             if start < 0 or not (lost or not text[at:start].strip()):
-                found.append((at, at) if i in self.special else None)
+                spans.append((at, at) if i in self.special else None)
                 continue
-            found.append((start, start + len(piece)))
+            spans.append((start, start + len(piece)))
             at = start + len(piece)
         places: list[tuple[int, int]] = []
-        for known, group in itertools.groupby(enumerate(found), lambda item: item[1] is not None):
-            some = list(group)
+        for known, group in itertools.groupby(enumerate(spans), lambda item: item[1] is not None):
+            tokens_of_group = list(group)
             if known:
-                places += [span for _, span in some if span is not None]
+                places += [span for _, span in tokens_of_group if span is not None]
                 continue
             start = places[-1][1] if places else 0
-            after = found[some[-1][0] + 1 :]
+            after = spans[tokens_of_group[-1][0] + 1 :]
             stop = after[0][0] if after and after[0] is not None else len(text)
             inside = text[start:stop]
-            places += [(start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip()))] * len(some)
+            places += [(start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip()))] * len(
+                tokens_of_group
+            )
         return places
 
     @cached_property
@@ -133,12 +135,12 @@ class Spelling:
     def anchors(self) -> list[tuple[str, list[int]]]:
         """Texts that tokens can be read and found behind, with their ids: none special, none unknown."""
         special = {*self.special, self._named("unk_token_id")}
-        found = []
+        anchors = []
         for text in ANCHORS:
             ids = self.ids(text)
             if ids and special.isdisjoint(ids):
-                found.append((text, ids))
-        return found or list(itertools.islice(self._alphabet(special), ENOUGH))
+                anchors.append((text, ids))
+        return anchors or list(itertools.islice(self._alphabet(special), ENOUGH))
 
     def _alphabet(self, special: set[Any]) -> Iterator[tuple[str, list[int]]]:
         for i in sorted({*self.tokenizer.get_vocab().values()} - special)[:SEARCHED]:
