@@ -16,7 +16,7 @@ from lenscope.models.deviations import deviation
 from lenscope.models.edits import replace
 from lenscope.models.exactness import measured_deviation, tolerance
 from lenscope.models.language_model import LM
-from lenscope.models.residual_stream import probe_text
+from lenscope.models.residual_stream import trial_text
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _trial_logits(lm: LM, mode: str, at: TrialRows | None) -> Tensor:
     else:
         start = min(at.start, last)
         single = (((0, start),), ((n, start),), ((n // 2, start),), ((1, start), (n - 1, last)), ((n // 2, last),))
-    ids = [probe_text(lm.runner.anatomy, length, row) for row in (0, 2)]
+    ids = [trial_text(lm.runner.anatomy, length, row) for row in (0, 2)]
     # every chunk starts where at the earliest its rows do
     starts = () if at is None else (((0, min(at.start, last)),),)
     rows: list[int] = []

@@ -14,7 +14,7 @@ from lenscope.errors import LenscopeError
 from lenscope.models.batches import Running
 from lenscope.models.deviations import FAILURES, TOLERANCE, deviation
 from lenscope.models.measurements import Key
-from lenscope.models.residual_stream import PROBE_LENGTHS, probe_text
+from lenscope.models.residual_stream import TRIAL_LENGTHS, trial_text
 from lenscope.models.runner import Runner
 
 # A third of the largest deviation that rounding can explain, by dtype: what is beyond it is a fault and no rounding. In
@@ -61,7 +61,7 @@ def own_rounding(runner: Runner) -> float:
 
     It is measured as `lenscope.models.deviations.deviation` says.
     """
-    ids = [*probe_text(runner.anatomy, 7, 0), *probe_text(runner.anatomy, 7, 2)]
+    ids = [*trial_text(runner.anatomy, 7, 0), *trial_text(runner.anatomy, 7, 2)]
     whole = runner.own_logits(runner.read_plain(ids))
     gaps = [deviation(runner.own_logits(runner.read_plain(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]
     if runner.dtype == torch.float64:
@@ -96,19 +96,19 @@ def _from_layer_0(runner: Runner, ids: list[int], x: Tensor) -> Tensor:
             hook.remove()
 
 
-def right_padding_deviation(runner: Runner, short: int = PROBE_LENGTHS[0], long: int = PROBE_LENGTHS[1]) -> float:
+def right_padding_deviation(runner: Runner, short: int = TRIAL_LENGTHS[0], long: int = TRIAL_LENGTHS[1]) -> float:
     """How far padding on the right moves the logits (`lenscope.models.deviations.deviation`).
 
     Measured on a pair of prompts of `short` and `long` tokens, once for all lengths between which the model's
     configuration makes no difference. Above `tolerance`, prompts are read in groups of equal length.
     """
     regimes = runner.regimes.key(short, long, long - short)
-    lengths = (short, long) if any(regimes) else PROBE_LENGTHS
+    lengths = (short, long) if any(regimes) else TRIAL_LENGTHS
     return runner.measured.once(("right padding", *regimes), lambda: _padded_deviation(runner, *lengths))
 
 
 def _padded_deviation(runner: Runner, short: int, long: int) -> float:
-    prompts = [runner.encoder.prompt(probe_text(runner.anatomy, n, row)) for n, row in ((long, 0), (short, 2))]
+    prompts = [runner.encoder.prompt(trial_text(runner.anatomy, n, row)) for n, row in ((long, 0), (short, 2))]
     states: list[Tensor] = []
     running = Running.of_prompts(prompts, runner.input_device, without_edits=True)
     try:

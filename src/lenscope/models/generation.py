@@ -19,11 +19,11 @@ from lenscope.models.exactness import tolerance
 from lenscope.models.measurements import Key
 from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
-from lenscope.models.residual_stream import probe_text
+from lenscope.models.residual_stream import trial_text
 from lenscope.models.runner import Runner
 
 # tokens written to measure a cache, and to measure it across a length from which on a model may behave differently
-PROBE_TOKENS, CROSSING_TOKENS = 4, 6
+TRIAL_TOKENS, CROSSING_TOKENS = 4, 6
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def check_generation(runner: Runner) -> GenerationCheck:
 
 
 def _checked(runner: Runner) -> GenerationCheck:
-    prompts = [runner.encoder.prompt(probe_text(runner.anatomy, n, row)) for n, row in ((7, 0), (4, 2))]
+    prompts = [runner.encoder.prompt(trial_text(runner.anatomy, n, row)) for n, row in ((7, 0), (4, 2))]
     try:
         alone = [_gap(runner, [p]) for p in prompts]
         return GenerationCheck(max(alone), _gap(runner, prompts))
@@ -86,7 +86,7 @@ def _pads(runner: Runner, short: int, long: int, new: int) -> bool:
         return check_generation(runner).padded <= tolerance(runner)
     if lengths[0] != lengths[3] or lengths[1] != lengths[4]:
         return False
-    return _measured(runner, ("left padding", *lengths), [long, short], min(new, PROBE_TOKENS)) <= tolerance(runner)
+    return _measured(runner, ("left padding", *lengths), [long, short], min(new, TRIAL_TOKENS)) <= tolerance(runner)
 
 
 def _tokens_from_cache(runner: Runner, start: int, new: int) -> int:
@@ -96,7 +96,7 @@ def _tokens_from_cache(runner: Runner, start: int, new: int) -> int:
     end = start + new - 1
     if not any(regimes.key(start, end)):
         return new if check_generation(runner).cached <= limit else 0
-    inside = _measured(runner, ("cache", regimes.of(start)), [start], PROBE_TOKENS)
+    inside = _measured(runner, ("cache", regimes.of(start)), [start], TRIAL_TOKENS)
     if not inside <= limit:
         return 0
     for cut in regimes.crossed(start, end):
@@ -112,7 +112,7 @@ def _measured(runner: Runner, key: Key, lengths: Sequence[int], tokens: int) -> 
     def gap() -> float:
         context = runner.encoder.context
         room = tokens if context is None else min(tokens, context - max(lengths))
-        prompts = [runner.encoder.prompt(probe_text(runner.anatomy, n, 2 * row)) for row, n in enumerate(lengths)]
+        prompts = [runner.encoder.prompt(trial_text(runner.anatomy, n, 2 * row)) for row, n in enumerate(lengths)]
         try:
             return _gap(runner, prompts, room) if room > 0 else 0.0
         except LenscopeError:
@@ -121,7 +121,7 @@ def _measured(runner: Runner, key: Key, lengths: Sequence[int], tokens: int) -> 
     return runner.measured.once(key, gap)
 
 
-def _gap(runner: Runner, prompts: list[Prompt], tokens: int = PROBE_TOKENS) -> float:
+def _gap(runner: Runner, prompts: list[Prompt], tokens: int = TRIAL_TOKENS) -> float:
     """The deviation of the logits that generate() picks tokens from, against reading the text afresh."""
     steps: list[Tensor] = []
     batch = pad(prompts, "left", runner.input_device)

@@ -72,10 +72,10 @@ def stored_hash(model: nn.Module, dtype: str = "own") -> str:
 
 def head_hash(model: nn.Module) -> str | None:
     """The SHA-256 of the output embedding's parameters; None where the model names none or they are not in memory."""
-    return described(model)["head_hash"]
+    return describe_weights(model)["head_hash"]
 
 
-def described(model: nn.Module, dtypes: Sequence[str] = ()) -> dict[str, Any]:
+def describe_weights(model: nn.Module, dtypes: Sequence[str] = ()) -> dict[str, Any]:
     """`model_hash`, `head_hash` and, by dtype, `rounded_hash` and `stored_hash` of a model, from one look at it."""
     return _described(model, _sum, dtypes)
 

@@ -21,7 +21,7 @@ NEVER = re.compile(r"feed_forward|lm_head|expert|moe|layer|group|pattern|^top_k$
 # configuration, often says in chunks of how many tokens they are computed
 RECURRENT = re.compile(r"^(linear|mamba|ssm|gla|kda|lru|conv|short_conv)_|state_size$")
 RECURRENT_CHUNK = 64
-# Lengths up to this one are on both sides of the probes that every model is measured with when it is first used.
+# Lengths up to this one are on both sides of the trial runs that every model is measured with when it is first used.
 SHORT = 8
 
 

@@ -205,7 +205,7 @@ def is_stubbed(block: nn.Module) -> bool:
 class VerifiedReadout:
     """A readout and how exactly it gave the model's own logits.
 
-    `deviation` is the largest |difference| over all tokens and probe positions, divided by the standard deviation of
+    `deviation` is the largest |difference| over all tokens and trial positions, divided by the standard deviation of
     the model's logits; `elsewhere` is the same against the replayed forward on states the model did not produce
     (early layers, random vectors, rows of the embedding), where a missing cap or scale shows; None where no replay
     could be had.

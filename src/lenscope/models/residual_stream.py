@@ -21,9 +21,9 @@ from lenscope.models.deviations import TOLERANCE, deviation
 
 # Batch and length of the observation run: unlikely sizes for a stream axis, so that a stream of another layout than
 # (batch, time, width), such as Gemma 3n's four parallel streams, shows which of its axes is which.
-PROBE_ROWS, PROBE_TOKENS = 3, 7
+TRIAL_ROWS, TRIAL_TOKENS = 3, 7
 # Lengths of the pair of prompts by which padding is measured first.
-PROBE_LENGTHS = 4, 7
+TRIAL_LENGTHS = 4, 7
 
 
 @dataclass(frozen=True)
@@ -150,19 +150,19 @@ def first_bad_parameter(model: nn.Module) -> str | None:
     return None
 
 
-def probe_ids(model: PreTrainedModel) -> Tensor:
+def trial_ids(model: PreTrainedModel) -> Tensor:
     """(3, 7) token ids, spread over the vocabulary; row 1 is row 0 with another last token."""
     weight = embedding(model)
     n = weight.shape[0]
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(n // 20, n, (PROBE_ROWS, PROBE_TOKENS), generator=draw)
+    ids = torch.randint(n // 20, n, (TRIAL_ROWS, TRIAL_TOKENS), generator=draw)
     ids[1] = ids[0]
     ids[1, -1] = (ids[0, -1] + n // 2) % n
     # an offloaded embedding is brought to the right place by accelerate, together with its input
     return ids if weight.is_meta else ids.to(weight.device)
 
 
-def probe_text(anatomy: "Anatomy", length: int, row: int = 0) -> list[int]:
+def trial_text(anatomy: "Anatomy", length: int, row: int = 0) -> list[int]:
     """`length` token ids to measure the model with: those of a row of the observation run, or drawn where it is longer.
 
     Texts of different rows differ; a shorter text is the beginning of a longer one of the same row.
@@ -186,7 +186,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
     Raises LenscopeError where there is no residual stream to read: no stack of blocks that fires once each and in
     order, a stream whose axes cannot be told, an attention that looks ahead.
     """
-    ids = probe_ids(model)
+    ids = trial_ids(model)
     candidates = _block_lists(model)
     if not candidates:
         raise LenscopeError(f"{type(model).__name__}: found no list of blocks to read between")
@@ -335,11 +335,11 @@ def _stream(raw: list[Tensor]) -> Stream:
     if len(shapes) > 1:
         raise LenscopeError(f"the blocks pass on tensors of different shapes: {sorted(shapes)}")
     (shape,) = shapes
-    batch = [i for i, n in enumerate(shape) if n == PROBE_ROWS]
-    time = [i for i, n in enumerate(shape) if n == PROBE_TOKENS]
+    batch = [i for i, n in enumerate(shape) if n == TRIAL_ROWS]
+    time = [i for i, n in enumerate(shape) if n == TRIAL_TOKENS]
     if len(batch) != 1 or len(time) != 1 or len(shape) < 3:
         raise LenscopeError(
-            f"the blocks see a tensor of shape {shape} for {PROBE_ROWS} prompts of {PROBE_TOKENS} tokens: "
+            f"the blocks see a tensor of shape {shape} for {TRIAL_ROWS} prompts of {TRIAL_TOKENS} tokens: "
             "its positions are not the prompt's"
         )
     rest = tuple(n for i, n in enumerate(shape) if i not in (batch[0], time[0]))

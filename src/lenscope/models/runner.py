@@ -28,8 +28,8 @@ from lenscope.models.residual_stream import (
     input_state,
     observe,
     output_state,
-    probe_text,
     require_causal,
+    trial_text,
     with_input_state,
     with_output_state,
 )
@@ -269,7 +269,7 @@ class Runner:
             self.measured.once(("causal", regime), lambda: self._compare_causal(length))
 
     def _compare_causal(self, length: int) -> bool:
-        ids = probe_text(self.anatomy, length)
+        ids = trial_text(self.anatomy, length)
         other = [*ids[:-1], (ids[-1] + self.anatomy.n_inputs // 2) % self.anatomy.n_inputs]
         prompts = [self.encoder.prompt(ids), self.encoder.prompt(other)]
 

@@ -11,13 +11,13 @@ import torch
 import transformers
 
 from lenscope.models.deviations import TOLERANCE, deviation
-from lenscope.models.identity import ROUNDED, described, model_hash, parameters_hash, rounded_hash, stored_hash
+from lenscope.models.identity import ROUNDED, describe_weights, model_hash, parameters_hash, rounded_hash, stored_hash
 from lenscope.models.language_model import LM
 
 # how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
 IDENTITY = 2
 # logits that are kept of each of two short texts
-PROBED = 24
+COMPARED = 24
 # how far they may be off where the dtypes differ, in standard deviations
 ACROSS = 0.2
 
@@ -28,9 +28,9 @@ def model_identity(lm: LM) -> dict[str, Any]:
     return {
         "model": lm.name,
         "identity": IDENTITY,
-        **described(lm.model, coarser),
+        **describe_weights(lm.model, coarser),
         "environment": _environment(lm),
-        "probe": _probe(lm),
+        "probe": _some_logits(lm),
         "dtype": _dtype(lm),
         "hidden_size": lm.hidden_size,
         "n_layers": lm.n_layers,
@@ -68,7 +68,7 @@ def is_same_model(known: Mapping[str, Any], lm: LM) -> bool:
         return False
     expected = torch.as_tensor(known.get("probe"), dtype=torch.float64)
     tolerance = ACROSS if across else 10 * TOLERANCE.get(lm.dtype, 1e-4)
-    return deviation(torch.tensor(_probe(lm), dtype=torch.float64), expected) <= tolerance
+    return deviation(torch.tensor(_some_logits(lm), dtype=torch.float64), expected) <= tolerance
 
 
 def _environment(lm: LM) -> str:
@@ -77,11 +77,11 @@ def _environment(lm: LM) -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__}, {processor}, {lm.device.type}"
 
 
-def _probe(lm: LM) -> list[float]:
+def _some_logits(lm: LM) -> list[float]:
     """Some logits of two short texts, to three digits."""
-    step = max(1, lm.vocab_size // PROBED)
+    step = max(1, lm.vocab_size // COMPARED)
     texts = (lm.runner.anatomy.ids[row].tolist() for row in (0, 2))
-    logits = torch.cat([lm.unembed(lm.runner.read_plain(ids)[-1])[::step][:PROBED] for ids in texts])
+    logits = torch.cat([lm.unembed(lm.runner.read_plain(ids)[-1])[::step][:COMPARED] for ids in texts])
     return [float(f"{value:.3g}") for value in logits.tolist()]
 
 
