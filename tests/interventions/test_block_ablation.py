@@ -1,16 +1,12 @@
 """Ablated blocks give what plain hooks on the transformers model give; nothing of the model is left changed."""
 
-import json
-
 import numpy as np
 import pytest
 import tiny
 import torch
-from affine_lens import affine
+from block_hooks import by_hooks
 
 import lenscope as ls
-from lenscope.experiments.setting import Setting
-from lenscope.experiments.tuned_lens_paper import ablations
 from lenscope.interventions import block_ablation as ablating
 from lenscope.interventions.block_ablation import (
     MeanUpdate,
@@ -27,36 +23,6 @@ from lenscope.text.corpus import TokenBatch
 
 def rows_of(lm, lengths, seed=0):
     return [tiny.ids(lm.model, 1, n, seed + i)[0].tolist() for i, n in enumerate(lengths)]
-
-
-def blocks_of(model):
-    """The list of blocks, by what transformers calls it."""
-    names = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers", "transformer.blocks")
-    return next(model.get_submodule(n) for n in names if has(model, n))
-
-
-def has(model, name):
-    try:
-        return isinstance(model.get_submodule(name), torch.nn.ModuleList)
-    except AttributeError:
-        return False
-
-
-@torch.no_grad()
-def by_hooks(lm, ids, layer, change):
-    """Logits (B, T, V) of the transformers model in which one block's output is its input plus the changed update."""
-
-    def hook(_, args, kwargs, output):
-        h = args[0] if args else kwargs["hidden_states"]
-        state = output[0] if isinstance(output, tuple) else output
-        state = h + change(state - h, layer)
-        return (state, *output[1:]) if isinstance(output, tuple) else state
-
-    hooks = [blocks_of(lm.model)[layer - 1].register_forward_hook(hook, with_kwargs=True)] if layer else []
-    logits = lm.model(torch.tensor(ids), use_cache=False).logits
-    for made in hooks:
-        made.remove()
-    return logits.double().log_softmax(-1)[:, :-1]
 
 
 def cycle(update, layer):
@@ -314,35 +280,3 @@ def test_intervals_are_over_units(lm64):
     assert e.low < e.value < e.high
     d = found.estimate("kl", "a", 2, less="b")
     assert d.value == pytest.approx(e.value - found.estimate("kl", "b", 2).value)
-
-
-def test_the_experiment_reports_what_hooks_give(lm64, tmp_path, monkeypatch):
-    text = tmp_path / "text.jsonl"
-    lines = [{"text": f"Line {n}: the cat {n * 7} sat on mat {n * n}, then it left. " * 3} for n in range(200)]
-    text.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(ablations, "MEASURED", {"quick": 256, "full": 256})
-    monkeypatch.setattr(ablations, "AVERAGED", {"quick": 256, "full": 256})
-    setting = Setting(lm64, data=(str(text),), text=(str(text),), lens=affine(lm64), quick=True, folder=tmp_path)
-    report = ablations.EXPERIMENT.run(setting)
-    n = lm64.n_layers
-    rows = report.tables["loss by block"]
-    assert [row["block"] for row in rows] == [*range(1, n + 1)]
-    # the first block's row by hooks, of the same text
-    batches = [ablations._thinned(b, 0) for b in setting.corpus.split(0.1)[1].batches(256)]
-    ids, counted = (torch.cat([getattr(b, name) for b in batches]) for name in ("ids", "counted"))
-    at = counted[:, :-1]
-    lp, clean = (by_hooks(lm64, ids.tolist(), layer, deletion) for layer in (1, 0))
-    lost = (clean - lp).gather(-1, ids[:, 1:, None])[..., 0][at]
-    assert rows[0]["deletion"].value == pytest.approx(float(lost.mean()), abs=1e-9)
-    assert report.settings["tokens"] == int(at.sum()) < 2 * 256 / ablations.COUNTED
-    nothing = report.tables["changes"][-1]
-    assert (nothing["change"], nothing["first block"].value, nothing["worst of the others"]) == ("nothing", 0, 0)
-    # what was kept is what is read again
-    kept = ablations.EXPERIMENT.run(
-        Setting(lm64, data=setting.data, text=setting.text, lens=setting.lens, quick=True, folder=tmp_path)
-    )
-    assert kept.tables["loss by block"] == rows
-    assert kept.reading == report.reading
-    assert any(word in report.reading for word in ("Replicates", "Does not replicate"))
-    report.save(tmp_path)
-    assert (tmp_path / "ablations.png").exists()

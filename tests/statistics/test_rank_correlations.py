@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import rankdata, spearmanr
 
+from lenscope.statistics import rank_correlations
 from lenscope.statistics import rank_correlations as association
+from lenscope.statistics.rank_correlations import rank_correlation
 
 
 @pytest.fixture
@@ -68,3 +71,13 @@ def test_shuffling_stays_within_groups(drawn):
     for g in range(4):
         assert sorted(made[group == g]) == sorted(x[group == g])
         assert not np.array_equal(made[group == g], x[group == g])
+
+
+def test_partial_correlations_are_those_of_residual_ranks():
+    random = np.random.default_rng(0)
+    z = random.normal(size=80)
+    x, y = z + random.normal(size=80), z - random.normal(size=80)
+    ranks = [stats.rankdata(v) for v in (x, y, z)]
+    rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
+    assert rank_correlations.partial_rank_correlation(x, y, z) == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-12)
+    assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lenscope.errors import LenscopeError
-from lenscope.statistics.selection import select
+from lenscope.statistics.selection import balanced, crossed, select
 
 
 def test_the_cell_is_chosen_on_other_items() -> None:
@@ -63,3 +63,28 @@ def test_wrong_scores() -> None:
         select(np.zeros((3, 2)), units=["a"] * 2)
     with pytest.raises(LenscopeError, match="same 3 items"):
         select(np.zeros((3, 2))).at(np.zeros((2, 2)))
+
+
+def test_cells_are_selected_on_the_other_half():
+    # the two units differ in which of the first two cells is right: what is chosen on one is wrong on the other
+    units = ["u", "u", "v", "v"]
+    scores = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
+    assert crossed(scores, units).tolist() == [0, 0, 0, 0]
+    assert crossed(scores, units, 0, scores[:, [1, 0, 2]]).tolist() == [1, 1, 1, 1]
+    # noise: selected cells are no better than the mean one
+    noise = np.random.default_rng(0).integers(0, 2, (400, 30)).astype(float)
+    assert abs(crossed(noise, range(400)).mean() - noise.mean()) < 0.05
+    noise[:, 7] = 1
+    assert crossed(noise, range(400)).mean() == 1
+
+
+def test_balanced_items_can_be_exchanged():
+    assert balanced(["a", "a", "a", "b", "c"], 5) == [0, 1, 3, 4]
+    assert balanced(["a", "b", "a", "b"], 3) == [0, 1]
+    assert balanced(["a", "a"], 2) == []
+    assert balanced(["a", "b", "c", "a"], 3) == [0, 1, 2]
+    for seed in range(50):
+        answers = np.random.default_rng(seed).integers(0, 4, 11).tolist()
+        some = [answers[n] for n in balanced(answers, 7)]
+        assert len(some) <= 7
+        assert all(2 * some.count(a) <= len(some) for a in some)

@@ -13,9 +13,6 @@ from lenscope.experiments.patchscopes_paper import entities as module
 from lenscope.experiments.patchscopes_paper.entities import copied, description_in, pick
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
-from lenscope.statistics.intervals import group_difference
-from lenscope.statistics.selection import balanced, crossed
-from lenscope.statistics.significance import paired_tests
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
 from lenscope.text.packing import after_document_mark, find_marks
@@ -80,45 +77,6 @@ def test_texts_are_kept(lm64, tmp_path):
     assert len(calls) == 1
     setting.cached("x", make, size=2)
     assert len(calls) == 2
-
-
-def test_two_groups_and_many_pairs_by_hand():
-    values, first = np.array([3.0, 5.0, 1.0, 2.0]), [True, True, False, False]
-    assert group_difference(values, first).value == 2.5
-    a, b = np.ones(40), np.zeros(40)
-    noise = np.resize([1.0, 0.0], 40)
-    units = [n // 20 for n in range(40)]
-    rows = paired_tests({"far": (a, b, None), "near": (noise, noise[::-1], None), "two": (a, b, units)})
-    assert [r["difference"].value for r in rows] == [1, 0, 1]
-    assert rows[0]["p"] < 1e-3
-    assert rows[0]["p (Holm)"] == pytest.approx(3 * rows[0]["p"])
-    # two units have four patterns of signs, half of which are as far from 0
-    assert rows[2]["p"] == pytest.approx(0.5, abs=0.03)
-
-
-def test_cells_are_selected_on_the_other_half():
-    # the two units differ in which of the first two cells is right: what is chosen on one is wrong on the other
-    units = ["u", "u", "v", "v"]
-    scores = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
-    assert crossed(scores, units).tolist() == [0, 0, 0, 0]
-    assert crossed(scores, units, 0, scores[:, [1, 0, 2]]).tolist() == [1, 1, 1, 1]
-    # noise: selected cells are no better than the mean one
-    noise = np.random.default_rng(0).integers(0, 2, (400, 30)).astype(float)
-    assert abs(crossed(noise, range(400)).mean() - noise.mean()) < 0.05
-    noise[:, 7] = 1
-    assert crossed(noise, range(400)).mean() == 1
-
-
-def test_balanced_items_can_be_exchanged():
-    assert balanced(["a", "a", "a", "b", "c"], 5) == [0, 1, 3, 4]
-    assert balanced(["a", "b", "a", "b"], 3) == [0, 1]
-    assert balanced(["a", "a"], 2) == []
-    assert balanced(["a", "b", "c", "a"], 3) == [0, 1, 2]
-    for seed in range(50):
-        answers = np.random.default_rng(seed).integers(0, 4, 11).tolist()
-        some = [answers[n] for n in balanced(answers, 7)]
-        assert len(some) <= 7
-        assert all(2 * some.count(a) <= len(some) for a in some)
 
 
 def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):

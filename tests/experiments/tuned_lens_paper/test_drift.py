@@ -15,9 +15,7 @@ from lenscope.experiments.text_groups import by_document, rows_of
 from lenscope.experiments.tuned_lens_paper import drift
 from lenscope.experiments.tuned_lens_paper import drift_fine_tuned as transplant
 from lenscope.fitting.fine_tuning import weights_of
-from lenscope.statistics import rank_correlations
 from lenscope.statistics.intervals import draws
-from lenscope.statistics.rank_correlations import rank_correlation
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +142,6 @@ def test_lenses_of_a_fine_tune_are_what_evaluate_gives(lm, folder, small):
             expected = e.measure("kl")[1, row["layer"]] * e.tokens / e.bytes / log(2)
             assert row["on the model before"].value == pytest.approx(expected, rel=1e-6)
     assert changed.losses()[0]["before"].value == pytest.approx(e.own["bits_per_byte"][0], rel=1e-6)
-
-
-def test_partial_correlations_are_those_of_residual_ranks():
-    random = np.random.default_rng(0)
-    z = random.normal(size=80)
-    x, y = z + random.normal(size=80), z - random.normal(size=80)
-    ranks = [stats.rankdata(v) for v in (x, y, z)]
-    rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
-    assert rank_correlations.partial_rank_correlation(x, y, z) == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-12)
-    assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
 
 
 def made(near, far, penalty):
