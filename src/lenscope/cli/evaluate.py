@@ -30,8 +30,8 @@ from lenscope.cli.options import (
     parse_indices,
     resolve_layers,
 )
-from lenscope.cli.streams import flush, print_json, tell
-from lenscope.cli.terminal import Screen, Stopped, headline, progress_bar, show
+from lenscope.cli.streams import tell
+from lenscope.cli.terminal import Stopped, progress_bar, show_and_save
 from lenscope.cli.validation import (
     require_corpus,
     require_effect,
@@ -138,16 +138,9 @@ def evaluate_command(
         where = "kept" if output else "shown"
         left = f"interrupted: {result.tokens:,} tokens measured; what they say is {where}, the same command begins anew"
     result = replace(result, provenance={**result.provenance, "corpus": corpus.provenance(), "given": given})
-    if common.as_json:
-        print_json(result.to_json())
-    else:
-        console = Screen()
-        console.print(headline(lm, f"on {corpus.name}", console.width, "transfer" if transfer else "evaluation"))
-        show(console, result.table(measures[0] if len(measures) == 1 else measures, width=console.width))
-    if output:
-        flush()
-        result.save(output)
-        tell(f"saved {output}")
+    columns = measures[0] if len(measures) == 1 else measures
+    method = "transfer" if transfer else "evaluation"
+    show_and_save(result, lm, f"on {corpus.name}", method, columns, common.as_json, output)
     if left:
         raise Stopped(left)
 

@@ -4,10 +4,8 @@ Knows: options, which of them go together, that results are shown and saved as t
 trajectories are computed, file formats.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,8 +27,8 @@ from lenscope.cli.options import (
     resolve_layers,
 )
 from lenscope.cli.streams import failure as failure_of_stdout
-from lenscope.cli.streams import flush, print_json, say, tell
-from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, rank_line, show
+from lenscope.cli.streams import print_json, say, tell
+from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, rank_line, show, show_and_save
 from lenscope.cli.validation import (
     require_effect,
     require_lens,
@@ -109,7 +107,6 @@ def lens_command(
     require_model(model)
     if tuned is not None:
         require_lens(tuned, transferred)
-    from lenscope.files.writing import write_text
     from lenscope.lenses.comparison import DISTANCES
     from lenscope.lenses.trajectory import MEASURES
 
@@ -128,16 +125,8 @@ def lens_command(
         both = one.compare(
             ready[0], lm.chat(compare) if chat else lm.prompt(compare), chosen, wanted_positions, top_k=top_k or TOP
         )
-        if common.as_json:
-            print_json(both.to_json())
-        else:
-            console = Screen()
-            console.print(headline(lm, f"{both.texts[0]!r} and {both.texts[1]!r}", console.width, one.name))
-            show(console, both.table(measure or "js", width=console.width))
-        if output:
-            flush()
-            write_text(Path(output), json.dumps(both.to_json(), ensure_ascii=False))
-            tell(f"saved {output}")
+        what = f"{both.texts[0]!r} and {both.texts[1]!r}"
+        show_and_save(both, lm, what, one.name, measure or "js", common.as_json, output)
         return
 
     keep = TOP if top_k is None and (common.as_json or output or html) else top_k or 1

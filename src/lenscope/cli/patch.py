@@ -19,8 +19,7 @@ from lenscope.cli.options import (
     parse_positions,
     resolve_layers,
 )
-from lenscope.cli.streams import flush, print_json, tell
-from lenscope.cli.terminal import Screen, Stopped, headline, progress_bar, show
+from lenscope.cli.terminal import Stopped, progress_bar, show_and_save
 from lenscope.cli.validation import (
     did_you_mean,
     require_effect,
@@ -158,15 +157,6 @@ def patch_command(
             raise
         result = partial.grid
         left = f"interrupted: {len(result)} cells done; they are {'kept' if output else 'shown'}"
-    if common.as_json:
-        print_json(result.to_json())
-    else:
-        console = Screen()
-        console.print(headline(other, f"{prompt!r}", console.width, "patchscope"))
-        show(console, result.table(measure or "", width=console.width))
-    if output:
-        flush()
-        result.save(output)
-        tell(f"saved {output}")
+    show_and_save(result, other, f"{prompt!r}", "patchscope", measure or "", common.as_json, output)
     if left:
         raise Stopped(left)

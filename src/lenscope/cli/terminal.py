@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.streams import writing
+from lenscope.cli.streams import flush, print_json, tell, writing
 from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
@@ -58,6 +58,32 @@ def show(console: Console, table: Table) -> None:
     console.print(table)
     if caption is not None:
         console.print(caption)
+
+
+def show_and_save(
+    result: Any, lm: "LM", what: str, method: str, measure: str | list[str], as_json: bool, output: str | None
+) -> None:
+    """Print a result as JSON or as a table, then save it: what cannot be saved was seen.
+
+    Args:
+        result: what has `to_json`, `table` and `save`.
+        lm: the model that the headline names.
+        what: of what the result is.
+        method: how it was measured.
+        measure: what the table shows.
+        as_json: whether JSON is printed in place of the table.
+        output: the file to save to, if any.
+    """
+    if as_json:
+        print_json(result.to_json())
+    else:
+        console = Screen()
+        console.print(headline(lm, what, console.width, method))
+        show(console, result.table(measure, width=console.width))
+    if output:
+        flush()
+        result.save(output)
+        tell(f"saved {output}")
 
 
 def item_bar(total: int, unit: str) -> Progress:
