@@ -47,7 +47,6 @@ from lenscope.statistics.intervals import Estimate as Estimate
 from lenscope.text.corpus import Corpus as Corpus
 
 __all__ = [
-    "LM",
     "Affine",
     "Comparison",
     "Continuation",
@@ -57,6 +56,7 @@ __all__ = [
     "Evaluation",
     "Grid",
     "HiddenStates",
+    "LM",
     "Lens",
     "LenscopeError",
     "Patchscope",
