@@ -8,4 +8,4 @@ from lenscope.models.language_model import LM, Continuation
 from lenscope.models.loading import load
 from lenscope.models.prompts import Prompt
 
-__all__ = ["LM", "Continuation", "Edit", "HiddenStates", "Prompt", "check", "edits", "load"]
+__all__ = ["Continuation", "Edit", "HiddenStates", "LM", "Prompt", "check", "edits", "load"]
