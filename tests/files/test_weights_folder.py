@@ -1,15 +1,49 @@
 """Folders of config and weights: bit rot is seen, writers do not disturb each other, other folders are named."""
 
 import json
+import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+from affine_lens import affine
 from handmade import rewritten
 
+import lenscope as ls
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.writing import folder_lock
+
+PROMPT = "The capital of France is"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def saved(folder: Path, lm: ls.LM, seed: int = 0) -> dict:
+    affine(lm, seed).save(folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+def leaving(config: dict) -> list[str]:
+    """Names of weights that lie elsewhere."""
+    name = config["weights"]
+    return [f"../a/{name}", f"mapping-x/../../a/{name}", f"mapping-x/{name}", "/etc/mapping.safetensors", "..", ""]
+
+
+def disk_full(monkeypatch, *names: str) -> None:
+    """No file of these names, or none at all, can get its name."""
+    replace = os.replace
+
+    def full(source, target, **kwargs):
+        if not names or Path(target).name in names:
+            raise OSError(28, "No space left on device")
+        replace(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "replace", full)
+
 
 CONFIG = {"name": "é", "numbers": [1, 2.5, None], "more": {"a": True}}
 
@@ -149,3 +183,71 @@ def test_other_folders_are_named(tmp_path):
             artifacts.read_folder(tmp_path / stem, "mapping")
     with pytest.raises(LenscopeError, match="is no basis that lenscope saved"):
         artifacts.read_folder(tmp_path / "nowhere", "basis")
+
+
+def test_weights_outside_of_a_folder_are_not_read(lm, tmp_path):
+    """Their name is that of a file in the folder: a path that begins like one may lead out of it."""
+    first = saved(tmp_path / "a", lm)
+    inner = tmp_path / "b" / "mapping-x"
+    inner.mkdir(parents=True)
+    (inner / first["weights"]).write_bytes((tmp_path / "a" / first["weights"]).read_bytes())
+    for name in leaving(first):
+        (tmp_path / "b" / "config.json").write_text(json.dumps({**first, "weights": name}))
+        with pytest.raises(ls.LenscopeError):
+            ls.load_mapping(tmp_path / "b")
+
+
+def test_weights_outside_of_a_folder_are_not_removed(lm, tmp_path):
+    """What a new artifact replaces is looked up in the old config, which anybody may have written."""
+    first = saved(tmp_path / "a", lm)
+    (tmp_path / "b" / "mapping-x").mkdir(parents=True)
+    before = files(tmp_path / "a")
+    for name in leaving(first):
+        (tmp_path / "b" / "config.json").write_text(json.dumps({**first, "weights": name}))
+        try:
+            saved(tmp_path / "b", lm, seed=1)
+        except ls.LenscopeError:
+            continue
+        assert ls.load_mapping(tmp_path / "b").weights.keys() == affine(lm).weights.keys()
+    assert files(tmp_path / "a") == before
+
+
+def test_equal_weights_stay_when_the_config_cannot_be_written(lm, tmp_path, monkeypatch):
+    """Their name is that of the old ones: removing what was just written would remove the old artifact's."""
+    saved(tmp_path / "a", lm)
+    before = files(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        disk_full(patch, "config.json")
+        with pytest.raises(ls.LenscopeError, match="No space left"):
+            saved(tmp_path / "a", lm)
+    assert files(tmp_path / "a") == before
+    ls.load_mapping(tmp_path / "a")
+    # and other weights, whose config was not written, are gone
+    with monkeypatch.context() as patch:
+        disk_full(patch, "config.json")
+        with pytest.raises(ls.LenscopeError, match="No space left"):
+            saved(tmp_path / "a", lm, seed=1)
+    assert files(tmp_path / "a") == before
+
+
+def test_nothing_is_left_of_what_could_not_be_written(lm, tmp_path, monkeypatch):
+    """Temporary files go whatever happened."""
+    lens = ls.Lens(lm)
+    grid = ls.Patchscope(lm, "a x").predict(lm.read(PROMPT, positions=-1), [1])
+    writers = [
+        lambda: affine(lm).save(tmp_path / "m"),
+        lambda: lens.trajectory(PROMPT).save(tmp_path / "t.json"),
+        lambda: lens.trajectory(PROMPT).save(tmp_path / "t.parquet"),
+        lambda: lens.trajectory(PROMPT).to_html(tmp_path / "t.html"),
+        lambda: grid.save(tmp_path / "g.parquet"),
+        lambda: artifacts.write_folder(tmp_path / "m", "x", {}, {"w": torch.zeros(3)}),
+    ]
+    for write in writers:
+        with monkeypatch.context() as patch:
+            disk_full(patch)
+            with pytest.raises(ls.LenscopeError, match="No space left"):
+                write()
+        assert files(tmp_path) == {}
+    for write in writers:
+        write()
+    assert all(not Path(name).name.startswith(".") for name in files(tmp_path))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lenscope.measures import definitions as m
+from lenscope.measures import definitions as measures
 
 P = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=torch.float64)
 Q = torch.tensor([0.25, 0.25, 0.25, 0.25], dtype=torch.float64)
@@ -60,3 +61,11 @@ def test_prediction_depth_is_where_the_top_token_settles(top1, depth):
 
 def test_prediction_depth_of_several_positions():
     assert m.prediction_depth(torch.tensor([[1, 2], [3, 2], [3, 2]])).tolist() == [1, 0]
+
+
+def test_precision_at_k_ends_at_k():
+    """The token of rank k is not among the k most probable."""
+    log_p = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    for k in range(1, 5):
+        found = [measures.precision(log_p, torch.tensor(i), k).item() for i in range(4)]
+        assert found == [1.0] * k + [0.0] * (4 - k)

@@ -12,6 +12,24 @@ import lenscope as ls
 from lenscope.measures import definitions as measures
 from lenscope.measures import streamed as reduction
 
+
+class Barred:
+    """A readout that rules out its last tokens, as some models rule out padding."""
+
+    description, splits = "barred", False
+
+    def prepare(self, h):
+        z = h.clone()
+        z[:, 4:] = -torch.inf
+        return z
+
+    def columns(self, x, start, stop):
+        return x[:, start:stop].clone()
+
+    def tokens(self, x, ids):
+        return x.gather(1, ids[:, None])[:, 0]
+
+
 PROMPT = "The capital of France is"
 
 
@@ -107,3 +125,43 @@ def test_of_equal_logits_the_lowest_id_is_on_top_whatever_top_k():
     for k in (1, 2, 5, 40):
         t = ls.Lens(lm).trajectory(ids, top_k=k)
         assert torch.equal(torch.from_numpy(t.top_ids), expected[..., :k])
+
+
+def test_what_cannot_be_negative_is_not_by_rounding():
+    """KL and entropy are differences of sums: without their clamp some come out below zero."""
+    draw = torch.Generator().manual_seed(0)
+    lm = ls.LM(tiny.model("llama"), None, "tiny")
+    final = torch.randn(200, 32, generator=draw)
+    h = torch.stack([final + scale * torch.randn(200, 32, generator=draw) for scale in (1e-7, 1e-6, 1e-5)])
+    found = reduction.reduce(lm.runner.readout, lm.vocab_size, h, final, None, 1, False)
+    apart = reduction.diverge((lm.runner.readout, lm.runner.readout), lm.vocab_size, (h, final.expand_as(h).clone()))
+    certain = reduction.reduce(lm.runner.readout, lm.vocab_size, 50 * h, 50 * final, None, 1, False)
+    for name in ("kl", "entropy"):
+        assert (getattr(found, name) >= 0).all()
+        assert (getattr(certain, name) >= 0).all()
+    for name in ("js", "total_variation", "kl", "kl_back"):
+        assert (getattr(apart, name) >= 0).all()
+    # the sums themselves do fall below: the test would see it
+    log_p, log_q = (lm.unembed(x).log_softmax(-1) for x in (final, h[0]))
+    assert float(measures.kl(log_p, log_q).min()) < 0
+
+
+def test_tokens_that_neither_side_predicts_do_not_make_distances_nan():
+    """0 · (ln 0 - ln 0) is 0: where both are ruled out, so is their mean."""
+    a, b = torch.randn(2, 2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = reduction.diverge((Barred(), Barred()), 6, (a, b))
+    log_p, log_q = (x[..., :4].log_softmax(-1) for x in (a, b))
+    torch.testing.assert_close(found.js, measures.js(log_p, log_q))
+    torch.testing.assert_close(found.kl, measures.kl(log_p, log_q))
+    torch.testing.assert_close(found.total_variation, measures.total_variation(log_p, log_q))
+
+
+@pytest.mark.parametrize("most", range(1, 11))
+def test_every_position_is_reduced_whatever_the_pieces(lm, monkeypatch, most):
+    """Also the last one, when it is a piece of its own."""
+    h = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    whole = reduction.reduce(lm.runner.readout, lm.vocab_size, h, h[-1], None, 1, True)
+    monkeypatch.setattr(reduction, "STATES", most * 2 * 32 * 4)
+    found = reduction.reduce(lm.runner.readout, lm.vocab_size, h, h[-1], None, 1, True)
+    assert found.entropy.shape == (2, 9)
+    torch.testing.assert_close(found.entropy, whole.entropy)

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 import lenscope as ls
+from lenscope.measures import definitions as measures
 from lenscope.models.readout import Replayed, Traced, find_readout, trace, verify
 from lenscope.models.residual_stream import observe
 
@@ -110,3 +112,67 @@ def test_an_encoder_is_refused():
 
     with pytest.raises(ls.LenscopeError, match="not a causal language model"):
         ls.LM(AutoModelForCausalLM.from_config(config), None, "bert")
+
+
+def test_logits_are_float32_or_wider():
+    half = ls.LM(tiny.model("llama", torch.bfloat16), None, "half")
+    assert half.unembed(half.read([20, 21])[-1, :]).dtype == torch.float32
+    assert ls.Lens(half).logits(half.read([20, 21])[1, :], 1).dtype == torch.float32
+
+
+def test_a_model_whose_head_or_forward_is_wrapped_is_refused_or_read_as_it_is():
+    """A head without a weight of its own; a forward that does more than its modules."""
+
+    def wrapped_head(built):
+        built.lm_head = torch.nn.Sequential(built.lm_head, torch.nn.Tanh())
+
+    def wrapped_forward(built):
+        forward = built.forward
+
+        def twice(*args, **kwargs):
+            out = forward(*args, **kwargs)
+            out.logits = 2 * out.logits
+            return out
+
+        built.forward = twice
+
+    for change in (wrapped_head, wrapped_forward):
+        built = tiny.model("llama")
+        lm = ls.LM(built, None, "tiny")
+        change(built)
+        with torch.no_grad():
+            own = built(torch.tensor([[20, 21]])).logits[0, -1]
+        refused, found = "", None
+        try:
+            found = lm.unembed(lm.read([20, 21])[-1, -1])
+        except ls.LenscopeError as error:
+            refused = str(error)
+        assert "since it was loaded" in refused or torch.allclose(found, own, atol=1e-5)
+
+
+def test_a_cap_that_is_too_far_off_for_the_model_s_own_states_is_seen_on_others():
+    """On what the model says of the probe the missing cap is within the tolerance; on louder states it is not."""
+    model = tiny.model("gemma2")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0.0005)
+    model.config.final_logit_softcapping = 1.0
+    anatomy = observe(model)
+    uncapped = Traced(anatomy.tail)
+    assert verify(uncapped, anatomy).deviation < 1e-4
+    with pytest.raises(ls.LenscopeError, match="cannot be verified"):
+        find_readout(anatomy, [lambda _: uncapped])
+
+
+def test_a_hook_of_the_head_counts(lm):
+    """A head that is more than its weights is not taken apart by them."""
+    h = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    plain = lm.unembed(h)
+    handle = lm.model.lm_head.register_forward_hook(lambda _m, _a, z: 2 * z)
+    try:
+        torch.testing.assert_close(lm.unembed(h), 2 * plain)
+        entropy = ls.Lens(lm).trajectory([20, 21]).entropy
+    finally:
+        handle.remove()
+    log_p = (2 * lm.unembed(lm.read([20, 21])[:, :])).log_softmax(-1)
+    np.testing.assert_allclose(entropy, measures.entropy(log_p), atol=1e-5)
+    torch.testing.assert_close(lm.unembed(h), plain)

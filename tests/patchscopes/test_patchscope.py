@@ -147,49 +147,6 @@ def test_placeholders_filled_from_the_source_below(lm64, states):
         assert cell.ids[0] == int(expected)
 
 
-def test_drawn_texts_depend_on_the_seed_alone(lm64, states, monkeypatch):
-    scope = ls.Patchscope(lm64, TARGET)
-    once = scope.generate(states, max_new_tokens=6, temperature=1.0, seed=3)
-    monkeypatch.setattr(rows, "MOST", 7)
-    again = scope.generate(states, max_new_tokens=6, temperature=1.0, seed=3)
-    assert np.array_equal(once.ids, again.ids)
-    other = scope.generate(states, max_new_tokens=6, temperature=1.0, seed=4)
-    assert not np.array_equal(once.ids, other.ids)
-    cold = scope.generate(states, max_new_tokens=6, temperature=1e-4, seed=3)
-    assert np.array_equal(cold.ids, scope.generate(states, max_new_tokens=6).ids)
-    tight = scope.generate(states, max_new_tokens=6, temperature=1.0, top_p=1e-6)
-    assert np.array_equal(tight.ids, cold.ids)
-
-
-def test_draws_follow_the_distribution(lm64, states):
-    scope = ls.Patchscope(lm64, TARGET)
-    many = states[2, -1].expand(4000, -1)
-    drawn = scope.generate(many, 1, max_new_tokens=1, temperature=1.0).ids[:, 0]
-    expected = np.exp(scope.predict(states[2, -1], 1, top_k=3).log_probs[0])
-    found = [np.mean(drawn == i) for i in scope.predict(states[2, -1], 1, top_k=3).ids[0]]
-    assert np.abs(np.array(found) - expected).max() < 4 * np.sqrt(0.25 / 4000)
-
-
-def test_rows_end_at_stop_strings_and_leave_the_batch(lm64, states):
-    scope = ls.Patchscope(lm64, TARGET)
-    whole = scope.generate(states, max_new_tokens=6)
-    longest = whole.ended.index("length")
-    stop = lm64.encoder.tokens([int(whole.ids[longest, 2])])[0]
-    cut = scope.generate(states, max_new_tokens=6, stop=stop)
-    assert "stop" in cut.ended
-    for a, b in zip(whole, cut, strict=True):
-        assert a.ids[: len(b.ids)] == b.ids
-        assert stop not in b.text
-        assert (b.ended == "stop") == (stop in a.text)
-
-
-def test_chunks_and_budgets_change_nothing(lm64, states, monkeypatch):
-    scope = ls.Patchscope(lm64, [ls.Target(TARGET), ls.Target(TARGET + " y", at="x")])
-    whole = scope.generate(states, max_new_tokens=3)
-    small = ls.Patchscope(lm64, scope.targets, budget=1)
-    assert np.array_equal(small.generate(states, max_new_tokens=3).ids, whole.ids)
-
-
 def test_an_interrupted_sweep_keeps_what_is_done(lm64, states, monkeypatch):
     monkeypatch.setattr(rows, "MOST", 10)
     scope = ls.Patchscope(lm64, TARGET)
