@@ -170,7 +170,7 @@ def test_rows_of_equal_length_run_together_and_order_does_not_matter(lm64, monke
     parts = ablate_blocks(lm64, ids[::-1], layers=2)
     assert once.column("kl") == pytest.approx(parts.column("kl"), abs=1e-10)
     # none is alone, as resampling takes from another row
-    assert [len(b.ids) for b in ablating._batches(lm64, rows_of(lm64, (5,) * 5))] == [3, 2]
+    assert [len(b.ids) for b in ablating._equal_rows(lm64, rows_of(lm64, (5,) * 5))] == [3, 2]
 
 
 def test_of_a_corpus_counted_positions_count_and_documents_are_units(lm64):

@@ -150,7 +150,7 @@ def test_long_documents_are_tokenized_in_parts(lm, monkeypatch):
     text = "".join(f"word{n} " + "\n" * (n % 9 == 0) for n in range(300)) + "x" * 90
     whole = list(Corpus.open(lm, [text], length=16).batches())
     monkeypatch.setattr(packing, "TOGETHER", 64)
-    parts = packing._parts(text)
+    parts = packing._document_parts(text)
     assert "".join(parts) == text
     assert len(parts) > 10
     assert max(map(len, parts)) <= 64

@@ -1,4 +1,8 @@
-"""directions.alignment"""
+"""Alignment: how alike lenses and the model respond when states are exchanged within a subspace.
+
+Knows: whose states replace whose, how two changes of a distribution are compared, intervals over documents.
+Does not know: how a basis is found (causal_basis.py), how the blocks above a layer run again.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Causal basis extraction: the directions of a layer's states that matter most to a lens (Belrose et al. 2023, §4.1).
 
 Knows: how the energy of a direction and its gradient are had from logits that are made once, how a basis is grown.
-Does not know: what ablating a direction does to the model (ablation.py), files and looks of bases (directions.py).
+Does not know: what ablating a direction does to the model (influence.py), files of bases (basis.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -105,7 +105,7 @@ def promoted(lm: LM, basis: Basis, f: Callable[..., Any] | None = None, *, top: 
     lens, readout = Lens(lm, f), wide_readout(lm)
     ids = np.zeros((len(basis.layers), basis.k, 2, top), dtype=np.int64)
     for i, layer in enumerate(basis.layers):
-        step = (basis.directions[i] * basis.spread[i, :, None]).to(_states(lm))
+        step = (basis.directions[i] * basis.spread[i, :, None]).to(_working_tensor(lm))
         mean = basis.mean[i].to(step)
         both = [readout.prepare(lens.map(mean + sign * step, layer)) for sign in (1, -1)]
         up, down = (wide(readout.columns(x, 0, lm.vocab_size)).log_softmax(-1) for x in both)
@@ -143,7 +143,7 @@ def _sought(energy: Energy, pool: Tensor, k: int) -> Tensor:
         fresh = torch.zeros(len(pool), dtype=torch.bool)
         while not fresh[best := worth.topk(min(STARTS, len(pool))).indices].all():
             for n in best[~fresh[best]].tolist():
-                v = _free(pool[n], done)
+                v = _orthogonal_part(pool[n], done)
                 worth[n] = -1.0 if v is None else energy(v)[0]
                 fresh[n] = True
         climbs = [_climbed(energy, pool[n], done, SOUGHT) for n in best.tolist() if worth[n] > 0]
@@ -156,7 +156,7 @@ def _sought(energy: Energy, pool: Tensor, k: int) -> Tensor:
 
 def _climbed(energy: Energy, start: Tensor, done: Tensor, steps: int) -> tuple[Tensor, float]:
     """A local maximum among the unit vectors orthogonal to `done`, by L-BFGS from `start`, and its energy."""
-    first = _free(start, done)
+    first = _orthogonal_part(start, done)
     assert first is not None
     w = first.clone().requires_grad_()
     best, most, unit = first, -1.0, 1.0
@@ -164,7 +164,7 @@ def _climbed(energy: Energy, start: Tensor, done: Tensor, steps: int) -> tuple[T
     def value() -> float:
         nonlocal best, most, unit
         length = w.detach().norm()
-        v = _free(w.detach(), done)
+        v = _orthogonal_part(w.detach(), done)
         assert v is not None
         worth, gradient = energy(v)
         if most < 0:
@@ -183,7 +183,7 @@ def _climbed(energy: Energy, start: Tensor, done: Tensor, steps: int) -> tuple[T
     return best, most
 
 
-def _free(v: Tensor, done: Tensor) -> Tensor | None:
+def _orthogonal_part(v: Tensor, done: Tensor) -> Tensor | None:
     """v without its part in the span of `done`, of unit length; None if next to nothing is left."""
     v = v / v.norm().clamp_min(1e-30)
     for _ in range(2):
@@ -201,7 +201,7 @@ def _components(x: Tensor, k: int) -> Tensor:
     return vectors[:, values.argsort(descending=True)[:k]].T
 
 
-def _states(lm: LM) -> Tensor:
+def _working_tensor(lm: LM) -> Tensor:
     """An empty tensor of the dtype and device in which lenses are computed."""
     return wide(torch.empty(0, dtype=lm.dtype, device=lm.device))
 
@@ -260,4 +260,4 @@ def _gathered(lm: LM, rows: TextRows | HiddenStates, layers: tuple[int, ...]) ->
             raise nothing_counts("position")
     else:
         states = [run.states[:-1][:, run.counted] for run in row_states(lm, rows, layers)]
-    return torch.cat(states, 1).to(_states(lm))
+    return torch.cat(states, 1).to(_working_tensor(lm))

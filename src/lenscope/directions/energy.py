@@ -1,7 +1,7 @@
 """The energy of a direction: how far a lens's predictions move when states lose their component along it.
 
 Knows: which lenses read a state as a scale times a linear map, so that logits made once serve every direction, and the
-gradient by the direction. Does not know: how directions are searched (causal.py), models beyond their readout.
+gradient by the direction. Does not know: how directions are searched (causal_basis.py), models beyond their readout.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""Ablations in the model: what a lens makes of changed states of a layer beside what the model itself makes of them.
+"""Influence: what ablating a direction does to a lens, and what it does to the model itself.
 
-Knows: how the blocks above a layer run again alone, whose states replace whose, how two changes of a distribution are
-compared. Does not know: how directions are found (causal.py), intervals and files (directions.py).
+Knows: which states are ablated, how both are measured, what a table of directions shows.
+Does not know: how directions are found (causal_basis.py), how the blocks above a layer run again.
 """
 
 from collections.abc import Callable, Sequence

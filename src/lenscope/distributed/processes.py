@@ -1,4 +1,8 @@
-"""distributed.processes"""
+"""Processes that torchrun started: which one this is, sums over all of them, and waiting for all.
+
+Knows: torch.distributed. One process is the same path with nothing to do.
+Does not know: what is summed, how a model is split among processes (sharding.py).
+"""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
-"""Several processes: which one this is, sums over all of them, and a model whose blocks are split among them.
+"""A model whose blocks are split among several processes, each holding a part of every weight.
 
-Knows: torch.distributed as torchrun starts it, FSDP2. One process is the same path with nothing to do.
-Does not know: what is summed, what a model is run for.
+Knows: FSDP2, how a split model is named and hashed. One process is the same path with nothing to do.
+Does not know: what a model is run for, how processes share other work (processes.py).
 """
 
 from collections.abc import Iterator

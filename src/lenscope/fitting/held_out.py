@@ -144,13 +144,13 @@ def choose_rows(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
             if batch.next_row >= wanted:
                 break
     except LenscopeError as error:
-        raise _short(str(error)) from error
+        raise _too_short(str(error)) from error
     if not any(batch.counted.any() for batch in rows):
-        raise _short(f"{part.name}: has no position that counts in rows of {part.length} tokens")
+        raise _too_short(f"{part.name}: has no position that counts in rows of {part.length} tokens")
     return rows
 
 
-def _short(why: str) -> LenscopeError:
+def _too_short(why: str) -> LenscopeError:
     return LenscopeError(
         f"held-out text: {why} (held_out is the fraction of the documents that is not fitted; one half of them "
         "chooses, the other measures)"

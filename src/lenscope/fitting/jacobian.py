@@ -1,4 +1,8 @@
-"""fitting.jacobian"""
+"""Jacobians of a model's last state by one of its states, row by row of a batch.
+
+Knows: what comes before the state is run once where that gives the model's own result, how gradients are had in pieces.
+Does not know: what Jacobians are for (relation.py).
+"""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -62,14 +62,14 @@ def fit_mapping(
     4, and the states of 8 texts. Raises LenscopeError for layers out of range, models without tokenizer, and too few
     texts or tokens.
     """
-    numbers = _layers(source_lm, layers), _layers(target_lm, target_layers)
+    numbers = _sorted_layers(source_lm, layers), _sorted_layers(target_lm, target_layers)
     if not ridges or not all(isfinite(r) and r > 0 for r in ridges):
         raise LenscopeError(f"ridges {tuple(ridges)}: give positive numbers, such as {RIDGES}")
     train, select, test = _three_parts_of_pairs(
         _read_together(source_lm, target_lm, texts, length, ahead), held_out, seed
     )
     job = PairReader(source_lm, target_lm, numbers, torch.Generator().manual_seed(seed), progress)
-    job.total = sum(len(_batches(part)) for part in (train, select, test))
+    job.total = sum(len(_text_batches(part)) for part in (train, select, test))
     tokens = [sum(len(t.positions) for t in part) for part in (train, select, test)]
     if tokens[0] <= source_lm.hidden_size:
         raise LenscopeError(
@@ -96,7 +96,7 @@ def fit_mapping(
         )
         for which in (0, 1)
     )
-    measured = _measured(job, test, fitted, shuffled, regressions)
+    measured = _measured_pairs(job, test, fitted, shuffled, regressions)
     pairs = [
         {
             "layer": layer,
@@ -179,12 +179,12 @@ def _three_parts_of_pairs(
     return part_texts(texts, held, random.Random(seed))
 
 
-def _layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
+def _sorted_layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
     wanted = range(lm.n_layers + 1) if layers is None else layers
     return tuple(sorted(set(check_layers(wanted, lm.n_layers, lm.name))))
 
 
-def _batches(texts: list[AlignedText]) -> list[list[AlignedText]]:
+def _text_batches(texts: list[AlignedText]) -> list[list[AlignedText]]:
     count = ceil(len(texts) / TEXTS)
     return [texts[n::count] for n in range(count)]
 
@@ -211,7 +211,7 @@ class PairReader:
 
     def states(self, texts: list[AlignedText]) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """Per batch of texts the states (n, S, D) and (n, T, D*) of its n pairs of positions, and n of each text."""
-        for batch in _batches(texts):
+        for batch in _text_batches(texts):
             counts = [len(t.positions) for t in batch]
             row = torch.tensor([b for b, n in enumerate(counts) for _ in range(n)])
             columns = torch.tensor([p for t in batch for p in t.positions]).T
@@ -328,7 +328,7 @@ def _regressions(job: PairReader, train: list[AlignedText]) -> list[RidgeRegress
     return [RidgeRegression(sums, s) for s in reversed(range(len(sums.x)))][::-1]
 
 
-def _measured(
+def _measured_pairs(
     job: PairReader, test: list[AlignedText], fitted: Affine, shuffled: Affine, regressions: list[RidgeRegression]
 ) -> list[list[dict[str, float | None]]]:
     """Per pair R² and, for the target's last layer, precision@1, of the mapping and its two controls."""
@@ -337,7 +337,7 @@ def _measured(
     errors = torch.zeros(shape, dtype=torch.float64)
     hits = torch.zeros(shape, dtype=torch.float64)
     spread = torch.zeros(shape[1], dtype=torch.float64)
-    predicted, each = 0, ceil(PREDICTED / len(_batches(test)))
+    predicted, each = 0, ceil(PREDICTED / len(_text_batches(test)))
     last = job.models[1].n_layers
     for x, y, _ in job.states(test):
         spread += (y - regressions[0].y_mean.to(y)).square().sum((0, 2), dtype=torch.float64).cpu()

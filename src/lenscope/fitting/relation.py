@@ -1,7 +1,7 @@
 """Linear relational embeddings: how the last state of a sentence moves with its subject's, to first order.
 
-Knows: how a model is differentiated at one state, how examples of a relation become few-shot prompts.
-Does not know: how the affine map is used (methods.py), files (mappings.py).
+Knows: how examples of a relation become few-shot prompts, and their Jacobians one affine map.
+Does not know: how a model is differentiated (jacobian.py), how the map is used, files of mappings.
 """
 
 from collections.abc import Sequence

@@ -94,7 +94,7 @@ def fit(
         }
         finished = None if folder is None else finished_lens(folder)
         if finished is not None:
-            other = _difference(finished, lm, settings)
+            other = _unlike_settings(finished, lm, settings)
             if other:
                 raise LenscopeError(
                     f"{folder}: holds a lens of another run ({other}); give another folder, or remove it"
@@ -156,10 +156,10 @@ def other_run(
     # a name alone says nothing of what a stream brings
     if isinstance(text.documents, DocumentStream):
         wanted["text"] = text.digest(tokens)
-    return _difference(lens, lm, wanted)
+    return _unlike_settings(lens, lm, wanted)
 
 
-def _difference(lens: PairMapping, lm: LM, wanted: dict[str, Any]) -> str:
+def _unlike_settings(lens: PairMapping, lm: LM, wanted: dict[str, Any]) -> str:
     """Which of these settings a fitted lens does not have, in words; "" where it has all."""
     try:
         lens.check(lm, lm)

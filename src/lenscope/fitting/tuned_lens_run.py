@@ -346,10 +346,12 @@ class TunedLensRun:
         except LenscopeError as error:
             reason = str(error).removeprefix(f"{folder}: ")
             raise LenscopeError(f"{folder}: is no checkpoint that can be read ({reason}); remove it") from error
-        raise LenscopeError(f"{folder}: is of another run, {_difference(differ[0], was, now)}; remove it to begin anew")
+        raise LenscopeError(
+            f"{folder}: is of another run, {_unlike_checkpoint(differ[0], was, now)}; remove it to begin anew"
+        )
 
 
-def _difference(name: str, was: dict[str, Any], now: dict[str, Any]) -> str:
+def _unlike_checkpoint(name: str, was: dict[str, Any], now: dict[str, Any]) -> str:
     """Where two settings differ, in words: the one number, where they hold several."""
     a, b = was.get(name), now[name]
     if isinstance(a, dict) and isinstance(b, dict):

@@ -65,7 +65,7 @@ def activation_patching(
     for prompt, other, answer, second in zip(
         many, others, one_for_each(answers, many, batched), one_for_each(alternatives, many, batched), strict=True
     ):
-        pairs = _aligned(prompt, other, positions)
+        pairs = _position_pairs(prompt, other, positions)
         asked = [answer_or_next_token(lm, prompt, a) for a in ([answer] if alternatives is None else [answer, second])]
         states = lm.read(prompt).tensor[0]
         parts = []
@@ -92,7 +92,7 @@ def activation_patching(
     return as_effects(lm, "activation patching", numbers, traced, {"window": window})
 
 
-def _aligned(clean: Prompt, corrupted: Prompt, positions: Any) -> list[tuple[int, int]]:
+def _position_pairs(clean: Prompt, corrupted: Prompt, positions: Any) -> list[tuple[int, int]]:
     """Pairs of positions, of the clean and of the corrupted prompt."""
     several = positions if isinstance(positions, list | tuple) else []
     if several and all(isinstance(p, tuple) and len(p) == 2 for p in several):

@@ -113,12 +113,12 @@ def ablated(lm: LM, layers: int | Sequence[int], change: Change = deletion) -> I
     with lm.runner.block() as mine, ExitStack() as undo:
         for layer in numbers:
             block = lm.runner.anatomy.blocks[layer - 1]
-            register = partial(block.register_forward_hook, _changing(lm, mine, layer, change), with_kwargs=True)
+            register = partial(block.register_forward_hook, _hook_changing(lm, mine, layer, change), with_kwargs=True)
             undo.callback(lm.runner.exclusive.hook(register).remove)
         yield
 
 
-def _changing(lm: LM, mine: EditBlock, layer: int, change: Change) -> Callable[..., Any]:
+def _hook_changing(lm: LM, mine: EditBlock, layer: int, change: Change) -> Callable[..., Any]:
     stream = lm.runner.anatomy.stream
 
     def after(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -175,7 +175,7 @@ def ablate_blocks(
     decoders = [Lens(lm, f, name=name) for name, f in (lenses or {}).items()] if shown else []
     if not named:
         raise LenscopeError("changes: none given; name at least one, such as {'deletion': deletion}")
-    batches = list(_batches(lm, rows))
+    batches = list(_equal_rows(lm, rows))
     if not batches:
         raise nothing_counts("prediction")
     sums = BlockAblationSums(lm, named, numbers, decoders, shown, 1 + max(int(b.units.max()) for b in batches))
@@ -197,7 +197,7 @@ class EqualRows:
     units: np.ndarray
 
 
-def _batches(lm: LM, rows: TextRows) -> Iterator[EqualRows]:
+def _equal_rows(lm: LM, rows: TextRows) -> Iterator[EqualRows]:
     """All rows, as many of equal length together as fit; never one alone that could run with others."""
     by_length: dict[int, list[tuple[tuple[int, ...], np.ndarray, np.ndarray]]] = {}
     units: dict[tuple[str, int], int] = {}

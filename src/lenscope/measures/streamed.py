@@ -1,7 +1,7 @@
 """Logits reduced to measures as they are made: nothing of shape (layers × positions × vocabulary) ever exists.
 
 Knows: how to walk layers, rows and pieces of the vocabulary within a fixed memory, and to merge running sums exactly
-(the online softmax). measures.py has the definitions; the two are tested to be equal.
+(the online softmax). definitions.py has the definitions; the two are tested to be equal.
 Does not know: prompts, tokens as text, what a lens is.
 """
 
@@ -191,7 +191,7 @@ def average(
     `averaged_at_once`.
     """
     pieces = _pieces(readout, vocab, final[None])
-    last, exponentials = _sums(readout, final[None], targets, 1), Exponentials(final, vocab)
+    last, exponentials = _sums_of(readout, final[None], targets, 1), Exponentials(final, vocab)
     for start, stop in pieces:
         exponentials.add(last.add(_logits(readout, last.x, start, stop), start, None, None)[0], last.m[0])
     final_e = exponentials.rescaled(last.m[0])
@@ -203,7 +203,7 @@ def average(
     last.grown = torch.ones_like(last.m)
     exponentials = Exponentials(final, vocab)
     for h in states:
-        sums = _sums(readout, h[None], targets, 1)
+        sums = _sums_of(readout, h[None], targets, 1)
         exponentials.clear()
         for (start, stop), e, mass in zip(pieces, final_e, before, strict=True):
             last.s_before = mass[None]
@@ -267,8 +267,8 @@ def _walk(
 ) -> Reduced:
     """One walk over the vocabulary for all layers of a few positions."""
     layers = len(h) - final_is_last
-    last = _sums(readout, final[None], targets, k)
-    groups = [_sums(readout, g, targets, k) for g in h[:layers].split(_group(readout, vocab, h)) if len(g)]
+    last = _sums_of(readout, final[None], targets, k)
+    groups = [_sums_of(readout, g, targets, k) for g in h[:layers].split(_group(readout, vocab, h)) if len(g)]
     for start, stop in _pieces(readout, vocab, h):
         e = last.add(_logits(readout, last.x, start, stop), start, None, None)[0]
         for group in groups:
@@ -277,7 +277,7 @@ def _walk(
     return Reduced(*(torch.cat([getattr(d, name) for d in done]) for name in Reduced.__dataclass_fields__))
 
 
-def _sums(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> VocabularySums:
+def _sums_of(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> VocabularySums:
     """A readout that splits prepares its states once; one that does not would make all logits: it waits."""
     rows = h.flatten(0, 1)
     x = readout.prepare(rows) if readout.splits else rows

@@ -32,7 +32,7 @@ def random_vectors(states: HiddenStates | Tensor, seed: int = 0) -> HiddenStates
         raise LenscopeError(
             f"states of type {type(states).__name__}: give hidden states, or a tensor of vectors (N, D)"
         )
-    return _instead(states, random_like(states.tensor, seed))
+    return _in_place_of(states, random_like(states.tensor, seed))
 
 
 def random_like(h: Tensor, seed: int = 0) -> Tensor:
@@ -71,7 +71,7 @@ def shuffled_sources(
     lengths = sorted({len(p) for p in states.positions})
     if len(lengths) > 1:
         raise LenscopeError(f"positions: prompts have {lengths[0]}–{lengths[-1]} of them; read as many of each")
-    return _instead(states, states.tensor[torch.tensor(derange(groups, seed))])
+    return _in_place_of(states, states.tensor[torch.tensor(derange(groups, seed))])
 
 
 def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
@@ -106,7 +106,7 @@ def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
     return prompts
 
 
-def _instead(states: HiddenStates, tensor: Tensor) -> HiddenStates:
+def _in_place_of(states: HiddenStates, tensor: Tensor) -> HiddenStates:
     last = states.last
     if last is None and states.n_layers in states.layers:
         last = states.tensor[:, states.layers.index(states.n_layers)]

@@ -1,8 +1,8 @@
 """The table of prior methods: each is a Patchscope with its own target prompt, mapping and layers.
 
 Knows: target prompts of the literature word for word, and which layers each method reads and patches.
-Does not know: how patches are run (rows.py), how f is fitted (regression.py, extraction.py), how prompts are learned
-(softprompt.py). Causal tracing, attention knockout and back-patching are in interventions.py.
+Does not know: how patches are run, how f is fitted and prompts are learned (fitting/). Causal tracing and attention
+knockout are in interventions/.
 
 Ghandeharioun et al. 2024, Table 1, and what came after; T is the target prompt, ℓ the source's layer, ℓ* the target's:
 

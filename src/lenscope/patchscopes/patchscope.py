@@ -1,7 +1,7 @@
 """Patchscopes: hidden states patched into a target run that says in words, or in probabilities, what they mean.
 
 Knows: sources, targets, mappings, and how their combinations become rows and rows become a grid.
-Does not know: how rows are run (rows.py), how a token is chosen (decoding.py), prior methods (methods.py).
+Does not know: how rows are run, how a token is chosen (both in engine/), prior methods (methods.py).
 """
 
 import dataclasses
@@ -321,11 +321,12 @@ class Patchscope:
         about = {
             **provenance(self.lm),
             "source_model": self.source_lm.name,
-            "f": "identity" if self.f is None else _name(self.f),
-            "op": _name(self.op),
+            "f": "identity" if self.f is None else _function_name(self.f),
+            "op": _function_name(self.op),
             "window": self.window,
             "target_edits": [
-                [{"layer": e.layer, "positions": e.position, "op": _name(e.op)} for e in edits] for edits in self.fixed
+                [{"layer": e.layer, "positions": e.position, "op": _function_name(e.op)} for e in edits]
+                for edits in self.fixed
             ],
             "run": exact_modes.fastest_exact_mode(self.lm),
         }
@@ -353,5 +354,5 @@ class SweepPlan:
     layer: np.ndarray
 
 
-def _name(function: Any) -> str:
+def _function_name(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))

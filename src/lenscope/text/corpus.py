@@ -1,7 +1,8 @@
 """A corpus: text, or what a model writes itself, as full rows of token ids; the same rows for the same seed.
 
 Knows: the order of documents, which of them are held out, which rows make a batch and which of those a rank takes.
-Does not know: where documents lie (documents.py), how they become rows (packing.py), how a model writes (samples.py).
+Does not know: where documents lie (documents.py), how they become rows (packing.py), how a model writes
+(model_samples.py).
 """
 
 import hashlib

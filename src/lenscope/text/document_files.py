@@ -122,12 +122,12 @@ def piece_sizes(file: IO[bytes]) -> Iterator[tuple[int, bool]]:
     """The sizes of the pieces that a plain text is cut into, and whether there is more than white space in them."""
     rest = b""
     while data := rest + file.read(PIECE + 1 - len(rest)):
-        cut = len(data) if len(data) <= PIECE else _cut(data[:PIECE])
+        cut = len(data) if len(data) <= PIECE else _piece_end(data[:PIECE])
         yield cut, bool(data[:cut].strip(BLANK))
         rest = data[cut:]
 
 
-def _cut(data: bytes) -> int:
+def _piece_end(data: bytes) -> int:
     """Where a piece best ends: after a blank line, a line, a word, else between two characters."""
     for mark in (b"\n\n", b"\r\n\r\n", b"\n", b"\r", b" "):
         at = data.rfind(mark, len(data) // 2)

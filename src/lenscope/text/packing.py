@@ -38,7 +38,7 @@ class Marks:
 def pack(lm: LM, documents: Iterable[Document], length: int) -> Iterator[np.ndarray]:
     """Full rows (5, length) of what is known of each token, of documents tokenized, joined and cut."""
     marks = find_marks(lm)
-    return _rows(_tables(lm.encoder, documents, marks, mark_ids(lm)), length, marks.row)
+    return _full_rows(_token_tables(lm.encoder, documents, marks, mark_ids(lm)), length, marks.row)
 
 
 def mark_ids(lm: LM) -> np.ndarray:
@@ -58,7 +58,9 @@ def counted_positions(ids: Sequence[int] | np.ndarray, marks: np.ndarray) -> np.
     return known
 
 
-def _tables(encoder: Encoder, documents: Iterable[Document], marks: Marks, special: np.ndarray) -> Iterator[np.ndarray]:
+def _token_tables(
+    encoder: Encoder, documents: Iterable[Document], marks: Marks, special: np.ndarray
+) -> Iterator[np.ndarray]:
     """What is known (5, N) of the tokens of all documents, of some documents at once."""
     waiting: list[Document] = []
     size = count = 0
@@ -66,19 +68,21 @@ def _tables(encoder: Encoder, documents: Iterable[Document], marks: Marks, speci
         waiting.append(document)
         size += len(document)
         if size >= TOGETHER:
-            yield _table(encoder, waiting, count, marks, special)
+            yield _token_table(encoder, waiting, count, marks, special)
             count, size, waiting = count + len(waiting), 0, []
     if waiting:
-        yield _table(encoder, waiting, count, marks, special)
+        yield _token_table(encoder, waiting, count, marks, special)
 
 
-def _table(encoder: Encoder, documents: list[Document], first: int, marks: Marks, special: np.ndarray) -> np.ndarray:
-    texts = [part for d in documents if isinstance(d, str) for part in _parts(d)]
+def _token_table(
+    encoder: Encoder, documents: list[Document], first: int, marks: Marks, special: np.ndarray
+) -> np.ndarray:
+    texts = [part for d in documents if isinstance(d, str) for part in _document_parts(d)]
     tokenized = iter(_tokenized(encoder, texts))
     tables = []
     for n, document in enumerate(documents):
         if isinstance(document, str):
-            parts = [next(tokenized) for _ in _parts(document)]
+            parts = [next(tokenized) for _ in _document_parts(document)]
             ids, size = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
         else:
             ids = np.array(document, dtype=np.int64)
@@ -150,7 +154,7 @@ def tokenizer_identity(encoder: Encoder) -> dict[str, Any] | None:
     return {"class": type(tokenizer).__name__, "name": tokenizer.name_or_path, "sha256": digest}
 
 
-def _rows(tables: Iterable[np.ndarray], length: int, lead: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _full_rows(tables: Iterable[np.ndarray], length: int, lead: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Full rows (5, length); one that does not begin with a document begins with `lead`."""
     held = np.zeros((KNOWN, 0), dtype=np.int64)
     for table in tables:
@@ -216,7 +220,7 @@ def text_bytes(text: str, ends: Sequence[int]) -> np.ndarray:
     return np.diff(last, prepend=0)
 
 
-def _parts(text: str) -> list[str]:
+def _document_parts(text: str) -> list[str]:
     """A very long document in parts, cut behind a line or before a word, to be tokenized one by one."""
     parts = []
     while len(text) > TOGETHER:
