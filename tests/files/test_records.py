@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,12 @@ import tiny
 from every_result import KINDS, TABLES, every_result
 
 import lenscope as ls
-from lenscope.files.digests import sealed
-from lenscope.files.kinds import refusal
+from lenscope.files.digests import FORMAT, sealed, unstamped
+from lenscope.files.json_values import text_value, whole_array
+from lenscope.files.kinds import KINDS as FILE_KINDS
+from lenscope.files.kinds import PARQUET, refusal
+from lenscope.files.parquet_tables import reordered, row_order
+from lenscope.files.records import Record, load_record
 
 
 @pytest.fixture
@@ -260,3 +265,45 @@ def test_results_show_in_one_short_line(made):
     for result in made.values():
         assert len(repr(result)) < 200
         assert repr(result).isprintable()
+
+
+@dataclass(frozen=True, eq=False)
+class Counts(Record):
+    """A result that nobody knows but this test."""
+
+    name: str
+    counts: np.ndarray
+
+    file_kind = file_mark = "counts"
+
+    def _head(self, lists):
+        return {"kind": "counts", "version": FORMAT, "name": self.name}
+
+    def _document(self, lists):
+        return {**self._head(lists), "counts": lists(self.counts)}
+
+    @classmethod
+    def _from_document(cls, data):
+        return cls(text_value(data["name"], "name"), whole_array(data["counts"], "counts"))
+
+    def _rows(self):
+        return pa.table({"place": np.arange(len(self.counts)), "count": self.counts})
+
+    @classmethod
+    def _from_columns(cls, head, columns):
+        columns = reordered(columns, row_order(columns, {"place": np.arange(len(columns["place"]))}))
+        return cls.from_json({**unstamped(head, columns), "counts": columns["count"]})
+
+
+def test_a_new_class_of_results_needs_no_code_for_files(tmp_path, monkeypatch, made):
+    monkeypatch.setitem(FILE_KINDS, "counts", ("table of counts", "load_counts(path)"))
+    monkeypatch.setitem(PARQUET, "counts", "counts")
+    counts = Counts("a", np.array([3, 1, 2]))
+    for ending in ("json", "parquet"):
+        path = tmp_path / f"a.{ending}"
+        counts.save(path)
+        assert load_record(path, (Counts,)) == counts
+        with pytest.raises(ls.LenscopeError, match=r"is no grid but a table of counts; load_counts\(path\) reads it"):
+            ls.load_grid(path)
+    with pytest.raises(ls.LenscopeError, match="is no table of counts of format"):
+        Counts.from_json(made["transfer"].to_json())
