@@ -89,6 +89,14 @@ def alignment(
     mappings f by name, by default the logit lens (f None); all see the same changes.
 
     Raises LenscopeError for a basis of another model, and where one row has more than half of the positions.
+
+    Args:
+        lm: the model.
+        rows: texts, rows of token ids, or batches of a corpus.
+        basis: the directions that span the subspace.
+        lenses: mappings by name; None: the logit lens.
+        seed: fixes whose component each state gets.
+        progress: called with how much is done and how much there is.
     """
     check_model(lm, basis)
     given = {"logit lens": None} if lenses is None else lenses

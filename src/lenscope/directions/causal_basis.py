@@ -55,6 +55,15 @@ def causal_basis(
     made once and one product with the head, so that no product over states and vocabulary is made again: time per layer
     is about 60 k passes over (states × columns) and 10 k over (states × V), memory up to 1 GB of logits.
     Raises LenscopeError for too few states, k out of range, an f without gradients, a 16-bit model that is replayed.
+
+    Args:
+        lm: the model.
+        rows: texts, rows of ids, batches of a corpus, or states that were read.
+        f: the lens's mapping; None: the logit lens.
+        layers: None: all that f has maps for, but the last.
+        k: how many directions a layer gets.
+        seed: fixes whatever is drawn.
+        progress: called with how much is done and how much there is.
     """
     return _bases(lm, rows, f, layers, k, seed, progress, "causal", _extracted)
 
@@ -69,7 +78,17 @@ def principal_basis(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Basis:
-    """The k principal components of each layer's states, ordered by their energy: a control of `causal_basis`."""
+    """The k principal components of each layer's states, ordered by their energy: a control of `causal_basis`.
+
+    Args:
+        lm: the model.
+        rows: texts, rows of ids, batches of a corpus, or states that were read.
+        f: the lens's mapping; None: the logit lens.
+        layers: None: all that f has maps for, but the last.
+        k: how many directions a layer gets.
+        seed: fixes whatever is drawn.
+        progress: called with how much is done and how much there is.
+    """
 
     def components(energy: "Site") -> Tensor:
         return _components(energy.x, k)
@@ -87,7 +106,17 @@ def random_basis(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Basis:
-    """k random orthonormal directions per layer, ordered by their energy: a control of `causal_basis`."""
+    """k random orthonormal directions per layer, ordered by their energy: a control of `causal_basis`.
+
+    Args:
+        lm: the model.
+        rows: texts, rows of ids, batches of a corpus, or states that were read.
+        f: the lens's mapping; None: the logit lens.
+        layers: None: all that f has maps for, but the last.
+        k: how many directions a layer gets.
+        seed: fixes whatever is drawn.
+        progress: called with how much is done and how much there is.
+    """
 
     def drawn(at: "Site") -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + at.layer)

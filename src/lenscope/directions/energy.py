@@ -211,6 +211,14 @@ def _jacobian(g: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def energies(lens: Lens, readout: Readout, h: Tensor, ablated: Tensor, layer: int) -> Tensor:
-    """KL(lens(h) ‖ lens(h')) in nats of states h (P, D) and k ablated ones h' (k, P, D), over the whole vocabulary."""
+    """KL(lens(h) ‖ lens(h')) in nats of states h (P, D) and k ablated ones h' (k, P, D), over the whole vocabulary.
+
+    Args:
+        lens: the lens.
+        readout: the readout in which it is computed.
+        h: the states (P, D).
+        ablated: the ablated ones (k, P, D).
+        layer: their layer.
+    """
     y = torch.stack([lens.map(one, layer) for one in ablated])
     return reduce(readout, lens.lm.vocab_size, y, lens.map(h, layer), None, 1, False).kl

@@ -111,6 +111,13 @@ def influence(
 
     The blocks above a layer run for many directions together, those below not at all where that was seen to give the
     same. Raises LenscopeError for a basis of another model.
+
+    Args:
+        lm: the model.
+        rows: texts, rows of token ids, or batches of a corpus.
+        basis: the directions.
+        f: the lens's mapping; None: the logit lens.
+        progress: called with how much is done and how much there is.
     """
     check_model(lm, basis)
     lens, readout = Lens(lm, f), wide_readout(lm)

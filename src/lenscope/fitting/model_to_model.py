@@ -61,6 +61,19 @@ def fit_mapping(
     Memory: 12 bytes (16 where both models are float64) · layers · target layers · D · D*, of which the mapping keeps
     4, and the states of 8 texts. Raises LenscopeError for layers out of range, models without tokenizer, and too few
     texts or tokens.
+
+    Args:
+        source_lm: the model whose states are mapped.
+        target_lm: the model whose states they are mapped to.
+        texts: texts that both models read.
+        layers: the source's layers; None: all.
+        target_layers: the target's layers; None: all.
+        ahead: how many tokens further on the target's state is.
+        held_out: the fraction of the texts that is not fitted.
+        ridges: the penalties that are tried.
+        length: tokens of each text that are read at most.
+        seed: fixes whatever is drawn.
+        progress: called with how much is done and how much there is.
     """
     numbers = _sorted_layers(source_lm, layers), _sorted_layers(target_lm, target_layers)
     if not ridges or not all(isfinite(r) and r > 0 for r in ridges):

@@ -45,6 +45,13 @@ def fit_relation(
     underestimates how much the object changes.
 
     Raises LenscopeError for layers and positions out of range, and as many subjects as there are not prompts.
+
+    Args:
+        lm: the model.
+        prompts: sentences of the relation.
+        subjects: where each prompt's subject is.
+        layer: the layer that the subject's state is taken from.
+        beta: what the mean Jacobian is multiplied by.
     """
     if isinstance(prompts, str) or len(prompts) != len(subjects) or not prompts:
         raise LenscopeError(f"{len(subjects)} subjects: give a list of prompts, and a subject for each")

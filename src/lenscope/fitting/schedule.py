@@ -35,7 +35,17 @@ class Schedule:
     def of(
         lm: LM, tokens: int, length: int, *, room: int, per_step: int, ridge: bool, low: torch.dtype | None
     ) -> "Schedule":
-        """For `tokens` tokens, with `room` bytes for the states of a block, but at least 8 rows."""
+        """For `tokens` tokens, with `room` bytes for the states of a block, but at least 8 rows.
+
+        Args:
+            lm: the model whose states are read.
+            tokens: how many tokens are read.
+            length: tokens of a row.
+            room: bytes for the states of a block.
+            per_step: tokens of a step.
+            ridge: whether the closed form comes first.
+            low: the dtype in which states below the last are kept, None: the model's own.
+        """
         rows = ceil(tokens / length)
         each = length * lm.hidden_size * (lm.n_layers * (low or lm.dtype).itemsize + lm.dtype.itemsize)
         blocks = ceil(rows / max(TOGETHER, room // each // TOGETHER * TOGETHER))

@@ -58,6 +58,22 @@ def fit_soft_prompt(
     has per token ahead "kl" (nats) and "precision_at_1" (agreement of the top token) and the same for two controls:
     `_start`, the prompt as it started, and `_shuffled`, the learned one with other texts' states. Raises LenscopeError
     for numbers out of range and too few texts.
+
+    Args:
+        lm: the model, which stays as it is.
+        texts: what it is learned on.
+        layer: the layer of the sources' states.
+        target_layer: the layer that they are patched into; None: the same.
+        start: the prompt whose layer-0 states the vectors begin as.
+        ahead: how many tokens after the next one are predicted too.
+        steps: steps of Adam.
+        batch: sources of a step.
+        learning_rate: the first rate, in units of the vectors' standard deviation.
+        per_text: sources of a text at most.
+        length: tokens of a text that are read at most.
+        held_out: the fraction of the texts that is not learned from.
+        seed: fixes whatever is drawn.
+        progress: called with how much is done and how much there is.
     """
     (layer,) = check_layers((layer,), lm.n_layers, lm.name)
     (to,) = check_layers((layer if target_layer is None else target_layer,), lm.n_layers, lm.name)
@@ -138,6 +154,13 @@ def divergence(lm: LM, ids: Sequence[int], vectors: Tensor, layer: int, pairs: P
     """KL(p ‖ q) in nats and whether the top tokens agree, (n, A + 1) each; differentiable in `vectors` (K, D).
 
     q is read after the tokens `ids` (K,) with `vectors` at layer 0 and each source at `layer` of the last of them.
+
+    Args:
+        lm: the model.
+        ids: the tokens (K,) of the soft prompt.
+        vectors: their layer-0 states (K, D).
+        layer: the layer that sources are patched into.
+        pairs: sources, the tokens that follow them, and the last layer's states there.
     """
     k, n = len(ids), len(pairs.h)
 

@@ -64,6 +64,18 @@ def fit(
     and goes on from there when it is called again, on any number of processes; at the end the lens is saved there, and
     a further call reads it. Raises LenscopeError, before the model runs, for text that is too short, recipes that do
     not exist, and numbers out of range; and for a folder of another run, or one that another run is writing to.
+
+    Args:
+        lm: the model that the lens is of.
+        data: the text.
+        tokens: how many tokens of it are read.
+        recipe: how translators are made: a name of RECIPES, or a Recipe.
+        held_out: the fraction of the documents that is not fitted.
+        length: tokens of a row; None: the corpus's default.
+        seed: fixes whatever is drawn.
+        room: bytes for the states of a block of text.
+        folder: where checkpoints and the lens are saved; None: nowhere.
+        progress: called with how many tokens are read, and how many there are.
     """
     named, recipe = named_recipe(recipe)
     if tokens < 1 or room < 1:
@@ -145,7 +157,17 @@ def finished_lens(folder: str | Path) -> Affine | None:
 def other_run(
     lens: PairMapping, lm: LM, corpus: Corpus, *, tokens: int, recipe: str, held_out: float, seed: int
 ) -> str:
-    """In what a fitted lens is not of this run; "" where it is what the run would give."""
+    """In what a fitted lens is not of this run; "" where it is what the run would give.
+
+    Args:
+        lens: the fitted lens.
+        lm: the model of the run.
+        corpus: its text.
+        tokens: how many tokens of it are read.
+        recipe: the name of its recipe.
+        held_out: the fraction of the documents that is not fitted.
+        seed: its seed.
+    """
     text = corpus.split(held_out)[0]
     wanted: dict[str, Any] = {
         "recipe": recipe_as_json(named_recipe(recipe)[1]),

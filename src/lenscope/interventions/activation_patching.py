@@ -54,6 +54,16 @@ def activation_patching(
     to the clean run, of ln p(answer), or of ln p(answer) - ln p(alternative) (between single tokens: their logits'
     difference) where `alternatives` are given; NaN where the two runs are less than 0.01 nats apart.
     Raises LenscopeError where prompts of unequal length are given without pairs.
+
+    Args:
+        lm: the model.
+        clean: the prompts whose states are written.
+        corrupted: the prompts whose runs are patched, one for each clean one.
+        answers: what is scored; None: the clean run's own next token.
+        alternatives: what answers are compared with; None: nothing.
+        layers: the layers of cells; None: all.
+        positions: where states are written, or pairs (clean, corrupted); None: everywhere.
+        window: how many layers around a cell's are patched.
     """
     batched, many = lm.encoder.prompts(clean)
     _, others = lm.encoder.prompts(corrupted)

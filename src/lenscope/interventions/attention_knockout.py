@@ -50,6 +50,15 @@ def attention_knockout(
     the paper's change in per cent is 100 · (exp(log_effect) - 1).
 
     Raises LenscopeError where a query would see nothing, or where the model's attention cannot be told what to hide.
+
+    Args:
+        lm: the model.
+        prompts: one prompt or several.
+        keys: positions that are hidden together; None: every position by itself.
+        answers: what is scored; None: the model's own next token.
+        queries: positions that they are hidden from.
+        layers: the centres of windows, 1…n_layers; None: all.
+        window: how many blocks a window has; None: a fifth of all.
     """
     batched, many = lm.encoder.prompts(prompts)
     n = lm.n_layers

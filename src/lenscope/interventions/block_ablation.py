@@ -164,6 +164,15 @@ def ablate_blocks(
     Whether that gives this model's own numbers is measured when it is first asked for; else the whole model runs with
     hooks. Memory is the states of about a thousand tokens at all layers. Raises LenscopeError for text without a
     prediction, blocks that do not exist, and within `edit`.
+
+    Args:
+        lm: the model.
+        rows: texts, rows of token ids, or batches of a corpus.
+        changes: one change of a block's update, or several by name.
+        layers: the layers whose blocks are changed; None: all.
+        lenses: mappings by name that decode the states of `read`.
+        read: layers that are decoded on the way.
+        progress: called with how much is done and how much there is.
     """
     if lm.runner.editing:
         raise LenscopeError("inside edit() or ablated(): blocks are ablated of a model as it is")

@@ -61,6 +61,19 @@ def causal_tracing(
     the model's own next token. Given a list of prompts, give lists of these, or one string for all. `restore`
     (n_layers + 1, T, D) has other vectors to put back instead of the clean states, as controls do: another prompt's
     states, or random ones of the same norms.
+
+    Args:
+        lm: the model.
+        prompts: one prompt or several.
+        subjects: what is corrupted.
+        answers: what is scored; None: the model's own next token.
+        layers: the layers of cells; None: all.
+        positions: the positions of cells; None: all.
+        window: how many layers around a cell's are restored.
+        samples: how often the noise is drawn.
+        noise: its standard deviation; None: three times that of the subject's embeddings.
+        seed: fixes the draws.
+        restore: vectors to put back instead of the clean states.
     """
     batched, many = lm.encoder.prompts(prompts)
     if samples < 1:

@@ -136,6 +136,14 @@ def joined_tokens(lm: LM, ids: Sequence[int]) -> str:
 
 
 def as_effects(lm: LM, method: str, layers: Sequence[int], traced: Sequence[Any], how: dict[str, Any]) -> Effects:
-    """What a method measured of each prompt as its result, with `how` it was measured in the provenance."""
+    """What a method measured of each prompt as its result, with `how` it was measured in the provenance.
+
+    Args:
+        lm: the model.
+        method: the method's name.
+        layers: the layers of cells.
+        traced: of each prompt the prompt, its measures and its totals.
+        how: what the method was called with.
+    """
     about = {**provenance(lm), **how, "run": exact_modes.fastest_exact_mode(lm)}
     return assemble_effects(method, lm.name, lm.n_layers, layers, traced, about)

@@ -150,6 +150,13 @@ def selfie(
     The message is `placeholders` slots in the model's chat template, all replaced by f(h) at layer 1 (the default of
     the authors' code), and `answer` begins the reply. Slots are tokens of their own, whatever the tokenizer would
     merge. Raises LenscopeError where the model has no chat template, or one that alters its messages.
+
+    Args:
+        lm: the model that is asked.
+        f: maps the source's states; None: identity.
+        placeholders: how many slots the message has.
+        answer: how the reply begins.
+        source_lm: the model of the sources; None: `lm`.
     """
     if placeholders < 1:
         raise LenscopeError(f"placeholders {placeholders}: give at least 1")

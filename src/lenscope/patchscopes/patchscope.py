@@ -152,6 +152,13 @@ class Patchscope:
         list of (source layer, target layer) pairs, or None for the Patchscope's own, by default all. `answers` are
         tokens (text or id), or texts of several tokens, as they follow the target prompt; each cell has their
         log-probability and PMI against the unpatched prompt.
+
+        Args:
+            sources: hidden states, or vectors (N, D) or (N, K, D).
+            layers: target layers, or (source, target) pairs; None: the Patchscope's own.
+            top_k: how many tokens of each cell are listed.
+            answers: tokens or texts whose log-probability each cell has.
+            progress: called with how much is done and how much there is.
         """
         plan = self._plan(sources, layers)
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
@@ -202,6 +209,16 @@ class Patchscope:
 
         Greedy, or drawn at a `temperature` with a `seed`; a row ends at an end-of-text token, where its text contains
         a string of `stop` (which is cut off), or after `max_new_tokens`. Later tokens see the patch through the cache.
+
+        Args:
+            sources: hidden states, or vectors (N, D) or (N, K, D).
+            layers: as of `predict`.
+            max_new_tokens: tokens of a text at most.
+            stop: strings that end a text.
+            temperature: 0: greedy.
+            top_p: the mass of the most probable tokens that are drawn from.
+            seed: fixes the draws.
+            progress: called with how much is done and how much there is.
         """
         plan = self._plan(sources, layers)
         max_new_tokens = count(max_new_tokens, "max_new_tokens")

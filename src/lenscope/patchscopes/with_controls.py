@@ -131,6 +131,19 @@ def score_with_controls(
 
     `states` are those of N prompts at one position each, `texts` (N,) what stands in the place of the placeholder when
     the verbaliser is told the text instead of the vector. Other arguments are those of `generate_with_controls`.
+
+    Args:
+        scope: a Patchscope with one target.
+        states: states of N prompts, at one position each.
+        texts: what stands in the place of the placeholder instead of a vector, (N,).
+        score: gives a text of an item, by its number, a number.
+        layers: as of `Patchscope.generate`.
+        answers: what each state is asked for, (N,); None: all differ.
+        units: what each item belongs to, and is resampled with.
+        max_new_tokens: tokens of a text at most.
+        stop: strings that end a text.
+        seed: fixes random vectors, exchanges and intervals.
+        progress: called with how much is done and how much there is.
     """
     how: Any = {"answers": answers, "max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "progress": progress}
     return generate_with_controls(scope, states, texts, layers, **how).scored(score, units, seed)
@@ -157,6 +170,17 @@ def generate_with_controls(
     Raises LenscopeError where prompts have more than one position, or texts are not as many; for a Patchscope with
     several targets, or with edits of its target, which a text has no place for; and as `derange` and
     `prompts_with_text` do.
+
+    Args:
+        scope: a Patchscope with one target.
+        states: states of N prompts, at one position each.
+        texts: what stands in the place of the placeholder instead of a vector, (N,).
+        layers: as of `Patchscope.generate`.
+        answers: what each state is asked for, (N,); None: all differ.
+        max_new_tokens: tokens of a text at most.
+        stop: strings that end a text.
+        seed: fixes random vectors and exchanges.
+        progress: called with how much is done and how much there is.
     """
     count = len(states.prompts)
     if len(texts) != count or any(len(places) != 1 for places in states.positions):

@@ -26,6 +26,13 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
     A row starts with `first`, or with 4 random tokens where that is empty. After a token that ends a text `first`
     follows again, unless it is such a token itself. Row n is fixed by `seed` and `numbers[n]` alone, up to rounding:
     where two tokens' probabilities meet, the rows that are drawn together can decide.
+
+    Args:
+        lm: the model that writes.
+        numbers: the rows' numbers (N,).
+        length: tokens of a row.
+        first: the tokens that a row starts with.
+        seed: numbers that fix all rows.
     """
     drawn = np.stack([np.random.default_rng((*seed, n)).random(STARTERS + length) for n in numbers])
     known = lm.encoder.vocab_size
