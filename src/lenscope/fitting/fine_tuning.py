@@ -38,6 +38,13 @@ def fine_tune(
     (in float32) beside the original, and the logits of a batch a few times. Raises LenscopeError for text without a
     prediction, a rate that is not positive, weights that cannot be trained (quantised, offloaded), and a loss that is
     no number.
+
+    Args:
+        lm: the model, which stays as it is.
+        batches: batches of a corpus, a step each.
+        lr: the highest rate.
+        name: the name of the copy; None: one that says what it is a copy of.
+        progress: called with how much is done and how much there is.
     """
     counting = [b for b in batches if bool(b.counted[:, :-1].any())]
     if not counting or not lr > 0:

@@ -121,6 +121,14 @@ def blank(
 
     Heads have 32 dimensions, MLPs 8/3 as many as the states; embeddings of inputs and outputs are apart, as in Pythia.
     Raises LenscopeError for sizes that do not fit.
+
+    Args:
+        texts: what the tokenizer is trained on.
+        vocabulary: tokens of the tokenizer.
+        layers: blocks of the model.
+        hidden_size: numbers of a state.
+        context: tokens that the model reads at most.
+        seed: fixes the first weights.
     """
     if vocabulary < 257 or layers < 1 or context < 2 or hidden_size < HEAD or hidden_size % HEAD:
         raise LenscopeError(

@@ -108,6 +108,15 @@ class Corpus:
         `length` tokens a row, by default 512 or the model's context; `skip` positions at the start of a row are not
         counted (they are attention sinks, with states of another size). The text is read `epochs` times, each time in
         another order. Raises LenscopeError for data that cannot be read or is empty, and numbers out of range.
+
+        Args:
+            lm: the model whose tokens the rows are of.
+            data: the text; None: what the model itself writes.
+            field: the field or column of the text.
+            length: tokens of a row; None: 512, or as many as the model reads.
+            skip: how many positions of a row do not count at its start.
+            seed: fixes whatever is drawn.
+            epochs: how often the text is read.
         """
         most = lm.context or LENGTH
         length = min(LENGTH, most) if length is None else length
@@ -149,6 +158,13 @@ class Corpus:
 
         A corpus that ends before `tokens` raises LenscopeError, after the rows that it has; so does one without a
         single row, and one of the model's own samples, which have no end, without `tokens`.
+
+        Args:
+            tokens: how many tokens are read; None: all.
+            rows: rows of a batch.
+            start: the row to begin with.
+            rank: which of the processes this is.
+            world: how many processes share the rows.
         """
         if rows < 1 or not 0 <= rank < world or start < 0 or (tokens is not None and tokens < 1):
             raise LenscopeError(
