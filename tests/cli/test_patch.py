@@ -3,9 +3,10 @@
 import json
 
 import lenscope as ls
+from lenscope.models import loading
 
 
-def test_patch_explains_layer_by_layer_and_says_mistakes_in_one_line(smollm2, run, tmp_path):
+def test_patch_explains_layer_by_layer_and_says_mistakes_in_one_line(smollm2, run, tmp_path, monkeypatch):
     """The paper's example, on the real model."""
     path = tmp_path / "said.json"
     code, out, _ = run("patch", "Diana, Princess of Wales", "--layers", "0,12", "-n", "6", "-o", str(path), "--json")
@@ -15,6 +16,8 @@ def test_patch_explains_layer_by_layer_and_says_mistakes_in_one_line(smollm2, ru
     assert "Country" in grid["texts"][0]
     assert "British monarch" in grid["texts"][1]
     assert json.loads(path.read_text()) == grid
+    # the model is loaded: again for each mistake would take a second more
+    monkeypatch.setattr(loading, "load", lambda *_, **__: smollm2)
     for wrong, message in (
         (["--at", "nobody"], "'nobody': not in the prompt"),
         (["--layers", "40"], "layer 40: smollm2-135m has layers 0–30"),
