@@ -16,7 +16,7 @@ def test_patch_explains_layer_by_layer_and_says_mistakes_in_one_line(smollm2, ru
     assert "Country" in grid["texts"][0]
     assert "British monarch" in grid["texts"][1]
     assert json.loads(path.read_text()) == grid
-    # the model is loaded: again for each mistake would take a second more
+    # loading the real model for each mistake would take a second each
     monkeypatch.setattr(loading, "load", lambda *_, **__: smollm2)
     for wrong, message in (
         (["--at", "nobody"], "'nobody': not in the prompt"),
