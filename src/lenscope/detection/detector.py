@@ -171,13 +171,21 @@ def fit_detector(
 ) -> Detector:
     """A detector of prompts unlike these normal ones (Belrose et al. 2023, §5.2). It never sees an odd one.
 
-    With `choices`, answers that each prompt may go on with (" " + choice follows), it looks at their trajectories, as
-    the paper does; else at the measures of free-form prompts. `methods` are tried: "forest" (isolation forest),
-    "neighbours" (local outlier factors of several settings), "mahalanobis" (mean states, at each of the layers). Which
-    is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells held-out normal
-    prompts from the same prompts with words shuffled or inserted (`detection.prompt_features.disturb_prompts`).
-    `layers` default to ten, of answers to all. Raises LenscopeError for fewer than 20 different prompts, or too few for
-    the share of `false_positives`.
+    Which method is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells
+    held-out normal prompts from the same prompts with words shuffled or inserted (`prompt_features.disturb_prompts`).
+    Raises LenscopeError for fewer than 20 different prompts, or too few for the share of `false_positives`.
+
+    Args:
+        lens: what trajectories are read through.
+        prompts: normal prompts.
+        choices: answers that each prompt may go on with (" " + choice follows), whose trajectories are looked at, as in
+            the paper; none: the measures of free-form prompts.
+        layers: what is read; none: ten layers, of answers all.
+        methods: what is tried: "forest" (isolation forest), "neighbours" (local outlier factors of several settings),
+            "mahalanobis" (mean states, at each of the layers).
+        false_positives: the share of normal prompts that are to score above the threshold.
+        seed: fixes forests, folds and disturbed prompts.
+        progress: is called with the prompts done and all there are.
     """
     lm = lens.lm
     unknown = [m for m in methods if m not in METHODS]

@@ -52,12 +52,19 @@ class Probed(Brief):
 def probe(
     features: ArrayLike, labels: Sequence[Hashable], groups: Sequence[Hashable], folds: int = 3, seed: int = 0
 ) -> Probed:
-    """Multinomial logistic regression of labels (N,) on features (N, D), cross-validated over whole groups.
+    """Multinomial logistic regression of labels on features, cross-validated over whole groups.
 
     Groups are dealt to the folds label by label, so that a label with several groups is in several folds. In each
     fold features are standardised, and the penalty chosen by the same kind of cross-validation, on the others alone.
     Raises LenscopeError for as many features, labels and groups as are not equal, features that are not finite, and
     fewer groups than folds.
+
+    Args:
+        features: numbers (N, D), a row for each item.
+        labels: what is to be read of each item (N).
+        groups: what each item belongs to (N); no group is in two folds.
+        folds: how many parts are tested in turn.
+        seed: fixes the folds and the exchanged labels.
     """
     x = np.asarray(features, dtype=float)
     if x.ndim != 2 or not len(x) == len(labels) == len(groups) or not np.isfinite(x).all():

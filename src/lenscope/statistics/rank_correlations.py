@@ -52,9 +52,16 @@ def correlations(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[Estimate]:
-    """`rank_correlation` of each of the depths with `learned`, and behind them the first one's minus the second one's.
+    """`weighted_rank_correlation` of each of the depths with `learned`, then the first one's less the second one's.
 
-    All are (N,); documents are resampled, the same ones for all depths.
+    Args:
+        learned: values (N,).
+        depths: values (N,) each, that are correlated with them.
+        document: the unit (N,) of each value; whole documents are resampled, the same ones for all depths.
+        given: values (N,) each, that are taken out of both sides.
+        within: groups (N,), within which alone values are compared; none: all are one group.
+        seed: fixes the resamples.
+        resamples: how many there are.
     """
     unit = levels(document)
     group = np.zeros(len(unit), dtype=np.int64) if within is None else levels(within)

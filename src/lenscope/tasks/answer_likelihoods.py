@@ -104,10 +104,16 @@ def answer_log_likelihoods(
 ) -> AnswerScores | list[AnswerScores]:
     """ln p(" " + choice | prompt) of each prompt's choices as every layer would have it; a list of lenses: one each.
 
-    `choices` are texts per prompt; `layers` default to all that every lens has. The answer's tokens are predicted
-    one by one from the true tokens before them, and their ln p summed (not divided by their number). The model reads
-    each prompt once for all answers and lenses, where its cache was measured to give the same numbers. Raises
-    LenscopeError for empty choices, prompts beyond the context, and lenses of several models.
+    The answer's tokens are predicted one by one from the true tokens before them, and their ln p summed (not divided by
+    their number). The model reads each prompt once for all answers and lenses, where its cache was measured to give the
+    same numbers. Raises LenscopeError for empty choices, prompts beyond the context, and lenses of several models.
+
+    Args:
+        lens: one lens, or several of the same model.
+        prompts: N texts, prompts or rows of ids.
+        choices: texts per prompt (N).
+        layers: of what states the lenses read; none: all that every lens has.
+        progress: is called with the prompts done and all there are.
     """
     lenses = [lens] if isinstance(lens, Lens) else list(lens)
     if not lenses or any(one.lm is not lenses[0].lm for one in lenses):

@@ -51,7 +51,15 @@ def answers_correctly(
 def known_facts(
     lm: LM, relation: Relation, shots: int = 5, seed: int = 0, progress: Progress | None = None
 ) -> np.ndarray:
-    """Which facts a model goes on to say after `shots` others: (N,) of bool, greedy, one of the answers first."""
+    """Which facts a model goes on to say after others: (N,) of bool.
+
+    Args:
+        lm: the model, which continues greedily.
+        relation: the facts; one is known if one of its answers comes first.
+        shots: how many other facts are shown before each.
+        seed: fixes which.
+        progress: is called with the facts done and all there are.
+    """
     prompts = [fact_prompt(relation, fact, shots, seed) for fact in relation.facts]
     return answers_correctly(lm, prompts, [fact.answers for fact in relation.facts], progress)
 
@@ -61,7 +69,14 @@ def known_chains(
 ) -> np.ndarray:
     """Which hops a model answers, (N, 3) of bool: the first, the second, and both in one question.
 
-    Each after `shots` questions of chains of the same name, none with the same bridge; greedy.
+    Raises LenscopeError where too few chains can be shown.
+
+    Args:
+        lm: the model, which continues greedily.
+        chains: N two-hop questions.
+        shots: how many questions of chains of the same name are shown before each, none with the same bridge.
+        seed: fixes which.
+        progress: is called with the questions done and all there are.
     """
     prompts: list[str] = []
     answers: list[str] = []

@@ -96,12 +96,18 @@ def few_shot_prompts(
     pool: Sequence[Question] | None = None,
     answer: Callable[[Question], int] | None = None,
 ) -> list[str]:
-    """A prompt for every question: `shots` answered ones drawn from `pool` (the questions themselves), then its query.
+    """A prompt for every question: answered ones, then its query.
 
     Unlike prompts of facts (`model_knowledge.fact_prompt`), each has demonstrations of its own, which `seed` and the
     question's id fix, whatever else is asked; those of n shots are the last n of more. A question is never among its
-    own demonstrations, nor is one with the same query. `answer` says which choice a demonstration shows: by default the
-    right one. Raises LenscopeError where the pool is too small.
+    own demonstrations, nor is one with the same query. Raises LenscopeError where the pool is too small.
+
+    Args:
+        questions: what is asked.
+        shots: how many answered questions stand before each.
+        seed: fixes which.
+        pool: what they are drawn from; none: the questions themselves.
+        answer: the index of the choice that a demonstration shows; none: the right one.
     """
     if shots < 0:
         raise LenscopeError(f"shots {shots}: give 0 or more")

@@ -101,7 +101,16 @@ def descriptions(
     f: Affine,
     count: int,
 ) -> DescribedEntities:
-    """Descriptions of `count` built-in entities by the second model, from the early ones of the first one's layers."""
+    """Descriptions of built-in entities by the second model, from the early ones of the first one's layers.
+
+    Args:
+        setting: what the run is given.
+        key: the direction's name in the cache.
+        models: the one whose states are read, and the one that describes.
+        layers: source layers of the first, target layers of the second; of both only those up to half depth are used.
+        f: the map from the first model's states to the second's.
+        count: how many entities.
+    """
     source, target = models
     entities = pick(builtin_entities(), count)
     early = [[n for n in numbers if n <= EARLY * lm.n_layers] for lm, numbers in zip(models, layers, strict=True)]

@@ -132,8 +132,15 @@ def fit_map(
 ) -> tuple[Affine, np.ndarray]:
     """Least squares with a ridge from layers of the first model to layers of the second, and their R² (S, T).
 
-    Fitted on texts(tokens), to states before the final norm (the reference code fits to the last layer's after it, and
-    applies it twice).
+    Fitted to states before the final norm (the reference code fits to the last layer's after it, and applies it twice).
+
+    Args:
+        setting: what the run is given.
+        name: the map's name in the cache.
+        models: whose states are mapped, and whose they become.
+        layers: S layers of the first model, T of the second.
+        tokens: how much text is fitted on.
+        texts: gives about so many tokens of text.
     """
 
     def compute() -> Affine:
@@ -160,7 +167,15 @@ def top_tokens(lm: LM, h: Tensor) -> np.ndarray:
 
 
 def patched(lm: LM, prompts: Sequence[Prompt], target: np.ndarray, layer: np.ndarray, vectors: Tensor) -> np.ndarray:
-    """The top token (R,) after prompt `target` (R,) with vectors (R, D) as its last token's states at `layer` (R,)."""
+    """The top token (R,) after each of R prompts with a vector as its last token's state at a layer.
+
+    Args:
+        lm: the model.
+        prompts: different prompts.
+        target: (R,) the number of each run's prompt.
+        layer: (R,) the layer that its vector is put in at.
+        vectors: (R, D).
+    """
     count, zeros = np.arange(len(target)), np.zeros(len(target), dtype=np.int64)
     last = np.array([len(p) - 1 for p in prompts])[target]
     patched_rows = PatchedRows(tuple(prompts), target, vectors, count, layer, last, count, zeros, (instead,))

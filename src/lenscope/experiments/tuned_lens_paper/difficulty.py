@@ -1,17 +1,13 @@
 """Example difficulty (Belrose et al. 2023, §5.3, Table 2): whether what is predicted late in depth is learned late.
 
-Knows: the small model that is trained for it, or the given one whose checkpoints are taken instead; when an example was
-learned and at which depth it is predicted; what else could make the two agree.
-Does not know: how models are trained (fitting/pretraining.py), which places of text are examples
+Knows: when an example was learned and at which depth it is predicted; what else could make the two agree.
+Does not know: which training is looked at (difficulty_training.py), which places of text are examples
 (difficulty_examples.py).
 """
 
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,19 +15,17 @@ import torch
 from torch import Tensor
 
 from lenscope.display.figures import Figure, Panel, Series
-from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.report import Report, prose
-from lenscope.experiments.setting import HELD_OUT, Setting, content
+from lenscope.experiments.setting import Setting, content
 from lenscope.experiments.tuned_lens_paper.difficulty_examples import (
     Examples,
     count_tokens,
     counting_surprisals,
     next_token_examples,
 )
-from lenscope.fitting.pretraining import NAMED, Checkpoints, Plan, blank, pretrain
-from lenscope.fitting.tuned_lens import fit
+from lenscope.experiments.tuned_lens_paper.difficulty_training import Study, fit_lens, training_to_study
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping
 from lenscope.measures.definitions import prediction_depth
@@ -42,9 +36,6 @@ from lenscope.models.provenance import provenance
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.rank_correlations import correlations, shuffled_within
-from lenscope.text.corpus import Corpus
-from lenscope.text.documents import find_documents
-from lenscope.text.installed import installed_texts
 
 CLAIM = (
     "Examples that a model learns late in training it predicts late in depth: Spearman's correlation of prediction "
@@ -53,16 +44,12 @@ CLAIM = (
     "against -.340, QNLI .409 against -.099) and up to .66 (§5.3, Table 2)."
 )
 
-# how the model is trained, tokens that are measured, tokens that a lens is fitted on
-PLANS = {"quick": Plan(steps=320, every=10), "full": Plan(steps=900, every=18)}
+# tokens that are measured
 MEASURED = {"quick": 12_288, "full": 24_576}
-FITTED = {"quick": 25_000, "full": 50_000}
-# characters that the vocabulary is learned from, tokens whose frequencies are counted
-LEARNED_FROM, COUNTED = 4_000_000, 1_000_000
-# times that a training may read its text
-EPOCHS = 64
-# checkpoints beside a given model that make a training, tokens that make a task
-FEWEST, TASK = 5, 100
+# tokens whose frequencies are counted
+COUNTED = 1_000_000
+# tokens that make a task
+TASK = 100
 # how far the early checkpoint is, whose depths are a control
 EARLY = 0.1
 
@@ -70,18 +57,6 @@ ENTROPY, RARITY = "entropy of the last prediction", "rarity of the predicted tok
 MARGIN = "closeness of its first two tokens"
 DEPTH = "prediction depth, tuned lens"
 TUNED, LOGIT, APART = "tuned lens", "logit lens", "tuned - logit"
-
-
-class Study(NamedTuple):
-    """A training to look at: its checkpoints, the last model, text to fit lenses on, held-out text, what was done."""
-
-    name: str
-    checkpoints: Checkpoints
-    lm: LM
-    text: Corpus
-    held: Corpus
-    translators: PairMapping
-    about: dict[str, Any]
 
 
 class Seen(NamedTuple):
@@ -98,87 +73,8 @@ class Seen(NamedTuple):
 
 def _run(setting: Setting) -> Report:
     """Train a small model, or take the checkpoints beside a given one, and compare depths with iterations learned."""
-    with _study(setting) as study:
+    with training_to_study(setting) as study:
         return _report(setting, study)
-
-
-# -- what is studied
-
-
-@contextmanager
-def _study(setting: Setting) -> Iterator[Study]:
-    source = Path(setting.lm.source)
-    beside = Checkpoints.in_folder(source.parent) if NAMED.fullmatch(source.name) else Checkpoints(source, ())
-    if len(beside.steps) >= FEWEST:
-        yield _given(setting, beside)
-        return
-    if setting.lens is not None:
-        raise LenscopeError(
-            f"--lens: applies to a checkpoint that has {FEWEST} or more beside it; {setting.lm.name} has none, and a "
-            "model is trained here with a lens of its own; leave it out"
-        )
-    if setting.folder is not None:
-        yield _trained(setting, setting.folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="lenscope-") as folder:
-        yield _trained(setting, Path(folder))
-
-
-def _given(setting: Setting, beside: Checkpoints) -> Study:
-    if not setting.text:
-        raise LenscopeError(
-            f"{beside.folder}: to look at checkpoints of your own give text that they were not trained on"
-        )
-    last = max(s for s in beside.steps if beside.path(s) == Path(setting.lm.source))
-    steps = tuple(s for s in beside.steps if s <= last)
-    if len(steps) < FEWEST:
-        raise LenscopeError(
-            f"{setting.lm.source}: has {len(steps)} checkpoints up to its own; give the training's last"
-        )
-    text, held = setting.corpus.split(HELD_OUT)
-    translators = setting.translators
-    about = setting.settings(trained=f"not here: the checkpoints of {beside.folder} up to step {last}")
-    return Study(setting.lm.name, replace(beside, steps=steps), setting.lm, text, held, translators, about)
-
-
-def _trained(setting: Setting, folder: Path) -> Study:
-    plan = setting.choose(**PLANS)
-    data: Any = [Path(t) for t in setting.text] or installed_texts()
-    documents = (d for d in find_documents(data).read(setting.seed, 0) if isinstance(d, str))
-    start = blank(_up_to(LEARNED_FROM, documents), seed=setting.seed)
-    text, held = Corpus.open(start, data, seed=setting.seed, epochs=EPOCHS).split(HELD_OUT)
-    with setting.progress("tokens of training") as advance:
-        checkpoints = pretrain(text, plan, folder / "pretrained", progress=advance)
-    lm = checkpoints.load(plan.steps)
-    text, held = (replace(c, lm=lm, epochs=1) for c in (text, held))
-    place = setting.place("lens", model=model_hash(lm.model), text=text.provenance())
-    f = _fitted(setting, text, place or folder / "lens")
-    size = sum(p.numel() for p in lm.model.parameters())
-    about = {
-        "quick": setting.quick,
-        "seed": setting.seed,
-        "text": list(setting.text) or "Python's language reference and what the installed packages say of themselves",
-        "trained": f"here, from random weights: {start.name}, V {lm.vocab_size}, {size:,} parameters",
-        "plan": vars(plan),
-        "tokens": plan.steps * plan.rows * text.length,
-        "lens": f"fitted on {f.report['tokens']:,} tokens of the same text",
-        "not used": setting.lm.name,
-    }
-    return Study(f"{start.name}, trained here", checkpoints, lm, text, held, f, about)
-
-
-def _up_to(characters: int, documents: Iterable[str]) -> Iterator[str]:
-    for document in documents:
-        yield document
-        characters -= len(document)
-        if characters <= 0:
-            return
-
-
-def _fitted(setting: Setting, text: Corpus, folder: Path | None) -> PairMapping:
-    with setting.progress("tokens of text for the lens") as advance:
-        tokens = setting.choose(**FITTED)
-        return fit(text.lm, text, tokens=tokens, held_out=HELD_OUT, seed=setting.seed, folder=folder, progress=advance)
 
 
 # -- what is seen
@@ -313,7 +209,7 @@ def _earlier(setting: Setting, study: Study, places: Examples) -> dict[int, list
         depths = {}
         for step in (steps[0], early):
             lm = study.checkpoints.load(step)
-            f = _fitted(setting, replace(study.text, lm=lm), None)
+            f = fit_lens(setting, replace(study.text, lm=lm), None)
             seen = [_see(lm, g, places.rows, range(lm.n_layers + 1)) for g in (f, None)]
             depths[step] = [prediction_depth(s.top).numpy() for s in seen]
         return depths

@@ -72,9 +72,16 @@ def run_splits(
 ) -> tuple[list[Split], dict[str, str]]:
     """Fit on three quarters of the items "normal", score the rest and all others; every quarter is held out by turns.
 
-    Detectors are chosen by "disturbed", a copy of every normal item. `paired`: the other sorts too have an item for
-    every normal one, which is scored where that is held out, so that no question is fitted on in any form. Also what
-    was chosen most often.
+    Detectors are chosen by "disturbed", a copy of every normal item. Also gives what was chosen most often.
+
+    Args:
+        lm: the model, which tells texts apart.
+        items: the items of every sort, "normal" and "disturbed" among them.
+        paired: whether the other sorts too have an item for every normal one, which is scored where that is held out,
+            so that no question is fitted on in any form.
+        repeats: how often all items are split anew.
+        seed: fixes the splits.
+        progress: is called with the splits done and all there are.
     """
     count = len(items["normal"])
     splits: list[Split] = []
@@ -142,9 +149,14 @@ def split_auroc(
 ) -> Estimate:
     """The mean AUROC over splits, with the interval of resampled items.
 
-    `paired`: `high` has one item per normal item; both are drawn together, and an item is not compared with its own
-    pair, of which resamples would have too many. Else the two are drawn apart. `counting` (N,) says which of
-    `high` count.
+    Args:
+        splits: from `run_splits`.
+        detector: whose scores are taken.
+        low: the sort that should score lower.
+        high: the sort that should score higher.
+        paired: whether `high` has one item per normal item; both are drawn together, and an item is not compared with
+            its own pair, of which resamples would have too many. Else the two are drawn apart.
+        counting: (N,) which items of `high` count; none: all.
     """
     wins = []
     for split in splits:
