@@ -31,8 +31,9 @@ from lenscope.models.provenance import provenance
 from lenscope.text.corpus import Corpus, overlap
 from lenscope.text.packing import find_marks, tokenizer_identity
 
-# tokens of text that a lens is fitted on, quick and full; of the model's own samples, which take longer to get
+# tokens of text that a lens is fitted on
 FITTED = {"quick": 16_384, "full": 102_400}
+# the same of the model's own samples, which take longer to get
 SAMPLED = {"quick": 4_096, "full": 16_384}
 HELD_OUT = 0.1
 # tokens of a row of the model's own samples in a quick run: short rows are written side by side

@@ -28,16 +28,12 @@ def learned_by_hand(tops):
 
 
 def test_the_experiment_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        difficulty_training, "PLANS", {"quick": replace(PLAN, steps=14, rows=4, rate=0.03), "full": PLAN}
-    )
+    monkeypatch.setattr(training, "PLANS", {"quick": replace(PLAN, steps=14, rows=4, rate=0.03), "full": PLAN})
     monkeypatch.setattr(difficulty, "MEASURED", {"quick": 512, "full": 512})
     monkeypatch.setattr(training, "FITTED", {"quick": 1024, "full": 1024})
     monkeypatch.setattr(difficulty, "TASK", 20)
     monkeypatch.setattr(difficulty, "correlations", partial(association.correlations, resamples=30))
-    monkeypatch.setattr(
-        difficulty_training, "blank", partial(blank, vocabulary=300, layers=3, hidden_size=32, context=32)
-    )
+    monkeypatch.setattr(training, "blank", partial(blank, vocabulary=300, layers=3, hidden_size=32, context=32))
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
     setting = Setting(

@@ -51,12 +51,17 @@ CLAIM = (
     "source layers. No control is reported."
 )
 
-# relations, known facts of each, texts of each for the Patchscope, for the probe, layers, new tokens
+# relations
 RELATIONS = {"quick": 7, "full": 99}
+# known facts of a relation
 FACTS = {"quick": 12, "full": 16}
+# texts of a fact that states are read in for the Patchscope
 TEXTS = {"quick": 1, "full": 1}
+# texts of a fact for the probe
 PROBED = {"quick": 3, "full": 5}
+# source and target layers
 LAYERS = {"quick": 7, "full": 9}
+# new tokens
 TOKENS = {"quick": 8, "full": 10}
 # facts of a relation that the model is asked
 ASKED = {"quick": 48, "full": 160}

@@ -60,9 +60,11 @@ CLAIM = (
     "Pythia-12B does not."
 )
 OTHER = "gemma3-270m"
-# documents, source and target layers, entities
+# documents
 DOCUMENTS = {"quick": 32, "full": 64}
+# source layers, target layers
 LAYERS = {"quick": (5, 4), "full": (7, 5)}
+# entities that are described
 ENTITIES = {"quick": 16, "full": 40}
 # what is patched
 MAPPED, SHUFFLED, RANDOM, NOTHING = "mapped state", "another document's state", "random vector", "no patch"

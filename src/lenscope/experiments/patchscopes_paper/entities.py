@@ -50,9 +50,11 @@ CLAIM = (
     'said; the 200 rarest entities are far below the 200 most popular (plots, without numbers). "Diana, Princess of '
     'Wales" is Wales at layers 1–2 and Diana at layer 6 (Table 3).'
 )
-# entities, every so many layers, tokens
+# entities
 ENTITIES = {"quick": 32, "full": 120}
+# every so many layers
 STEP = {"quick": 2, "full": 1}
+# new tokens
 TOKENS = {"quick": 16, "full": 20}
 SCORES = "RougeL", "Rouge1", "similarity"
 BELOW = "target", "none", "source"

@@ -44,9 +44,11 @@ CLAIM = (
     "hop's last token patched into the second hop's prompt, right if any of 1,600 pairs of layers is right. "
     "Back-patching mends up to 66 % of what was wrong, by the same count (Biran et al. 2024)."
 )
-# questions that are tried, every so many layers, tokens of an answer
+# questions that are tried
 TRIED = {"quick": 112, "full": 400}
+# every so many layers
 STEP = {"quick": 4, "full": 3}
+# tokens of an answer
 TOKENS = {"quick": 6, "full": 8}
 COT, BACK = "CoT Patchscope", "back-patching"
 

@@ -55,9 +55,11 @@ METHODS = (LOGIT, TUNED, SQUARES, IDENTITY, DRAWN, ALONE, SHUFFLED, RANDOM, NOTH
 LENSES = (LOGIT, TUNED, SQUARES)
 # what token identity is compared with, paired
 OTHERS = (*LENSES, ALONE)
-# documents, layers apart, drawn sets of demonstrations
+# documents
 DOCUMENTS = {"quick": 96, "full": 160}
+# layers, at most
 LAYERS = {"quick": 10, "full": 1000}
+# drawn sets of demonstrations
 SETS = {"quick": 2, "full": 4}
 # demonstrations of a drawn set, at least and at most
 DRAWN_WORDS = 1, 10

@@ -34,8 +34,9 @@ from lenscope.text.corpus import Corpus, TokenBatch
 # tokens of a stretch of text; of what a model writes itself, which takes longer to get; before a place at the least
 LENGTH, WRITTEN, LEAST = 128, 64, 8
 FEWEST = 8
-# tokens that maps are fitted on; of a model's own samples
+# tokens that maps are fitted on
 TOKENS = {"quick": 8192, "full": 32_768}
+# the same of a model's own samples
 SAMPLED = {"quick": 4096, "full": 16_384}
 # places whose logits over the whole vocabulary are held together
 TOGETHER = 8

@@ -52,16 +52,23 @@ SCORES = {
     FEATURES: "an answer said, 0 or 1",
     ENTITY: "RougeL of the description",
 }
-# facts of a relation that are tried, and used, relations, prompts, entities
+# facts of a relation that are tried
 TRIED = {"quick": 16, "full": 48}
+# facts of a relation that are used
 USED = {"quick": 6, "full": 12}
+# relations
 RELATIONS = {"quick": 6, "full": 12}
+# prompts of token identity
 PROMPTS = {"quick": 40, "full": 160}
+# entities
 ENTITIES = {"quick": 20, "full": 60}
-# every so many layers, of the ways with one target layer, and of grids; tokens
+# every so many layers, where there is one target layer
 STEP = {"quick": 3, "full": 2}
+# every so many layers of a grid
 COARSE = {"quick": 6, "full": 4}
+# new tokens of an answer
 TOKENS = {"quick": 8, "full": 10}
+# new tokens of a description
 DESCRIBED = {"quick": 12, "full": 16}
 
 

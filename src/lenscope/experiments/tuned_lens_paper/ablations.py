@@ -35,9 +35,11 @@ CLAIM = (
     "later ones make up for one that is missing. No number per block is at hand to compare with."
 )
 LENGTH = 128
-# tokens that measure, tokens that means are taken over, tokens that lenses read
+# tokens that measure
 MEASURED = {"quick": 768, "full": 2_048}
+# tokens that means are taken over
 AVERAGED = {"quick": 2_048, "full": 4_096}
+# tokens that lenses read
 READ_BY_LENSES = {"quick": 512, "full": 1_024}
 # one prediction in so many counts: neighbours tell little more, and unembedding costs more than all blocks above
 COUNTED = 4

@@ -29,11 +29,13 @@ CLAIM = (
 TUNED, LOGIT = "tuned lens", "logit lens"
 # whose subspace states are exchanged in: the lens that it is the causal basis of, or random directions
 KINDS = {"tuned": (causal_basis, TUNED), "logit": (causal_basis, LOGIT), "random": (random_basis, TUNED)}
-# tokens that directions are found on, and that they are measured on
+# tokens that directions are found on
 FOUND_ON = {"quick": 640, "full": 1024}
+# tokens that they are measured on
 MEASURED_ON = {"quick": 384, "full": 1024}
-# the size of the subspace, how many layers
+# the size of the subspace
 K = {"quick": 6, "full": 12}
+# layers
 LAYERS = {"quick": 3, "full": 6}
 
 

@@ -32,11 +32,15 @@ CLAIM = (
     "earlier) and .012–.39 (later), and falls with that similarity, Spearman -.78 over all cells (Fig. 7). LLaMA-13B's "
     "lens costs at most .3 bits per byte on Vicuna-13B (Fig. 13)."
 )
-# text in tokens, which of its positions test translators, layers of the transfer matrix at most
+# text in tokens
 TEXT = {"quick": 4096, "full": 16_384}
+# one in so many positions tests translators
 EVERY = {"quick": 8, "full": 48}
+# layers of the transfer matrix, at most
 CROSSED = {"quick": 8, "full": 30}
+# groups of documents
 GROUPS = 10
+# resamples of the groups
 RESAMPLES = {"quick": 20, "full": 60}
 # components of the covariances that are zeroed
 TOP = 2

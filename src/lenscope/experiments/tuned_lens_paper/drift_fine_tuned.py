@@ -26,11 +26,15 @@ from lenscope.models.language_model import LM
 from lenscope.statistics.intervals import Estimate, draws, estimate_of_draws
 from lenscope.text.corpus import Corpus, TokenBatch
 
-# steps of a row each, and their rate; text that measures, which of its positions count; layers measured
+# steps of the fine-tune, a row each
 STEPS = {"quick": 4, "full": 32}
+# their rate
 RATE = 1e-4
+# tokens of text that measures
 TEXT = {"quick": 1024, "full": 8192}
+# one in so many of its positions counts
 EVERY = {"quick": 4, "full": 8}
+# layers measured
 LAYERS = {"quick": 4, "full": 10}
 GROUPS, RESAMPLES = 10, 1000
 LEARNED = "Python documentation"

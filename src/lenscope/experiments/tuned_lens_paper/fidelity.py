@@ -27,11 +27,13 @@ CLAIM = (
     "the input to 0.98 at the last layer; no direction influences the lens but not the model."
 )
 MAKERS = {"causal basis": causal_basis, "principal components": principal_basis, "random directions": random_basis}
-# tokens that directions are found on, and that they are measured on
+# tokens that directions are found on
 FOUND_ON = {"quick": 640, "full": 1024}
+# tokens that they are measured on
 MEASURED_ON = {"quick": 192, "full": 256}
-# how many directions of a layer, how many layers
+# directions of a layer
 K = {"quick": 8, "full": 12}
+# layers
 LAYERS = {"quick": 3, "full": 6}
 # What influences a lens at all, in nats, and the share of it below which the model counts as not influenced.
 LEAST, SHARE = 0.01, 0.1

@@ -61,9 +61,11 @@ LENSES = ("tuned", "logit")
 METHODS = ("forest", "neighbours")
 DETECTORS = tuple(f"{lens} {method}" for lens in LENSES for method in METHODS)
 SORTED = tuple(f"{lens} sorted {method}" for lens in LENSES for method in METHODS)
-# questions per task, repetitions of the split, texts of a kind
+# questions of a task
 QUESTIONS = {"quick": 32, "full": 48}
+# repetitions of the split
 REPEATS = {"quick": 2, "full": 5}
+# texts of a kind
 TEXTS = {"quick": 40, "full": 200}
 
 # Table 1, with SRM at the layer that the authors chose: AUROC on Pythia-12B

@@ -28,8 +28,9 @@ CLAIM = (
     "Fig. 11, after Halawi et al. 2023): on SICK with BLOOM-560M and GPT-Neo 1.3B and 2.7B the best layer has a "
     "calibrated accuracy of .40–.45, the last is at chance (.33)."
 )
-# questions a task, numbers of demonstrations
+# questions of a task
 QUESTIONS = {"quick": 48, "full": 96}
+# numbers of demonstrations
 SHOTS = {"quick": (8,), "full": (2, 8)}
 LENSES = "tuned lens", "logit lens"
 NOT_SHOWN = ("chance", "final, correct", "final, incorrect", "gap")

@@ -33,8 +33,9 @@ CLAIM = (
     "lens's 1.33 at the input and .03–.27 after it (Fig. 3)."
 )
 LOGIT, BIAS, TUNED = "logit lens", "bias only", "tuned lens"
-# text in tokens, and which of its positions count
+# text in tokens
 TEXT = {"quick": 4096, "full": 32_768}
+# one in so many positions counts
 EVERY = {"quick": 5, "full": 8}
 # Fig. 3, GPT-Neo-2.7B with its last block inside the lens: (site of 31, logit lens, tuned lens), bits
 PAPER_BIAS = (
