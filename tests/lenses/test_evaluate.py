@@ -1,5 +1,6 @@
 """Evaluations equal what full logits in float64 give, intervals cover, interruptions keep what was measured."""
 
+from importlib import import_module
 from math import log, sqrt
 from statistics import NormalDist
 
@@ -11,12 +12,14 @@ from evaluated import affine, rows_of
 from memory import Largest
 
 import lenscope as ls
-from lenscope.lenses import evaluate as module
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
 from lenscope.lenses.evaluation_results import MEASURES
 from lenscope.measures import streamed as reduction
 from lenscope.text import predictions
 from lenscope.text.corpus import TokenBatch
+
+# the face of the room has the function under this name
+module = import_module("lenscope.lenses.evaluate")
 
 
 def plain(lm, rows, positions=None):
