@@ -170,14 +170,14 @@ def test_descriptions_are_those_that_a_plain_patchscope_writes(source, target, t
                 edit = ls.Edit(layer=0, position=len(prompt) - 1, vector=f(states[layer, -1], layer, 0))
                 with target.edit(edit):
                     ids.append(int(target.unembed(target.read(ids, target.n_layers, -1)[target.n_layers, -1]).argmax()))
-            said = told_module.described(target.encoder.decode(ids[len(prompt) :]))
+            said = told_module.description_in(target.encoder.decode(ids[len(prompt) :]))
             assert made.texts[told_module.MAPPED][n, column] == said
             expected = rouge(said, entity.description).rougeL
             assert made.scores(told_module.MAPPED)[n, column] == pytest.approx(expected)
     names = [e.name for e in made.entities]
     expected = target.generate([f"{prompt.text[:-1]}{name}" for name in names], 3)
     assert made.texts[told_module.NAME][:, 0].tolist() == [
-        told_module.described(c.text.split("\n")[0]) for c in expected
+        told_module.description_in(c.text.split("\n")[0]) for c in expected
     ]
 
 
