@@ -47,7 +47,7 @@ def test_rows_that_end_leave_the_others_alone(lm64, monkeypatch):
 def test_a_model_whose_cache_is_not_exact_reads_every_prompt(lm64, monkeypatch):
     expected = [one.ids for one in continue_prompts(lm64, PROMPTS, 3)]
     monkeypatch.setattr(continuing.exact_modes, "fastest_exact_mode", lambda *_: "plain")
-    monkeypatch.setattr(continuing, "_together", lambda *_: pytest.fail("shared a prefix"))
+    monkeypatch.setattr(continuing, "_continue_together", lambda *_: pytest.fail("shared a prefix"))
     assert [one.ids for one in continue_prompts(lm64, PROMPTS, 3)] == expected
 
 
@@ -64,11 +64,11 @@ def test_what_generate_refuses_is_refused(lm64):
 
 def test_prompts_are_grouped_by_all_but_their_last_line(lm64):
     many = [lm64.prompt(p) for p in PROMPTS]
-    groups = list(continuing._groups(many))
+    groups = list(continuing._groups_of_prompts(many))
     assert sorted(i for g in groups for i in g) == list(range(len(PROMPTS)))
     for group in groups:
         assert len({len(many[i]) for i in group}) == 1
         assert len({PROMPTS[i].rpartition("\n")[0] for i in group}) == 1
-        common = continuing._common(many, group)
+        common = continuing._common_prefix(many, group)
         assert len({many[i].ids[:common] for i in group}) == 1
         assert common == len(many[group[0]]) - 1 or len({many[i].ids[: common + 1] for i in group}) > 1

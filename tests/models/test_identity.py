@@ -303,21 +303,21 @@ def test_every_byte_of_a_large_tensor_counts(dtype, offset, monkeypatch):
     monkeypatch.setattr(identity, "SMALL", 0)
     base = torch.randint(0, 2, (5003,), generator=torch.Generator().manual_seed(0)).to(dtype)
     tensor = base[offset:]
-    whole = int(identity._sum(tensor))
+    whole = int(identity._sum_of_tensor(tensor))
     for at in range(0, len(tensor), 7):
         kept = tensor[at].clone()
         tensor[at] = 1 - kept.int()
-        assert int(identity._sum(tensor)) != whole
+        assert int(identity._sum_of_tensor(tensor)) != whole
         tensor[at] = kept
 
 
 def test_rows_of_a_large_tensor_have_an_order(monkeypatch):
     monkeypatch.setattr(identity, "SMALL", 0)
     weight = large().weight
-    whole = int(identity._sum(weight))
+    whole = int(identity._sum_of_tensor(weight))
     for other in (weight.flip(0), weight.roll(1, 0), weight.flip(1), weight.roll(2, 1), weight[torch.randperm(300)]):
-        assert int(identity._sum(other)) != whole
-    assert int(identity._sum(weight.T.contiguous().T)) == whole
+        assert int(identity._sum_of_tensor(other)) != whole
+    assert int(identity._sum_of_tensor(weight.T.contiguous().T)) == whole
 
 
 def test_a_model_quantised_by_torch_has_its_numbers_in_its_identity():

@@ -105,7 +105,7 @@ def test_edits_reach_the_answers(lm):
 
 def test_single_token_answers_need_no_second_pass(lm, monkeypatch):
     monkeypatch.setattr(answer_likelihoods, "_forked", None)
-    monkeypatch.setattr(answer_likelihoods, "_whole", None)
+    monkeypatch.setattr(answer_likelihoods, "_states_read_again", None)
     one = lm.encoder.tokens(lm.encoder.ids(" ab"))
     assert len(one) > 1
     letters = [t for t in (" a", " t", " s") if len(lm.encoder.ids(t)) == 1]

@@ -110,7 +110,7 @@ class Detector:
 
     def features(self, prompts: Sequence[PromptLike]) -> np.ndarray:
         """What is looked at of prompts, (N, F)."""
-        return _features(self.lens, prompts, self.view, self.layers, self.choices)
+        return _features_of_prompts(self.lens, prompts, self.view, self.layers, self.choices)
 
     def saw(self, prompt: PromptLike) -> bool:
         """Whether a prompt is one of those the detector was fitted on."""
@@ -202,7 +202,7 @@ def fit_detector(
     at = spaced_layers(lens) if choices and layers is None else numbers
     if choices:
         if of_features:
-            features = _features(lens, both, "answers", numbers, tuple(choices), progress)
+            features = _features_of_prompts(lens, both, "answers", numbers, tuple(choices), progress)
             tried += [(m, "answers", numbers, features) for m in _candidates(of_features, seed)]
         states = mean_states(lm, both, at) if "mahalanobis" in methods else np.zeros((2 * n, 0, 1))
     else:
@@ -295,7 +295,7 @@ def _candidates(methods: Sequence[str], seed: int) -> list[Method]:
     return [*candidates, *(NEIGHBOURS if "neighbours" in methods else ())]
 
 
-def _features(
+def _features_of_prompts(
     lens: Lens,
     prompts: Sequence[PromptLike],
     view: View,

@@ -19,7 +19,7 @@ RIDGE = 1e-3
 _Score = Callable[[np.ndarray], np.ndarray]
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> None:
+def _require_whole_number(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise LenscopeError(f"{name} {value!r}: give a whole number, {low}–{high}")
 
@@ -33,8 +33,8 @@ class Forest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _whole("trees", self.trees, 1, 10_000)
-        _whole("seed", self.seed, 0, 2**32 - 1)
+        _require_whole_number("trees", self.trees, 1, 10_000)
+        _require_whole_number("seed", self.seed, 0, 2**32 - 1)
 
     def __call__(self, reference: np.ndarray) -> _Score:
         """Fit on a reference (N, F): scores of rows (M, F)."""
@@ -57,7 +57,7 @@ class Neighbours:
     scaled: bool = False
 
     def __post_init__(self) -> None:
-        _whole("neighbours", self.neighbours, 1, 10_000)
+        _require_whole_number("neighbours", self.neighbours, 1, 10_000)
         if self.metric not in ("euclidean", "cosine") or not isinstance(self.scaled, bool):
             raise LenscopeError(
                 f"metric {self.metric!r}, scaled {self.scaled!r}: give euclidean or cosine, and a truth"

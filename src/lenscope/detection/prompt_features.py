@@ -100,7 +100,7 @@ def measure_prompts(
         states = lm.read([many[i] for i in batch], tuple(dict.fromkeys((*numbers, lm.n_layers)))).split()
         parts = [s[list(numbers), slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
         finals = [s[lm.n_layers, slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
-        measured = _measured(lens, torch.cat(parts, 1), torch.cat(finals), numbers)
+        measured = _measured_states(lens, torch.cat(parts, 1), torch.cat(finals), numbers)
         ends = np.cumsum([p.shape[1] for p in parts])
         for i, h, m in zip(batch, parts, np.split(measured, ends[:-1], axis=-1), strict=True):
             means[i] = h.double().mean(1).cpu().numpy()
@@ -111,7 +111,7 @@ def measure_prompts(
     return PromptFeatures(numbers, columns, trajectory, means)
 
 
-def _measured(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> np.ndarray:
+def _measured_states(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> np.ndarray:
     """The measures of states h (L, P, D) whose last ones are `final` (P, D), in the order of the columns: (M, P)."""
     lm = lens.lm
     mapped = torch.stack([lens.map(x, n) for x, n in zip(h, layers, strict=True)])

@@ -37,10 +37,14 @@ def continue_prompts(
     longest = max(map(len, many), default=0)
     # what lm.generate refuses it is left to refuse
     fits = max_new_tokens > 0 and (lm.context is None or longest + max_new_tokens <= lm.context)
-    groups = [g for g in _groups(many) if fits and not lm.runner.editing and _shares(lm, many, g, max_new_tokens)]
+    groups = [
+        g for g in _groups_of_prompts(many) if fits and not lm.runner.editing and _shares(lm, many, g, max_new_tokens)
+    ]
     prefixes = Prefixes(lm)
     for group in groups:
-        written.update(zip(group, _together(lm, [many[i] for i in group], max_new_tokens, prefixes), strict=True))
+        written.update(
+            zip(group, _continue_together(lm, [many[i] for i in group], max_new_tokens, prefixes), strict=True)
+        )
         if progress is not None:
             progress(len(written), len(many))
     rest = [i for i in range(len(many)) if i not in written]
@@ -57,7 +61,7 @@ def continue_prompts(
     ]
 
 
-def _groups(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+def _groups_of_prompts(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     """Prompts with the same text up to the last line, and as many tokens."""
     groups: dict[tuple[str, int], list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -69,22 +73,22 @@ def _groups(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
 
 def _shares(lm: LM, prompts: Sequence[Prompt], group: Sequence[int], new: int) -> bool:
     """Whether reading what a group has in common once is worth it, and exact at its lengths."""
-    common = _common(prompts, group)
+    common = _common_prefix(prompts, group)
     if len(group) < FEW or common < WORTH:
         return False
     return exact_modes.fastest_exact_mode(lm, common, len(prompts[group[0]]), new) == "cascade"
 
 
-def _common(prompts: Sequence[Prompt], group: Sequence[int]) -> int:
+def _common_prefix(prompts: Sequence[Prompt], group: Sequence[int]) -> int:
     """How many tokens the prompts of a group share at their beginning, at most all but one."""
     table = np.array([prompts[i].ids for i in group])
     same = (table == table[0]).all(0)[:-1]
     return int(np.argmin(same)) if not same.all() else len(same)
 
 
-def _together(lm: LM, prompts: Sequence[Prompt], new: int, prefixes: Prefixes) -> list[tuple[int, ...]]:
+def _continue_together(lm: LM, prompts: Sequence[Prompt], new: int, prefixes: Prefixes) -> list[tuple[int, ...]]:
     """The greedy continuations of prompts of one length, after their common prefix."""
-    start = _common(prompts, range(len(prompts)))
+    start = _common_prefix(prompts, range(len(prompts)))
     count, length = len(prompts), len(prompts[0])
     cache = prefixes.shared(prompts[0].ids, start, count, length - start + new)
     alone = np.zeros(count, dtype=np.int64)

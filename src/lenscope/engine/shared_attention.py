@@ -101,7 +101,7 @@ _running = _Running()
 @contextmanager
 def cascading(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, the model's attention is this module's; its configuration is as before afterwards."""
-    configs = {id(c): c for m in model.modules() for c in _configs(m)}
+    configs = {id(c): c for m in model.modules() for c in _attention_configs(m)}
     before = [(c, c._attn_implementation) for c in configs.values()]
     try:
         for config, _ in before:
@@ -113,7 +113,7 @@ def cascading(model: PreTrainedModel) -> Iterator[None]:
         _running.layers.clear()
 
 
-def _configs(module: nn.Module) -> Iterator[Any]:
+def _attention_configs(module: nn.Module) -> Iterator[Any]:
     config = getattr(module, "config", None)
     if hasattr(config, "_attn_implementation_internal"):
         yield config

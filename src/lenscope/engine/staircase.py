@@ -145,7 +145,7 @@ class Staircase:
                 cached.allowed = self.hidden_keys.allowed(layer, self.rows[:count], len(index), queries, keys)
         elif cached is not None:
             # a copy in any case: the prefix stays as it is for others
-            self.cache.layers[layer] = _selected(cached, index, size)
+            self.cache.layers[layer] = _selected_rows(cached, index, size)
 
 
 def batched_arguments(lm: LM) -> Batched:
@@ -194,7 +194,7 @@ def _picked(value: Any, path: tuple[str | int, ...], batched: Batched, index: Te
     return value
 
 
-def _selected(cached: Any, index: np.ndarray, size: int | None) -> Any:
+def _selected_rows(cached: Any, index: np.ndarray, size: int | None) -> Any:
     """A copy of a cache's layer with its rows arranged by `index`; `size`: how many it has (None: any)."""
 
     def pick(value: Any) -> Any:

@@ -39,14 +39,14 @@ def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {OBJECTS: [list(value.shape), str(value.dtype), encode(value.reshape(-1).tolist(), tensors)]}
     if isinstance(value, np.ndarray):
         # a copy, since a file of tensors holds no two that share memory
-        return {ARRAY: _named(torch.from_numpy(np.array(value)), tensors)}
+        return {ARRAY: _name_tensor(torch.from_numpy(np.array(value)), tensors)}
     if isinstance(value, Tensor):
-        return {TENSOR: _named(value.detach().cpu().contiguous(), tensors)}
+        return {TENSOR: _name_tensor(value.detach().cpu().contiguous(), tensors)}
     if isinstance(value, Mapping):
         return {DICTIONARY: [[encode(k, tensors), encode(v, tensors)] for k, v in value.items()]}
     cls = type(value)
     if cls.__module__.startswith("lenscope.") and (is_dataclass(value) or hasattr(value, "_fields")):
-        parts = {name: encode(getattr(value, name), tensors) for name in _parts(cls)}
+        parts = {name: encode(getattr(value, name), tensors) for name in _fields_of(cls)}
         return {RECORD: [cls.__module__, cls.__qualname__, parts]}
     if cls is tuple:
         return {TUPLE: [encode(v, tensors) for v in value]}
@@ -79,17 +79,17 @@ def decode(document: Any, tensors: Mapping[str, Tensor]) -> Any:
         module, name, given = parts
         # records of modules that are imported anyhow: a file makes no other code run
         cls = getattr(sys.modules[module], name) if module.startswith("lenscope.") else None
-        if cls is None or not (is_dataclass(cls) or hasattr(cls, "_fields")) or {*given} != {*_parts(cls)}:
+        if cls is None or not (is_dataclass(cls) or hasattr(cls, "_fields")) or {*given} != {*_fields_of(cls)}:
             raise ValueError(f"{module}.{name} is no record of lenscope with {', '.join(given)}")
         return cls(**{part: decode(v, tensors) for part, v in given.items()})
     raise ValueError(f"{mark!r} marks no value")
 
 
-def _parts(cls: Any) -> tuple[str, ...]:
+def _fields_of(cls: Any) -> tuple[str, ...]:
     return tuple(f.name for f in fields(cls) if f.init) if is_dataclass(cls) else cls._fields
 
 
-def _named(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
+def _name_tensor(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
     name = str(len(tensors))
     tensors[name] = tensor
     return name

@@ -50,7 +50,7 @@ def read_lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
         name, file = ("standard input", sys.stdin) if name == "-" else (name, Path(name))
     else:
         name = str(getattr(file, "name", "text"))
-    with _reading(name), _open_text(file) as stream:
+    with _reading_text(name), _open_text(file) as stream:
         while line := stream.readline(LONGEST + 2):
             if line[-1] != "\n":
                 if len(line) > LONGEST:
@@ -209,7 +209,7 @@ class _Lines:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _reading_text(name: str) -> Iterator[None]:
     with checked_reading(name, "cannot be read as text"):
         try:
             yield

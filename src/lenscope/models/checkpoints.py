@@ -44,13 +44,13 @@ def require_whole(source: str, model: nn.Module, info: Mapping[str, Any]) -> tup
         )
     if shapes:
         raise LenscopeError(
-            f"{source}: {_count(shapes, 'weight')} of other shapes than its configuration says: {_first(shapes)}; give "
-            "the configuration that belongs to these weights"
+            f"{source}: {_n_weights(shapes, 'weight')} of other shapes than its configuration says: {_first(shapes)}; "
+            "give the configuration that belongs to these weights"
         )
     if missing:
         raise LenscopeError(
-            f"{source}: lacks {_count(missing, 'weight')} of {type(model).__name__}, which would be drawn at random: "
-            f"{_first(missing)}{_instead(model, missing, unused)}; give the whole checkpoint"
+            f"{source}: lacks {_n_weights(missing, 'weight')} of {type(model).__name__}, which would be drawn at "
+            f"random: {_first(missing)}{_instead(model, missing, unused)}; give the whole checkpoint"
         )
     return unused
 
@@ -63,8 +63,8 @@ def require_whole_below(source: str, model: nn.Module) -> None:
     drawn = [name for name, p in model.named_parameters() if not getattr(p, "_is_hf_initialized", False)]
     if drawn:
         raise LenscopeError(
-            f"{source}: the model that this adapter is for lacks {_count(drawn, 'weight')}, which would be drawn at "
-            f"random: {_first(drawn)}; give the whole checkpoint"
+            f"{source}: the model that this adapter is for lacks {_n_weights(drawn, 'weight')}, which would be drawn "
+            f"at random: {_first(drawn)}; give the whole checkpoint"
         )
 
 
@@ -75,7 +75,7 @@ def _mismatch(key: Any) -> str:
 
 def _instead(model: nn.Module, missing: list[str], unused: tuple[str, ...]) -> str:
     if unused:
-        return f" (it holds {_count(unused, 'weight')} of other names: {_first(unused)})"
+        return f" (it holds {_n_weights(unused, 'weight')} of other names: {_first(unused)})"
     named = getattr(model, "get_output_embeddings", None)
     head = None if named is None else named()
     names = {f"{path}." for path, module in model.named_modules() if module is head}
@@ -87,7 +87,7 @@ def _first(names: Iterable[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
-def _count(names: Iterable[str], what: str) -> str:
+def _n_weights(names: Iterable[str], what: str) -> str:
     n = len(list(names))
     return f"{n} {what}{'' if n == 1 else 's'}"
 
@@ -159,10 +159,10 @@ def is_sealed(folder: Path) -> bool:
 
 def _contents(folder: Path) -> dict[str, list[int]]:
     files = sorted(p for p in folder.iterdir() if p.name != SEAL and p.is_file())
-    return {p.name: [p.stat().st_size, _sum(p)] for p in files}
+    return {p.name: [p.stat().st_size, _sum_of_file(p)] for p in files}
 
 
-def _sum(path: Path) -> int:
+def _sum_of_file(path: Path) -> int:
     """A sum over a file that moves with every byte: of its 8-byte words, piece by piece, each with its place."""
     total, place = 0, 0
     if not path.stat().st_size:

@@ -59,7 +59,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
             if id(value) in seen:
                 return
             seen.add(id(value))
-            for part, tensor in _parts(value):
+            for part, tensor in _plain_parts(value):
                 by_name[name + part] = tensor
             more = {n: v for n, v in vars(value).items() if n[0] != "_"} if type(value) is not Tensor else {}
         elif depth > 3 or isinstance(value, str | int | float | bool | nn.Module | None | type):
@@ -111,7 +111,7 @@ def _changing(module: nn.Module) -> set[str]:
     return {f"{prefix}inv_freq" for prefix in prefixes if hasattr(module, f"{prefix}original_inv_freq")}
 
 
-def _parts(value: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _plain_parts(value: Tensor) -> Iterator[tuple[str, Tensor]]:
     """A tensor as plain ones: those of a wrapper, or the numbers and scales of a quantised one."""
     value = value.detach()
     if value.is_quantized:
@@ -124,7 +124,7 @@ def _parts(value: Tensor) -> Iterator[tuple[str, Tensor]]:
     elif hasattr(value, "__tensor_flatten__") and not hasattr(value, "to_local"):
         names, _ = value.__tensor_flatten__()
         for name in names:
-            for part, tensor in _parts(getattr(value, name)):
+            for part, tensor in _plain_parts(getattr(value, name)):
                 yield f".{name}{part}", tensor
     else:
         yield "", value
@@ -142,7 +142,7 @@ def settings(model: nn.Module) -> tuple[str, ...]:
     for path, module in model.named_modules():
         own = vars(module)
         replaced = own.get("forward") if "_hf_hook" not in own else None
-        line = f"{path} {type(module).__qualname__}" + (f" forward {_plain(replaced)}" if replaced else "")
+        line = f"{path} {type(module).__qualname__}" + (f" forward {_setting_text(replaced)}" if replaced else "")
         if type(module) not in _PLAIN:
             public = _known_class(module)
             for name, value in sorted(own.items()):
@@ -155,33 +155,33 @@ def settings(model: nn.Module) -> tuple[str, ...]:
                     and not isinstance(value, Tensor | torch.device | torch.dtype)
                     and not _NO_SETTING_LIKE.match(name)
                 ):
-                    line += f" {name} {_plain(value)}"
+                    line += f" {name} {_setting_text(value)}"
         lines.append(line)
-    return (*lines, *(_plain(config) for config in configs.values()))
+    return (*lines, *(_setting_text(config) for config in configs.values()))
 
 
 # what every module has
 _MODULE = {*vars(nn.Module())}
 
 
-def _plain(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     """A setting as text that is the same in every process."""
     if value is None or isinstance(value, str | bool | int | float):
         return repr(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_plain, value))}]"
+        return f"[{', '.join(map(_setting_text, value))}]"
     if isinstance(value, set | frozenset):
-        return f"[{', '.join(sorted(map(_plain, value)))}]"
+        return f"[{', '.join(sorted(map(_setting_text, value)))}]"
     if isinstance(value, PreTrainedConfig):
         value = value.to_dict()
     if isinstance(value, dict):
         fields = {str(n): v for n, v in value.items() if v is not None and n not in _NO_SETTING}
         fields = {n: v for n, v in fields.items() if not _NO_SETTING_LIKE.match(n)}
-        return f"{{{', '.join(f'{n}: {_plain(v)}' for n, v in sorted(fields.items()))}}}"
+        return f"{{{', '.join(f'{n}: {_setting_text(v)}' for n, v in sorted(fields.items()))}}}"
     if isinstance(value, functools.partial):
-        return f"partial({_plain(value.func)}, {_plain(value.args)}, {_plain(value.keywords)})"
+        return f"partial({_setting_text(value.func)}, {_setting_text(value.args)}, {_setting_text(value.keywords)})"
     if isinstance(value, types.MethodType):
-        return _plain(value.__func__)
+        return _setting_text(value.__func__)
     if isinstance(value, types.FunctionType) and str(value.__module__).split(".")[0] not in ("torch", "transformers"):
         cells = [c.cell_contents for c in value.__closure__ or ()]
         inside = [c for c in cells if isinstance(c, str | bool | int | float)]

@@ -42,7 +42,7 @@ class Exclusive:
     def watch(self, anatomy: Anatomy) -> None:
         """From now on changes are those since the model had this anatomy."""
         self.anatomy = anatomy
-        self.configs = [(c, copy.deepcopy(_settings(c))) for c in _configs(self.model)]
+        self.configs = [(c, copy.deepcopy(_settings(c))) for c in _all_configs(self.model)]
         self.seen = self._fingerprint()
         self.modules = list(self.model.modules())
         self.dynamic = [m for m in self.model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
@@ -89,7 +89,7 @@ class Exclusive:
         fingerprint = self._fingerprint()
         for what, before in self.seen.items():
             if fingerprint[what] != before:
-                return f"its {what} changed from {_short(before)} to {_short(fingerprint[what])}"
+                return f"its {what} changed from {_short_value(before)} to {_short_value(fingerprint[what])}"
         for config, old in self.configs:
             new = _settings(config)
             if new != old:
@@ -128,7 +128,7 @@ class Hook:
             self.handle.remove()
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def _all_configs(model: nn.Module) -> list[Any]:
     """The configurations that the modules of a model look at, each once."""
     configs = {
         id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None and hasattr(c, "to_dict")
@@ -156,6 +156,6 @@ def _forget_lengths(module: Any) -> None:
         module.max_seq_len_cached = module.original_max_seq_len
 
 
-def _short(value: Any) -> str:
+def _short_value(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:59] + "…"

@@ -86,7 +86,7 @@ def _pads(runner: Runner, short: int, long: int, new: int) -> bool:
         return check_generation(runner).padded <= tolerance(runner)
     if lengths[0] != lengths[3] or lengths[1] != lengths[4]:
         return False
-    return _measured(runner, ("left padding", *lengths), [long, short], min(new, TRIAL_TOKENS)) <= tolerance(runner)
+    return _measured_gap(runner, ("left padding", *lengths), [long, short], min(new, TRIAL_TOKENS)) <= tolerance(runner)
 
 
 def _tokens_from_cache(runner: Runner, start: int, new: int) -> int:
@@ -96,17 +96,17 @@ def _tokens_from_cache(runner: Runner, start: int, new: int) -> int:
     end = start + new - 1
     if not any(regimes.key(start, end)):
         return new if check_generation(runner).cached <= limit else 0
-    inside = _measured(runner, ("cache", regimes.of(start)), [start], TRIAL_TOKENS)
+    inside = _measured_gap(runner, ("cache", regimes.of(start)), [start], TRIAL_TOKENS)
     if not inside <= limit:
         return 0
     for cut in regimes.crossed(start, end):
         before = max(start, cut - 1)
-        if not _measured(runner, ("cache across", cut, cut - before), [before], CROSSING_TOKENS) <= limit:
+        if not _measured_gap(runner, ("cache across", cut, cut - before), [before], CROSSING_TOKENS) <= limit:
             return cut - start + 1
     return new
 
 
-def _measured(runner: Runner, key: Key, lengths: Sequence[int], tokens: int) -> float:
+def _measured_gap(runner: Runner, key: Key, lengths: Sequence[int], tokens: int) -> float:
     """As `_gap` of prompts of some lengths, measured once for each key; infinite where the model fails."""
 
     def gap() -> float:

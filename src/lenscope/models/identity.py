@@ -53,7 +53,7 @@ def model_hash(model: nn.Module) -> str:
     once (20 ms for 500 MB) and hashes them only where a sum has moved. Weights that are not in memory, offloaded or
     split among processes, cannot be compared: the identity is then a word of its own that no other model has.
     """
-    return _hashes(model, _sum, {"own": None})[0]
+    return _hashes(model, _sum_of_tensor, {"own": None})[0]
 
 
 def rounded_hash(model: nn.Module, dtype: str) -> str:
@@ -62,12 +62,12 @@ def rounded_hash(model: nn.Module, dtype: str) -> str:
     Whoever loads a checkpoint in two dtypes gets weights of which the finer, rounded, equal the coarser bit for bit.
     So weights are known again across dtypes, and one changed weight is seen unless the coarser dtype cannot hold it.
     """
-    return _hashes(model, _sum, {dtype: lambda: _rounded(model, dtype)})[0]
+    return _hashes(model, _sum_of_tensor, {dtype: lambda: _rounded(model, dtype)})[0]
 
 
 def stored_hash(model: nn.Module, dtype: str = "own") -> str:
     """As `model_hash`, of what a checkpoint stores alone, in the model's own dtype or rounded to one of `ROUNDED`."""
-    return _hashes(model, _sum, {f"stored {dtype}": functools.partial(_stored, model, dtype)})[0]
+    return _hashes(model, _sum_of_tensor, {f"stored {dtype}": functools.partial(_stored, model, dtype)})[0]
 
 
 def head_hash(model: nn.Module) -> str | None:
@@ -77,7 +77,7 @@ def head_hash(model: nn.Module) -> str | None:
 
 def describe_weights(model: nn.Module, dtypes: Sequence[str] = ()) -> dict[str, Any]:
     """`model_hash`, `head_hash` and, by dtype, `rounded_hash` and `stored_hash` of a model, from one look at it."""
-    return _described(model, _sum, dtypes)
+    return _describe_with(model, _sum_of_tensor, dtypes)
 
 
 def glanced(model: nn.Module) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def glanced(model: nn.Module) -> dict[str, Any]:
 
     A change of single numbers under `.data` in a large tensor may be missed here; one made in the usual way is not.
     """
-    hashes = _described(model, _glance, ())
+    hashes = _describe_with(model, _glance, ())
     return {name: hashes[name] for name in ("model_hash", "head_hash")}
 
 
@@ -95,10 +95,10 @@ def parameters_hash(model: nn.Module, dtype: str | None = None) -> str | None:
     if any(map(absent, parameters.values())):
         return None
     make = functools.partial(_hash, parameters, ROUNDED[dtype] if dtype else None, ())
-    return _hashes(model, _sum, {f"parameters {dtype}": make})[0]
+    return _hashes(model, _sum_of_tensor, {f"parameters {dtype}": make})[0]
 
 
-def _described(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequence[str]) -> dict[str, Any]:
+def _describe_with(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequence[str]) -> dict[str, Any]:
     named = getattr(model, "get_output_embeddings", None)
     head = None if named is None else named()
     parameters = dict(head.named_parameters()) if isinstance(head, nn.Module) else {}
@@ -130,7 +130,7 @@ def _hashes(
     marks = {name: _mark(name, t) for name, t in parts.items()}
     known = _known.get(model)
     same = known is not None and known.marks == marks and known.settings == acting
-    if known is None or not same or _looked(parts, look) != (known.sums if look is _sum else known.glances):
+    if known is None or not same or _looked(parts, look) != (known.sums if look is _sum_of_tensor else known.glances):
         known = _known[model] = _seen(model, parts, marks, acting)
     for name, make in wanted.items():
         if name not in known.hashes:
@@ -143,7 +143,7 @@ def _seen(
 ) -> _Known:
     """All that is kept of a model; digests of tensors that have not moved are those of before."""
     before = _known.get(model)
-    sums, glances = _looked(parts, _sum), _looked(parts, _glance)
+    sums, glances = _looked(parts, _sum_of_tensor), _looked(parts, _glance)
     unmoved = {}
     if before is not None:
         unmoved = {
@@ -181,7 +181,7 @@ def _looked(parts: dict[str, Tensor], look: Callable[[Tensor], Sum]) -> dict[str
     return whole
 
 
-def _sum(t: Tensor) -> Sum:
+def _sum_of_tensor(t: Tensor) -> Sum:
     """A sum that moves with every byte, and with their order but for that within runs of large tensors."""
     data = _flat(t)
     if t.device.type == "cpu" and len(data) <= SMALL:
@@ -200,7 +200,7 @@ def _sum(t: Tensor) -> Sum:
 def _glance(t: Tensor) -> Sum:
     """As `_sum`, of a number in every row and every column of a large tensor on the CPU; elsewhere reading is cheap."""
     if t.device.type != "cpu" or t.ndim < 2 or t.numel() * t.element_size() <= GLANCED or not t.is_contiguous():
-        return _sum(t)
+        return _sum_of_tensor(t)
     columns = t.shape[-1]
     step = max(1, min(columns, t.numel() // columns) - 1)
     while math.gcd(step, columns) > 1:
@@ -239,12 +239,12 @@ def _digest(t: Tensor, dtype: torch.dtype | None) -> bytes:
         return secrets.token_bytes(32)
     total = hashlib.sha256()
     kind = dtype if dtype is not None and t.is_floating_point() else t.dtype
-    for piece in _bytes(t.detach(), kind):
+    for piece in _byte_views(t.detach(), kind):
         total.update(piece)
     return total.digest()
 
 
-def _bytes(t: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+def _byte_views(t: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
     # in pieces, so that a tensor on an accelerator, with gaps or of another dtype is never copied whole
     for piece in t.contiguous().reshape(-1).split(1 << 24) if t.numel() else ():
         yield memoryview(piece.to(dtype).view(torch.uint8).cpu().numpy())

@@ -52,7 +52,7 @@ class Regimes:
 def _thresholds(config: Any) -> Iterator[int]:
     """Every length that a configuration names, those below SHORT left out."""
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    named = list(_numbers(config))
+    named = list(_numbers_in_config(config))
     known: dict[str, int] = dict(named)
     for name, value in named:
         if NEVER.search(name):
@@ -72,7 +72,7 @@ def _thresholds(config: Any) -> Iterator[int]:
         yield from (RECURRENT_CHUNK * n for n in (1, 2, 3))
 
 
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+def _numbers_in_config(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
     """The whole numbers in a configuration with their names, those of nested parts too."""
     if isinstance(value, bool):
         return
@@ -82,7 +82,7 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
         # the name of a part stands for its numbers where they have names of no meaning (compress_rates)
         for key, inner in value.items():
             if not re.search(r"vision|audio|image|encoder_config|label2id|id2label", str(key)):
-                yield from _numbers(inner, f"{name}.{key}" if name == "compress_rates" else str(key))
+                yield from _numbers_in_config(inner, f"{name}.{key}" if name == "compress_rates" else str(key))
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _numbers(inner, name)
+            yield from _numbers_in_config(inner, name)

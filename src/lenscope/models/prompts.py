@@ -77,7 +77,7 @@ class Prompt(Brief):
             starts = [i for i in range(len(self.text)) if form and self.text.startswith(form, i)]
             if starts:
                 return tuple(sorted({self._last_token(start, start + len(form)) for start in starts}))
-        raise LenscopeError(f"position {part!r}: not in the prompt {_short(self.text)!r}")
+        raise LenscopeError(f"position {part!r}: not in the prompt {_short_text(self.text)!r}")
 
     def _after(self, part: str) -> int:
         """The last token of a substring that occurs exactly once."""
@@ -268,5 +268,5 @@ class Encoder:
         return prompt
 
 
-def _short(text: str, most: int = 60) -> str:
+def _short_text(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -50,7 +50,7 @@ class Spelling:
         for i, name, text in zip(ids, names, decoded, strict=True):
             token = text[skip:]
             if BROKEN in token or not token:
-                token = f"<{i}>" if name is None else _bytes(name)
+                token = f"<{i}>" if name is None else _byte_name(name)
             texts.append(token)
         return texts
 
@@ -175,7 +175,7 @@ def _find(text: str, piece: str, at: int) -> int:
     return start if start >= 0 or len(lower) != len(text) else lower.find(piece.lower(), at)
 
 
-def _bytes(token: str) -> str:
+def _byte_name(token: str) -> str:
     """A byte-level token's name, one letter per byte, with the bytes that are no letters as <F0>; others unchanged."""
     if not all(c in BYTES for c in token):
         return token

@@ -71,7 +71,7 @@ def probe(
         raise LenscopeError(
             f"features {x.shape}, {len(labels)} labels, {len(groups)} groups: give finite (N, D), N labels, N groups"
         )
-    y, unit = _numbers(labels), _numbers(groups)
+    y, unit = _as_codes(labels), _as_codes(groups)
     if not 2 <= folds <= unit.max() + 1:
         raise LenscopeError(f"folds {folds}: {unit.max() + 1} groups make 2–{unit.max() + 1} folds")
     fold = deal(y, unit, folds, seed)
@@ -146,7 +146,7 @@ def _exchanged(y: np.ndarray, unit: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(np.random.default_rng([seed, 1]).permutation(y[first])[unit])
 
 
-def _numbers(names: Sequence[Hashable]) -> np.ndarray:
+def _as_codes(names: Sequence[Hashable]) -> np.ndarray:
     """Names as numbers, in order of their first appearance."""
     order = {name: n for n, name in enumerate(dict.fromkeys(names))}
     return np.array([order[name] for name in names])

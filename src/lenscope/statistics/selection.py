@@ -41,7 +41,7 @@ class Selection(Brief):
 
     def at(self, scores: ArrayLike) -> np.ndarray:
         """Other scores (N, C) of the same items, such as a control's, each item in the cell that was chosen for it."""
-        table = _table(scores)
+        table = _score_table(scores)
         if len(table) != len(self.fold) or table.shape[1] <= max(self.chosen):
             raise LenscopeError(f"scores {table.shape}: give those of the same {len(self.fold)} items and cells")
         return np.asarray(table[np.arange(len(table)), np.array(self.chosen)[self.fold]])
@@ -55,7 +55,7 @@ def select(scores: ArrayLike, *, units: Sequence[Any] | None = None, folds: int 
     good on the other folds the first is chosen. Raises LenscopeError for fewer units than folds, and for an item
     without any score.
     """
-    table = _table(scores)
+    table = _score_table(scores)
     _, unit = np.unique(np.arange(len(table)) if units is None else np.asarray(units), return_inverse=True)
     if len(unit) != len(table):
         raise LenscopeError(f"units: {len(unit)} for {len(table)} items; give one for each")
@@ -87,7 +87,7 @@ def _means(table: np.ndarray) -> np.ndarray:
     return np.where(run > 0, np.nansum(table, 0) / np.maximum(run, 1), -np.inf)
 
 
-def _table(scores: ArrayLike) -> np.ndarray:
+def _score_table(scores: ArrayLike) -> np.ndarray:
     table = np.asarray(scores, dtype=float)
     if table.ndim != 2 or not table.size or np.isnan(table).all(1).any():
         raise LenscopeError(f"scores of shape {table.shape}: give items × cells, at least one score for each item")

@@ -180,13 +180,13 @@ def _states(lm: LM, prompts: Sequence[Prompt], places: _Places, layers: list[int
     for i in several:
         longest = len(prompts[i]) + max(map(len, places.inner[i]))
         forks = not lm.runner.editing and exact_modes.is_exact_mode(lm, "fork", len(prompts[i]), longest)
-        read = _forked if forks else _whole
+        read = _forked if forks else _states_read_again
         parts = list(read(lm, prompts[i], places.inner[i], layers))
         out[:, starts[i] : starts[i + 1]] = torch.cat(parts, 1)
     return out
 
 
-def _whole(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: list[int]) -> Iterator[Tensor]:
+def _states_read_again(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: list[int]) -> Iterator[Tensor]:
     """The states (L, n, D) after the prompt, then within each answer: the prompt is read again for every one."""
     longer = [[*prompt.ids, *tokens] for tokens in inner]
     for n, states in enumerate(lm.read(longer, layers, slice(len(prompt) - 1, None)).split()):

@@ -61,13 +61,13 @@ class Rouge(NamedTuple):
 
 def mentions(text: str, answers: str | Sequence[str]) -> bool:
     """Whether a text has any of the answers in it, as whole words; case, accents and kinds of blanks do not count."""
-    plain = _plain(text)
+    plain = _compared_form(text)
     return any(re.search(_pattern(answer), plain) for answer in _answers(answers))
 
 
 def starts(text: str, answers: str | Sequence[str]) -> bool:
     """Whether a text begins with any of the answers, as `mentions`, after blanks, quotes and an article."""
-    plain = re.sub(rf"^{NONE}+", "", _plain(text))
+    plain = re.sub(rf"^{NONE}+", "", _compared_form(text))
     patterns = (_pattern(_opened(answer)) for answer in _answers(answers))
     return any(re.match(rf"(?:(?:the|an?) )?{NONE}*{pattern}", plain) for pattern in patterns)
 
@@ -80,7 +80,9 @@ def rouge(text: str, reference: str) -> Rouge:
     if not text_words:
         return Rouge(0.0, 0.0)
     share = 2 / (len(text_words) + len(wanted))
-    return Rouge(share * (Counter(text_words) & Counter(wanted)).total(), share * _common(text_words, wanted))
+    return Rouge(
+        share * (Counter(text_words) & Counter(wanted)).total(), share * _common_subsequence(text_words, wanted)
+    )
 
 
 def compared_words(text: str) -> list[str]:
@@ -88,7 +90,7 @@ def compared_words(text: str) -> list[str]:
 
     In a script without spaces between words each character is one, as the reference code of Rouge for Chinese has it.
     """
-    return WORDS.findall(_plain(text))
+    return WORDS.findall(_compared_form(text))
 
 
 def embedder(lm: LM) -> Embed:
@@ -126,7 +128,7 @@ def text_similarity(texts: Sequence[str], references: Sequence[str], embed: Embe
 
 def _answers(answers: str | Sequence[str]) -> list[str]:
     given = [answers] if isinstance(answers, str) else list(answers)
-    plain = [_plain(answer).strip() for answer in given]
+    plain = [_compared_form(answer).strip() for answer in given]
     if not plain or not all(plain):
         raise LenscopeError(f"answers {given!r}: give at least one, none of them empty")
     return plain
@@ -138,7 +140,7 @@ def _opened(answer: str) -> str:
 
 
 @lru_cache(maxsize=65_536)
-def _plain(text: str) -> str:
+def _compared_form(text: str) -> str:
     """A text as it is compared: case, kinds of blanks and quotes, width and the accents of Latin letters aside.
 
     Other marks make other letters (バ is no ハ, कि no क), so they stay, in the one form that NFKC gives them.
@@ -173,7 +175,7 @@ def _joined(letter: str) -> bool:
     return re.match(JOINED, letter) is not None
 
 
-def _common(first: Sequence[str], second: Sequence[str]) -> int:
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """The length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for a in first:

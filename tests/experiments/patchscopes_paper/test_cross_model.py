@@ -218,8 +218,8 @@ def planted(precision, descriptions, places=300, seed=0):
 
 def read(way, monkeypatch):
     monkeypatch.setattr(module, "sign_flips", partial(sign_flips, resamples=2000))
-    tests = {m: module._tested([way], m, 0) for m in (PRECISION, SURPRISAL)}
-    return module._reading(way, tests, module._tested_descriptions([way], 0)), tests
+    tests = {m: module._tests_of_ways([way], m, 0) for m in (PRECISION, SURPRISAL)}
+    return module._cross_model_reading(way, tests, module._tested_descriptions([way], 0)), tests
 
 
 def test_what_is_carried_over_is_told_from_what_the_context_tells(monkeypatch):
@@ -246,7 +246,7 @@ def test_what_is_carried_over_is_told_from_what_the_context_tells(monkeypatch):
 
 def test_a_summary_says_oracle_selected_and_mean_with_surprisal_the_right_way_round():
     way = planted(lambda where, what, t: 0.8 if what == MAPPED and not t else 0.2, told_module.MAPPED)
-    rows = {r["patched"]: r for r in module._summary([way], SURPRISAL) if r["target prompt"] == CONTEXT}
+    rows = {r["patched"]: r for r in module._summary_of_ways([way], SURPRISAL) if r["target prompt"] == CONTEXT}
     mine, values = rows[MAPPED], way.scores[CONTEXT, MAPPED].surprisal
     assert mine["oracle"].value == pytest.approx(values.min(1).mean())
     assert mine["mean"].value == pytest.approx(values.mean())

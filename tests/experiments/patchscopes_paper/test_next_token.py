@@ -137,8 +137,8 @@ def planted(precision, layers=21, documents=150, seed=0):
 
 
 def told(read):
-    tested = {m: module._tested(read, m, 0) for m in (PRECISION, SURPRISAL)}
-    return module._reading(read, tested, module._middle(read, 0))
+    tested = {m: module._tests_by_layer(read, m, 0) for m in (PRECISION, SURPRISAL)}
+    return module._next_token_reading(read, tested, module._middle(read, 0))
 
 
 def paper(name, n):

@@ -51,8 +51,8 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
     assert rows[module.FEATURES][TEXT].value == pytest.approx(np.mean(expected))
     assert np.mean(expected) > 0
     # the vector of one cell, by hooks
-    case = module._features(setting, relation)
-    made = module._scored(setting, case)
+    case = module._feature_case(setting, relation)
+    made = module._score_case(setting, case)
     mark = find_marks(roomy).document
     ids = roomy.tokenizer("The place of x").input_ids
     at = made.cells.index((4, 2))
@@ -62,7 +62,7 @@ def test_the_experiment_end_to_end(roomy, tmp_path, monkeypatch):
         text = roomy.tokenizer.decode([i for i in written_after(roomy.model, ids, (2, len(ids) - 1, state)) if i != 2])
         assert made.scores[VECTOR][n, at] == mentions(text, fact.answers)
     # the text's next token after the list of words, beside the one after the text alone
-    identity = module._identity(setting, [relation])
+    identity = module._identity_case(setting, [relation])
     assert len(identity.texts) == rows[module.IDENTITY]["items"]
     prompt = "cat -> cat\n1135 -> 1135\nhello -> hello\n"
     same = [
@@ -84,10 +84,10 @@ def test_the_last_layer_says_the_own_next_token_of_what_was_read(roomy, monkeypa
     monkeypatch.setattr(module, "STEP", {"quick": 2, "full": 2})
     relation = Relation("place", "The place of {} is", "The place of x", tuple(Fact(s, (s,)) for s in SUBJECTS))
     setting = Setting(roomy, quick=True)
-    case = module._identity(setting, [relation])
+    case = module._identity_case(setting, [relation])
     last = roomy.n_layers, roomy.n_layers
     assert last not in case.layers
-    assert (module._scored(setting, replace(case, layers=[last])).scores[VECTOR] == 1).all()
+    assert (module._score_case(setting, replace(case, layers=[last])).scores[VECTOR] == 1).all()
     alone = {t: written_after(roomy.model, roomy.encoder.ids(t))[0] for t in case.texts}
     behind = {t: written_after(roomy.model, [7, 9, *roomy.encoder.ids(t)])[0] for t in case.texts}
     assert alone != behind

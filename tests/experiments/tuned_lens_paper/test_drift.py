@@ -155,11 +155,11 @@ def made(near, far, penalty):
 
 
 def test_the_reading_follows_the_numbers():
-    good = drift._reading(made(0.9, 0.5, lambda d: d), 4)
+    good = drift._drift_reading(made(0.9, 0.5, lambda d: d), 4)
     assert good.startswith("Drift replicates:")
     assert "trimmed similarity replicates: Spearman -1 [-1, -1] over all cells" in good
     assert "median penalties grow from 1.000 and 1.000" in good
-    bad = drift._reading(made(0.5, 0.9, lambda d: -d), 4)
+    bad = drift._drift_reading(made(0.5, 0.9, lambda d: -d), 4)
     assert bad.startswith("Drift does not replicate:")
     assert "trimmed similarity does not replicate" in bad
     assert "do not grow with distance" in bad

@@ -171,18 +171,18 @@ def measured(tuned, logit, bias, high):
 
 
 def test_the_reading_follows_the_numbers():
-    good = prediction._reading(measured([1, 2], [3, 4], [0.5, 0.1], [-0.1, -0.1]), 0.3)
+    good = prediction._prediction_reading(measured([1, 2], [3, 4], [0.5, 0.1], [-0.1, -0.1]), 0.3)
     assert good.startswith("Replicates:")
     assert "better than the logit lens at all 2 layers in cross-entropy" in good
     assert "0.50 bits at the input and 0.100–0.10 after it" in good
-    bad = prediction._reading(measured([1, 5], [3, 4], [0.5, 5], [-0.1, 1.3]), 0.3)
+    bad = prediction._prediction_reading(measured([1, 5], [3, 4], [0.5, 5], [-0.1, 1.3]), 0.3)
     assert bad.startswith("Replicates in part:")
     assert "at 1 of 2 layers (not 1) in cross-entropy" in bad
     assert "its bias is smaller at 1 of 2 layers (not 1)" in bad
     worse = measured([1, 5], [3, 4], [0.5, 5], [-0.1, 1.3])
     for apart in worse.differences.values():
         apart[2, 1, 1] = 0.5
-    assert "and worse at 1 " in prediction._reading(worse, float("nan"))
+    assert "and worse at 1 " in prediction._prediction_reading(worse, float("nan"))
 
 
 def test_samples_stand_in_for_text(small, monkeypatch):

@@ -84,16 +84,16 @@ def other_subjects_hits(own: np.ndarray, owner: Sequence[int], facts: Sequence[F
 
 def rows_of_relation(relation: str, sources: Mapping[str, SourceScores]) -> list[dict[str, Any]]:
     """A row for every kind of source, with all scores."""
-    return [_row(relation, {relation: scored}, source) for source, scored in sources.items()]
+    return [_scores_row(relation, {relation: scored}, source) for source, scored in sources.items()]
 
 
 def rows_over_relations(relations: Mapping[str, Mapping[str, SourceScores]]) -> list[dict[str, Any]]:
     """A row for every kind of source over the subjects of all relations, which are resampled by name."""
     kinds = next(iter(relations.values()))
-    return [_row(ALL, {name: sources[kind] for name, sources in relations.items()}, kind) for kind in kinds]
+    return [_scores_row(ALL, {name: sources[kind] for name, sources in relations.items()}, kind) for kind in kinds]
 
 
-def _row(relation: str, scored: Mapping[str, SourceScores], source: str) -> dict[str, Any]:
+def _scores_row(relation: str, scored: Mapping[str, SourceScores], source: str) -> dict[str, Any]:
     row: dict[str, Any] = {"relation": relation, "source": source}
     for score, title in SCORES.items():
         values = [(subject, v) for one in scored.values() for subject, v in one.of(score).items()]

@@ -101,7 +101,7 @@ class _Studied:
     sources: Mapping[str, SourceScores]
 
 
-def _run(setting: Setting) -> Report:
+def _run_attributes(setting: Setting) -> Report:
     """Ask for attributes of known facts at all pairs of source and target layers, and train probes at source layers."""
     layers = evenly_spaced(list(range(setting.lm.n_layers + 1)), setting.choose(**LAYERS))
     chosen, left_out = _chosen(setting)
@@ -113,16 +113,16 @@ def _run(setting: Setting) -> Report:
         experiment="attributes",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_reading(studied, together, tests, layers),
+        reading=_attributes_reading(studied, together, tests, layers),
         tables={
             "all relations": together,
             "relations": [row for name, sources in scored.items() for row in rows_of_relation(name, sources)],
             "tests": tests,
             "facts": [_about(one, layers) for one in studied],
-            "by source layer": [row for one in studied for row in _by_layer(one, layers)],
+            "by source layer": [row for one in studied for row in _attributes_by_layer(one, layers)],
         },
         figures=(
-            Figure("by_source_layer", [_panel(one, layers) for one in studied]),
+            Figure("by_source_layer", [_attributes_panel(one, layers) for one in studied]),
             Figure("cells", [_heatmap(one, layers) for one in studied]),
         ),
         settings=setting.settings(
@@ -167,7 +167,9 @@ def _chosen(setting: Setting) -> tuple[list[_Chosen], dict[str, str]]:
             left_out[relation.name] = f"has {len(usable)} facts"
             continue
         asked = replace(relation, facts=usable)
-        right = setting.cached(_cache_name(relation, "known"), partial(_known, setting, asked), of=_identity(asked))
+        right = setting.cached(
+            _cache_name(relation, "known"), partial(_known_facts_of, setting, asked), of=_identity_prompts(asked)
+        )
         facts = tuple(fact for fact, knows in zip(usable, right.tolist(), strict=True) if knows)
         used = facts[: setting.choose(**FACTS)]
         if len(used) < FEWEST or len({f.answers for f in used}) < FEWEST_OBJECTS:
@@ -189,12 +191,12 @@ def _with_texts(fact: Fact, most: int) -> Fact:
     return replace(fact, texts=tuple(text for text in given if not mentions(text, fact.answers))[:most])
 
 
-def _known(setting: Setting, relation: Relation) -> np.ndarray:
+def _known_facts_of(setting: Setting, relation: Relation) -> np.ndarray:
     with setting.progress(f"facts asked: {relation.name}") as advance:
         return known_facts(setting.lm, relation, SHOTS, setting.seed, advance)
 
 
-def _identity(relation: Relation) -> list[Any]:
+def _identity_prompts(relation: Relation) -> list[Any]:
     return [relation.template, relation.target, [[f.subject, f.answers, f.texts] for f in relation.facts]]
 
 
@@ -253,7 +255,7 @@ def _generated(
         return np.array(grid.cells().tolist(), dtype=object)
 
     name = _cache_name(relation, kind.split()[0])
-    return setting.cached(name, compute, of=_identity(relation), layers=list(layers)).reshape(
+    return setting.cached(name, compute, of=_identity_prompts(relation), layers=list(layers)).reshape(
         -1, len(layers), len(layers)
     )
 
@@ -273,7 +275,9 @@ def _probes(setting: Setting, relation: Relation, layers: Sequence[int]) -> tupl
                 advance(n + 1, len(layers))
         return probed
 
-    probed = setting.cached(_cache_name(relation, "probes"), compute, of=_identity(relation), layers=list(layers))
+    probed = setting.cached(
+        _cache_name(relation, "probes"), compute, of=_identity_prompts(relation), layers=list(layers)
+    )
     right = {
         PROBE: np.stack([p.correct for p in probed], 1),
         CONTROL: np.stack([p.shuffled for p in probed], 1),
@@ -307,7 +311,7 @@ def _cell(cell: int, layers: Sequence[int]) -> str:
     return f"{layers[source]} into {layers[target]}"
 
 
-def _by_layer(one: _Studied, layers: Sequence[int]) -> list[dict[str, Any]]:
+def _attributes_by_layer(one: _Studied, layers: Sequence[int]) -> list[dict[str, Any]]:
     curves = {kind: one.sources[kind].layers() for kind in (STATE, OTHER, RANDOM, PROBE, CONTROL)}
     return [
         {"relation": one.relation.name, "source layer": layer, **{k: mean(v[:, n]) for k, v in curves.items()}}
@@ -315,7 +319,7 @@ def _by_layer(one: _Studied, layers: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _panel(one: _Studied, layers: Sequence[int]) -> Panel:
+def _attributes_panel(one: _Studied, layers: Sequence[int]) -> Panel:
     series = []
     for kind in (STATE, PROBE, OTHER, RANDOM):
         label = f"Patchscope, {kind}" if kind != PROBE else kind
@@ -330,7 +334,7 @@ def _heatmap(one: _Studied, layers: Sequence[int]) -> Heatmap:
     return Heatmap(one.relation.name, "target layer", "source layer", layers, layers, values, "accuracy")
 
 
-def _reading(
+def _attributes_reading(
     studied: Sequence[_Studied], together: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]],
     layers: Sequence[int],
 ) -> str:  # fmt: skip
@@ -389,5 +393,7 @@ def _reading(
 
 
 EXPERIMENT = Experiment(
-    data="TSV or JSONL with relation, subject, object and, if known, template, target, text", lens=False, run=_run
+    data="TSV or JSONL with relation, subject, object and, if known, template, target, text",
+    lens=False,
+    run=_run_attributes,
 )

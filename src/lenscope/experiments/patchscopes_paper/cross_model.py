@@ -111,7 +111,7 @@ class Way:
         return np.asarray(values.reshape(len(self.layers), len(self.targets)))
 
 
-def _run(setting: Setting) -> Report:
+def _run_cross_model(setting: Setting) -> Report:
     """Reads one place of each held-out document by another model, in three target prompts, with controls in each."""
     lm = setting.lm
     target = _explainer(setting)
@@ -120,9 +120,9 @@ def _run(setting: Setting) -> Report:
     # a model's own samples take long to write, and both directions fit on the same
     train = cache(partial(training, setting))
     ways = [_way(setting, *models, texts, train) for models in pairs]
-    tests = {m: _tested(ways, m, setting.seed) for m in (PRECISION, SURPRISAL)}
+    tests = {m: _tests_of_ways(ways, m, setting.seed) for m in (PRECISION, SURPRISAL)}
     described_by = _tested_descriptions(ways, setting.seed)
-    tables: dict[str, ReportTable] = {m: _summary(ways, m) for m in (PRECISION, SURPRISAL)}
+    tables: dict[str, ReportTable] = {m: _summary_of_ways(ways, m) for m in (PRECISION, SURPRISAL)}
     tables |= {f"mapped state beside controls, {m}": rows for m, rows in tests.items()}
     tables |= {
         "entity descriptions, RougeL": [{"direction": w.name, **row} for w in ways for row in w.described.rows()],
@@ -138,9 +138,9 @@ def _run(setting: Setting) -> Report:
         experiment="cross-model",
         model=lm.name if target is lm else f"{lm.name} and {target.name}",
         claim=CLAIM,
-        reading=alone + " ".join(_reading(w, tests, described_by) for w in ways),
+        reading=alone + " ".join(_cross_model_reading(w, tests, described_by) for w in ways),
         tables=tables,
-        figures=tuple(_figure(w, n) for n, w in enumerate(ways)),
+        figures=tuple(_cross_model_figure(w, n) for n, w in enumerate(ways)),
         settings=setting.settings(
             target=target.name,
             places={
@@ -199,7 +199,7 @@ def _way(setting: Setting, source: LM, target: LM, texts: Sequence[str], train: 
         top: dict[tuple[str, str], np.ndarray] = {}
         mapped, exchanged = _mapped(f, states, layers, targets), with_other_answers(own.tolist(), setting.seed)
         at_random = _mapped(random_instead(f, setting.seed), states, layers, targets)
-        prompts = _prompts(target, contexts)
+        prompts = _target_prompts(target, contexts)
         with setting.progress(f"target prompts: {name}") as advance:
             for done, (where, here) in enumerate(prompts.items(), 1):
                 row = np.arange(len(known)) if where == CONTEXT else np.zeros(len(known), dtype=np.int64)
@@ -245,7 +245,7 @@ def _mapped(f: Callable[..., Any], states: HiddenStates, layers: Sequence[int], 
     return torch.stack(mapped, 1)
 
 
-def _prompts(target: LM, contexts: Sequence[Any]) -> dict[str, list[Any]]:
+def _target_prompts(target: LM, contexts: Sequence[Any]) -> dict[str, list[Any]]:
     """The target prompts: each place's own, or one for all."""
     ((identity, _),) = token_identity(target).resolved
     return {CONTEXT: list(contexts), IDENTITY: [identity], ALONE: [target.prompt("?")]}
@@ -254,7 +254,7 @@ def _prompts(target: LM, contexts: Sequence[Any]) -> dict[str, list[Any]]:
 # -- tables
 
 
-def _summary(ways: Sequence[Way], measure: str) -> list[dict[str, Any]]:
+def _summary_of_ways(ways: Sequence[Way], measure: str) -> list[dict[str, Any]]:
     """Oracle, selected and mean cell of what is patched and of every control, in every target prompt."""
     rows: list[dict[str, Any]] = []
     for way in ways:
@@ -271,7 +271,7 @@ def _signed(e: Estimate, measure: str) -> Estimate:
     return e if measure == PRECISION else Estimate(-e.value, -e.high, -e.low)
 
 
-def _tested(ways: Sequence[Way], measure: str, seed: int) -> list[dict[str, Any]]:
+def _tests_of_ways(ways: Sequence[Way], measure: str, seed: int) -> list[dict[str, Any]]:
     """How much better the mapped state is than each control, both in cells selected on the other half; p by Holm."""
     rows: list[dict[str, Any]] = []
     apart = []
@@ -310,7 +310,7 @@ def _cells(way: Way) -> list[dict[str, Any]]:
     ]
 
 
-def _figure(way: Way, number: int) -> Figure:
+def _cross_model_figure(way: Way, number: int) -> Figure:
     shown_here = (CONTEXT, MAPPED), (CONTEXT, SHUFFLED), (IDENTITY, MAPPED)
     panels = [
         Heatmap(
@@ -327,7 +327,7 @@ def _figure(way: Way, number: int) -> Figure:
 # -- the reading
 
 
-def _reading(way: Way, tests: Mapping[str, ReportTable], descriptions: Sequence[Mapping[str, Any]]) -> str:
+def _cross_model_reading(way: Way, tests: Mapping[str, ReportTable], descriptions: Sequence[Mapping[str, Any]]) -> str:
     sure = {
         (row["target prompt"], row["over"]): row
         for row in tests[PRECISION]
@@ -381,4 +381,4 @@ def _gain(row: Mapping[str, Any]) -> str:
     return f"{prose(row['gain'])}, p = {row['p (Holm)']:.2g}"
 
 
-EXPERIMENT = Experiment(data="text", lens=False, across=True, run=_run)
+EXPERIMENT = Experiment(data="text", lens=False, across=True, run=_run_cross_model)

@@ -63,7 +63,7 @@ EXAMPLES = "Diana, Princess of Wales", "William Shakespeare", "Microsoft", "The 
 LETTERS = 4
 
 
-def _run(setting: Setting) -> Report:
+def _run_entities(setting: Setting) -> Report:
     """Descriptions at every layer, with controls; a layer selected on one half of the entities, used on the other."""
     lm = setting.lm
     chosen = pick(_entities(setting), setting.choose(**ENTITIES))
@@ -72,27 +72,31 @@ def _run(setting: Setting) -> Report:
     new = setting.choose(**TOKENS)
     how: dict[str, Any] = {"layers": list(layers), "tokens": new}
     own = _own_texts(setting, names, how)
-    cuts = ControlledTexts(own.cells, {way: _described(texts) for way, texts in own.texts.items()})
+    cuts = ControlledTexts(own.cells, {way: _descriptions_in(texts) for way, texts in own.texts.items()})
     scored = {name: cuts.scored(score, seed=setting.seed) for name, score in _scores(setting, chosen).items()}
     below = _below(setting, names, own, how)
     popular = _popular(chosen)
-    by_score = [_selected(name, group, scored[name], mine) for name in SCORES for group, mine in _groups(popular)]
-    known = [] if popular is None else [_known(name, scored[name], popular) for name in SCORES]
+    by_score = [
+        _selected_layer(name, group, scored[name], mine)
+        for name in SCORES
+        for group, mine in _groups_by_popularity(popular)
+    ]
+    known = [] if popular is None else [_popular_less_rare(name, scored[name], popular) for name in SCORES]
     contaminated = _contaminated(chosen, own, below)
     tables: dict[str, Any] = {"selected layer": by_score}
     if known:
         tables["popular and rare"] = known
     for name in SCORES:
-        tables[f"{name} by layer"] = [_short(row) for row in scored[name].by_layer()]
+        tables[f"{name} by layer"] = [_short_row(row) for row in scored[name].by_layer()]
     tables["contamination"] = contaminated
     tables["examples"] = _examples(setting, how)
     return Report(
         experiment="entities",
         model=lm.name,
         claim=CLAIM,
-        reading=_reading(scored, popular, contaminated),
+        reading=_entities_reading(scored, popular, contaminated),
         tables=tables,
-        figures=(_figure(scored, popular, contaminated),),
+        figures=(_entities_figure(scored, popular, contaminated),),
         settings=setting.settings(
             entities=len(chosen),
             similarity="of the model's input embeddings, less the mean with the other entities' descriptions",
@@ -153,7 +157,7 @@ def _long(text: str) -> set[str]:
     return {word for word in compared_words(text) if len(word) >= LETTERS}
 
 
-def _described(texts: np.ndarray) -> np.ndarray:
+def _descriptions_in(texts: np.ndarray) -> np.ndarray:
     return np.array([[description_in(text) for text in row] for row in texts], dtype=object)
 
 
@@ -221,11 +225,11 @@ def _popular(entities: Sequence[Entity]) -> np.ndarray | None:
     return np.array(known) > np.median(known)
 
 
-def _groups(popular: np.ndarray | None) -> list[tuple[str, np.ndarray | None]]:
+def _groups_by_popularity(popular: np.ndarray | None) -> list[tuple[str, np.ndarray | None]]:
     return [("all", None)] if popular is None else [("all", None), ("popular", popular), ("rare", ~popular)]
 
 
-def _selected(name: str, group: str, scored: ControlledScores, mine: np.ndarray | None) -> dict[str, Any]:
+def _selected_layer(name: str, group: str, scored: ControlledScores, mine: np.ndarray | None) -> dict[str, Any]:
     """One score of one group: its own layer selected, beside the best in hindsight and the mean of all."""
     group_scores = scored if mine is None else replace(scored, scores={w: s[mine] for w, s in scored.scores.items()})
     layers = " or ".join(str(source) for source in dict.fromkeys(s for s, _ in group_scores.chosen()))
@@ -236,7 +240,7 @@ def _selected(name: str, group: str, scored: ControlledScores, mine: np.ndarray 
     return row
 
 
-def _known(name: str, scored: ControlledScores, popular: np.ndarray) -> dict[str, Any]:
+def _popular_less_rare(name: str, scored: ControlledScores, popular: np.ndarray) -> dict[str, Any]:
     """Popular less rare entities, each way in the layer selected on the other half of all of them."""
     return {"score": name} | {
         f"popular - rare, {way}": group_difference(scored.selection(way).items_selected, popular)
@@ -244,7 +248,7 @@ def _known(name: str, scored: ControlledScores, popular: np.ndarray) -> dict[str
     }
 
 
-def _short(row: dict[str, Any]) -> dict[str, Any]:
+def _short_row(row: dict[str, Any]) -> dict[str, Any]:
     return {k: row[k] for k in ("layer", *CONDITIONS, f"vector - {SHUFFLED}", f"vector - {TEXT}")}
 
 
@@ -303,7 +307,7 @@ def _examples(setting: Setting, how: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _reading(
+def _entities_reading(
     scored: dict[str, ControlledScores], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]
 ) -> str:
     sentences = []
@@ -360,7 +364,7 @@ def _reading(
     return " ".join(sentences)
 
 
-def _figure(
+def _entities_figure(
     scored: dict[str, ControlledScores], popular: np.ndarray | None, contaminated: Sequence[dict[str, Any]]
 ) -> Figure:
     panels = []
@@ -373,7 +377,9 @@ def _figure(
     worth = scored["RougeL"]
     x = [source for source, _ in worth.cells]
     if popular is not None:
-        groups = [(way, group, mine) for way in (VECTOR, SHUFFLED) for group, mine in _groups(popular)[1:]]
+        groups = [
+            (way, group, mine) for way in (VECTOR, SHUFFLED) for group, mine in _groups_by_popularity(popular)[1:]
+        ]
         lines = [
             curve(f"{group}, {way}", x, [mean(column[mine]) for column in worth.scores[way].T], way == SHUFFLED)
             for way, group, mine in groups
@@ -393,4 +399,4 @@ def _figure(
     return Figure("entities", panels)
 
 
-EXPERIMENT = Experiment(data="JSONL with name, description, popularity_percentile", lens=False, run=_run)
+EXPERIMENT = Experiment(data="JSONL with name, description, popularity_percentile", lens=False, run=_run_entities)

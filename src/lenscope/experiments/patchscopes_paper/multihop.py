@@ -63,7 +63,7 @@ class _Grid:
     other: Mapping[str, np.ndarray]
 
 
-def _run(setting: Setting) -> Report:
+def _run_multihop(setting: Setting) -> Report:
     """Every way of asking and patching, in hindsight, in cells selected on the other half, and in the mean cell."""
     lm = setting.lm
     new = setting.choose(**TOKENS)
@@ -86,9 +86,14 @@ def _run(setting: Setting) -> Report:
     failed = ~right[PLAIN[0]]
     tables: dict[str, Any] = {"all": _rows(right, other, grids, units, setting.seed)}
     if len({u for u, f in zip(units, failed, strict=True) if f}) >= LEAST:
-        grids_failed = {name: _Grid(g.cells, _of(g.right, failed), _of(g.other, failed)) for name, g in grids.items()}
+        grids_failed = {
+            name: _Grid(g.cells, _rows_of_arrays(g.right, failed), _rows_of_arrays(g.other, failed))
+            for name, g in grids.items()
+        }
         mine = [u for u, f in zip(units, failed, strict=True) if f]
-        tables["composition wrong"] = _rows(_of(right, failed), _of(other, failed), grids_failed, mine, setting.seed)
+        tables["composition wrong"] = _rows(
+            _rows_of_arrays(right, failed), _rows_of_arrays(other, failed), grids_failed, mine, setting.seed
+        )
     tests = _tests(right, grids, units, setting.seed)
     tables["differences"] = tests
     tables["questions"] = _counts(kinds, hops, right[PLAIN[0]])
@@ -96,9 +101,9 @@ def _run(setting: Setting) -> Report:
         experiment="multihop",
         model=lm.name,
         claim=CLAIM,
-        reading=_reading(tables, len(chains), int(failed.sum())),
+        reading=_multihop_reading(tables, len(chains), int(failed.sum())),
         tables=tables,
-        figures=(_figure(tables, grids, layers),),
+        figures=(_multihop_figure(tables, grids, layers),),
         settings=setting.settings(
             questions=len(chains),
             layers=layers,
@@ -130,7 +135,7 @@ def _grid(patched: PatchedTexts, chains: Sequence[Chain], others: np.ndarray) ->
     return _Grid(tuple(patched.cells), scored(chains), scored([chains[m] for m in others]))
 
 
-def _of(arrays: Mapping[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
+def _rows_of_arrays(arrays: Mapping[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values[which] for name, values in arrays.items()}
 
 
@@ -191,7 +196,7 @@ def _counts(kinds: Sequence[Kind], hops: Sequence[np.ndarray], right: np.ndarray
     return rows
 
 
-def _reading(tables: Mapping[str, Any], count: int, failed: int) -> str:
+def _multihop_reading(tables: Mapping[str, Any], count: int, failed: int) -> str:
     rows = {row["way"]: row for row in tables["all"]}
     tests = {row["comparison"]: row for row in tables["differences"]}
     asked = [name for name in PLAIN if name in rows]
@@ -210,7 +215,7 @@ def _reading(tables: Mapping[str, Any], count: int, failed: int) -> str:
         sentences.append(
             f"{name} above asking {verdict}: {interval(own['selected cell'])} in a cell selected on other questions "
             f"({interval(own['best in hindsight'])} in the best of {own['cells']} cells in hindsight, "
-            f"{interval(own['mean cell'])} in the mean cell); above {_listed(better)}, below {_listed(worse)}."
+            f"{interval(own['mean cell'])} in the mean cell); above {_way_list(better)}, below {_way_list(worse)}."
         )
         for way in (SHUFFLED, RANDOM):
             test, late = tests[f"{name} - {way}"], tests[f"{name} - {way}, hindsight"]
@@ -238,11 +243,11 @@ def _reading(tables: Mapping[str, Any], count: int, failed: int) -> str:
     return " ".join(sentences)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _way_list(names: Sequence[str]) -> str:
     return ", ".join(f"“{name}”" for name in names) or "none of the ways to ask"
 
 
-def _figure(tables: Mapping[str, Any], grids: Mapping[str, _Grid], layers: Sequence[int]) -> Figure:
+def _multihop_figure(tables: Mapping[str, Any], grids: Mapping[str, _Grid], layers: Sequence[int]) -> Figure:
     panels: list[Panel | Heatmap] = []
     grid = grids[COT]
     size = len(grid.cells)
@@ -265,5 +270,5 @@ def _figure(tables: Mapping[str, Any], grids: Mapping[str, _Grid], layers: Seque
 
 
 EXPERIMENT = Experiment(
-    data="JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template", lens=False, run=_run
+    data="JSONL with subject, bridge, answer, hop1_prompt, hop1_phrase, hop2_template", lens=False, run=_run_multihop
 )

@@ -229,14 +229,16 @@ def _back_patched(
     for n, (scope, own, _) in enumerate(patches):
         # a seed of its own, else all questions have the same directions
         several = [own, random_vectors(own, setting.seed + n), patches[others[n]][1]]
-        generated = texts_by_cell(scope.generate(_beside(own, several), pairs, max_new_tokens=new, stop="\n"))[1]
+        generated = texts_by_cell(
+            scope.generate(_states_side_by_side(own, several), pairs, max_new_tokens=new, stop="\n")
+        )[1]
         for way, row in zip(texts, generated.tolist(), strict=True):
             texts[way].append(row)
         advance(n + 1, len(patches))
     return {way: np.array(rows, dtype=object) for way, rows in texts.items()}
 
 
-def _beside(own: HiddenStates, several: Sequence[HiddenStates]) -> HiddenStates:
+def _states_side_by_side(own: HiddenStates, several: Sequence[HiddenStates]) -> HiddenStates:
     """The states of several prompts as if all came from where the first did."""
     return replace(
         own,

@@ -97,7 +97,7 @@ class _Read(NamedTuple):
         return inside or [int(np.abs(depth[:-1] - 0.5).argmin())]
 
 
-def _run(setting: Setting) -> Report:
+def _run_next_token(setting: Setting) -> Report:
     """Reads one random place of each held-out document at every layer, in every way, and scores the top tokens."""
     lm, seed = setting.lm, setting.seed
     step = max(1, round(lm.n_layers / setting.choose(**LAYERS)))
@@ -135,17 +135,17 @@ def _run(setting: Setting) -> Report:
     of_sets = [each.pop(f"set {n}") for n in range(len(sets))]
     each[DRAWN] = ReadingScores(*(np.mean([s[m] for s in of_sets], axis=0) for m in (0, 1)))
     read = _Read(layers, each, of_sets, sets)
-    tested = {m: _tested(read, m, seed) for m in (PRECISION, SURPRISAL)}
-    tables: dict[str, ReportTable] = {m: _by_layer(read, m) for m in (PRECISION, SURPRISAL)}
+    tested = {m: _tests_by_layer(read, m, seed) for m in (PRECISION, SURPRISAL)}
+    tables: dict[str, ReportTable] = {m: _next_token_by_layer(read, m) for m in (PRECISION, SURPRISAL)}
     tables |= {f"gain in {m}": rows for m, rows in tested.items()}
-    tables |= {"middle layers": _middle(read, seed), "target prompts": _prompts(read)}
+    tables |= {"middle layers": _middle(read, seed), "target prompts": _by_target_prompt(read)}
     return Report(
         experiment="next-token",
         model=lm.name,
         claim=CLAIM,
-        reading=_reading(read, tested, tables["middle layers"]),
+        reading=_next_token_reading(read, tested, tables["middle layers"]),
         tables=tables,
-        figures=(_figure(read),),
+        figures=(_next_token_figure(read),),
         settings=setting.settings(
             documents=len(prompts), layers=list(layers), place="one at random in each document, after 8–127 tokens",
             least_squares=f"ridge, {tokens:,} tokens of other documents, R² {np.nanmin(r2):.2f}–{np.nanmax(r2):.2f}",
@@ -166,14 +166,14 @@ def _through(lens: Lens, states: HiddenStates, layers: Sequence[int]) -> np.ndar
     return np.stack([top_tokens(lens.lm, lens.map(states[n, -1], n)) for n in layers], 1)
 
 
-def _by_layer(read: _Read, measure: str) -> list[dict[str, Any]]:
+def _next_token_by_layer(read: _Read, measure: str) -> list[dict[str, Any]]:
     return [
         {"layer": layer, **{method: mean(read.at(method, measure)[:, n]) for method in METHODS}}
         for n, layer in enumerate(read.layers)
     ]
 
 
-def _tested(read: _Read, measure: str, seed: int) -> list[dict[str, Any]]:
+def _tests_by_layer(read: _Read, measure: str, seed: int) -> list[dict[str, Any]]:
     """Per layer before the last how much better token identity is than each other, p corrected for all of them."""
     gains = {(n, other): read.gain(other, measure)[:, n] for n in read.before for other in OTHERS}
     p = dict(zip(gains, holm([sign_flips(g, seed=seed) for g in gains.values()]), strict=True))
@@ -213,7 +213,7 @@ def _relative(mine: np.ndarray, its: np.ndarray) -> float:
     return float(mine.mean() / its.mean() - 1) if its.mean() else float("nan")
 
 
-def _prompts(read: _Read) -> list[dict[str, Any]]:
+def _by_target_prompt(read: _Read) -> list[dict[str, Any]]:
     """Every target prompt alone: means over the layers before the last, and over the middle ones."""
     scores = {
         "cat, 1135, hello (the paper's)": read.scores[IDENTITY],
@@ -233,7 +233,7 @@ def _prompts(read: _Read) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(read: _Read) -> Figure:
+def _next_token_figure(read: _Read) -> Figure:
     drawn_methods = [m for m in METHODS if m != NOTHING]
     panels = []
     for measure in (PRECISION, SURPRISAL):
@@ -248,13 +248,13 @@ def _figure(read: _Read) -> Figure:
     return Figure("next-token", panels)
 
 
-def _reading(read: _Read, tested: Mapping[str, Sequence[Mapping[str, Any]]], middle: ReportTable) -> str:
+def _next_token_reading(read: _Read, tested: Mapping[str, Sequence[Mapping[str, Any]]], middle: ReportTable) -> str:
     parts = [_verdict(read, tested[PRECISION])]
     for measure, rows in tested.items():
         beside = []
         for other in LENSES:
             better, worse = (_sure(rows, other, sign) for sign in (1, -1))
-            beside.append(f"{other}: better at {_named(better, read)}, worse at {_named(worse, read)}")
+            beside.append(f"{other}: better at {_layer_list(better, read)}, worse at {_layer_list(worse, read)}")
         parts.append(f"Token identity's {measure} beside the {'; the '.join(beside)} (p < .05 after Holm).")
     rows = [r for r in middle if r["measure"] == PRECISION]
     names = ", ".join(str(read.layers[n]) for n in read.middle)
@@ -300,8 +300,8 @@ def _verdict(read: _Read, rows: Sequence[Mapping[str, Any]]) -> str:
         ahead = f"by value it is ahead of all three from layer {read.layers[start]} on, up to the last before the end"
     return (
         f"{verdict}: token identity's precision@1 is above those of the logit lens and least squares (p < .05 after "
-        f"Holm) at {len(hits)} of {len(deep)} layers from a quarter of the depth on ({_named(hits, read)}), above that "
-        f"of a trained tuned lens, which the paper does not have, too at {len(too)}; {ahead}."
+        f"Holm) at {len(hits)} of {len(deep)} layers from a quarter of the depth on ({_layer_list(hits, read)}), above "
+        f"that of a trained tuned lens, which the paper does not have, too at {len(too)}; {ahead}."
     )
 
 
@@ -310,7 +310,7 @@ def _sure(rows: Sequence[Mapping[str, Any]], other: str, sign: int) -> list[int]
     return [n for n, r in enumerate(rows) if r[f"p, {other}"] < 0.05 and sign * r[f"over {other}"].value > 0]
 
 
-def _named(columns: Sequence[int], read: _Read) -> str:
+def _layer_list(columns: Sequence[int], read: _Read) -> str:
     return f"layer{'s' * (len(columns) > 1)} {', '.join(str(read.layers[n]) for n in columns)}" if columns else "none"
 
 
@@ -318,4 +318,4 @@ def _percent(e: Estimate) -> str:
     return f"{100 * e.value:+.0f} % [{100 * e.low:+.0f}, {100 * e.high:+.0f}]" if np.isfinite(e.value) else "of none"
 
 
-EXPERIMENT = Experiment(data="text", run=_run)
+EXPERIMENT = Experiment(data="text", run=_run_next_token)

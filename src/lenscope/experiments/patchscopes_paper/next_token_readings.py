@@ -62,7 +62,7 @@ def held_out(setting: Setting, count: int) -> list[str]:
 
     Raises LenscopeError where fewer than 8 documents of more than 8 tokens are held out.
     """
-    corpus = _short(setting, setting.held_out)
+    corpus = _shortened_corpus(setting, setting.held_out)
     by_document: dict[int, str] = {}
     written = count * corpus.length if corpus.documents is None else None
     for batch in corpus.batches(written, 1):
@@ -81,11 +81,11 @@ def held_out(setting: Setting, count: int) -> list[str]:
 
 def training(setting: Setting, tokens: int) -> list[str]:
     """About `tokens` tokens of the text that is not held out, in stretches of up to 128 tokens (own samples: 64)."""
-    corpus = _short(setting, setting.corpus.split(HELD_OUT)[0])
+    corpus = _shortened_corpus(setting, setting.corpus.split(HELD_OUT)[0])
     return [text for batch in rows_of(corpus, tokens) for _, text, _ in _stretches(corpus.lm, batch)]
 
 
-def _short(setting: Setting, corpus: Corpus) -> Corpus:
+def _shortened_corpus(setting: Setting, corpus: Corpus) -> Corpus:
     return replace(corpus, length=min(LENGTH if setting.text else WRITTEN, corpus.length))
 
 

@@ -85,18 +85,22 @@ class _Case:
     answers: Sequence[Any] | None = None
 
 
-def _run(setting: Setting) -> Report:
+def _run_worth(setting: Setting) -> Report:
     """Three Patchscopes, each scored with the vector and without: by layer, and in a layer selected on other items."""
     facts, left_out = _facts(setting)
-    cases = [_identity(setting, facts), *(_features(setting, relation) for relation in facts), _entity(setting)]
-    scores = {case.name: _scored(setting, case) for case in cases}
+    cases = [
+        _identity_case(setting, facts),
+        *(_feature_case(setting, relation) for relation in facts),
+        _entity(setting),
+    ]
+    scores = {case.name: _score_case(setting, case) for case in cases}
     subjects = [fact.subject for relation in facts for fact in relation.facts]
     whole = {
         IDENTITY: scores[IDENTITY],
-        FEATURES: _together([scores[_name(relation)] for relation in facts], subjects, setting.seed),
+        FEATURES: _pooled_scores([scores[_name(relation)] for relation in facts], subjects, setting.seed),
         ENTITY: scores[ENTITY],
     }
-    rows = [_row(name, whole[name]) for name in whole]
+    rows = [_worth_row(name, whole[name]) for name in whole]
     pairs = {}
     for name, worth in whole.items():
         items = {way: worth.selection(way).items_selected for way in CONDITIONS}
@@ -104,17 +108,17 @@ def _run(setting: Setting) -> Report:
             pairs[f"{name}, vector - {way}"] = items[VECTOR], items[way], worth.units
     tables: dict[str, Any] = {
         "worth": rows,
-        "relations": [_row(_name(r), scores[_name(r)]) for r in facts],
+        "relations": [_worth_row(_name(r), scores[_name(r)]) for r in facts],
         "differences": paired_tests(pairs, setting.seed),
-        **{f"{name} by layer": _by_layer(worth) for name, worth in whole.items()},
+        **{f"{name} by layer": _worth_by_layer(worth) for name, worth in whole.items()},
     }
     return Report(
         experiment="worth",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_reading(rows, tables["differences"]),
+        reading=_worth_reading(rows, tables["differences"]),
         tables=tables,
-        figures=(_figure(tables),),
+        figures=(_worth_figure(tables),),
         settings=setting.settings(
             items={name: len(worth.scores[TEXT]) for name, worth in whole.items()},
             cells={name: len(worth.cells) for name, worth in whole.items()},
@@ -168,7 +172,7 @@ def _layers(setting: Setting, step: dict[str, int]) -> list[int]:
     return list(range(0, setting.lm.n_layers + 1, setting.choose(**step)))
 
 
-def _identity(setting: Setting, facts: Sequence[Relation]) -> _Case:
+def _identity_case(setting: Setting, facts: Sequence[Relation]) -> _Case:
     """Prompts whose next token the model predicts, the facts' own: does their last state say it in a list of words?"""
     texts = [relation.template.replace("{}", fact.subject) for relation in facts for fact in relation.facts]
     order = np.random.default_rng(setting.seed).permutation(len(texts)).tolist()[: 2 * setting.choose(**PROMPTS)]
@@ -183,7 +187,7 @@ def _identity(setting: Setting, facts: Sequence[Relation]) -> _Case:
     return _Case(IDENTITY, scope, [drawn[n] for n in chosen], lambda text, n: float(text == own[n]), layers, 1, own)
 
 
-def _features(setting: Setting, relation: Relation) -> _Case:
+def _feature_case(setting: Setting, relation: Relation) -> _Case:
     layers = _layers(setting, COARSE)
     pairs = [(a, b) for a in layers for b in layers]
     texts, answers = [f.subject for f in relation.facts], [f.answers for f in relation.facts]
@@ -203,7 +207,7 @@ def _entity(setting: Setting) -> _Case:
     return _Case(ENTITY, scope, names, score, layers, setting.choose(**DESCRIBED))
 
 
-def _scored(setting: Setting, case: _Case) -> ControlledScores:
+def _score_case(setting: Setting, case: _Case) -> ControlledScores:
     def compute() -> ControlledTexts:
         states = setting.lm.read(after_document_mark(setting.lm, case.texts), positions=-1)
         with setting.progress(f"cells, {case.name}") as advance:
@@ -215,24 +219,24 @@ def _scored(setting: Setting, case: _Case) -> ControlledScores:
     return texts.scored(case.score, seed=setting.seed)
 
 
-def _together(several: Sequence[ControlledScores], units: Sequence[str], seed: int) -> ControlledScores:
+def _pooled_scores(several: Sequence[ControlledScores], units: Sequence[str], seed: int) -> ControlledScores:
     scores = {way: np.concatenate([w.scores[way] for w in several]) for way in CONDITIONS}
     return ControlledScores(several[0].cells, scores, list(units), seed)
 
 
-def _row(name: str, worth: ControlledScores) -> dict[str, Any]:
+def _worth_row(name: str, worth: ControlledScores) -> dict[str, Any]:
     cells = " or ".join(f"{a} → {b}" for a, b in dict.fromkeys(worth.chosen()))
     row = {"Patchscope": name, "items": len(worth.scores[TEXT]), "cell": cells, **worth.row()}
     best = worth.row(kind="oracle")
     return row | {f"{way}, hindsight": best[way] for way in (VECTOR, RANDOM, SHUFFLED)}
 
 
-def _by_layer(worth: ControlledScores) -> list[dict[str, Any]]:
+def _worth_by_layer(worth: ControlledScores) -> list[dict[str, Any]]:
     columns = "layer", *CONDITIONS, f"vector - {TEXT}", "vector above text"
     return [{k: row[k] for k in columns} for row in worth.by_layer()]
 
 
-def _reading(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]) -> str:
+def _worth_reading(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]) -> str:
     p = {test["comparison"]: test["p (Holm)"] for test in tests}
     sentences = []
     for row in rows:
@@ -249,7 +253,7 @@ def _reading(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any
     return " ".join(sentences)
 
 
-def _figure(tables: Mapping[str, Any]) -> Figure:
+def _worth_figure(tables: Mapping[str, Any]) -> Figure:
     panels = []
     for name, what in SCORES.items():
         rows = tables[f"{name} by layer"]
@@ -259,4 +263,6 @@ def _figure(tables: Mapping[str, Any]) -> Figure:
     return Figure("worth", panels)
 
 
-EXPERIMENT = Experiment(data="TSV or JSONL with relation, subject, object (and template, target)", lens=False, run=_run)
+EXPERIMENT = Experiment(
+    data="TSV or JSONL with relation, subject, object (and template, target)", lens=False, run=_run_worth
+)

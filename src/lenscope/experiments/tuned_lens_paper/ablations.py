@@ -54,7 +54,7 @@ def first_kept(update: Tensor, layer: int) -> Tensor:
     return torch.cat([update[:, :1], torch.zeros_like(update[:, 1:])], 1)
 
 
-def _run(setting: Setting) -> Report:
+def _run_ablations(setting: Setting) -> Report:
     """The loss without each block, beside controls; direct effects; what lenses read above a deleted block."""
     lm, n = setting.lm, setting.lm.n_layers
     length = min(LENGTH, setting.corpus.length)
@@ -93,7 +93,7 @@ def _run(setting: Setting) -> Report:
             {"block": b, **{m: by_change["deletion"].estimate(m, "deletion", b) for m in MEASURES if m != "loss"}}
             for b in range(1, n + 1)
         ],
-        "changes": [_summary(name, a) for name, a in {**by_change, "nothing": nothing}.items()],
+        "changes": [_summary_of_blocks(name, a) for name, a in {**by_change, "nothing": nothing}.items()],
         "lenses above a deleted block": _recovery(above),
     }
     whole = by_change["deletion"]
@@ -101,9 +101,9 @@ def _run(setting: Setting) -> Report:
         experiment="ablations",
         model=lm.name,
         claim=CLAIM,
-        reading=_reading(by_change, nothing, above),
+        reading=_ablations_reading(by_change, nothing, above),
         tables=tables,
-        figures=(_figure(by_change, above),),
+        figures=(_ablations_figure(by_change, above),),
         settings=setting.settings(
             tokens=whole.tokens,
             units=len(whole.counts),
@@ -143,7 +143,7 @@ def _ablated(
     return setting.cached(name.replace(" ", "-"), compute, tokens=tokens, layers=[*numbers], read=[*read])
 
 
-def _summary(name: str, a: BlockAblations) -> dict[str, Any]:
+def _summary_of_blocks(name: str, a: BlockAblations) -> dict[str, Any]:
     loss = a.column("loss")[0]
     worst = a.layers[int(loss.argmax())]
     first = loss[0] or np.nan
@@ -172,7 +172,7 @@ def _recovery(a: BlockAblations) -> list[dict[str, Any]]:
     return rows
 
 
-def _reading(by_change: Mapping[str, BlockAblations], nothing: BlockAblations, above: BlockAblations) -> str:
+def _ablations_reading(by_change: Mapping[str, BlockAblations], nothing: BlockAblations, above: BlockAblations) -> str:
     whole = by_change["deletion"]
     of = {b: whole.estimate("loss", "deletion", b) for b in whole.layers}
     own = float(whole.own.sum() / whole.counts.sum())
@@ -194,7 +194,7 @@ def _reading(by_change: Mapping[str, BlockAblations], nothing: BlockAblations, a
         part += "" if largest else f"costs less than block {max(rest, key=lambda b: rest[b].value)}"
         verdict = f"{part}, and {len(harmful)} of {len(rest)} others cost at least a tenth of it: {listed}."
     none = [b for b, e in rest.items() if e.low <= 0]
-    free = f"{_count(len(none), 'block')} cannot be told from no cost at all"
+    free = f"{_count_in_words(len(none), 'block')} cannot be told from no cost at all"
     sinks = by_change[KEPT]
     eased = [b for b in sinks.layers if sinks.estimate("loss", KEPT, b).high < of[b].low]
     sink = f"Kept at the first token of a row alone, deletion costs clearly less at {_list(eased)}." if eased else ""
@@ -210,7 +210,7 @@ def _reading(by_change: Mapping[str, BlockAblations], nothing: BlockAblations, a
         for name, a in by_change.items()
     )
     controls = (
-        f"Median of {_count(len(same), 'block')} after the first: {others}. "
+        f"Median of {_count_in_words(len(same), 'block')} after the first: {others}. "
         f"Putting back what a block adds changes the loss by at most {float(np.abs(nothing.sums['loss']).max()):.1g}."
     )
     return " ".join(filter(None, (costs, verdict, f"{free}.", sink, repair, _recovered(above), controls)))
@@ -226,7 +226,7 @@ def _recovered(a: BlockAblations) -> str:
     return f"From a deleted block (after the first) to the end the prediction comes nearer the model's at {nearer}."
 
 
-def _count(n: int, what: str) -> str:
+def _count_in_words(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
@@ -234,7 +234,7 @@ def _list(blocks: Sequence[int]) -> str:
     return f"block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
 
 
-def _figure(by_change: Mapping[str, BlockAblations], above: BlockAblations) -> Figure:
+def _ablations_figure(by_change: Mapping[str, BlockAblations], above: BlockAblations) -> Figure:
     curves = [
         curve(name, a.layers, [a.estimate("loss", name, b) for b in a.layers], name in ("random direction", KEPT))
         for name, a in by_change.items()
@@ -261,4 +261,4 @@ def _figure(by_change: Mapping[str, BlockAblations], above: BlockAblations) -> F
     )
 
 
-EXPERIMENT = Experiment(data="text", run=_run)
+EXPERIMENT = Experiment(data="text", run=_run_ablations)

@@ -39,7 +39,7 @@ K = {"quick": 6, "full": 12}
 LAYERS = {"quick": 3, "full": 6}
 
 
-def _run(setting: Setting) -> Report:
+def _run_alignment(setting: Setting) -> Report:
     """Exchanges states within the causal subspace of each lens, and within a random one of the same size.
 
     Subspaces are found on one half of the held-out text and used on the other. Per layer: the mean similarity of
@@ -52,14 +52,14 @@ def _run(setting: Setting) -> Report:
         kind: setting.cached(f"alignment-{kind}", partial(_aligned, setting, kind, text), **text.inputs())
         for kind in KINDS
     }
-    rows = [_row(results, layer) for layer in text.layers]
+    rows = [_alignment_row(results, layer) for layer in text.layers]
     return Report(
         experiment="alignment",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_reading(rows, text.layers),
+        reading=_alignment_reading(rows, text.layers),
         tables={"alignment": rows},
-        figures=(_figure(rows, text.layers),),
+        figures=(_alignment_figure(rows, text.layers),),
         settings=setting.settings(**text.settings(), documents=_documents(results)),
         provenance=setting.provenance(),
     )
@@ -76,7 +76,7 @@ def _aligned(setting: Setting, kind: str, text: BasisText) -> Alignment:
         return alignment(lm, text.measuring, basis, lenses, seed=setting.seed, progress=advance)
 
 
-def _row(results: Mapping[str, Alignment], layer: int) -> dict[str, Any]:
+def _alignment_row(results: Mapping[str, Alignment], layer: int) -> dict[str, Any]:
     def value(kind: str, lens: str) -> np.ndarray:
         return results[kind].units(lens, layer)
 
@@ -100,7 +100,7 @@ def _documents(results: Mapping[str, Alignment]) -> int:
     return int((results["tuned"].counts[0, :, 0] > 0).sum())
 
 
-def _reading(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> str:
+def _alignment_reading(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> str:
     first, last = rows[0][TUNED], rows[-1][TUNED]
     trend = {lens: spearman(layers, [row[lens].value for row in rows]) for lens in (TUNED, LOGIT)}
     rises = last.low > first.high and trend[TUNED].value > 0
@@ -128,10 +128,10 @@ def _reading(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> str:
     return " ".join(sentences)
 
 
-def _figure(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> Figure:
+def _alignment_figure(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> Figure:
     names = TUNED, LOGIT, "tuned lens, random subspace", "logit lens, random subspace"
     curves = [curve(name, layers, [row[name] for row in rows], "random" in name) for name in names]
     return Figure("alignment", (Panel("Stimulus-response alignment", "layer", "Aitchison cosine", curves, level=0),))
 
 
-EXPERIMENT = Experiment(data="text", run=_run)
+EXPERIMENT = Experiment(data="text", run=_run_alignment)

@@ -71,7 +71,7 @@ class Seen(NamedTuple):
     margin: Tensor
 
 
-def _run(setting: Setting) -> Report:
+def _run_difficulty(setting: Setting) -> Report:
     """Train a small model, or take the checkpoints beside a given one, and compare depths with iterations learned."""
     with training_to_study(setting) as study:
         return _report(setting, study)
@@ -134,7 +134,7 @@ def _report(setting: Setting, study: Study) -> Report:
     own = -np.log1p(known.tokens[np.stack([top, places.target])])
     confidence = [final.entropy.numpy(), final.surprisal.numpy(), -final.margin.numpy()]
     earlier = _earlier(setting, study, places)
-    compared = partial(_compared, learned, document=places.document, seed=setting.seed)
+    compared = partial(_correlations_with_learning, learned, document=places.document, seed=setting.seed)
     controls = {
         "as in the paper": compared(depths),
         "depths shuffled": compared([shuffled_within(d, np.zeros(len(d)), setting.seed) for d in depths]),
@@ -156,12 +156,18 @@ def _report(setting: Setting, study: Study) -> Report:
             "task": name,
             "examples": int(which.sum()),
             "right": mean(right[which], units=places.document[which], seed=setting.seed),
-            **_compared(learned[which], [d[which] for d in depths], document=places.document[which], seed=setting.seed),
+            **_correlations_with_learning(
+                learned[which], [d[which] for d in depths], document=places.document[which], seed=setting.seed
+            ),
         }
         for name, which in tasks.items()
     ]
-    only = _compared(learned[right], [d[right] for d in depths], document=places.document[right], seed=setting.seed)
-    never = _compared(np.where(right, learned, len(steps)), depths, document=places.document, seed=setting.seed)
+    only = _correlations_with_learning(
+        learned[right], [d[right] for d in depths], document=places.document[right], seed=setting.seed
+    )
+    never = _correlations_with_learning(
+        np.where(right, learned, len(steps)), depths, document=places.document, seed=setting.seed
+    )
     controls = {**controls, "right in the end and from then on": only, "the same, never right counting as last": never}
     others = {
         DEPTH: depths[0],
@@ -190,13 +196,13 @@ def _report(setting: Setting, study: Study) -> Report:
         "checkpoints": list(steps),
         "measured_on": f"{len(top):,} tokens in {len(places.rows)} rows, {len({*places.document.tolist()})} documents",
     }
-    reading = _reading(rows, controls, predictors, (unigram, bigram, float(surprisal[-1])), list(earlier))
-    figures = (_figure(rows, depths, learned, steps, surprisal, (unigram, bigram)),)
+    reading = _difficulty_reading(rows, controls, predictors, (unigram, bigram, float(surprisal[-1])), list(earlier))
+    figures = (_difficulty_figure(rows, depths, learned, steps, surprisal, (unigram, bigram)),)
     made_with = {**provenance(lm), "lens": study.translators.report}
     return Report("difficulty", study.name, CLAIM, reading, tables, figures, settings, made_with)
 
 
-def _compared(learned: np.ndarray, depths: Sequence[np.ndarray], **how: Any) -> dict[str, Estimate]:
+def _correlations_with_learning(learned: np.ndarray, depths: Sequence[np.ndarray], **how: Any) -> dict[str, Estimate]:
     return dict(zip((TUNED, LOGIT, APART), correlations(learned, depths, **how), strict=True))
 
 
@@ -222,7 +228,7 @@ def _ten(count: int) -> list[int]:
     return sorted({round(n * (count - 1) / 10) for n in range(11)})
 
 
-def _reading(
+def _difficulty_reading(
     rows: Sequence[dict[str, Any]],
     controls: dict[str, dict[str, Estimate]],
     predictors: dict[str, Estimate],
@@ -266,7 +272,7 @@ def _reading(
     return " ".join(parts)
 
 
-def _figure(
+def _difficulty_figure(
     rows: Sequence[dict[str, Any]],
     depths: Sequence[np.ndarray],
     learned: np.ndarray,
@@ -298,4 +304,4 @@ def _figure(
     )
 
 
-EXPERIMENT = Experiment(data="text", run=_run)
+EXPERIMENT = Experiment(data="text", run=_run_difficulty)

@@ -109,7 +109,7 @@ class Drift:
         return rows
 
 
-def _run(setting: Setting) -> Report:
+def _run_drift(setting: Setting) -> Report:
     """Compare layers by their covariances and by their translators, and models before and after a fine-tune."""
     lm = setting.lm
     changed = transplant(setting)
@@ -122,7 +122,7 @@ def _run(setting: Setting) -> Report:
     drift = Drift(layers, *alike, penalty, unit, len(parts))
     tables: dict[str, Sequence[Mapping[str, Any]]] = {
         "similarity by distance": _by_distance(drift, lm.n_layers),
-        "similarity by layer": _by_layer(drift),
+        "similarity by layer": _drift_by_layer(drift),
         f"transfer penalty in {unit}": _penalty_table(drift),
         "penalty and similarity": drift.correlations(),
         f"fine-tune, own loss in {changed.unit}": changed.losses(),
@@ -136,8 +136,8 @@ def _run(setting: Setting) -> Report:
         zeroed=TOP,
     )
     return Report(
-        "drift", lm.name, CLAIM, f"{_reading(drift, lm.n_layers)} {changed.reading()}", tables,
-        (*_figures(drift, lm.n_layers), changed.figure()), settings, setting.provenance(),
+        "drift", lm.name, CLAIM, f"{_drift_reading(drift, lm.n_layers)} {changed.reading()}", tables,
+        (*_drift_figures(drift, lm.n_layers), changed.figure()), settings, setting.provenance(),
     )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def _by_distance(drift: Drift, n_layers: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_layer(drift: Drift) -> list[dict[str, Any]]:
+def _drift_by_layer(drift: Drift) -> list[dict[str, Any]]:
     last = drift.whole.shape[1] - 1
     rows: list[dict[str, Any]] = []
     for n in range(last):
@@ -223,7 +223,7 @@ def _penalty_table(drift: Drift) -> list[dict[str, Any]]:
     return rows
 
 
-def _figures(drift: Drift, n_layers: int) -> tuple[Figure, ...]:
+def _drift_figures(drift: Drift, n_layers: int) -> tuple[Figure, ...]:
     numbers = range(n_layers + 1)
     maps = [
         Heatmap(f"covariances, {name}", "layer", "layer", numbers, numbers, s[0], "Frobenius cosine")
@@ -241,7 +241,7 @@ def _figures(drift: Drift, n_layers: int) -> tuple[Figure, ...]:
     return (Figure("drift", [*maps, tested, cloud]),)
 
 
-def _reading(drift: Drift, n_layers: int) -> str:
+def _drift_reading(drift: Drift, n_layers: int) -> str:
     near, far = (drift.similar(d) for d in (1, max(d for d in DISTANCES if d <= min(8, n_layers))))
     distance = max(d for d in DISTANCES if d <= min(8, n_layers))
     falls = far[1].value < near[1].value and far[1].value < far[0].value
@@ -278,4 +278,4 @@ def _reading(drift: Drift, n_layers: int) -> str:
     return "; ".join(parts) + "."
 
 
-EXPERIMENT = Experiment(data="text", run=_run)
+EXPERIMENT = Experiment(data="text", run=_run_drift)

@@ -39,7 +39,7 @@ LAYERS = {"quick": 3, "full": 6}
 LEAST, SHARE = 0.01, 0.1
 
 
-def _run(setting: Setting) -> Report:
+def _run_fidelity(setting: Setting) -> Report:
     """Extracts on one half of the held-out text, measures on the other, with components and random directions beside.
 
     Per layer and kind of direction: Spearman's correlation of mean influences (nats) on lens and model, over
@@ -52,15 +52,15 @@ def _run(setting: Setting) -> Report:
         for kind in MAKERS
     }
     layers = text.layers
-    rows = [_row(results, n) for n in range(len(layers))]
+    rows = [_fidelity_row(results, n) for n in range(len(layers))]
     tables: dict[str, ReportTable] = {"fidelity": rows, "influence": [_sums(results, n) for n in range(len(layers))]}
     return Report(
         experiment="fidelity",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_reading(results, rows, setting.seed),
+        reading=_fidelity_reading(results, rows, setting.seed),
         tables=tables,
-        figures=(_figure(rows, layers), _scatter(results, layers)),
+        figures=(_fidelity_figure(rows, layers), _scatter(results, layers)),
         settings=setting.settings(**text.settings()),
         provenance=setting.provenance(),
     )
@@ -75,7 +75,7 @@ def _influence(setting: Setting, kind: str, text: BasisText) -> Influence:
         return influence(lm, text.measuring, basis, f, progress=advance)
 
 
-def _row(results: dict[str, Influence], n: int) -> dict[str, Any]:
+def _fidelity_row(results: dict[str, Influence], n: int) -> dict[str, Any]:
     causal = results["causal basis"]
     row: dict[str, Any] = {"layer": causal.layers[n]}
     for kind, one in results.items():
@@ -126,7 +126,7 @@ def _lens_only(causal: Influence, n: int) -> int:
     return int(((causal.lens[n] >= LEAST) & (causal.model[n] < SHARE * causal.lens[n])).sum())
 
 
-def _reading(results: dict[str, Influence], rows: list[dict[str, Any]], seed: int) -> str:
+def _fidelity_reading(results: dict[str, Influence], rows: list[dict[str, Any]], seed: int) -> str:
     causal = results["causal basis"]
     layers, rho = causal.layers, [row["causal basis"] for row in rows]
     trend = spearman(layers, [r.value for r in rho]) if len(layers) > 2 else Estimate(np.nan, np.nan, np.nan)
@@ -157,7 +157,7 @@ def _reading(results: dict[str, Influence], rows: list[dict[str, Any]], seed: in
     return " ".join(sentences)
 
 
-def _figure(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> Figure:
+def _fidelity_figure(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> Figure:
     curves = [curve(kind, layers, [row[kind] for row in rows], kind != "causal basis") for kind in MAKERS]
     return Figure("fidelity", (Panel("Causal fidelity", "layer", "Spearman correlation", curves, level=0),))
 
@@ -170,4 +170,4 @@ def _scatter(results: dict[str, Influence], layers: tuple[int, ...]) -> Figure:
     return Figure("influence", tuple(panels))
 
 
-EXPERIMENT = Experiment(data="text", run=_run)
+EXPERIMENT = Experiment(data="text", run=_run_fidelity)

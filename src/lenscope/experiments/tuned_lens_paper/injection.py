@@ -95,7 +95,7 @@ def wrong_answers(questions: Sequence[Question], seed: int) -> list[int]:
     return [int(np.random.default_rng([seed, 1, *q.id.encode()]).choice(q.wrong)) for q in questions]
 
 
-def _run(setting: Setting) -> Report:
+def _run_injection(setting: Setting) -> Report:
     """Detectors of two lenses and the controls, on injected questions and on injections as people write them."""
     left_out: LeftOut = Counter()
     questions, texts = questions_and_texts(
@@ -124,9 +124,9 @@ def _run(setting: Setting) -> Report:
         experiment="injection",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_reading(tables, free),
+        reading=_injection_reading(tables, free),
         tables=every,
-        figures=_figures(tables["injected"], free),
+        figures=_injection_figures(tables["injected"], free),
         settings=setting.settings(**sizes, shots=SHOTS, parts=PARTS, injection=INJECTION, neutral=NEUTRAL),
         provenance=setting.provenance(),
     )
@@ -157,7 +157,7 @@ def _task(
             scores = answer_log_likelihoods(
                 list(lenses.values()), texts, [q.choices for q in questions] * len(sorts), progress=advance
             )
-        return scores, _plain(setting, texts, layers, f"states of {task}")
+        return scores, _plain_features(setting, texts, layers, f"states of {task}")
 
     scores, plain = setting.cached(f"answers {task}", measure, texts=[fingerprint(lm, t) for t in texts])
     own = scores[0].own.reshape(len(sorts), count, -1)
@@ -181,11 +181,15 @@ def _task(
             "tokens": round(float(every.length[:count].mean())),
         }
     )
-    tables["injected"].append({"task": task, **_row(splits, "normal", "injected", paired=True)})
+    tables["injected"].append({"task": task, **_auroc_row(splits, "normal", "injected", paired=True)})
     ours = {d: split_auroc(splits, d, "normal", "injected", True) for d in SORTED}
     tables["injected, sorted answers"].append({"task": task, **ours})
-    tables["neutral"].append({"task": task, "told": "insertion from normal", **_row(splits, "normal", "neutral", True)})
-    tables["neutral"].append({"task": task, "told": "injection from it", **_row(splits, "neutral", "injected", True)})
+    tables["neutral"].append(
+        {"task": task, "told": "insertion from normal", **_auroc_row(splits, "normal", "neutral", True)}
+    )
+    tables["neutral"].append(
+        {"task": task, "told": "injection from it", **_auroc_row(splits, "neutral", "injected", True)}
+    )
     tables["chosen"].append({"of": task, **{k: v for k, v in picked.items() if "sorted" not in k}})
 
 
@@ -222,7 +226,7 @@ def _free(
     layers = spaced_layers(lenses["logit"])
 
     def measure() -> tuple[PlainFeatures, dict[str, np.ndarray]]:
-        plain = _plain(setting, texts, layers, "states of texts")
+        plain = _plain_features(setting, texts, layers, "states of texts")
         trajectories = {}
         for name, lens in lenses.items():
             with setting.progress(f"texts, {name} lens") as advance:
@@ -236,16 +240,16 @@ def _free(
     splits, picked = _splits(setting, items, paired=False)
     chosen.append({"of": "texts", **picked})
     sources = [r["attack"] for r in attacks]
-    rows = [{"attacks": "all", "number": len(sources), **_row(splits, "normal", "injected", paired=False)}]
+    rows = [{"attacks": "all", "number": len(sources), **_auroc_row(splits, "normal", "injected", paired=False)}]
     for source in sorted({*sources}) if len({*sources}) > 1 else ():
         mine = np.array([s == source for s in sources])
-        row = _row(splits, "normal", "injected", paired=False, counting=mine)
+        row = _auroc_row(splits, "normal", "injected", paired=False, counting=mine)
         rows.append({"attacks": source, "number": int(mine.sum()), **row})
     return rows
 
 
 @torch.no_grad()
-def _plain(setting: Setting, texts: Sequence[str], layers: tuple[int, ...], unit: str) -> PlainFeatures:
+def _plain_features(setting: Setting, texts: Sequence[str], layers: tuple[int, ...], unit: str) -> PlainFeatures:
     lm: LM = setting.lm
     many = [lm.prompt(t) for t in texts]
     states = torch.empty(len(many), len(layers), lm.hidden_size, dtype=torch.float64)
@@ -277,7 +281,7 @@ def _splits(setting: Setting, items: dict[str, Items], paired: bool) -> tuple[li
 # -- what is shown
 
 
-def _row(
+def _auroc_row(
     splits: list[Split], low: str, high: str, paired: bool, counting: np.ndarray | None = None
 ) -> dict[str, Estimate]:
     """AUROC of every detector that tells `high` from `low`; SRM also at the layer that is best in hindsight."""
@@ -288,7 +292,7 @@ def _row(
     return {**{d: row[d] for d in order}, "SRM, best layer": hindsight}
 
 
-def _figures(injected: list[dict[str, Any]], free: list[dict[str, Any]]) -> tuple[Figure, ...]:
+def _injection_figures(injected: list[dict[str, Any]], free: list[dict[str, Any]]) -> tuple[Figure, ...]:
     """AUROC of every detector as bars, a panel per lens with the controls beside."""
     rows = [(r["task"], r) for r in injected] + [(f"texts: {r['attacks']}", r) for r in free[:1]]
     names = [name for name, _ in rows]
@@ -306,11 +310,11 @@ def _figures(injected: list[dict[str, Any]], free: list[dict[str, Any]]) -> tupl
     return (Figure("injection", panels),)
 
 
-def _reading(tables: dict[str, list[dict[str, Any]]], free: list[dict[str, Any]]) -> str:
+def _injection_reading(tables: dict[str, list[dict[str, Any]]], free: list[dict[str, Any]]) -> str:
     parts = []
     tasks, injected, neutral = (tables[name] for name in ("tasks", "injected", "neutral"))
     if injected:
-        parts += [_compared("questions", injected, "tasks", [r["task"] for r in injected])]
+        parts += [_comparisons_in_words("questions", injected, "tasks", [r["task"] for r in injected])]
         ours = tables["injected, sorted answers"]
         beat = ", ".join(f"{d} {sum(r[d].low > 0.5 for r in ours)}" for d in SORTED)
         average = ", ".join(f"{d} {np.mean([r[d].value for r in ours]):.2f}" for d in SORTED)
@@ -321,23 +325,23 @@ def _reading(tables: dict[str, list[dict[str, Any]]], free: list[dict[str, Any]]
         able = [t["task"] for t in tasks if t["accuracy"].low > t["chance"]]
         obey = [t["task"] for t in tasks if t["obeyed"].low > 0]
         parts.append(
-            f"The model answers {_listed(able, len(tasks))} better than chance, and follows the injection (it gives "
-            f"the wrong answer more often) on {_listed(obey, len(tasks))}."
+            f"The model answers {_task_list(able, len(tasks))} better than chance, and follows the injection (it gives "
+            f"the wrong answer more often) on {_task_list(obey, len(tasks))}."
         )
         after = {r["task"]: r for r in neutral if r["told"] == "injection from it"}
         above = [t for t, r in after.items() if r["tuned neighbours"].low > 0.5]
         also = [r["task"] for r in neutral if r["told"] == "insertion from normal" and r["tuned neighbours"].low > 0.5]
         parts.append(
             "Is it the injection that is found, or any insertion? Harmless text of the same form is told from normal "
-            f"prompts (tuned lens, local outlier factor) on {_listed(also, len(after))}, and the injection from that "
-            f"text on {_listed(above, len(after))}."
+            f"prompts (tuned lens, local outlier factor) on {_task_list(also, len(after))}, and the injection from "
+            f"that text on {_task_list(above, len(after))}."
         )
     if free:
-        parts.append(_compared("free-form texts", free[:1], "sets", ["all"]))
+        parts.append(_comparisons_in_words("free-form texts", free[:1], "sets", ["all"]))
     return " ".join(parts)
 
 
-def _compared(what: str, rows: list[dict[str, Any]], unit: str, names: list[str]) -> str:
+def _comparisons_in_words(what: str, rows: list[dict[str, Any]], unit: str, names: list[str]) -> str:
     """Which detectors beat chance, tuned against logit lens, against SRM and against length."""
     better = {d: [n for n, r in zip(names, rows, strict=True) if r[d].low > 0.5] for d in (*DETECTORS, "SRM")}
     counts = ", ".join(f"{d} {len(better[d])}" for d in better)
@@ -355,8 +359,8 @@ def _compared(what: str, rows: list[dict[str, Any]], unit: str, names: list[str]
     )
 
 
-def _listed(tasks: list[str], total: int) -> str:
+def _task_list(tasks: list[str], total: int) -> str:
     return f"{len(tasks)} of {total} tasks" + (f" ({', '.join(tasks)})" if tasks else "")
 
 
-EXPERIMENT = Experiment(data=DATA_FORMAT, run=_run)
+EXPERIMENT = Experiment(data=DATA_FORMAT, run=_run_injection)

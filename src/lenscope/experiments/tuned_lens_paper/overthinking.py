@@ -87,11 +87,11 @@ class _TaskScores:
         return calibrated(scores, gold) if self.labelled else likeliest_is_right(scores, gold).astype(float)
 
 
-def _run(setting: Setting) -> Report:
+def _run_overthinking(setting: Setting) -> Report:
     """Accuracy by layer after correct, incorrect and unrelated demonstrations; exits chosen on half of them."""
     tasks = _tasks(setting)
     scored = [
-        _scored(setting, name, pool, questions, shots)
+        _score_task(setting, name, pool, questions, shots)
         for shots in setting.choose(**SHOTS)
         for name, (pool, questions) in tasks.items()
     ]
@@ -107,13 +107,13 @@ def _run(setting: Setting) -> Report:
         experiment="overthinking",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_reading(rows, scored),
+        reading=_overthinking_reading(rows, scored),
         tables={
             "final accuracy": [_final(s) for s in scored],
             "early exit": [{k: v for k, v in row.items() if k not in NOT_SHOWN} for row in rows],
-            **{f"{s.task} by layer": _by_layer(s) for s in shown},
+            **{f"{s.task} by layer": _accuracy_by_layer(s) for s in shown},
         },
-        figures=(Figure("overthinking", [_panel(s, lens) for s in shown for lens in LENSES]),),
+        figures=(Figure("overthinking", [_overthinking_panel(s, lens) for s in shown for lens in LENSES]),),
         settings=setting.settings(
             questions={name: len(q) for name, (_, q) in tasks.items()},
             shots=list(setting.choose(**SHOTS)),
@@ -177,7 +177,7 @@ def unrelated_words(questions: Sequence[Question], seed: int = 0) -> list[Questi
     return asked
 
 
-def _scored(
+def _score_task(
     setting: Setting, name: str, pool: Sequence[Question], questions: Sequence[Question], shots: int
 ) -> _TaskScores:
     lm, seed = setting.lm, setting.seed
@@ -251,7 +251,7 @@ def _critical(s: _TaskScores, lens: str) -> str:
     return str(int(below[-1]) + 1 if len(below) else 0)
 
 
-def _by_layer(s: _TaskScores) -> list[dict[str, Any]]:
+def _accuracy_by_layer(s: _TaskScores) -> list[dict[str, Any]]:
     right = {(d, lens): s.right(d, lens) for d, lens in s.log_probs}
     names = {key: f"{key[0]}, {key[1]}" for key in right}
     return [
@@ -260,7 +260,7 @@ def _by_layer(s: _TaskScores) -> list[dict[str, Any]]:
     ]
 
 
-def _panel(s: _TaskScores, lens: str) -> Panel:
+def _overthinking_panel(s: _TaskScores, lens: str) -> Panel:
     curves = []
     for demonstrations in ("correct", "incorrect", "unrelated"):
         right = s.right(demonstrations, lens)
@@ -270,17 +270,18 @@ def _panel(s: _TaskScores, lens: str) -> Panel:
     return Panel(f"{s.task}, {s.shots} shots, {lens}", "layer", kind, curves, level=s.chance)
 
 
-def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_TaskScores]) -> str:
+def _overthinking_reading(rows: Sequence[dict[str, Any]], scored: Sequence[_TaskScores]) -> str:
     tuned = [r for r in rows if r["lens"] == "tuned lens"]
     fooled = [r for r in tuned if r["gap"].low > 0]
     parts = [
-        f"Incorrect demonstrations lower the final accuracy in {_of(fooled, tuned)} settings (task and number of "
+        f"Incorrect demonstrations lower the final accuracy in {_share_of(fooled, tuned)} settings (task and number of "
         f"demonstrations){_range(r['gap'] for r in fooled)}."
     ]
     fallen = [r for r in tuned if r["final, incorrect"].high < r["chance"]]
     at_chance = [r for r in tuned if r["final, incorrect"].low <= r["chance"] <= r["final, incorrect"].high]
     parts.append(
-        f"The final accuracy after them is at chance in {_of(at_chance, tuned)}, below in {_of(fallen, tuned)}."
+        f"The final accuracy after them is at chance in {_share_of(at_chance, tuned)}, below in "
+        f"{_share_of(fallen, tuned)}."
     )
     over = [r for r in tuned if r["exit - final, incorrect"].low > 0]
     sure = [r for r in over if r["p (Holm)"] < 0.05]
@@ -292,13 +293,15 @@ def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_TaskScores]) -> s
     verdict = "Replicates" if len(over) > len(tuned) / 2 else "Replicates in part" if over else "Does not replicate"
     parts.append(
         f"{verdict}: with the tuned lens a layer chosen on the other half of the questions answers better than the "
-        f"last one in {_of(over, tuned)}" + (f" ({where})" if over else "") + f"; {len(sure)} with p < .05 after Holm."
+        f"last one in {_share_of(over, tuned)}"
+        + (f" ({where})" if over else "")
+        + f"; {len(sure)} with p < .05 after Holm."
     )
     other = [r for r in rows if r["lens"] == "logit lens" and r["exit - final, incorrect"].low > 0]
-    parts.append(f"With the logit lens: {_of(other, tuned)}.")
+    parts.append(f"With the logit lens: {_share_of(other, tuned)}.")
     for what in ("correct", "unrelated"):
         gained = [r for r in tuned if r[f"exit - final, {what}"].low > 0]
-        parts.append(f"Control, {what} demonstrations: an earlier layer is better in {_of(gained, tuned)}.")
+        parts.append(f"Control, {what} demonstrations: an earlier layer is better in {_share_of(gained, tuned)}.")
     weak = {s.task for s in scored} - {r["task"] for r in tuned if r["final, correct"].low > r["chance"]}
     if weak:
         parts.append(
@@ -308,7 +311,7 @@ def _reading(rows: Sequence[dict[str, Any]], scored: Sequence[_TaskScores]) -> s
     return " ".join(parts)
 
 
-def _of(part: Sequence[Any], whole: Sequence[Any]) -> str:
+def _share_of(part: Sequence[Any], whole: Sequence[Any]) -> str:
     return f"{len(part)} of {len(whole)}"
 
 
@@ -317,4 +320,4 @@ def _range(gaps: Any) -> str:
     return f", by {min(values):.2f} to {max(values):.2f}" if values else ""
 
 
-EXPERIMENT = Experiment(data="JSONL with query, choices, gold, task", run=_run)
+EXPERIMENT = Experiment(data="JSONL with query, choices, gold, task", run=_run_overthinking)

@@ -47,7 +47,7 @@ BITS = 1 / log(2)
 TOGETHER = 64
 
 
-def _run(setting: Setting) -> Report:
+def _run_prediction(setting: Setting) -> Report:
     """Measure three lenses on text that none was fitted on, at every layer."""
     lm = setting.lm
     lenses = {LOGIT: None, BIAS: _bias_only(setting), TUNED: setting.translators}
@@ -56,20 +56,20 @@ def _run(setting: Setting) -> Report:
         e = evaluate(lm, text, lenses, seed=setting.seed, progress=advance)
     noise = _halves_apart(setting, text)
     tables: dict[str, ReportTable] = {
-        "cross-entropy in nats": _table(e, "cross_entropy"),
-        "KL in nats": _table(e, "kl"),
+        "cross-entropy in nats": _prediction_table(e, "cross_entropy"),
+        "KL in nats": _prediction_table(e, "kl"),
         "bias in bits": _biases(e),
-        "bias beside GPT-Neo-2.7B": _beside(e),
+        "bias beside GPT-Neo-2.7B": _biases_beside_paper(e),
     }
     if e.bytes is not None:
-        tables["bits per byte"] = _table(e, "bits_per_byte")
+        tables["bits per byte"] = _prediction_table(e, "bits_per_byte")
     settings = setting.settings(
         measured_on=f"{e.tokens:,} predictions in {e.rows} rows, {e.units} documents",
         every=setting.choose(**EVERY),
         bias_of_halves_in_bits=round(noise, 4),
     )
     return Report(
-        "prediction", lm.name, CLAIM, _reading(e, noise), tables, (_figure(e),), settings,
+        "prediction", lm.name, CLAIM, _prediction_reading(e, noise), tables, (_prediction_figure(e),), settings,
         {**setting.provenance(), "ids_sha256": e.provenance["ids_sha256"]},
     )  # fmt: skip
 
@@ -110,7 +110,7 @@ def _halves_apart(setting: Setting, text: Sequence[TokenBatch]) -> float:
     return float((p[there] * (p[there] / q[there]).log()).sum()) * BITS
 
 
-def _table(e: Evaluation, measure: str) -> list[dict[str, Any]]:
+def _prediction_table(e: Evaluation, measure: str) -> list[dict[str, Any]]:
     """Layers × lenses with intervals, the paired difference, and the model's own value last."""
     tuned = e.lenses.index(TUNED)
     rows: list[dict[str, Any]] = []
@@ -123,10 +123,10 @@ def _table(e: Evaluation, measure: str) -> list[dict[str, Any]]:
 
 def _biases(e: Evaluation) -> list[dict[str, Any]]:
     return [{**row, **{k: Estimate(*(BITS * v for v in row[k])) for k in (*e.lenses, "tuned - logit")}}
-            for row in _table(e, "bias")[:-1]]  # fmt: skip
+            for row in _prediction_table(e, "bias")[:-1]]  # fmt: skip
 
 
-def _beside(e: Evaluation) -> list[dict[str, Any]]:
+def _biases_beside_paper(e: Evaluation) -> list[dict[str, Any]]:
     """Our biases at the layers of the same relative depth as the paper's."""
     bias = dict(zip(e.lenses, e.measure("bias") * BITS, strict=True))
     rows: list[dict[str, Any]] = []
@@ -138,7 +138,7 @@ def _beside(e: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(e: Evaluation) -> Figure:
+def _prediction_figure(e: Evaluation) -> Figure:
     panels = []
     units = {"cross_entropy": "nats per token", "kl": "nats per token", "bias": "bits"}
     for measure, unit in units.items():
@@ -152,7 +152,7 @@ def _figure(e: Evaluation) -> Figure:
     return Figure("prediction", panels)
 
 
-def _reading(e: Evaluation, noise: float) -> str:
+def _prediction_reading(e: Evaluation, noise: float) -> str:
     tuned, logit, biases = (e.lenses.index(name) for name in (TUNED, LOGIT, BIAS))
     bias = e.measure("bias") * BITS
     parts, everywhere = [], True
@@ -163,10 +163,10 @@ def _reading(e: Evaluation, noise: float) -> str:
         bare = np.isnan(high).all()
         better = value[tuned] < value[logit] if bare else high < 0
         everywhere = everywhere and bool(better.all())
-        text = f"the tuned lens is better than the logit lens at {_of(better, e)} in {name}"
+        text = f"the tuned lens is better than the logit lens at {_layer_count(better, e)} in {name}"
         text += "" if bare else ", by more than the 95 % interval of the paired difference"
         if worse.any():
-            text += f", and worse at {_named(worse, e)}"
+            text += f", and worse at {_ranges_in_words(worse, e)}"
         gain = value[logit] - value[tuned]
         least = int(gain.argmin())
         parts.append(
@@ -177,10 +177,10 @@ def _reading(e: Evaluation, noise: float) -> str:
     surely = e.differences["bias"][tuned, :, 2] < 0
     after = bias[tuned, 1:] if len(e.layers) > 1 else bias[tuned]
     parts.append(
-        f"its bias is smaller at {_of(better, e)}, by more than the interval of the difference at {_of(surely, e)}: "
-        f"{bias[tuned, 0]:.2f} bits at the input and {after.min():.3f}–"
+        f"its bias is smaller at {_layer_count(better, e)}, by more than the interval of the difference at "
+        f"{_layer_count(surely, e)}: {bias[tuned, 0]:.2f} bits at the input and {after.min():.3f}–"
         f"{after.max():.2f} after it, the logit lens's {bias[logit].min():.2f}–{bias[logit].max():.2f}, 4 bits or more "
-        f"at {_of(bias[logit] >= 4, e)} (the paper: 1.33 and .03–.27; 4–5 for most layers)"
+        f"at {_layer_count(bias[logit] >= 4, e)} (the paper: 1.33 and .03–.27; 4–5 for most layers)"
     )
     scale = "" if np.isnan(noise) else (
         f" Bias comes out too large of few tokens: the model's own mean distributions on two halves of the documents "
@@ -190,15 +190,15 @@ def _reading(e: Evaluation, noise: float) -> str:
     return f"{opening}: " + "; ".join(parts) + f". On {e.tokens:,} predictions of {e.units} held-out documents." + scale
 
 
-def _of(which: np.ndarray, e: Evaluation) -> str:
+def _layer_count(which: np.ndarray, e: Evaluation) -> str:
     """At how many of the layers something holds, and where it does not."""
     if which.all():
         return f"all {len(which)} layers"
-    missing = _named(~which, e)
+    missing = _ranges_in_words(~which, e)
     return f"{int(which.sum())} of {len(which)} layers" + (f" (not {missing})" if which.any() else "")
 
 
-def _named(which: np.ndarray, e: Evaluation) -> str:
+def _ranges_in_words(which: np.ndarray, e: Evaluation) -> str:
     """Layers as a list of ranges."""
     numbers = [n for n, yes in zip(e.layers, which, strict=True) if yes]
     runs: list[list[int]] = []
@@ -210,4 +210,4 @@ def _named(which: np.ndarray, e: Evaluation) -> str:
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
 
 
-EXPERIMENT = Experiment(data="text", run=_run)
+EXPERIMENT = Experiment(data="text", run=_run_prediction)
