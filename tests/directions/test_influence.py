@@ -8,7 +8,7 @@ from directions_by_hand import ablate, behind, hooked, kl, lm_of, rows_of
 import lenscope as ls
 from lenscope.directions.causal_basis import random_basis
 from lenscope.directions.influence import influence
-from lenscope.engine import resume
+from lenscope.engine import run_above_layer as resume
 from lenscope.text import row_states
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cells_by_hand import OTHER, PROMPT, TWO, answered, run_by_hand, tokens
 
-from lenscope.engine import run as rows
+from lenscope.engine import chunked_runs as rows
 from lenscope.interventions import prompt_cells as iv
 from lenscope.interventions.causal_tracing import causal_tracing, embedding_std
 

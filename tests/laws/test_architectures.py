@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import lenscope as ls
 from lenscope.engine import exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
-from lenscope.engine.token_choice import TokenChooser
+from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.measures import definitions as measures
 from lenscope.models import edits
 from lenscope.models.deviations import deviation

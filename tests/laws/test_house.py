@@ -19,7 +19,7 @@ EMPTY = {"told", "found", "made", "some", "kept", "said"}
 WRITES = {"write_text", "write_bytes", "savefig", "save_file", "write_table", "ParquetWriter", "to_parquet", "to_csv"}
 # outside of files/, and without files.writing: where, and why
 WRITERS = {
-    "models.checkpoints": "the seal of a folder in the cache, which is written last, when the folder is complete",
+    "models.cached_folders": "the seal of a folder in the cache, which is written last, when the folder is complete",
     "models.loading": "the cache of built-in models, in a temporary folder that is renamed when it is complete",
     "text.documents": "a temporary copy of a compressed file, which no one else reads",
     "fitting.pretraining": "checkpoints in transformers' own format, in a temporary folder that is renamed",

@@ -14,7 +14,7 @@ from test_architectures import ARCHITECTURES, REFUSED, mixed_rows, prompts
 
 import lenscope as ls
 from lenscope.engine import sweep
-from lenscope.engine.token_choice import TokenChooser
+from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.models.deviations import deviation
 from lenscope.models.exactness import tolerance
 

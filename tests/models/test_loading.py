@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 import lenscope as ls
 from lenscope.files import hub
 from lenscope.mappings import lens_files as foreign
-from lenscope.models import checkpoints, loading
+from lenscope.models import cached_folders, loading, refusals
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_an_adapters_folder_names_the_package_that_reads_it(llama_folder, tmp_pa
     alone = tmp_path / "adapter"
     alone.mkdir()
     beside = shutil.copytree(llama_folder, tmp_path / "beside")
-    monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(refusals.importlib.util, "find_spec", lambda name: None)
     for path in (alone, beside):
         (path / "adapter_config.json").write_text(
             json.dumps({"base_model_name_or_path": "nowhere", "peft_type": "LORA"})
@@ -295,13 +295,13 @@ def test_a_cached_folder_that_is_not_as_it_was_made_is_made_again(tmp_path, monk
         lambda: weights.write_bytes(right[:-8]),
         remove("model.safetensors"),
         remove("tokenizer.json"),
-        remove(checkpoints.SEAL),  # as version 0.1.0 left it
+        remove(cached_folders.SEAL),  # as version 0.1.0 left it
         lambda: (folder / "config.json").write_text("{}"),
     ):
         damage()
         assert loading._dequantised("tiny", [tmp_path / "whole.gguf"]) == folder
         assert weights.read_bytes() == right
-        assert checkpoints.is_sealed(folder)
+        assert cached_folders.is_sealed(folder)
         assert not [p for p in folder.parent.iterdir() if p != folder]
 
 

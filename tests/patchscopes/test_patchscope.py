@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lenscope as ls
-from lenscope.engine import run as rows
+from lenscope.engine import chunked_runs as rows
 from lenscope.measures import definitions as measures
 from lenscope.models.deviations import deviation
 from lenscope.models.edits import add, replace

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import wide_readout
-from lenscope.engine.resume import RunAbove
+from lenscope.engine.run_above_layer import RunAbove
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import WHOLE

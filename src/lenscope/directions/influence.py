@@ -16,7 +16,7 @@ from rich.text import Text
 from lenscope import visible_text as visible
 from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import energies, wide_readout
-from lenscope.engine.resume import RunAbove
+from lenscope.engine.run_above_layer import RunAbove
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM

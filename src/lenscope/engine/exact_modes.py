@@ -1,7 +1,7 @@
 """Which modes of running rows of patches give a model's own numbers, seen on rows like those that are to run.
 
 Knows: how far each mode is from plain hooks over whole prompts, at which lengths.
-Does not know: how rows run (run.py), which rows are asked for.
+Does not know: how rows run (chunked_runs.py), which rows are asked for.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.engine.chunked_runs import MODES, cache_layout, generate_rows
 from lenscope.engine.patched_rows import PatchedRows
-from lenscope.engine.run import MODES, cache_layout, generate_rows
 from lenscope.models.deviations import deviation
 from lenscope.models.edits import replace
 from lenscope.models.exactness import measured_deviation, tolerance

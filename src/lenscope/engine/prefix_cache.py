@@ -1,7 +1,7 @@
 """Prefixes read once: the cached keys, values and states of what target prompts have in common.
 
 Knows: how a model's own cache is filled, and which of its layers may be held once for all rows.
-Does not know: which rows go on from a prefix (staircase.py), when (run.py).
+Does not know: which rows go on from a prefix (staircase.py), when (chunked_runs.py).
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,8 @@
 
 Knows: which rows have the same state at which layer, so that it is computed once; how a batch grows from block to
 block and its cache with it; the same for generated tokens, where rows with the same history share the layers below
-their first patches. Does not know: what a patch is, what is read from the last states, how rows are packed (run.py).
+their first patches. Does not know: what a patch is, what is read from the last states, how rows are packed
+(chunked_runs.py).
 """
 
 import copy
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lenscope.engine.patched_rows import ApplyPatches, HiddenKeys
+from lenscope.engine.hidden_keys import HiddenKeys
+from lenscope.engine.patched_rows import ApplyPatches
 from lenscope.engine.shared_attention import SharedLayer, cascading
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs

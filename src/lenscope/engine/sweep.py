@@ -1,7 +1,7 @@
 """The door of the engine: rows of patches in, their last states or what they write out, the fastest exact way.
 
 Knows: that rows run in the fastest mode that was measured to be exact for the model, at their lengths.
-Does not know: how rows run (run.py), how a mode is measured (exact_modes.py), why rows are patched.
+Does not know: how rows run (chunked_runs.py), how a mode is measured (exact_modes.py), why rows are patched.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from lenscope.engine import exact_modes
+from lenscope.engine.chunked_runs import BUDGET, Choose, ModeOf, generate_rows, predict_rows
 from lenscope.engine.patched_rows import GeneratedRow, PatchedRows
-from lenscope.engine.run import BUDGET, Choose, ModeOf, generate_rows, predict_rows
 from lenscope.models.language_model import LM
 
 
@@ -21,8 +21,8 @@ def predict(
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """The last layer's states of every row at the last `last` positions, by chunks: row numbers (n,), (n, last, D).
 
-    `mode` forces a way of running (`lenscope.engine.run.MODES`); by default the fastest that was measured to be exact
-    for this model. Raises LenscopeError where the vectors are not of the model's size, or inside an edit.
+    `mode` forces a way of running (`lenscope.engine.chunked_runs.MODES`); by default the fastest that was measured to
+    be exact for this model. Raises LenscopeError where the vectors are not of the model's size, or inside an edit.
 
     Args:
         lm: the model that reads the rows.

@@ -1,15 +1,14 @@
-"""The run of a fit: states of a stream of text in blocks, the closed form, then steps, with checkpoints between blocks.
+"""The run of a fit: states of a stream of text in blocks, the closed form, then steps.
 
-Knows: what is read when, which tokens make a step, what a checkpoint holds, how processes share the work, which
+Knows: what is read when, which tokens make a step, how processes share the work, which
 candidate each layer keeps.
-Does not know: the loss (sampled_kl.py), optimizers, recipes' names, what a fitted lens says of itself (tuned_lens.py).
+Does not know: what a checkpoint holds (fit_checkpoints.py), the loss (sampled_kl.py), optimizers, recipes' names, what
+a fitted lens says of itself (tuned_lens.py).
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from torch import Tensor
 from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
-from lenscope.files.untrusted import checked_reading
 from lenscope.fitting.closed_form import SecondMoments, with_constant
+from lenscope.fitting.fit_checkpoints import load_checkpoint, save_checkpoint
 from lenscope.fitting.held_out import COMPARED, HeldOut, layer_rows
 from lenscope.fitting.optimizers import Optimizer, Units
 from lenscope.fitting.recipes import Recipe, make_optimizer
@@ -87,7 +86,7 @@ class TunedLensRun:
         plan, ridge = self.schedule, self.recipe.start == "ridge"
         # a run that was killed while it wrote its first one leaves a folder without
         begun = folder is not None and (folder / artifacts.CONFIG).exists()
-        optimizer = self.load(folder, settings) if folder is not None and begun else None
+        optimizer = load_checkpoint(self, folder, settings) if folder is not None and begun else None
         objective = None if optimizer is None else self._objective()
         for block in self.blocks():
             if not self.constants:
@@ -106,7 +105,7 @@ class TunedLensRun:
                     self.take_steps(block, objective, optimizer)
             self.number += 1
             if folder is not None and optimizer is not None and self.number < plan.blocks:
-                self.save(folder, settings, optimizer)
+                save_checkpoint(self, folder, settings, optimizer)
             del block
         return select
 
@@ -302,59 +301,3 @@ class TunedLensRun:
         self.step += 1
         for t in (*self.gradients, self.sums):
             t.zero_()
-
-    # -- checkpoints
-
-    def save(self, folder: Path, settings: dict[str, Any], optimizer: Optimizer) -> None:
-        """Write all that the run needs to go on after the block that it has done, if that ends a step."""
-        if self.seen % self.schedule.together:
-            return
-        if self.group.rank == 0:
-            named = {"weights": self.weights, "start": self.start, "state": optimizer.state, "mean": [self.mean]}
-            tensors = {f"{name}.{n}": t.contiguous() for name, many in named.items() for n, t in enumerate(many)}
-            position = {"number": self.number, "step": self.step, "seen": self.seen, "loss": self.loss}
-            artifacts.write_folder(
-                folder, "checkpoint", {"settings": settings, "constants": self.constants, **position}, tensors
-            )
-        self.group.barrier()
-
-    def load(self, folder: Path, settings: dict[str, Any]) -> Optimizer:
-        """Go on where `save` was called. Raises LenscopeError for a checkpoint of other settings, or a damaged one."""
-        try:
-            with checked_reading(folder):
-                config, tensors = artifacts.read_folder(folder, "checkpoint")
-                was = config["settings"]
-                # as JSON reads them
-                now = json.loads(json.dumps(settings))
-                # version 0.1.0 did not write it
-                was.setdefault("products", now.get("products"))
-                differ = [name for name in now if was.get(name) != now[name]]
-                if not differ:
-                    self.constants, self.loss = config["constants"], config["loss"]
-                    self.number, self.step, self.seen = config["number"], config["step"], config["seen"]
-                    layers = range(self.lm.n_layers)
-                    # copied: how products round may depend on where memory begins, which is anywhere in a file
-                    move = partial(torch.Tensor.to, device=self.lm.device, copy=True)
-                    self.weights = [move(tensors[f"weights.{n}"]) for n in layers]
-                    self.start = [move(tensors[f"start.{n}"]) for n in layers]
-                    self.mean = move(tensors["mean.0"])
-                    # its own units are in its state
-                    optimizer = make_optimizer(self.recipe, self.fast, self.weights, [0.0] * len(self.weights), ())
-                    for n, t in enumerate(optimizer.state):
-                        t.copy_(tensors[f"state.{n}"])
-                    return optimizer
-        except LenscopeError as error:
-            reason = str(error).removeprefix(f"{folder}: ")
-            raise LenscopeError(f"{folder}: is no checkpoint that can be read ({reason}); remove it") from error
-        raise LenscopeError(
-            f"{folder}: is of another run, {_unlike_checkpoint(differ[0], was, now)}; remove it to begin anew"
-        )
-
-
-def _unlike_checkpoint(name: str, was: dict[str, Any], now: dict[str, Any]) -> str:
-    """Where two settings differ, in words: the one number, where they hold several."""
-    a, b = was.get(name), now[name]
-    if isinstance(a, dict) and isinstance(b, dict):
-        inner = next(key for key in (*b, *a) if a.get(key) != b.get(key))
-        name, a, b = f"{name} {inner}", a.get(inner), b.get(inner)
-    return f"with {name} {a!r} where this one has {b!r}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lenscope.contents import Brief
-from lenscope.engine.resume import run_from
+from lenscope.engine.run_above_layer import run_from
 from lenscope.errors import LenscopeError
 from lenscope.interventions.block_ablation_results import MEASURES, READ, BlockAblations
 from lenscope.lenses.lens import Lens

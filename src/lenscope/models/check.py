@@ -1,6 +1,7 @@
 """The laws of lenscope tried on one given model: what was found in it and how exactly it behaves.
 
-Knows: which promises reading, editing and generating make. Does not know: what is done with a report.
+Knows: which promises reading, editing and generating make. Does not know: what is done with a report,
+why a model is refused when it is loaded (refusals.py, residual_stream.py, readout.py).
 """
 
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ from transformers import logging as transformers_logging
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.models import checkpoints
+from lenscope.models import cached_folders, refusals
 from lenscope.models.language_model import LM
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -109,13 +109,13 @@ def load(
     if path.suffix == ".gguf":
         return _language_model(_from_gguf(path, options), path.stem, str(path))
     if path.is_dir():
-        checkpoints.require_peft(name, path)
+        refusals.require_peft(name, path)
         return _language_model(_from_pretrained(str(path), options, None), path.name, str(path.resolve()))
     if there:
         raise LenscopeError(f"{name}: is neither a model folder nor a .gguf file")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise LenscopeError(f"{name}: no such folder{checkpoints.near(path.name, beside)}")
+        raise LenscopeError(f"{name}: no such folder{refusals.near(path.name, beside)}")
     return _language_model(_from_hub(name, options, revision), name, name, revision)
 
 
@@ -184,7 +184,7 @@ def _dequantised(name: str, parts: list[Path]) -> Path:
         with part.open("rb") as piece:
             content.update(hashlib.file_digest(piece, "sha256").digest())
     folder = cache_folder() / f"{name}-{content.hexdigest()[:12]}"
-    if checkpoints.is_sealed(folder):
+    if cached_folders.is_sealed(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -203,14 +203,14 @@ def _dequantised(name: str, parts: list[Path]) -> Path:
         with _plain_errors(name, "cannot be saved to the cache"):
             model.save_pretrained(done)
             tokenizer.save_pretrained(done)
-            checkpoints.seal(done)
+            cached_folders.seal(done)
         try:
             if folder.exists():  # damaged, or of version 0.1.0, which had no seal
                 folder.rename(Path(making) / "before")
             done.rename(folder)
         except OSError as error:
             # another process may have been faster; its folder is as good
-            if not checkpoints.is_sealed(folder):
+            if not cached_folders.is_sealed(folder):
                 raise LenscopeError(f"{folder}: cannot be replaced ({error.strerror}); remove it by hand") from error
     return folder
 
@@ -229,7 +229,7 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise LenscopeError(f"{path}: is not a GGUF file (it does not start with the letters GGUF)")
-    checkpoints.require_one_part(path)
+    refusals.require_one_part(path)
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     with _plain_errors(str(path), "cannot be read as a GGUF model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -237,7 +237,7 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     model, info = loaded
-    unused = checkpoints.require_whole(str(path), model, info)
+    unused = refusals.require_whole(str(path), model, info)
     # The weights are dequantised; what says otherwise would make saving fail.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -248,9 +248,9 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
 def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Loaded:
     """From the hub if it answers at once, else from its local cache: its own retries take half a minute to give up."""
     reachable = hub.reachable()
-    adapter = hub.fetch_if_reachable(hub_id, checkpoints.ADAPTER)
+    adapter = hub.fetch_if_reachable(hub_id, refusals.ADAPTER)
     if adapter is not None:
-        checkpoints.require_peft(hub_id, adapter.parent)
+        refusals.require_peft(hub_id, adapter.parent)
     try:
         return _from_pretrained(hub_id, {**options, "local_files_only": not reachable}, revision)
     except LenscopeError as error:
@@ -258,7 +258,7 @@ def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Lo
         if not isinstance(cause, OSError) or (reachable and "not a valid model identifier" not in str(cause)):
             raise
         where = "the hub has none that you may read (private ones need: hf auth login)"
-        near = checkpoints.near(hub_id, [*BUILT_IN, *(p.name for p in Path().iterdir() if p.is_dir())])
+        near = refusals.near(hub_id, [*BUILT_IN, *(p.name for p in Path().iterdir() if p.is_dir())])
         raise LenscopeError(
             f"{hub_id}: no built-in model ({', '.join(BUILT_IN)}), folder or cached hub model of this name, and "
             f"{where if reachable else 'the hub cannot be reached'}{near}"
@@ -272,9 +272,9 @@ def _from_pretrained(source: str, options: dict[str, Any], revision: str | None)
         local = {name: value for name, value in options.items() if name == "local_files_only"}
         tokenizer = AutoTokenizer.from_pretrained(source, **where, **local)
     model, info = loaded
-    unused = checkpoints.require_whole(source, model, info)
+    unused = refusals.require_whole(source, model, info)
     if getattr(model, "_hf_peft_config_loaded", False):
-        checkpoints.require_whole_below(source, model)
+        refusals.require_whole_below(source, model)
     return model, tokenizer, unused
 
 
@@ -295,7 +295,7 @@ def _plain_errors(source: str, what: str) -> Iterator[None]:
             f"{source}: does not fit into memory; give a smaller dtype, or device_map='auto'"
         ) from error
     except Exception as error:
-        checkpoints.require_own_code(source, error)
+        refusals.require_own_code(source, error)
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 300 else reason[:299] + "…"
         raise LenscopeError(f"{source}: {what}: {reason or type(error).__name__}") from error

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine import exact_modes, run, sweep
+from lenscope.engine import chunked_runs, exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
-from lenscope.engine.token_choice import TokenChooser
+from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.models.edits import Edit, Operation, replace
 from lenscope.models.hidden_states import HiddenStates
@@ -116,7 +116,7 @@ class Patchscope:
         window: int = 1,
         layers: Layers = None,
         source_lm: LM | None = None,
-        budget: int = run.BUDGET,
+        budget: int = chunked_runs.BUDGET,
     ) -> None:
         window = count(window, "window", 1)
         several: Any = isinstance(target, list | tuple) and target and isinstance(target[0], Target)

@@ -11,8 +11,8 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.engine.continuations import continue_prompts
-from lenscope.engine.token_choice import TokenChooser
+from lenscope.engine.shared_prefix_continuations import continue_prompts
+from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike

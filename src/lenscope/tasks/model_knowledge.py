@@ -1,14 +1,15 @@
 """Which facts and two-hop questions a model answers by itself, after demonstrations of others.
 
 Knows: prompts of facts and chains, and that an answer counts where the greedy continuation begins with it.
-Does not know: how text is continued (engine/continuations.py), what counts as the same word (text_match.py).
+Does not know: how text is continued (engine/shared_prefix_continuations.py), what counts as the same word
+(text_match.py).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from lenscope.engine.continuations import continue_prompts
+from lenscope.engine.shared_prefix_continuations import continue_prompts
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress

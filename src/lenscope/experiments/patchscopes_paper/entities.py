@@ -52,10 +52,8 @@ CLAIM = (
 )
 # entities
 ENTITIES = {"quick": 32, "full": 120}
-# every so many layers
-STEP = {"quick": 2, "full": 1}
-# new tokens
-TOKENS = {"quick": 16, "full": 20}
+STEP = {"quick": 2, "full": 1}  # every so many layers
+TOKENS = {"quick": 16, "full": 20}  # new tokens
 SCORES = "RougeL", "Rouge1", "similarity"
 BELOW = "target", "none", "source"
 EXAMPLES = "Diana, Princess of Wales", "William Shakespeare", "Microsoft", "The Beatles"

@@ -1,21 +1,19 @@
-"""Whether a checkpoint holds the whole model, and whether a folder in the cache is as it was made.
+"""Why a model is refused before it runs: its files lack weights, are parts of others, or need code that is not ours.
 
-Knows: what transformers says it did not find in files, parts of split files, adapters, the seal of a cached folder.
-Does not know: how models work, where they come from.
+Knows: what transformers says it did not find in files, parts of split files, adapters.
+Does not know: where models come from (loading.py); why one is refused once it has run: its stream is not found or not
+causal (residual_stream.py), or its readout does not give its own logits (readout.py).
 
 What a checkpoint lacks, transformers draws at random and says so in its log only: such a model is refused here.
 """
 
 import difflib
 import importlib.util
-import json
 import re
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lenscope.errors import LenscopeError
@@ -25,9 +23,6 @@ ADAPTER = "adapter_config.json"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})$")
 # Buffers of positions and counts, which are made from sizes alone and which older checkpoints do not hold.
 _MADE = re.compile(r"(^|\.)(position_ids|token_type_ids|num_batches_tracked|relative_position_index)$")
-SEAL = "complete.json"
-# bytes summed at a time
-_PIECE = 1 << 22
 
 
 def require_whole(source: str, model: nn.Module, info: Mapping[str, Any]) -> tuple[str, ...]:
@@ -142,33 +137,3 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 # -- folders in the cache
-
-
-def seal(folder: Path) -> None:
-    """Write down size and sum of every file of a finished folder."""
-    (folder / SEAL).write_text(json.dumps(_contents(folder)), encoding="utf-8")
-
-
-def is_sealed(folder: Path) -> bool:
-    """Whether a folder holds, to the last byte, what it held when it was sealed."""
-    try:
-        return bool(json.loads((folder / SEAL).read_text(encoding="utf-8")) == _contents(folder))
-    except (OSError, ValueError, RecursionError):
-        return False
-
-
-def _contents(folder: Path) -> dict[str, list[int]]:
-    files = sorted(p for p in folder.iterdir() if p.name != SEAL and p.is_file())
-    return {p.name: [p.stat().st_size, _sum_of_file(p)] for p in files}
-
-
-def _sum_of_file(path: Path) -> int:
-    """A sum over a file that moves with every byte: of its 8-byte words, piece by piece, each with its place."""
-    total, place = 0, 0
-    if not path.stat().st_size:
-        return 0
-    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-    words = len(data) // 8
-    for place, piece in enumerate(data[: 8 * words].view(torch.int64).split(_PIECE // 8), 1):
-        total += place * int(piece.sum())
-    return (total * 257 + zlib.crc32(data[8 * words :].numpy().data)) % (1 << 61)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine.patched_rows import GeneratedRow, HiddenKeys, PatchedRows, Patches
+from lenscope.engine.hidden_keys import HiddenKeys
+from lenscope.engine.patched_rows import GeneratedRow, PatchedRows, Patches
 from lenscope.engine.plain_hooks import HookRunner
 from lenscope.engine.prefix_cache import Prefixes, size
 from lenscope.engine.staircase import Batched, Staircase, batched_arguments

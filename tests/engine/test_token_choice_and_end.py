@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lenscope as ls
-from lenscope.engine import run as rows
+from lenscope.engine import chunked_runs as rows
 
 SOURCE, TARGET = "The capital of France is", "one -> one, two -> two, x ->"
 

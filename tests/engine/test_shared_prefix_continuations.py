@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lenscope import LenscopeError
-from lenscope.engine import continuations as continuing
-from lenscope.engine.continuations import continue_prompts
+from lenscope.engine import shared_prefix_continuations as continuing
+from lenscope.engine.shared_prefix_continuations import continue_prompts
 
 DEMONSTRATIONS = "The capital of France is Paris.\nThe cat sat on the mat.\n"
 PROMPTS = [

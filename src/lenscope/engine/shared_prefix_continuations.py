@@ -1,7 +1,7 @@
 """Greedy continuations of many prompts that begin alike, such as few-shot prompts: what they share is read once.
 
 Knows: which prompts go on from one prefix, and when that gives what reading each of them gives.
-Does not know: how prefixes are kept (prefix_cache.py), how a token is chosen (token_choice.py), what is asked.
+Does not know: how prefixes are kept (prefix_cache.py), how a token is chosen (token_choice_and_end.py), what is asked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from lenscope.engine import exact_modes
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
-from lenscope.engine.token_choice import TokenChooser
+from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.models.language_model import LM, Continuation
 from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
