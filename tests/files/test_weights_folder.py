@@ -102,7 +102,7 @@ def test_weights_of_another_folder_are_not_read(tmp_path):
         digest = json.loads((tmp_path / "other" / "config.json").read_text())["sha256"]
         about = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**about, "sha256": digest}))
-        with pytest.raises(LenscopeError, match="names no weights"):
+        with pytest.raises(LenscopeError, match="does not name a weights file of a"):
             artifacts.read_folder(folder, "mapping")
         # nor removed when the folder is written again
         write(folder)

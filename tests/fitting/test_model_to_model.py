@@ -182,14 +182,17 @@ def test_states_that_are_not_finite_are_refused(lm64, texts, monkeypatch):
     ("options", "told"),
     [
         ({"texts": "one text"}, "is one string"),
-        ({"texts": ["the cat sat on the mat"] * 9}, "texts: 1 different"),
-        ({"texts": ["a b c", "b c d", "c d e", "d e f", ""]}, "pairs of tokens to fit; tiny-llama needs over 32"),
+        ({"texts": ["the cat sat on the mat"] * 9}, "texts: 1 of them differ"),
+        (
+            {"texts": ["a b c", "b c d", "c d e", "d e f", ""]},
+            "pairs of tokens to fit, and tiny-llama needs more than 32",
+        ),
         ({"layers": [9]}, "layer 9: tiny-llama has layers 0–4"),
         ({"target_layers": []}, "the list is empty"),
         ({"ridges": [0.0]}, "give positive numbers"),
         ({"ridges": []}, "give positive numbers"),
         ({"held_out": 1.0}, "between 0 and 1"),
-        ({"held_out": 0.99}, "59 of them held out"),
+        ({"held_out": 0.99}, "59 are to be held out"),
         ({"length": 1}, "at least 2 tokens"),
     ],
 )

@@ -171,7 +171,10 @@ def test_future_lens_with_a_fixed_prompt_goes_on_from_the_state(lm64):
         ({"steps": 0}, "steps 0: give at least 1"),
         ({"held_out": 1.0}, "give a rate above 0 and a fraction"),
         ({"texts": "one text"}, "is one string"),
-        ({"texts": ["the cat sat on the mat"] * 9}, "texts: 1 long enough, 4 of them held out"),
+        (
+            {"texts": ["the cat sat on the mat"] * 9},
+            "texts: 1 are long enough, and 4 are to be held out; give more texts",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(lm64, texts, options, message):

@@ -193,7 +193,7 @@ def test_a_finished_lens_is_read_again_and_another_run_does_not_overwrite_it(lm,
         with pytest.raises(ls.LenscopeError, match=rf"holds a lens of another run \(({why}).*; give another folder"):
             fitted(model, **{"tokens": 600, "folder": tmp_path, **changed})
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ls.LenscopeError, match=r"has a config.json of something else"):
+    with pytest.raises(ls.LenscopeError, match=r"has a config.json that is damaged or of something else"):
         fitted(lm, tokens=600, folder=tmp_path)
     (tmp_path / "config.json").write_bytes(before["config.json"])
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -44,9 +44,9 @@ def test_a_list_is_each_prompt_alone(lm64):
         (lambda lm: activation_patching(lm, [PROMPT], [PROMPT, OTHER]), "1 clean and 2 corrupted"),
         (lambda lm: attention_knockout(lm, PROMPT, "cat", layers=[0, 1]), "layer 0: no block"),
         (lambda lm: attention_knockout(lm, PROMPT, -1, queries=0), "which never see them"),
-        (lambda lm: attention_knockout(lm, PROMPT, 0, queries=0), "hidden from itself"),
-        (lambda lm: attention_knockout(lm, PROMPT, [-2, -1]), "hidden from itself"),
-        (lambda lm: attention_knockout(lm, PROMPT, queries=0), "hidden from itself"),
+        (lambda lm: attention_knockout(lm, PROMPT, 0, queries=0), "position 0 would see nothing"),
+        (lambda lm: attention_knockout(lm, PROMPT, [-2, -1]), "would see neither itself nor position"),
+        (lambda lm: attention_knockout(lm, PROMPT, queries=0), "position 0 would see nothing"),
         (
             lambda lm: attention_knockout(lm, PROMPT, "cat").cells("kl"),
             "measure 'kl': these effects have",

@@ -313,9 +313,10 @@ def test_mistakes_are_told(lm64, lm):
         evaluate(lm64, [])
     for short in ([5], [5, 6], [5, 1, 6], "a"):
         message = (
-            r"^rows: .* has no position that counts: of its tokens \(\d\) the first and the last do not, nor special "
+            r"^rows: .* has no position that counts: of its tokens \(\d\) the first and the last do not count, nor do "
+            "special ones; give a text of 3 tokens or more, or leave it out$"
         )
-        with pytest.raises(ls.LenscopeError, match=message + "ones; give a text of 3 tokens or more, or leave it out$"):
+        with pytest.raises(ls.LenscopeError, match=message):
             transfer(lm64, [*rows, short], affine(lm64))
     with pytest.raises(ls.LenscopeError, match="one string"):
         evaluate(lm64, "text")
@@ -333,7 +334,7 @@ def test_mistakes_are_told(lm64, lm):
         evaluate(lm64, rows, {"broken": lambda h: h * torch.nan})
     with pytest.raises(ls.LenscopeError, match="the same for all layers"):
         transfer(lm64, rows, lambda h: h)
-    with pytest.raises(ls.LenscopeError, match="layer 0: f has translators for 1"):
+    with pytest.raises(ls.LenscopeError, match="layer 0: f has maps for the layers 1"):
         transfer(lm64, rows, affine(lm64, [1, 2]), layers=[0, 1])
     with pytest.raises(ls.LenscopeError, match="there are cross_entropy"):
         evaluate(lm64, rows, layers=[1]).measure("loss")

@@ -48,7 +48,7 @@ def test_shuffled_sources_are_another_prompts(lm64):
         taken = [m for m in range(4) if torch.equal(made.tensor[n], states.tensor[m])]
         assert len(taken) == 1
         assert taken[0] % 2 != n % 2
-    with pytest.raises(LenscopeError, match="as many of each"):
+    with pytest.raises(LenscopeError, match="read the same number of each"):
         shuffled_sources(lm64.read(TEXTS))
     with pytest.raises(LenscopeError, match="3 of 4 items"):
         shuffled_sources(states, ["a", "a", "a", "b"])

@@ -256,7 +256,7 @@ def test_selfie_refuses_models_that_do_not_chat(lm64):
     with pytest.raises(ls.LenscopeError, match="has no chat template"):
         methods.selfie(ls.LM(lm64.model, bare, "bare"))
     bare.chat_template = "{% for m in messages %}{{ m['content'] | lower }}{% endfor %}"
-    with pytest.raises(ls.LenscopeError, match="does not keep a message as it is"):
+    with pytest.raises(ls.LenscopeError, match="changes or repeats the user's message"):
         methods.selfie(ls.LM(lm64.model, bare, "lower"))
     with pytest.raises(ls.LenscopeError, match="placeholders 0"):
         methods.selfie(lm64, placeholders=0)

@@ -94,7 +94,7 @@ def test_windows_additions_and_several_placeholders(lm64):
     spans = ls.Patchscope(lm64, target).predict(vectors[None, :2], 2, top_k=1)
     with lm64.edit(ls.Edit(2, list(slots), vectors[:2])):
         assert spans[0].ids[0] == int(lm64.unembed(lm64.read("x y x y")[lm64.n_layers, -1]).argmax())
-    with pytest.raises(ls.LenscopeError, match="3 placeholders: this target prompt has 2"):
+    with pytest.raises(ls.LenscopeError, match="3 placeholders, and this target prompt has 2"):
         ls.Patchscope(lm64, target).predict(vectors[None], 2)
 
 

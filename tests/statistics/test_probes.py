@@ -94,7 +94,7 @@ def test_a_fold_with_one_label_says_that_label():
     [
         ((np.zeros((3, 2)), [0, 1], [0, 1, 2]), "2 labels"),
         ((np.full((2, 2), np.nan), [0, 1], [0, 1]), "finite"),
-        ((np.zeros((3, 2)), [0, 1, 0], [0, 0, 1]), "2 groups make 2–2 folds"),
+        ((np.zeros((3, 2)), [0, 1, 0], [0, 0, 1]), "there are 2 groups, and a group is never split; give 2–2 folds"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(arguments, told):

@@ -146,7 +146,11 @@ def test_streams_are_shuffled_within_a_buffer_and_not_held(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"document 2: has no field 'text' but body"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"body": "y"}\n',
+            r"document 2: has no field 'text'; name as field one of these \(body\)",
+        ),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"document 2: is not a line of JSON"),
         ("a.jsonl", b'{"text": 3}\n', r"document 1: is neither a text nor a list of token ids"),
         ("a.txt", b"caf\xe9 au lait", r"document 1: is not UTF-8 \(byte 0xe9\)"),
@@ -157,7 +161,7 @@ def test_streams_are_shuffled_within_a_buffer_and_not_held(monkeypatch):
         ("a.json", b'{"text": "x"}', "is not a list"),
         ("a.json", b"[1, 2", "cannot be read"),
         ("a.json", b"[1, 2]", "document 1: is neither"),
-        ("a.md", b"text", r"a\.md: is no kind of text known here; files end in \.txt"),
+        ("a.md", b"text", r"a\.md: lenscope cannot read such files; give one that ends in \.txt"),
         ("a.txt", b" \n\n", "holds no text"),
         ("a.jsonl", b"", "holds no text"),
     ],
@@ -176,7 +180,7 @@ def test_what_is_not_there(tmp_path):
     with pytest.raises(ls.LenscopeError, match="cannot be read"):
         documents.find_documents([Path("c")])
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ls.LenscopeError, match="no column 'text' but body, n"):
+    with pytest.raises(ls.LenscopeError, match=r"no column 'text'; name as field one of these \(body, n\)"):
         documents.find_documents(tmp_path / "a.parquet")
     with pytest.raises(ls.LenscopeError, match="data 3: give a path"):
         documents.find_documents(3)
@@ -250,7 +254,7 @@ def test_a_data_set_of_the_hub_is_streamed(lm, monkeypatch):
     list(Corpus.open(lm, "plain", length=32, epochs=2).batches())
     assert hub.asked == ("plain", None, "train", None, True)
     assert len(set(hub.shuffles[-2:])) == 2
-    with pytest.raises(ls.LenscopeError, match="has no field 'body' but text, n"):
+    with pytest.raises(ls.LenscopeError, match=r"has no field 'body'; name as field one of these \(text, n\)"):
         list(Corpus.open(lm, "owner/name", field="body").batches())
     with pytest.raises(ls.LenscopeError, match="is named owner/name@revision:config:split"):
         Corpus.open(lm, "a:b:c:d")

@@ -80,7 +80,7 @@ def test_samples_resume_divide_and_split(lm64):
     assert [i for n in sorted(rows) for i in rows[n]] == whole[0]
     train, held = corpus.split(0.1)
     assert len({tuple(joined(c.batches(24))[0]) for c in (corpus, train, held)}) == 3
-    with pytest.raises(ls.LenscopeError, match="samples of tiny-llama: they have no end; say how many tokens"):
+    with pytest.raises(ls.LenscopeError, match="samples of tiny-llama: have no end; give the number of tokens to read"):
         corpus.batches()
     assert json.loads(json.dumps(corpus.provenance()))["data"] == "samples of tiny-llama"
 

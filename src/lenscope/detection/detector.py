@@ -87,12 +87,19 @@ class Detector:
             "answers": len(self.layers) * (1 if len(self.choices) == 2 else len(self.choices)),
             "states": self.lens.lm.hidden_size * len(self.layers),
         }
-        if self.view not in widths or self.reference.shape[1:] != (widths[self.view],):
-            raise LenscopeError(f"detector: {self.reference.shape} numbers are no reference of view {self.view!r}")
+        if self.view not in widths:
+            raise LenscopeError(f"detector: view {self.view!r}; give one of {', '.join(map(repr, widths))}")
+        if self.reference.shape[1:] != (widths[self.view],):
+            raise LenscopeError(
+                f"detector: its reference has shape {self.reference.shape}, but view {self.view!r} of these layers "
+                f"needs (prompts, {widths[self.view]}); fit the detector anew"
+            )
         if len(self.reference) < 2 or not np.isfinite(self.reference).all() or not np.isfinite(self.threshold):
             raise LenscopeError("detector: its reference and threshold must be finite, of at least two prompts")
         if any(not isinstance(p, str) or not re.fullmatch("[0-9a-f]{64}", p) for p in self.prompts):
-            raise LenscopeError("detector: its prompts must be SHA-256 digests, 64 letters each; fit it anew")
+            raise LenscopeError(
+                "detector: its prompts must be SHA-256 digests, 64 hexadecimal digits each (0–9, a–f); fit it anew"
+            )
         object.__setattr__(self, "_outliers", self.method(self.reference))
 
     def __repr__(self) -> str:

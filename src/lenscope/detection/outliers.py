@@ -60,7 +60,8 @@ class Neighbours:
         _require_whole_number("neighbours", self.neighbours, 1, 10_000)
         if self.metric not in ("euclidean", "cosine") or not isinstance(self.scaled, bool):
             raise LenscopeError(
-                f"metric {self.metric!r}, scaled {self.scaled!r}: give euclidean or cosine, and a truth"
+                f"metric {self.metric!r}, scaled {self.scaled!r}: give metric 'euclidean' or 'cosine', scaled True or "
+                "False"
             )
 
     def __call__(self, reference: np.ndarray) -> _Score:

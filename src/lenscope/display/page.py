@@ -1,4 +1,4 @@
-"""The page that shows results: one self-contained HTML file, also what is served.
+"""The page that shows results: one self-contained HTML file.
 
 Knows: how data, style and script go into the page. Does not know: models, what the data mean.
 """

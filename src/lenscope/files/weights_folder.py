@@ -99,7 +99,7 @@ def read_folder(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, An
             raise refusal(folder, stem, f"{CONFIG}{str(error).removeprefix(escaped(folder / CONFIG))}") from error
         path = _weights(folder, stem, config)
         if path is None:
-            raise refusal(folder, stem, f"its {CONFIG} names no weights of one")
+            raise refusal(folder, stem, f"its {CONFIG} does not name a weights file of a {kinds.KINDS[stem][0]}")
         with checked_reading(folder, damaged.removeprefix(f"{folder}: ")):
             if path.is_file() and _digest_of_file(path) == config["sha256"]:
                 tensors = read_safetensors(path)

@@ -60,7 +60,7 @@ def fine_tune(
             loss = next_token_loss(model, batch)
             if not torch.isfinite(loss):
                 raise LenscopeError(
-                    f"lr {lr}: the loss of step {n + 1} of {len(counting)} is no number; take a smaller one"
+                    f"lr {lr}: the loss of step {n + 1} of {len(counting)} is NaN or infinite; give a smaller lr"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

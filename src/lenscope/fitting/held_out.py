@@ -152,7 +152,7 @@ def choose_rows(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
 
 def _too_short(why: str) -> LenscopeError:
     return LenscopeError(
-        f"held-out text: {why} (held_out is the fraction of the documents that is not fitted; one half of them "
+        f"held-out text: {why} (held_out is the fraction of the documents that is not fitted: one half of them "
         "chooses, the other measures)"
     )
 

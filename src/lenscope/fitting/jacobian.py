@@ -30,7 +30,7 @@ def jacobian(lm: LM, prompt: PromptLike, at: Position, layer: int) -> tuple[Tens
     What comes before `at` is computed once, and held as keys and values where that gives the model's own o.
     """
     if lm.runner.editing or lm.model.training:
-        raise LenscopeError(f"{lm.name}: is being edited or in training mode; its Jacobian is that of the model as is")
+        raise LenscopeError(f"{lm.name}: is being edited or in training mode; end the edit or call model.eval() first")
     read = lm.prompt(prompt)
     place = read.every(at)[-1] if isinstance(at, str) else read.position(at)
     (number,) = check_layers((layer,), lm.n_layers, lm.name)

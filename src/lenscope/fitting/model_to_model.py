@@ -86,8 +86,8 @@ def fit_mapping(
     tokens = [sum(len(t.positions) for t in part) for part in (train, select, test)]
     if tokens[0] <= source_lm.hidden_size:
         raise LenscopeError(
-            f"texts: {tokens[0]} pairs of tokens to fit; {source_lm.name} needs over {source_lm.hidden_size}; "
-            "give more text"
+            f"texts: have {tokens[0]} pairs of tokens to fit, and {source_lm.name} needs more than "
+            f"{source_lm.hidden_size}, its hidden size; give more text"
         )
     regressions = _regressions(job, train)
     errors = torch.zeros(len(regressions), 2, len(ridges), len(numbers[1]), dtype=torch.float64, device=job.device)
@@ -186,8 +186,8 @@ def _three_parts_of_pairs(
     held = max(2, round(held_out * len(texts)))
     if len(texts) < held + 2:
         raise LenscopeError(
-            f"texts: {len(texts)} different ones with tokens in common, {held} of them held out; give more, 2 to fit "
-            "and 2 to hold out at the least"
+            f"texts: {len(texts)} of them differ and have tokens in common, and {held} are to be held out; give "
+            "more, or a smaller held_out"
         )
     return part_texts(texts, held, random.Random(seed))
 
@@ -233,7 +233,10 @@ class PairReader:
                 prompts = [t.target if side else t.source for t in batch]
                 read = lm.read(prompts, self.layers[side]).tensor[row, :, columns[side]]
                 if not torch.isfinite(read).all():
-                    raise LenscopeError(f"{lm.name}: a state holds NaN or infinity in {lm.dtype}; load it in float32")
+                    dtype = str(lm.dtype).removeprefix("torch.")
+                    raise LenscopeError(
+                        f"{lm.name}: a state holds NaN or infinity in {dtype}; load the model with dtype='float32'"
+                    )
                 pair.append(read.to(self.device, self.dtype))
             yield pair[0], pair[1], counts
             self.done += 1

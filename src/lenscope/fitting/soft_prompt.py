@@ -86,11 +86,11 @@ def fit_soft_prompt(
         if value < minimum:
             raise LenscopeError(f"{name} {value}: give at least {minimum}")
     if not 0 < learning_rate < float("inf") or not 0 < held_out < 1:
-        raise LenscopeError(f"learning_rate {learning_rate}, held_out {held_out}: give a rate above 0 and a fraction")
-    if lm.runner.editing or lm.model.training:
         raise LenscopeError(
-            f"{lm.name}: is being edited or in training mode; soft prompts are learned for the model as is"
+            f"learning_rate {learning_rate}, held_out {held_out}: give a rate above 0 and a fraction between 0 and 1"
         )
+    if lm.runner.editing or lm.model.training:
+        raise LenscopeError(f"{lm.name}: is being edited or in training mode; end the edit or call model.eval() first")
     prompt = lm.prompt(start)
     draw = random.Random(seed)
     parts = _three_parts(_beginnings(lm, texts, length, ahead), held_out, draw)
@@ -217,7 +217,7 @@ def _three_parts(
     """Texts to learn from, to select with, and to measure with, at random."""
     held = max(4, round(held_out * len(texts)))
     if len(texts) < held + 1:
-        raise LenscopeError(f"texts: {len(texts)} long enough, {held} of them held out; give more")
+        raise LenscopeError(f"texts: {len(texts)} are long enough, and {held} are to be held out; give more texts")
     return part_texts(texts, held, draw)
 
 

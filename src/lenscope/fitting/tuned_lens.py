@@ -79,12 +79,14 @@ def fit(
     """
     named, recipe = named_recipe(recipe)
     if tokens < 1 or room < 1:
-        raise LenscopeError(f"tokens {tokens}, room {room}: give at least 1")
+        raise LenscopeError(f"tokens {tokens}, room {room}: give at least 1 of each")
     began = time.perf_counter()
     corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, seed=seed)
     text, held = corpus.split(held_out)
     if text.documents is None and is_sharded(lm):
-        raise LenscopeError(f"{text.name}: processes that share a model's weights cannot write on their own; give text")
+        raise LenscopeError(
+            f"{text.name}: a model whose weights are spread over processes cannot write samples; give text to fit on"
+        )
     # whatever is wrong with the text shows before the model runs
     digest = text.digest(tokens)
     first, second = halves(held)
@@ -147,7 +149,7 @@ def finished_lens(folder: str | Path) -> Affine | None:
         lens = load_mapping(folder)
     except LenscopeError as error:
         raise LenscopeError(
-            f"{folder}: has a config.json of something else, or damaged; give another folder"
+            f"{folder}: has a config.json that is damaged or of something else; give another folder"
         ) from error
     if not isinstance(lens, Affine):
         raise LenscopeError(f"{folder}: holds {lens!r}, no fitted lens; give another folder")

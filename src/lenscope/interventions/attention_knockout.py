@@ -1,7 +1,7 @@
 """Attention knockout: what an answer loses when some positions may not attend to others.
 
 Knows: which attention is barred in which blocks, and what may not be.
-Does not know: how rows are run, what effects are saved as.
+Does not know: how keys are hidden from queries (the engine), how rows are run, what effects are saved as.
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,12 @@ def _edges(keys: Sequence[int], queries: Sequence[int], length: int) -> list[tup
         barred = [k for k in keys if k <= q]
         # the token before is in every window of local attention; without both, a query might see nothing
         if q in barred and (q == 0 or q - 1 in barred):
-            raise LenscopeError(f"keys {q}: query {q}, hidden from itself, must still see the token before it")
+            if q == 0:
+                raise LenscopeError("keys [0]: position 0 would see nothing at all; leave it visible to itself")
+            raise LenscopeError(
+                f"keys {[q - 1, q]}: position {q} would see neither itself nor position {q - 1}; leave one of them "
+                "visible"
+            )
         edges += [(q, -1 if q == length - 1 else q + 1, k) for k in barred]
     if not edges:
         raise LenscopeError(f"keys {list(keys)}: come after the queries {list(queries)}, which never see them")

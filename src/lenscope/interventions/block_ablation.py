@@ -341,7 +341,10 @@ class BlockAblationSums:
         """Cross-entropy, KL and top token of states (P, D), (n, P) each."""
         r = reduce(self.lm.runner.readout, self.lm.vocab_size, torch.stack([*h]), final, targets, 1, False)
         if r.kl.isnan().any():
-            raise LenscopeError(f"{self.lm.name}: a measure is not a number in {self.lm.dtype}; load it in float32")
+            dtype = str(self.lm.dtype).removeprefix("torch.")
+            raise LenscopeError(
+                f"{self.lm.name}: a measure came out as NaN in {dtype}; load the model with dtype='float32'"
+            )
         loss, kl, top = (v.cpu().double().numpy() for v in (r.cross_entropy, r.kl, r.top_ids[..., 0]))
         return loss, kl, top
 

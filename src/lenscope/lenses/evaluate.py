@@ -56,8 +56,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure how well each lens tells at each layer what the model will predict, and what comes next in the text.
 
-    Every prediction of a next token counts, but those from position 0, an attention sink, and from marks; of a corpus
-    those from `counted` positions do.
+    All predictions of a next token count except those made at position 0 (an attention sink) and at marks (special
+    tokens between documents). For a Corpus, only its `counted` positions count.
 
     Means over predictions, in nats: cross-entropy against the text, KL(model ‖ lens) (Belrose et al. 2023, Eq. 9),
     entropy; the share whose top token is the model's. Bits per byte: cross-entropies in bits over the UTF-8 bytes of
@@ -69,7 +69,7 @@ def evaluate(
     Intervals are percentiles of 1,000 resamples, drawn with `seed`, of documents (corpus) or rows, taken further out
     the fewer of these there are (expanded percentiles: Hesterberg 2015, arXiv 1411.5279); with under about 10 they are
     still too narrow. Calibration, too, comes out too large of few tokens, and its interval with it. The interval of
-    bias is that of a jackknife over ten groups of units (`statistics.jackknife`).
+    bias is that of a jackknife over ten groups of units (`statistics.intervals.jackknife`).
 
     Time is one forward pass and one unembedding per lens and layer; memory 80 bytes · lenses · layers · V, and at most
     256 MB of exponentials. An interrupt raises EvaluationInterrupted with what was measured. Raises LenscopeError for
@@ -130,11 +130,13 @@ def transfer(
     """
     lens = Lens(lm, f)
     if mappings.arguments_used(f) < 2:
-        raise LenscopeError(f"f {lens.name}: is the same for all layers; transfer compares translators of layers")
+        raise LenscopeError(f"f {lens.name}: is the same for all layers; give one with a map for each layer")
     own = lens.layers
     numbers = tuple(n for n in range(lm.n_layers) if n in own) if layers is None else _layers_asked_for(lm, layers)
     if set(numbers) - set(own):
-        raise LenscopeError(f"layer {min(set(numbers) - set(own))}: f has translators for {', '.join(map(str, own))}")
+        raise LenscopeError(
+            f"layer {min(set(numbers) - set(own))}: f has maps for the layers {', '.join(map(str, own))}"
+        )
     shape = (2, len(numbers), len(numbers))
     totals = np.zeros(shape), 0, 0, hashlib.sha256()
 
@@ -338,7 +340,8 @@ def _layers_asked_for(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
 
 def _check(sums: np.ndarray, lm: LM) -> None:
     if np.isnan(sums).any():
-        raise LenscopeError(f"{lm.name}: a measure is not a number in {lm.dtype}; load it in float32")
+        dtype = str(lm.dtype).removeprefix("torch.")
+        raise LenscopeError(f"{lm.name}: a measure came out as NaN in {dtype}; load the model with dtype='float32'")
 
 
 def _longer(array: np.ndarray, units: int) -> np.ndarray:

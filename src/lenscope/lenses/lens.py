@@ -145,7 +145,7 @@ class Lens:
         other = lens or self
         if other.lm.vocab_size != self.lm.vocab_size or other.lm.n_layers != self.lm.n_layers:
             raise LenscopeError(
-                f"{other.lm.name} and {self.lm.name} differ in layers or vocabulary: their distributions do not compare"
+                f"{other.lm.name} and {self.lm.name} differ in layers or vocabulary: they cannot be compared"
             )
         shared = sorted({*self._layers(None)} & {*other._layers(None)}) if layers is None else layers
         numbers = self._layers(shared)

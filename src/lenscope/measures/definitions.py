@@ -2,7 +2,7 @@
 
 Knows: definitions, units (nats) and edge cases. Every function takes log-probabilities with the vocabulary last,
 (..., V), and returns one number per leading index.
-Does not know: models, layers, prompts. These are the oracles that the streamed measures of lens.py are tested against.
+Does not know: models, layers, prompts. These are the oracles that the measures of streamed.py are tested against.
 """
 
 import math

@@ -26,7 +26,8 @@ STATES = 64 << 20
 # Bytes of exponentials kept until their normalisers are known, where distributions are averaged: enough rows for a
 # product to run at full speed.
 KEPT = 256 << 20
-# A sum this many times the smallest float has its digits; of what is predicted, LOST may be below that.
+# A sum of exponentials is accurate where it is at least SAFE times the smallest normal float. Of the probability that
+# the model predicts, at most the share LOST may lie on tokens whose sums are smaller; else sums are made in float64.
 SAFE, LOST = 1e8, 1e-9
 # Rows with equal logits whose order is made anew together.
 TIED = 1 << 12

@@ -20,7 +20,8 @@ from lenscope.models.runner import Runner
 # A third of the largest deviation that rounding can explain, by dtype: what is beyond it is a fault and no rounding. In
 # float64 that of sums in float32.
 MOST = {torch.float64: 3e-6, torch.float32: 3e-4, torch.float16: 0.17, torch.bfloat16: 0.17}
-# relative size of the steps by which float64 models are shaken: many roundings of float32, whose square is nothing
+# The size, relative to the states, of the random perturbation by which the rounding of a float64 model is estimated:
+# large against the rounding of float32 (6e-8), and small enough that terms of second order (1e-12) vanish beside it.
 STEP = 1e-6
 
 

@@ -70,7 +70,9 @@ def shuffled_sources(
         return states[torch.tensor(derange(groups, seed), device=states.device)]
     lengths = sorted({len(p) for p in states.positions})
     if len(lengths) > 1:
-        raise LenscopeError(f"positions: prompts have {lengths[0]}–{lengths[-1]} of them; read as many of each")
+        raise LenscopeError(
+            f"states: are of {lengths[0]} to {lengths[-1]} positions of a prompt; read the same number of each prompt"
+        )
     return _in_place_of(states, states.tensor[torch.tensor(derange(groups, seed))])
 
 
@@ -81,7 +83,7 @@ def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
     LenscopeError for several targets, and where a placeholder is no part of the text.
     """
     if len(scope.resolved) > 1:
-        raise LenscopeError(f"{len(scope.resolved)} targets: give a Patchscope with one")
+        raise LenscopeError(f"scope: has {len(scope.resolved)} targets; give a Patchscope with one")
     ((prompt, places),) = scope.resolved
     spans: list[tuple[int, int]] = []
     for place in places:
@@ -89,7 +91,7 @@ def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
         token = prompt.text[start:stop]
         if not token.strip():
             raise LenscopeError(
-                f"position {place}: the placeholder is no text of the target prompt; place it on a word"
+                f"position {place}: no text of the target prompt is there to be replaced; put the placeholder on a word"
             )
         start += len(token) - len(token.lstrip())
         # placeholders that stand side by side are one place for a text

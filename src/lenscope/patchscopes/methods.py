@@ -115,7 +115,7 @@ def drawn(lm: LM, k: int, seed: int = 0) -> tuple[str, ...]:
                 words.append(word)
                 if len(words) == k:
                     return tuple(words)
-    raise LenscopeError(f"k {k}: {lm.name} has {len(words)} words of one token; give at most that")
+    raise LenscopeError(f"k {k}: {lm.name} has {len(words)} words of one token; give at most {len(words)}")
 
 
 def feature_extraction(lm: LM, relation: str, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:
@@ -162,7 +162,10 @@ def selfie(
         raise LenscopeError(f"placeholders {placeholders}: give at least 1")
     text = lm.chat(MARK).text + answer
     if text.count(MARK) != 1:
-        raise LenscopeError(f"{lm.name}: its chat template does not keep a message as it is; give a Target of your own")
+        raise LenscopeError(
+            f"{lm.name}: its chat template changes or repeats the user's message, so placeholders cannot be located in "
+            "it; give a Target of your own"
+        )
     opening, closing = text.split(MARK)
     before, after = lm.encoder.ids(opening), lm.encoder.ids_behind(closing)
     slot = lm.encoder.ids(" _")[-1]

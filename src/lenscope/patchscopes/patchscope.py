@@ -71,7 +71,7 @@ class Target:
         elif isinstance(self.at, str):
             positions = prompt.every(self.at)
         else:
-            raise LenscopeError(f"every: at={self.at!r} is no substring of the target prompt; give one, such as 'x'")
+            raise LenscopeError(f"every: needs a text for at, such as 'x', and at is {self.at!r}")
         if len(set(positions)) < len(positions):
             raise LenscopeError(f"at {self.at!r}: names a position of the target prompt twice")
         return prompt, tuple(sorted(positions))
@@ -225,8 +225,8 @@ class Patchscope:
         longest = max(len(p) for p, _ in self.resolved)
         if self.lm.context is not None and longest + max_new_tokens > self.lm.context:
             raise LenscopeError(
-                f"{longest} tokens of target prompt and {max_new_tokens} new ones: {self.lm.name} reads at most "
-                f"{self.lm.context}"
+                f"max_new_tokens {max_new_tokens}: {self.lm.name} reads at most {self.lm.context} tokens, and a target "
+                f"prompt has {longest}; ask for fewer new tokens"
             )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         writer = TokenChooser(self.lm, len(plan.rows), max_new_tokens, stops, temperature, top_p, seed)
@@ -278,8 +278,8 @@ class Patchscope:
             mine = np.flatnonzero(target == t)
             if gathered.vectors.shape[1] not in (1, len(slots)):
                 raise LenscopeError(
-                    f"vectors for {gathered.vectors.shape[1]} placeholders: this target prompt has {len(slots)}; give "
-                    "(N, D) for the same in all of them"
+                    f"sources: have vectors for {gathered.vectors.shape[1]} placeholders, and this target prompt has "
+                    f"{len(slots)}; give one for each, or (N, D) for the same vector in all of them"
                 )
             for k, slot in enumerate(slots):
                 which = k if gathered.vectors.shape[1] > 1 else 0

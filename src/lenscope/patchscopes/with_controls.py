@@ -186,7 +186,7 @@ def generate_with_controls(
     if len(texts) != count or any(len(places) != 1 for places in states.positions):
         raise LenscopeError(f"{len(texts)} texts, {count} prompts: give one text for each, and states of one position")
     if len(scope.fixed) > 1 or scope.fixed[0]:
-        raise LenscopeError("scope: give a Patchscope with one target, without edits of its own")
+        raise LenscopeError("scope: has several targets, or edits; give a Patchscope with one target and no edits")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     others = derange(range(count) if answers is None else answers, seed)
     written = []

@@ -24,8 +24,8 @@ def derange(groups: Sequence[Hashable], seed: int = 0) -> list[int]:
     largest = max(map(len, members.values()), default=0)
     if 2 * largest > len(groups) or not groups:
         raise LenscopeError(
-            f"{largest} of {len(groups)} items have one answer in common: an exchange between different answers "
-            "needs at most half of them to"
+            f"{largest} of {len(groups)} items share one group (such as an answer), so they cannot all be exchanged "
+            "with items of another group; give items of which at most half share a group"
         )
     order = [n for group in sorted(members.values(), key=len, reverse=True) for n in group]
     return shift_ring(np.array(order), largest).tolist()

@@ -32,9 +32,11 @@ class Estimate(NamedTuple):
 def tail(units: int) -> float:
     """The share of resamples on either side of a 95 % interval: 0.025 of many units, less of few.
 
-    Φ(-√(n / (n - 1)) t), t the 97.5 percentile of Student's t with n - 1 degrees of freedom (in its expansion by powers
-    of 1 / (n - 1), good to 1 % from 3 degrees on), since resamples of few units scatter too little and normally
-    (expanded percentiles: Hesterberg 2015, arXiv 1411.5279).
+    Percentiles of resamples alone give too narrow an interval for few units: the variance of resamples is too small, by
+    the factor (n - 1) / n, and their tails are those of a normal distribution instead of Student's t. The interval of
+    Student's t is had by going further out (expanded percentiles: Hesterberg 2015, arXiv 1411.5279), to the share
+    Φ(-√(n / (n - 1)) t), t being the 97.5 percentile of Student's t with n - 1 degrees of freedom (in its expansion by
+    powers of 1 / (n - 1), good to 1 % from 3 degrees on).
     """
     v, z = units - 1, NormalDist().inv_cdf(0.975)
     t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)

@@ -73,7 +73,10 @@ def probe(
         )
     y, unit = _as_codes(labels), _as_codes(groups)
     if not 2 <= folds <= unit.max() + 1:
-        raise LenscopeError(f"folds {folds}: {unit.max() + 1} groups make 2–{unit.max() + 1} folds")
+        count = unit.max() + 1
+        raise LenscopeError(
+            f"folds {folds}: there are {count} groups, and a group is never split; give 2–{count} folds"
+        )
     fold = deal(y, unit, folds, seed)
     strengths = [_strength(x[fold != f], y[fold != f], unit[fold != f], seed) for f in range(folds)]
     exchanged = _exchanged(y, unit, seed)

@@ -175,7 +175,7 @@ class Corpus:
         if self.documents is not None:
             return self._read(wanted, rows, start, rank, world)
         if wanted is None:
-            raise LenscopeError(f"{self.name}: they have no end; say how many tokens")
+            raise LenscopeError(f"{self.name}: have no end; give the number of tokens to read")
         return self._write(wanted, rows, start, rank, world)
 
     def digest(self, tokens: int) -> str | None:

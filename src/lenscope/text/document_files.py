@@ -73,7 +73,7 @@ def value_of(value: Any, field: str, place: str) -> Document:
     if isinstance(value, Mapping) and "input_ids" not in value:
         if field not in value:
             raise LenscopeError(
-                f"{place}: has no field {field!r} but {', '.join(map(str, value)) or 'none'}; name one as field"
+                f"{place}: has no field {field!r}; name as field one of these ({', '.join(map(str, value)) or 'none'})"
             )
         value = value[field]
     document = as_document(value, place)

@@ -224,7 +224,9 @@ class Shelf(Documents):
         with pq.ParquetFile(path) as table:
             names = table.schema_arrow.names
             if self.field not in names:
-                raise LenscopeError(f"{path}: has no column {self.field!r} but {', '.join(names)}; name one as field")
+                raise LenscopeError(
+                    f"{path}: has no column {self.field!r}; name as field one of these ({', '.join(names)})"
+                )
             for batch in table.iter_batches(batch_size=256, columns=[self.field]):
                 yield from (value for value in batch.column(0).to_pylist() if value is not None)
 
@@ -292,7 +294,9 @@ def _files(name: str) -> list[Path] | None:
         hits = path.rglob("*")
     elif path.exists():
         if not kind_of(path.name):
-            raise LenscopeError(f"{name}: is no kind of text known here; files end in {endings}, also with .gz or .zst")
+            raise LenscopeError(
+                f"{name}: lenscope cannot read such files; give one that ends in {endings}, also with .gz or .zst"
+            )
         return [path]
     elif glob.has_magic(name):
         hits = map(Path, glob.iglob(str(path), recursive=True))

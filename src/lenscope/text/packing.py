@@ -135,7 +135,7 @@ def _around(lm: LM) -> tuple[tuple[int, ...], tuple[int, ...]]:
         for n in range(len(whole)):
             if whole[n : n + len(plain)] == plain:
                 return tuple(whole[:n]), tuple(whole[n + len(plain) :])
-    raise LenscopeError(f"{lm.name}: its tokenizer does not only add special tokens to a text; give token ids")
+    raise LenscopeError(f"{lm.name}: its tokenizer changes texts beyond adding special tokens; give token ids")
 
 
 def tokenizer_identity(encoder: Encoder) -> dict[str, Any] | None:

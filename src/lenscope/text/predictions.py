@@ -87,7 +87,9 @@ def predictions(lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progr
 
 def nothing_counts(what: str) -> LenscopeError:
     """The error of text without a single position, or prediction, that counts."""
-    return LenscopeError(f"rows: no {what} counts; give at least one text, or row of three tokens")
+    return LenscopeError(
+        f"rows: no {what} counts; give at least one text or row of token ids, with three tokens or more"
+    )
 
 
 def each_row(rows: Any) -> Any:
@@ -130,10 +132,10 @@ def _of_item(lm: LM, item: Any, number: int, marks: np.ndarray, ahead: int) -> R
     prompt = lm.prompt(item)
     counts = _followed(counted_positions(prompt.ids, marks), ahead)
     if not counts.any():
-        ends = "first" if not ahead else "first and the last"
+        ends = "first does" if not ahead else "first and the last do"
         raise LenscopeError(
-            f"rows: {shown(item)} has no position that counts: of its tokens ({len(prompt)}) the {ends} do not, nor "
-            f"special ones; give a text of {2 + ahead} tokens or more, or leave it out"
+            f"rows: {shown(item)} has no position that counts: of its tokens ({len(prompt)}) the {ends} not count, nor "
+            f"do special ones; give a text of {2 + ahead} tokens or more, or leave it out"
         )
     sizes = text_bytes(prompt.text, [stop for _, stop in prompt.spans]) if isinstance(item, str) else None
     return Row(prompt, counts, "row", np.full(len(prompt), number), sizes)
