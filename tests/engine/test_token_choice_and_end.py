@@ -17,7 +17,7 @@ def states(lm64):
 def test_drawn_texts_depend_on_the_seed_alone(lm64, states, monkeypatch):
     scope = ls.Patchscope(lm64, TARGET)
     once = scope.generate(states, max_new_tokens=6, temperature=1.0, seed=3)
-    monkeypatch.setattr(rows, "MOST", 7)
+    monkeypatch.setattr(rows, "MOST_ROWS", 7)
     again = scope.generate(states, max_new_tokens=6, temperature=1.0, seed=3)
     assert np.array_equal(once.ids, again.ids)
     other = scope.generate(states, max_new_tokens=6, temperature=1.0, seed=4)

@@ -249,7 +249,7 @@ def test_a_setting_without_text_has_the_models_own_samples(lm):
 
 
 def test_a_quick_run_has_short_samples_and_text_as_long_as_ever(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("lenscope.experiments.setting.SHORT", 32)
+    monkeypatch.setattr("lenscope.experiments.setting.SAMPLED_LENGTH", 32)
     whole = Setting(lm).corpus.length
     assert Setting(lm, quick=True).corpus.length == 32 < whole
     (tmp_path / "text.txt").write_text("\n\n".join(TEXT))

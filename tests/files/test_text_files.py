@@ -72,7 +72,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_a_line_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(textfiles, "LONGEST", 1000)
+    monkeypatch.setattr(textfiles, "LONGEST_LINE", 1000)
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"a" * 1000 + b"\n" + b"b" * 1000))
     assert [len(line) for line in read_lines(path)] == [1000, 1000]

@@ -31,7 +31,7 @@ def test_documents_that_choose_and_that_measure_are_apart_and_spread(lm, length)
         assert 0.8 * choosing.COUNTED < tokens <= choosing.COUNTED
     assert not texts[0] & texts[1]
     lens = fitted(lm, documents(400), length=length, held_out=0.3)
-    assert min(lens.report["held_out"]["documents"]) >= choosing.FEW
+    assert min(lens.report["held_out"]["documents"]) >= choosing.FEWEST_DOCUMENTS
     assert "note" not in lens.report["held_out"]
 
 
@@ -58,7 +58,7 @@ def test_layers_have_intervals_over_documents(lm):
         ends = [row[f"{name}_95"][1] - row[f"{name}_95"][0] for name in ("gain", "kl_logit_lens")]
         assert ends[0] < 2 * ends[1]
     few = fitted(lm, documents(60), tokens=600).report["held_out"]
-    assert min(few["documents"]) < choosing.FEW
+    assert min(few["documents"]) < choosing.FEWEST_DOCUMENTS
     assert "say too little" in few["note"]
 
 

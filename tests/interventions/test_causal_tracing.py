@@ -88,6 +88,6 @@ def test_noise_is_three_deviations_of_the_subjects_embeddings(lm64):
 
 def test_draws_depend_on_the_seed_alone(lm64, monkeypatch):
     found = causal_tracing(lm64, PROMPT, "cat", samples=2)
-    monkeypatch.setattr(rows, "MOST", 5)
+    monkeypatch.setattr(rows, "MOST_ROWS", 5)
     assert np.allclose(causal_tracing(lm64, PROMPT, "cat", samples=2).cells(), found.cells(), atol=1e-7)
     assert not np.allclose(causal_tracing(lm64, PROMPT, "cat", samples=2, seed=1).cells(), found.cells(), atol=1e-4)

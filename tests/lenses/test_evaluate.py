@@ -72,8 +72,8 @@ def by_hand(q, p, following):
 
 @pytest.mark.parametrize(("piece", "kept", "tokens"), [(1 << 21, 1 << 28, 8192), (1, 20_000, 96), (1 << 13, 2000, 8)])
 def test_measures_equal_full_logits(lm64, monkeypatch, piece, kept, tokens):
-    monkeypatch.setattr(reduction, "PIECE", piece)
-    monkeypatch.setattr(reduction, "KEPT", kept)
+    monkeypatch.setattr(reduction, "PIECE_BYTES", piece)
+    monkeypatch.setattr(reduction, "EXPONENTIALS_BYTES", kept)
     monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", tokens)
     rows, tuned = rows_of(lm64), affine(lm64)
     drift = torch.linspace(-1, 1, lm64.hidden_size, dtype=torch.float64)
@@ -126,7 +126,7 @@ class Loud:
 
 
 def test_mean_distributions_keep_what_float32_loses(monkeypatch):
-    monkeypatch.setattr(reduction, "PIECE", 1)
+    monkeypatch.setattr(reduction, "PIECE_BYTES", 1)
     draw = torch.Generator().manual_seed(0)
     head = torch.randn(8, 600, generator=draw)
     head[:, 0] = 40 * torch.ones(8)
@@ -411,7 +411,7 @@ def test_transfer_equals_full_logits(lm64):
 
 
 def test_memory_does_not_grow_with_the_text(lm, monkeypatch):
-    monkeypatch.setattr(reduction, "KEPT", 8 * 2 * lm.vocab_size * 4)
+    monkeypatch.setattr(reduction, "EXPONENTIALS_BYTES", 8 * 2 * lm.vocab_size * 4)
     monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", 8 * 64)
     rows, lens = rows_of(lm, (32,) * 10), {"tuned": affine(lm)}
     with Largest() as largest:

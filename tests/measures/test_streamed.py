@@ -59,9 +59,9 @@ def test_streamed_measures_equal_their_definitions(architecture, f, monkeypatch)
     expected, top = definitions(lm, ids, f)
     # pieces of one layer, a few columns, a few rows, and of everything at once
     for piece, states, whole in itertools.product((1, 1 << 20), (1 << 11, 1 << 26), (1 << 12, 1 << 24)):
-        monkeypatch.setattr(reduction, "PIECE", piece)
-        monkeypatch.setattr(reduction, "STATES", states)
-        monkeypatch.setattr(reduction, "WHOLE", whole)
+        monkeypatch.setattr(reduction, "PIECE_BYTES", piece)
+        monkeypatch.setattr(reduction, "STATES_BYTES", states)
+        monkeypatch.setattr(reduction, "WHOLE_ROWS_BYTES", whole)
         h = lm.read(ids)[:, :]
         mapped = h if f is None else torch.stack([f(x, n) for n, x in enumerate(h)])
         targets = torch.tensor([*ids[1:], 0])
@@ -106,7 +106,7 @@ def test_logits_of_minus_infinity_give_finite_measures():
 
 
 def test_nothing_of_the_size_of_all_logits_ever_exists(lm, monkeypatch):
-    monkeypatch.setattr(reduction, "PIECE", 1 << 12)
+    monkeypatch.setattr(reduction, "PIECE_BYTES", 1 << 12)
     ids = tiny.ids(lm.model, 1, 60)[0].tolist()
     with Largest() as largest:
         ls.Lens(lm).trajectory(ids)
@@ -161,7 +161,7 @@ def test_every_position_is_reduced_whatever_the_pieces(lm, monkeypatch, most):
     """Also the last one, when it is a piece of its own."""
     h = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     whole = reduction.reduce(lm.runner.readout, lm.vocab_size, h, h[-1], None, 1, True)
-    monkeypatch.setattr(reduction, "STATES", most * 2 * 32 * 4)
+    monkeypatch.setattr(reduction, "STATES_BYTES", most * 2 * 32 * 4)
     found = reduction.reduce(lm.runner.readout, lm.vocab_size, h, h[-1], None, 1, True)
     assert found.entropy.shape == (2, 9)
     torch.testing.assert_close(found.entropy, whole.entropy)

@@ -148,7 +148,7 @@ def test_placeholders_filled_from_the_source_below(lm64, states):
 
 
 def test_an_interrupted_sweep_keeps_what_is_done(lm64, states, monkeypatch):
-    monkeypatch.setattr(rows, "MOST", 10)
+    monkeypatch.setattr(rows, "MOST_ROWS", 10)
     scope = ls.Patchscope(lm64, TARGET)
     whole = scope.predict(states)
 

@@ -149,7 +149,7 @@ def test_bytes_are_unknown_without_offsets(lm):
 def test_long_documents_are_tokenized_in_parts(lm, monkeypatch):
     text = "".join(f"word{n} " + "\n" * (n % 9 == 0) for n in range(300)) + "x" * 90
     whole = list(Corpus.open(lm, [text], length=16).batches())
-    monkeypatch.setattr(packing, "TOGETHER", 64)
+    monkeypatch.setattr(packing, "CHARACTERS_TOGETHER", 64)
     parts = packing._document_parts(text)
     assert "".join(parts) == text
     assert len(parts) > 10

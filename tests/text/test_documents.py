@@ -337,7 +337,7 @@ def test_text_with_nuls_and_lines_without_end(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes("text".encode("utf-16-le"))
     with pytest.raises(LenscopeError, match="NUL bytes"):
         texts_read(documents.find_documents(tmp_path / "a.txt"))
-    monkeypatch.setattr("lenscope.text.document_files.LONGEST", 1000)
+    monkeypatch.setattr("lenscope.text.document_files.LONGEST_LINE", 1000)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'"' + b"a" * 1000 + b'"'))
     with pytest.raises(LenscopeError, match="more than 1,000 bytes"):
         documents.find_documents(tmp_path / "a.jsonl.gz")

@@ -50,9 +50,9 @@ from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 FORMAT = 1
 STEM = "detector"
 # normal prompts that a detector is fitted on, at least
-FEWEST = 20
+FEWEST_PROMPTS = 20
 # scores of the reference itself that are kept, to see that another version of scikit-learn gives the same
-KEPT = 32
+KEPT_SCORES = 32
 
 View = Literal["trajectory", "answers", "states"]
 
@@ -154,7 +154,7 @@ class Detector:
             "prompts": list(self.prompts),
             "report": self.report,
         }
-        own = self._outliers(self.reference[:KEPT])
+        own = self._outliers(self.reference[:KEPT_SCORES])
         arrays = {"reference": self.reference, "own": own}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for name, a in arrays.items()}
         artifacts.write_folder(folder, STEM, config, tensors)
@@ -199,8 +199,10 @@ def fit_detector(
     if unknown or not methods:
         raise LenscopeError(f"method {', '.join(unknown) or 'none'}: there are {', '.join(METHODS)}")
     texts = list(dict.fromkeys(prompts))
-    if isinstance(prompts, str) or len(texts) < FEWEST:
-        raise LenscopeError(f"{len(texts)} different prompts: a detector is fitted on at least {FEWEST} normal ones")
+    if isinstance(prompts, str) or len(texts) < FEWEST_PROMPTS:
+        raise LenscopeError(
+            f"{len(texts)} different prompts: a detector is fitted on at least {FEWEST_PROMPTS} normal ones"
+        )
     numbers = _chosen_layers(lens, layers, bool(choices))
     both = [*texts, *(_within(lm, t, choices) for t in disturb_prompts(texts, seed))]
     n = len(texts)
@@ -276,7 +278,7 @@ def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
         own = tensors["own"].numpy()
         if len(detector.prompts) != len(detector.reference):
             raise ValueError(f"it has {len(detector.prompts)} prompts and features of {len(detector.reference)}")
-    if not np.allclose(detector._outliers(detector.reference[:KEPT]), own, rtol=1e-6, atol=1e-9):
+    if not np.allclose(detector._outliers(detector.reference[:KEPT_SCORES]), own, rtol=1e-6, atol=1e-9):
         raise LenscopeError(
             f"{folder}: scores come out differently with scikit-learn {sklearn.__version__} than with "
             f"{config.get('scikit-learn')}: fit it anew, or install that version"

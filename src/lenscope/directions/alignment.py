@@ -17,7 +17,7 @@ from lenscope.directions.energy import wide_readout
 from lenscope.engine.run_above_layer import RunAbove
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens, lens_layers
-from lenscope.measures.streamed import WHOLE
+from lenscope.measures.streamed import WHOLE_ROWS_BYTES
 from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
@@ -174,7 +174,7 @@ def _similarity(lenses: list[Lens], readout: Readout, layer: int, final: Tensor,
         return z.log_softmax(-1).view(2, -1, lm.vocab_size)
 
     similarities = []
-    for part in torch.arange(final.shape[1]).split(max(1, WHOLE // (8 * lm.vocab_size))):
+    for part in torch.arange(final.shape[1]).split(max(1, WHOLE_ROWS_BYTES // (8 * lm.vocab_size))):
         own = log_probs(lm.runner.readout, final[:, part])
         weights = own.exp().mean(0)
         read = (log_probs(readout, lens.map(h[:, part], layer)) for lens in lenses)

@@ -20,7 +20,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.readout import Readout, Traced, wide
 
 # Bytes of logits of all states that are kept, and of a piece that the passes find in the processor's cache.
-KEPT, PIECE = 1 << 30, 2 << 20
+KEPT_BYTES, PIECE_BYTES = 1 << 30, 2 << 20
 # What a factored lens may be off, relative to the head's input.
 EXACT = 1e-4
 
@@ -139,8 +139,8 @@ class FactoredEnergy:
         with torch.no_grad():
             self.m = at.h @ self.linear.T + matrix[:, -1]
             size = self.w.element_size()
-            self.rows = max(1, PIECE // (len(self.w) * size))
-            fits = len(self.m) * len(self.w) * size <= KEPT
+            self.rows = max(1, PIECE_BYTES // (len(self.w) * size))
+            fits = len(self.m) * len(self.w) * size <= KEPT_BYTES
             self.z = self.m @ self.w.T if fits else None
             x = at.read(at.h) - base
             s = torch.linalg.vecdot(x, self.m) / torch.linalg.vecdot(self.m, self.m)

@@ -24,11 +24,11 @@ from lenscope.models.language_model import LM
 # modes, ways to run rows, fastest first
 MODES = ("cascade", "fork", "plain")
 # Bytes that the states, keys and values of the rows of one chunk may take.
-BUDGET = 2 << 30
+CHUNK_BYTES = 2 << 30
 # Rows of a chunk: more of them do not make a product faster.
-MOST = 2048
+MOST_ROWS = 2048
 # So many rows of one target make a chunk of their own, whose prefix is held once.
-FEW = 16
+ROWS_OF_OWN_CHUNK = 16
 
 # choose(states (n, D), rows (n,), step) -> token ids (n,), their log-probabilities (n,), which rows end there (n,)
 Choose = Callable[[Tensor, np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -67,7 +67,7 @@ def cache_layout(lm: LM) -> CacheLayout:
 
 @torch.no_grad()
 def predict_rows(
-    lm: LM, rows: PatchedRows, mode_of: ModeOf, last: int = 1, budget: int = BUDGET
+    lm: LM, rows: PatchedRows, mode_of: ModeOf, last: int = 1, budget: int = CHUNK_BYTES
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """As `lenscope.engine.sweep.predict`, in the modes that `mode_of` gives.
 
@@ -86,7 +86,7 @@ def predict_rows(
 
 @torch.no_grad()
 def generate_rows(
-    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, mode_of: ModeOf, budget: int = BUDGET
+    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, mode_of: ModeOf, budget: int = CHUNK_BYTES
 ) -> Iterator[tuple[np.ndarray, list[GeneratedRow]]]:
     """As `lenscope.engine.sweep.generate`, in the modes that `mode_of` gives.
 
@@ -139,7 +139,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
     packs: dict[tuple[int, int, int, str], list[int]] = {}
     for (target, start), members in groups.items():
         length = int(lengths[target])
-        few = len(members) < FEW and not len(rows.hidden_keys) and len(groups) > 1
+        few = len(members) < ROWS_OF_OWN_CHUNK and not len(rows.hidden_keys) and len(groups) > 1
         mode = mode_of(start, length, new, few)
         if len(rows.hidden_keys) and mode != "cascade":
             raise LenscopeError(
@@ -152,7 +152,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
         bytes_per_token = 0 if mode == "plain" else cache_layout(lm).bytes_per_token
         # a state and what a block makes of it; the inner layer of an MLP is several states wide
         room = held * bytes_per_token + (length - start) * 40 * lm.hidden_size * rows.vectors.element_size()
-        most = int(max(1, min(MOST, budget // room)))
+        most = int(max(1, min(MOST_ROWS, budget // room)))
         for at in range(0, len(members), most):
             part = np.array(members[at : at + most])
             part = part[np.argsort(diverges_at[part], kind="stable")]

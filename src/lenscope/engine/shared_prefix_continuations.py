@@ -19,9 +19,9 @@ from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
 
 # prompts that go on from one prefix together; with fewer of them it is not worth its own run
-MOST, FEW = 128, 4
+MOST_PROMPTS, FEWEST_PROMPTS = 128, 4
 # tokens of a prefix that are worth sharing
-WORTH = 8
+FEWEST_SHARED_TOKENS = 8
 
 
 @torch.no_grad()
@@ -48,8 +48,8 @@ def continue_prompts(
         if progress is not None:
             progress(len(written), len(many))
     rest = [i for i in range(len(many)) if i not in written]
-    for at in range(0, len(rest), MOST):
-        part = rest[at : at + MOST]
+    for at in range(0, len(rest), MOST_PROMPTS):
+        part = rest[at : at + MOST_PROMPTS]
         texts: list[str | Prompt] = [many[i] for i in part]
         continuations = lm.generate(texts, max_new_tokens)
         written.update({i: one.ids for i, one in zip(part, continuations, strict=True)})
@@ -67,14 +67,14 @@ def _groups_of_prompts(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     for i, prompt in enumerate(prompts):
         groups.setdefault((prompt.text[: prompt.text.rfind("\n") + 1], len(prompt)), []).append(i)
     for members in groups.values():
-        for at in range(0, len(members), MOST):
-            yield members[at : at + MOST]
+        for at in range(0, len(members), MOST_PROMPTS):
+            yield members[at : at + MOST_PROMPTS]
 
 
 def _shares(lm: LM, prompts: Sequence[Prompt], group: Sequence[int], new: int) -> bool:
     """Whether reading what a group has in common once is worth it, and exact at its lengths."""
     common = _common_prefix(prompts, group)
-    if len(group) < FEW or common < WORTH:
+    if len(group) < FEWEST_PROMPTS or common < FEWEST_SHARED_TOKENS:
         return False
     return exact_modes.fastest_exact_mode(lm, common, len(prompts[group[0]]), new) == "cascade"
 

@@ -11,13 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from lenscope.engine import exact_modes
-from lenscope.engine.chunked_runs import BUDGET, Choose, ModeOf, generate_rows, predict_rows
+from lenscope.engine.chunked_runs import CHUNK_BYTES, Choose, ModeOf, generate_rows, predict_rows
 from lenscope.engine.patched_rows import GeneratedRow, PatchedRows
 from lenscope.models.language_model import LM
 
 
 def predict(
-    lm: LM, rows: PatchedRows, last: int = 1, budget: int = BUDGET, mode: str | None = None
+    lm: LM, rows: PatchedRows, last: int = 1, budget: int = CHUNK_BYTES, mode: str | None = None
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """The last layer's states of every row at the last `last` positions, by chunks: row numbers (n,), (n, last, D).
 
@@ -35,7 +35,7 @@ def predict(
 
 
 def generate(
-    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, budget: int = BUDGET, mode: str | None = None
+    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, budget: int = CHUNK_BYTES, mode: str | None = None
 ) -> Iterator[tuple[np.ndarray, list[GeneratedRow]]]:
     """What every row writes, token by token as `choose` says, chunk by chunk: row numbers (n,), what they wrote.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
-from lenscope.measures.streamed import WHOLE, top_token
+from lenscope.measures.streamed import WHOLE_ROWS_BYTES, top_token
 from lenscope.models import generation
 from lenscope.models.language_model import LM
 
@@ -104,4 +104,4 @@ class TokenChooser:
         return torch.cat(ids).cpu().numpy(), torch.cat(log_probs).cpu().numpy()
 
     def _group(self) -> int:
-        return max(1, WHOLE // (4 * self.lm.vocab_size))
+        return max(1, WHOLE_ROWS_BYTES // (4 * self.lm.vocab_size))

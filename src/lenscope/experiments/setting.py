@@ -37,7 +37,7 @@ FITTED = {"quick": 16_384, "full": 102_400}
 SAMPLED = {"quick": 4_096, "full": 16_384}
 HELD_OUT = 0.1
 # tokens of a row of the model's own samples in a quick run: short rows are written side by side
-SHORT = 128
+SAMPLED_LENGTH = 128
 # packages whose numbers are kept, beside those that a model's provenance names
 VERSIONS = ("numpy", "scikit-learn", "scipy", "tokenizers")
 
@@ -78,7 +78,7 @@ class Setting:
     @cached_property
     def corpus(self) -> Corpus:
         """The text, or the model's own samples, as rows of up to 512 tokens; samples of a quick run of up to 128."""
-        short = min(SHORT, self.lm.context or SHORT) if self.quick and not self.text else None
+        short = min(SAMPLED_LENGTH, self.lm.context or SAMPLED_LENGTH) if self.quick and not self.text else None
         return Corpus.open(self.lm, [Path(t) for t in self.text] or None, length=short, seed=self.seed)
 
     @property

@@ -19,7 +19,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files.untrusted import checked_reading, escaped, reason
 
 # Characters that one line may have, so that a small compressed file does not fill the memory.
-LONGEST = 1 << 26
+LONGEST_LINE = 1 << 26
 # File names that are tables, and what stands between their columns (None: objects, one a line).
 TABLES = {".tsv": "\t", ".csv": ",", ".jsonl": None}
 # The marks that a text may begin with, and the encoding that each stands for; the longer ones first.
@@ -51,10 +51,10 @@ def read_lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
     else:
         name = str(getattr(file, "name", "text"))
     with _reading_text(name), _open_text(file) as stream:
-        while line := stream.readline(LONGEST + 2):
+        while line := stream.readline(LONGEST_LINE + 2):
             if line[-1] != "\n":
-                if len(line) > LONGEST:
-                    raise LenscopeError(f"{name}: a line has more than {LONGEST:,} characters; break it up")
+                if len(line) > LONGEST_LINE:
+                    raise LenscopeError(f"{name}: a line has more than {LONGEST_LINE:,} characters; break it up")
                 # what was never written of a file that grew to its size first
                 line = line.rstrip("\0")
             if "\0" in line:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.fitting.closed_form import with_constant
-from lenscope.fitting.schedule import TOGETHER
+from lenscope.fitting.schedule import ROWS_TOGETHER
 from lenscope.fitting.state_block import StateBlock, masked_rows
 from lenscope.measures.sampled_kl import SampledKL
 from lenscope.measures.streamed import reduce
@@ -28,11 +28,11 @@ from lenscope.text.corpus import Corpus, TokenBatch
 COUNTED, ROWS, READ = 1024, 8, 4096
 MEASURING = 512
 # Documents below which an interval over them says too little.
-FEW = 8
+FEWEST_DOCUMENTS = 8
 # Columns of the vocabulary by which candidates are compared.
-COMPARED = 4096
+COMPARED_COLUMNS = 4096
 # Bytes of translated states that are measured together.
-MEASURED = 32 << 20
+MEASURED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class HeldOut:
         if len(block.last):
             at = [(n, layer) for n in range(2) for layer in range(layers)]
             # the model's own distribution is made once for as many layers as are held together
-            size = max(1, MEASURED // (block.last.numel() * lm.dtype.itemsize))
+            size = max(1, MEASURED_BYTES // (block.last.numel() * lm.dtype.itemsize))
             for part in torch.arange(len(at)).split(size):
                 mapped = torch.stack(
                     [self._mapped(layer, lenses[n][layer], constants) for n, layer in (at[k] for k in part)]
@@ -138,7 +138,7 @@ def choose_rows(part: Corpus, counted: int = COUNTED) -> list[TokenBatch]:
     counts = torch.arange(part.length) % every == every - 1
     rows: list[TokenBatch] = []
     try:
-        for batch in part.batches(wanted * part.length if part.documents is None else None, TOGETHER):
+        for batch in part.batches(wanted * part.length if part.documents is None else None, ROWS_TOGETHER):
             batch.counted[:] &= counts & (batch.row < wanted)[:, None]
             rows.append(masked_rows(batch, batch.row < wanted))
             if batch.next_row >= wanted:
@@ -202,10 +202,10 @@ def describe_held_out(
     worse = [row["layer"] for row in layers if row["gain_95"] is not None and row["gain_95"][1] < 0]
     if worse:
         about["worse_than_logit_lens"] = worse
-    if min(documents) < FEW:
+    if min(documents) < FEWEST_DOCUMENTS:
         about["note"] = (
-            f"{documents[0]} documents chose and {documents[1]} measured: intervals of fewer than {FEW} say too "
-            "little; give more text, or hold out more of it"
+            f"{documents[0]} documents chose and {documents[1]} measured: intervals of fewer than {FEWEST_DOCUMENTS} "
+            "say too little; give more text, or hold out more of it"
         )
     return about
 

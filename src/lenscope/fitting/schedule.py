@@ -13,7 +13,7 @@ from lenscope.models.language_model import LM
 
 # rows that all processes together read at once; those of a block are a multiple of it, so that a resumed run reads the
 # same batches
-TOGETHER = 8
+ROWS_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Schedule:
         """
         rows = ceil(tokens / length)
         each = length * lm.hidden_size * (lm.n_layers * (low or lm.dtype).itemsize + lm.dtype.itemsize)
-        blocks = ceil(rows / max(TOGETHER, room // each // TOGETHER * TOGETHER))
+        blocks = ceil(rows / max(ROWS_TOGETHER, room // each // ROWS_TOGETHER * ROWS_TOGETHER))
         # about equal ones
-        block = ceil(rows / blocks / TOGETHER) * TOGETHER
+        block = ceil(rows / blocks / ROWS_TOGETHER) * ROWS_TOGETHER
         blocks = ceil(rows / block)
         size = min(rows, block) * length
         warm = min(max(1, ceil(8 * lm.hidden_size / size)), max(1, blocks // 2)) if ridge else 1

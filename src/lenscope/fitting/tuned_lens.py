@@ -33,7 +33,7 @@ from lenscope.text.corpus import Corpus
 from lenscope.text.documents import Data, DocumentStream
 
 # Bytes for the states of a block of text, from which the tokens of steps are drawn.
-ROOM = 1 << 29
+STATES_BYTES = 1 << 29
 
 
 def fit(
@@ -45,7 +45,7 @@ def fit(
     held_out: float = 0.1,
     length: int | None = None,
     seed: int = 0,
-    room: int = ROOM,
+    room: int = STATES_BYTES,
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Affine:

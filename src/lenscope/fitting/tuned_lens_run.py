@@ -21,10 +21,10 @@ from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.fitting.closed_form import SecondMoments, with_constant
 from lenscope.fitting.fit_checkpoints import load_checkpoint, save_checkpoint
-from lenscope.fitting.held_out import COMPARED, HeldOut, layer_rows
+from lenscope.fitting.held_out import COMPARED_COLUMNS, HeldOut, layer_rows
 from lenscope.fitting.optimizers import Optimizer, Units
 from lenscope.fitting.recipes import Recipe, make_optimizer
-from lenscope.fitting.schedule import TOGETHER, Schedule
+from lenscope.fitting.schedule import ROWS_TOGETHER, Schedule
 from lenscope.fitting.state_block import StateBlock, masked_rows, relative_sizes
 from lenscope.measures.sampled_kl import Columns, SampledKL
 from lenscope.models.language_model import LM
@@ -32,9 +32,9 @@ from lenscope.models.progress import Progress
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # numbers of the model's distributions that are held at once, over the tokens of a step
-PIECE = 1 << 26
+PIECE_NUMBERS = 1 << 26
 # tokens of which the mean distribution is taken
-MEAN = 512
+MEAN_TOKENS = 512
 
 
 class TunedLensRun:
@@ -128,7 +128,7 @@ class TunedLensRun:
         best = [names[-1]] * lm.n_layers
         if self.recipe.best:
             with self.timed("choosing"):
-                compare = SampledKL(lm, self.mean, COMPARED, self.seed, self.low)
+                compare = SampledKL(lm, self.mean, COMPARED_COLUMNS, self.seed, self.low)
                 kl = select.sampled_kl(list(candidates.values()), self.constants, compare)
                 best = [names[int(n)] for n in kl.nan_to_num(torch.inf, torch.inf).argmin(0)]
         weights = [candidates[name][layer] for layer, name in enumerate(best)]
@@ -164,7 +164,7 @@ class TunedLensRun:
         """The blocks from where the run stands, each with this process's rows; a block is freed before the next."""
         plan, rank, world = self.schedule, self.group.rank, self.group.world
         number, at, block = self.number, self.number * plan.block, None
-        rows = max(1, TOGETHER // world)
+        rows = max(1, ROWS_TOGETHER // world)
         for batch in self.corpus.batches(plan.rows * plan.length, rows, start=at, rank=rank, world=world):
             # many processes read more rows at once than a block has
             while at < batch.next_row:
@@ -242,7 +242,7 @@ class TunedLensRun:
         """The model's mean distribution over some of a block's tokens, (V,)."""
         lm = self.lm
         total = torch.zeros(lm.vocab_size, dtype=torch.float64)
-        for part in block.last[block.find(self._shuffled()[:MEAN])].split(64):
+        for part in block.last[block.find(self._shuffled()[:MEAN_TOKENS])].split(64):
             if len(part):
                 total += lm.unembed(part).softmax(-1).sum(0).double().cpu()
         mean = total.to(lm.device, torch.float32)
@@ -269,7 +269,7 @@ class TunedLensRun:
             if objective.next_token:
                 mine = mine[block.following[mine] >= 0]
             columns = objective.draw(self.step)
-            for tokens in mine.split(max(64, PIECE // len(columns.ids))):
+            for tokens in mine.split(max(64, PIECE_NUMBERS // len(columns.ids))):
                 if len(tokens):
                     self._add(block, tokens, objective, columns)
             self.seen += 1

@@ -29,7 +29,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.prompts import Position, Positions, Prompt
 
 # below so many nats between the clean and the corrupted run, what was recovered is rounding
-LEAST = 0.01
+LEAST_NATS = 0.01
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def activation_patching(
             measures["difference"] = now
             totals |= {"clean_difference": full, "corrupted_difference": none}
         apart = full - none
-        measures["recovered"] = (now - none) / apart if abs(apart) >= LEAST else np.full_like(now, np.nan)
+        measures["recovered"] = (now - none) / apart if abs(apart) >= LEAST_NATS else np.full_like(now, np.nan)
         answered, rival = [*(joined_tokens(lm, ids) for ids in asked), ""][:2]
         about = TracedPrompt(
             other.text, other.tokens, tuple((b,) for _, b in pairs), answered, rival, other=prompt.text

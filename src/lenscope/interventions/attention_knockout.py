@@ -1,7 +1,7 @@
 """Attention knockout: what an answer loses when some positions may not attend to others.
 
 Knows: which attention is barred in which blocks, and what may not be.
-Does not know: how keys are hidden from queries (the engine), how rows are run, what effects are saved as.
+Does not know: how keys are hidden from queries (engine/hidden_keys.py), how rows are run, what effects are saved as.
 """
 
 from collections.abc import Sequence

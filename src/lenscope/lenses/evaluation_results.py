@@ -47,7 +47,7 @@ BOUNDS = ("", "_low", "_high")
 # A column of the table with the space behind it: a value, and a value with its interval.
 VALUE, WITH_INTERVAL = 8, 19
 # How a measure heads a column.
-SHORT = {"cross_entropy": "CE", "bits_per_byte": "bits/B", "kl": "KL", "agreement": "agree", "calibration": "ECE"}
+HEADINGS = {"cross_entropy": "CE", "bits_per_byte": "bits/B", "kl": "KL", "agreement": "agree", "calibration": "ECE"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,7 +110,7 @@ class Evaluation(Record):
         shown, hidden = names[:fits], names[fits:]
         size = (WITH_INTERVAL if bounds else VALUE) - 1
         pairs = [(i, name) for i in range(len(self.lenses)) for name in shown]
-        heads = [f"{visible.printable(self.lenses[i])}\n{SHORT.get(name, name)}" for i, name in pairs]
+        heads = [f"{visible.printable(self.lenses[i])}\n{HEADINGS.get(name, name)}" for i, name in pairs]
         rows = [
             [
                 dim(str(layer)),
@@ -138,7 +138,7 @@ class Evaluation(Record):
         return with_aside(middle, f" {low}–{high}" if bounds and np.isfinite(value[1:]).all() else "", strong)
 
     def _caption(self, shown: Sequence[str], hidden: Sequence[str], whole: bool) -> str:
-        text = "; ".join(f"{SHORT.get(name, name)}: {MEASURES[name]}" for name in shown)
+        text = "; ".join(f"{HEADINGS.get(name, name)}: {MEASURES[name]}" for name in shown)
         text += f"; {self.tokens:,} tokens in {self.rows:,} rows, {self.units:,} units resampled"
         text += (
             f"; bold: differs from {visible.printable(self.baseline)} (95 %)"

@@ -17,8 +17,8 @@ from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
 
 # Bytes of logits at once: the passes over a piece find it in the processor's cache.
-PIECE = 4 << 20
-PIECE_CUDA = 256 << 20
+PIECE_BYTES = 4 << 20
+PIECE_BYTES_CUDA = 256 << 20
 # The gradient is this much larger on its way through a float16 model, whose smallest number is 6e-8.
 LOUD = 256.0
 
@@ -171,7 +171,7 @@ class SampledKL:
 
     def _at_once(self, columns: Columns) -> int:
         """How many states are decoded together."""
-        room = PIECE if columns.ids.device.type == "cpu" else PIECE_CUDA
+        room = PIECE_BYTES if columns.ids.device.type == "cpu" else PIECE_BYTES_CUDA
         width = len(columns.ids) if columns.weight is not None else self.lm.vocab_size
         # fewer rows would wait for the head to come from memory
         return max(64, room // (4 * width))

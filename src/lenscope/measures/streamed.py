@@ -18,19 +18,19 @@ from lenscope.models.readout import Readout, wide
 
 # Bytes of one piece of logits: small enough that the passes over it find it in the processor's cache, and that malloc
 # hands the same pages out again. Measured: 2 MB costs what the product alone costs, 16 MB 1.4 times that.
-PIECE = 2 << 20
+PIECE_BYTES = 2 << 20
 # Bytes of logits where a readout makes whole rows of them: too few rows at once would waste the product.
-WHOLE = 32 << 20
+WHOLE_ROWS_BYTES = 32 << 20
 # Bytes of prepared states that one walk over the vocabulary serves: every piece of the head is read once per walk.
-STATES = 64 << 20
+STATES_BYTES = 64 << 20
 # Bytes of exponentials kept until their normalisers are known, where distributions are averaged: enough rows for a
 # product to run at full speed.
-KEPT = 256 << 20
+EXPONENTIALS_BYTES = 256 << 20
 # A sum of exponentials is accurate where it is at least SAFE times the smallest normal float. Of the probability that
 # the model predicts, at most the share LOST may lie on tokens whose sums are smaller; else sums are made in float64.
 SAFE, LOST = 1e8, 1e-9
 # Rows with equal logits whose order is made anew together.
-TIED = 1 << 12
+TIED_ROWS = 1 << 12
 LOWEST = -1e30  # stands for -inf: 0 · -inf is not a number, 0 · LOWEST is 0
 
 
@@ -59,7 +59,7 @@ def top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if not tied.any():
         return values, ids
     values, ids = values.clone(), ids.clone()
-    for part in tied.flatten().nonzero()[:, 0].split(TIED):
+    for part in tied.flatten().nonzero()[:, 0].split(TIED_ROWS):
         rows = z.flatten(0, -2)[part]
         # whatever is at least as large as the last one that is wanted, in the order of indices
         at, index = (rows >= values.flatten(0, -2)[part][:, -1:]).nonzero(as_tuple=True)
@@ -218,7 +218,7 @@ def average(
 
 def averaged_at_once(readout: Readout, vocab: int) -> int:
     """How many positions `average` takes at most."""
-    return max(1, min(512, (KEPT if readout.splits else WHOLE) // (2 * vocab * 4)))
+    return max(1, min(512, (EXPONENTIALS_BYTES if readout.splits else WHOLE_ROWS_BYTES) // (2 * vocab * 4)))
 
 
 class Exponentials:
@@ -297,14 +297,14 @@ def _logits(readout: Readout, x: Tensor, start: int, stop: int) -> Tensor:
 
 def _row_pieces(readout: Readout, vocab: int, h: Tensor) -> Iterator[slice]:
     layers, positions, width = h.shape
-    most = STATES // (layers * width * 4) if readout.splits else WHOLE // (vocab * 4)
+    most = STATES_BYTES // (layers * width * 4) if readout.splits else WHOLE_ROWS_BYTES // (vocab * 4)
     most = max(1, most)
     return (slice(at, at + most) for at in range(0, positions, most))
 
 
 def _group(readout: Readout, vocab: int, h: Tensor) -> int:
     """How many layers share one product: many when there are few positions."""
-    rows = 512 if readout.splits else max(1, WHOLE // (vocab * 4))
+    rows = 512 if readout.splits else max(1, WHOLE_ROWS_BYTES // (vocab * 4))
     return max(1, rows // max(1, h.shape[1]))
 
 
@@ -312,7 +312,7 @@ def _pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int, int]]:
     if not readout.splits:
         return [(0, vocab)]
     rows = h.shape[1] * min(len(h), _group(readout, vocab, h))
-    size = max(256, PIECE // (rows * 4))
+    size = max(256, PIECE_BYTES // (rows * 4))
     return [(at, min(at + size, vocab)) for at in range(0, vocab, size)]
 
 
@@ -336,7 +336,7 @@ def diverge(readouts: tuple[Readout, Readout], vocab: int, h: tuple[Tensor, Tens
     layers, positions = h[0].shape[:2]
     out = torch.zeros(4, layers, positions, dtype=torch.float64)
     whole = not (a.splits and b.splits)
-    size = max(1, WHOLE // (vocab * 4)) if whole else 256
+    size = max(1, WHOLE_ROWS_BYTES // (vocab * 4)) if whole else 256
     pieces = [(0, vocab)] if whole else _pieces(a, vocab, h[0].new_empty(1, size, 1))
     for layer in range(layers):
         for at in range(0, positions, size):
@@ -379,9 +379,9 @@ def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     readout, vocab = lm.runner.readout, lm.vocab_size
     parts = []
-    for part in h.split(1024 if readout.splits else max(1, WHOLE // (4 * vocab))):
+    for part in h.split(1024 if readout.splits else max(1, WHOLE_ROWS_BYTES // (4 * vocab))):
         x = readout.prepare(part)
-        size = max(256, PIECE // (4 * len(part))) if readout.splits else vocab
+        size = max(256, PIECE_BYTES // (4 * len(part))) if readout.splits else vocab
         best = ids = total = torch.empty(0)
         for start in range(0, vocab, size):
             z = wide(readout.columns(x, start, min(start + size, vocab)))

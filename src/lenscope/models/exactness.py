@@ -19,10 +19,10 @@ from lenscope.models.runner import Runner
 
 # A third of the largest deviation that rounding can explain, by dtype: what is beyond it is a fault and no rounding. In
 # float64 that of sums in float32.
-MOST = {torch.float64: 3e-6, torch.float32: 3e-4, torch.float16: 0.17, torch.bfloat16: 0.17}
+LARGEST_ROUNDING = {torch.float64: 3e-6, torch.float32: 3e-4, torch.float16: 0.17, torch.bfloat16: 0.17}
 # The size, relative to the states, of the random perturbation by which the rounding of a float64 model is estimated:
 # large against the rounding of float32 (6e-8), and small enough that terms of second order (1e-12) vanish beside it.
-STEP = 1e-6
+PERTURBATION = 1e-6
 
 
 def tolerance(runner: Runner) -> float:
@@ -58,7 +58,7 @@ def measured_deviation(runner: Runner, key: Key, measure: Callable[[], float]) -
 
 
 def own_rounding(runner: Runner) -> float:
-    """The deviation of logits by the model's own rounding, at most that of `MOST`.
+    """The deviation of logits by the model's own rounding, at most that of `LARGEST_ROUNDING`.
 
     It is measured as `lenscope.models.deviations.deviation` says.
     """
@@ -67,7 +67,7 @@ def own_rounding(runner: Runner) -> float:
     gaps = [deviation(runner.own_logits(runner.read_plain(ids[:n]))[-1:], whole[n - 1 : n]) for n in range(4, 12)]
     if runner.dtype == torch.float64:
         gaps.append(_narrower_sums(runner, ids[:7]))
-    return min(max(gaps), MOST.get(runner.dtype, 3e-5))
+    return min(max(gaps), LARGEST_ROUNDING.get(runner.dtype, 3e-5))
 
 
 def _narrower_sums(runner: Runner, ids: list[int]) -> float:
@@ -81,7 +81,7 @@ def _narrower_sums(runner: Runner, ids: list[int]) -> float:
     gaps = []
     for seed in range(3):
         d = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(x)
-        d *= STEP * x.std()
+        d *= PERTURBATION * x.std()
         bent = _from_layer_0(runner, ids, x + d) + _from_layer_0(runner, ids, x - d) - truth
         gaps.append(deviation(bent, truth) / 6**0.5)
     return sorted(gaps)[1]

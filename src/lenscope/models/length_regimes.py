@@ -22,7 +22,7 @@ NEVER = re.compile(r"feed_forward|lm_head|expert|moe|layer|group|pattern|^top_k$
 RECURRENT = re.compile(r"^(linear|mamba|ssm|gla|kda|lru|conv|short_conv)_|state_size$")
 RECURRENT_CHUNK = 64
 # Lengths up to this one are on both sides of the trial runs that every model is measured with when it is first used.
-SHORT = 8
+LONGEST_TRIED = 8
 
 
 class Regimes:
@@ -50,7 +50,7 @@ class Regimes:
 
 
 def _thresholds(config: Any) -> Iterator[int]:
-    """Every length that a configuration names, those below SHORT left out."""
+    """Every length that a configuration names, those below LONGEST_TRIED left out."""
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     named = list(_numbers_in_config(config))
     known: dict[str, int] = dict(named)
@@ -58,7 +58,7 @@ def _thresholds(config: Any) -> Iterator[int]:
         if NEVER.search(name):
             continue
         times = (1, 2, 3) if AGAIN.search(name) else (1,) if ONCE.search(name) else ()
-        yield from (value * n for n in times if value * n > SHORT)
+        yield from (value * n for n in times if value * n > LONGEST_TRIED)
     blocks = [value for name, value in named if re.search(r"block_size", name)]
     for block in blocks:
         # so many blocks are attended to at most (MiniMax-M3), or make attention sparse (BigBird)

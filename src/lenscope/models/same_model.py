@@ -17,7 +17,7 @@ from lenscope.models.language_model import LM
 # how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
 IDENTITY = 2
 # logits that are kept of each of two short texts
-COMPARED = 24
+COMPARED_LOGITS = 24
 # how far they may be off where the dtypes differ, in standard deviations
 ACROSS = 0.2
 
@@ -79,9 +79,9 @@ def _environment(lm: LM) -> str:
 
 def _some_logits(lm: LM) -> list[float]:
     """Some logits of two short texts, to three digits."""
-    step = max(1, lm.vocab_size // COMPARED)
+    step = max(1, lm.vocab_size // COMPARED_LOGITS)
     texts = (lm.runner.anatomy.ids[row].tolist() for row in (0, 2))
-    logits = torch.cat([lm.unembed(lm.runner.read_plain(ids)[-1])[::step][:COMPARED] for ids in texts])
+    logits = torch.cat([lm.unembed(lm.runner.read_plain(ids)[-1])[::step][:COMPARED_LOGITS] for ids in texts])
     return [float(f"{value:.3g}") for value in logits.tolist()]
 
 

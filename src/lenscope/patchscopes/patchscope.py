@@ -116,7 +116,7 @@ class Patchscope:
         window: int = 1,
         layers: Layers = None,
         source_lm: LM | None = None,
-        budget: int = chunked_runs.BUDGET,
+        budget: int = chunked_runs.CHUNK_BYTES,
     ) -> None:
         window = count(window, "window", 1)
         several: Any = isinstance(target, list | tuple) and target and isinstance(target[0], Target)

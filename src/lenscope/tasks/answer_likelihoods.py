@@ -27,7 +27,7 @@ from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
 
 # prompts that are read before their answers are scored together: few enough to hold, many enough for a product
-TOGETHER = 32
+PROMPTS_TOGETHER = 32
 
 
 @final
@@ -133,8 +133,8 @@ def answer_log_likelihoods(
     done = 0
     # prompts near in length run together
     order = sorted(range(len(many)), key=lambda i: len(many[i]))
-    for at in range(0, len(order), TOGETHER):
-        batch = order[at : at + TOGETHER]
+    for at in range(0, len(order), PROMPTS_TOGETHER):
+        batch = order[at : at + PROMPTS_TOGETHER]
         places = _Places([answers[i] for i in batch])
         states = _states(lm, [many[i] for i in batch], places, read)
         for n, one in enumerate(lenses):

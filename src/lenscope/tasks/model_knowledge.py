@@ -17,7 +17,7 @@ from lenscope.tasks.relations import Chain, Fact, Relation, demonstration
 from lenscope.tasks.text_match import starts
 
 # tokens that it may write beyond an answer's own, such as an article
-MORE = 2
+TOKENS_BEYOND_ANSWER = 2
 
 
 def fact_prompt(relation: Relation, fact: Fact, shots: int = 5, seed: int = 0) -> str:
@@ -44,7 +44,7 @@ def answers_correctly(
     names = [[a] if isinstance(a, str) else [*a] for a in answers]
     if not names:
         return np.zeros(0, dtype=bool)
-    new = MORE + max(len(lm.encoder.ids_behind(" " + name)) for names_of in names for name in names_of)
+    new = TOKENS_BEYOND_ANSWER + max(len(lm.encoder.ids_behind(" " + name)) for names_of in names for name in names_of)
     continuations = continue_prompts(lm, prompts, new, progress)
     return np.array([starts(one.text, names_of) for one, names_of in zip(continuations, names, strict=True)])
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from lenscope.errors import LenscopeError
-from lenscope.files.text_files import LONGEST, encoding_of
+from lenscope.files.text_files import LONGEST_LINE, encoding_of
 from lenscope.files.untrusted import reason
 from lenscope.models.inputs import plain, token_ids
 
@@ -26,7 +26,7 @@ Document = str | tuple[int, ...]
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
 PACKED = ("", ".gz", ".zst")
 # Bytes of a plain text file that make one document at most.
-PIECE = 16_384
+PIECE_BYTES = 16_384
 # Bytes that make no text, NULs among them, which a file has where it was never written to.
 BLANK = b" \t\n\r\x0b\x0c\0"
 
@@ -100,9 +100,9 @@ def as_document(value: Any, place: str) -> Document:
 
 def line_sizes(file: IO[bytes], name: str) -> Iterator[tuple[int, bool]]:
     """The sizes of lines of JSON, and whether there is more than white space in them."""
-    while line := file.readline(LONGEST + 1):
-        if len(line) > LONGEST:
-            raise LenscopeError(f"{name}: a line has more than {LONGEST:,} bytes; break it up")
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise LenscopeError(f"{name}: a line has more than {LONGEST_LINE:,} bytes; break it up")
         # a carriage return alone ends a line too: within JSON's strings there is none
         for part in re.split(rb"(?<=\r)(?!\n)", line) if b"\r" in line else (line,):
             yield len(part), bool(part.strip())
@@ -121,8 +121,8 @@ def as_utf8(file: Any, name: str) -> Iterator[bytes]:
 def piece_sizes(file: IO[bytes]) -> Iterator[tuple[int, bool]]:
     """The sizes of the pieces that a plain text is cut into, and whether there is more than white space in them."""
     rest = b""
-    while data := rest + file.read(PIECE + 1 - len(rest)):
-        cut = len(data) if len(data) <= PIECE else _piece_end(data[:PIECE])
+    while data := rest + file.read(PIECE_BYTES + 1 - len(rest)):
+        cut = len(data) if len(data) <= PIECE_BYTES else _piece_end(data[:PIECE_BYTES])
         yield cut, bool(data[:cut].strip(BLANK))
         rest = data[cut:]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lenscope.engine import sweep
 from lenscope.engine.patched_rows import PatchedRows
-from lenscope.measures.streamed import WHOLE
+from lenscope.measures.streamed import WHOLE_ROWS_BYTES
 from lenscope.models import generation
 from lenscope.models.language_model import LM
 
@@ -78,7 +78,7 @@ def sample(lm: LM, numbers: Sequence[int], length: int, first: tuple[int, ...], 
 def _draw(lm: LM, h: Tensor, uniform: np.ndarray) -> np.ndarray:
     """One token per state h (n, D): where the cumulated probability exceeds a uniform number."""
     ids = []
-    group = max(1, WHOLE // (8 * lm.vocab_size))
+    group = max(1, WHOLE_ROWS_BYTES // (8 * lm.vocab_size))
     for part, u in zip(h.split(group), torch.from_numpy(uniform).split(group), strict=True):
         total = lm.unembed(part)[:, : lm.encoder.vocab_size].double().softmax(-1).cumsum(-1)
         at = torch.searchsorted(total, u[:, None].to(total) * total[:, -1:], right=True)

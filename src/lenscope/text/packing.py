@@ -20,7 +20,7 @@ from lenscope.models.spelling import BETWEEN
 from lenscope.text.document_files import Document
 
 # Characters that are tokenized together, and that one document may have before it is tokenized in parts.
-TOGETHER = 1 << 19
+CHARACTERS_TOGETHER = 1 << 19
 # what is known of a token: its id, the number of its document, whether it begins it, whether it is a mark, its bytes
 TOKEN, DOCUMENT, BEGINS, MARK, BYTES = range(5)
 KNOWN = 5
@@ -67,7 +67,7 @@ def _token_tables(
     for document in documents:
         waiting.append(document)
         size += len(document)
-        if size >= TOGETHER:
+        if size >= CHARACTERS_TOGETHER:
             yield _token_table(encoder, waiting, count, marks, special)
             count, size, waiting = count + len(waiting), 0, []
     if waiting:
@@ -223,9 +223,13 @@ def text_bytes(text: str, ends: Sequence[int]) -> np.ndarray:
 def _document_parts(text: str) -> list[str]:
     """A very long document in parts, cut behind a line or before a word, to be tokenized one by one."""
     parts = []
-    while len(text) > TOGETHER:
-        half = TOGETHER // 2
-        cut = text.rfind("\n", half, TOGETHER) + 1 or max(0, text.rfind(" ", half, TOGETHER)) or TOGETHER
+    while len(text) > CHARACTERS_TOGETHER:
+        half = CHARACTERS_TOGETHER // 2
+        cut = (
+            text.rfind("\n", half, CHARACTERS_TOGETHER) + 1
+            or max(0, text.rfind(" ", half, CHARACTERS_TOGETHER))
+            or CHARACTERS_TOGETHER
+        )
         parts.append(text[:cut])
         text = text[cut:]
     return [*parts, text]

@@ -84,7 +84,7 @@ def test_the_experiment_end_to_end(roomy, tmp_path, answerable, monkeypatch):
     monkeypatch.setattr(
         hopping, "answers_correctly", lambda lm, prompts, answers, advance: np.ones(len(prompts), dtype=bool)
     )
-    monkeypatch.setattr(hopping, "THOUGHT", 3)
+    monkeypatch.setattr(hopping, "THOUGHT_TOKENS", 3)
     monkeypatch.setattr(multihop, "TOKENS", {"quick": 3, "full": 3})
     monkeypatch.setattr(multihop, "STEP", {"quick": 2, "full": 2})
     # a demonstration is as long as the whole prompt for a tokenizer of hardly more than letters

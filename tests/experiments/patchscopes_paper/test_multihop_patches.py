@@ -8,7 +8,7 @@ from patched_texts import written_after
 
 from lenscope.experiments.patchscopes_paper import multihop_patches as hopping
 from lenscope.experiments.patchscopes_paper.multihop_patches import (
-    LEAST,
+    LEAST_CHAINS,
     SHOTS,
     Kind,
     chains_with_other_answers,
@@ -29,7 +29,7 @@ def chain(n, bridge=None, answer=None, name="a → b"):
 def test_nothing_that_is_asked_for_has_been_shown():
     for kind in kinds_of(builtin_chains(), 1000):
         assert len(kind.shown) == SHOTS
-        assert len(kind.chains) >= LEAST
+        assert len(kind.chains) >= LEAST_CHAINS
         for one in kind.chains:
             for hop in range(3):
                 assert not mentions(kind.before(hop), (one.subject, one.bridge, one.answer))

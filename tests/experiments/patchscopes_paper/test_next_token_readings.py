@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import next_token_readings as readings
 from lenscope.experiments.patchscopes_paper.next_token_readings import (
-    LEAST,
+    LEAST_TOKENS,
     Vocabularies,
     draw_places,
     fit_map,
@@ -79,7 +79,7 @@ def test_texts_are_drawn_from_the_models_own_samples_too(lm64):
     held, train = held_out(setting, 8), training(setting, 128)
     assert len(held) == 8
     assert not set(held) & set(train)
-    assert all(len(lm64.encoder.ids(text)) > LEAST - 3 for text in held)
+    assert all(len(lm64.encoder.ids(text)) > LEAST_TOKENS - 3 for text in held)
 
 
 def test_places_end_at_the_same_character_in_both_models(lm64, other):
@@ -89,7 +89,7 @@ def test_places_end_at_the_same_character_in_both_models(lm64, other):
     for source, target, text in zip(sources, targets, texts, strict=True):
         assert source.text == target.text
         assert text.startswith(source.text)
-        assert LEAST < len(source) < len(target)
+        assert LEAST_TOKENS < len(source) < len(target)
         assert source.ids == lm64.prompt(text).ids[: len(source)]
         assert target.ids == other.prompt(text).ids[: len(target)]
     assert len({len(s) for s in sources}) > 8

@@ -14,11 +14,11 @@ from lenscope.display.figures import Figure, Heatmap, Panel
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
 from lenscope.experiments.patchscopes_paper.multihop_patches import (
-    LEAST,
+    LEAST_CHAINS,
     PLAIN,
     SHOTS,
     STYLES,
-    THOUGHT,
+    THOUGHT_TOKENS,
     Kind,
     PatchedTexts,
     back_patched_texts,
@@ -85,7 +85,7 @@ def _run_multihop(setting: Setting) -> Report:
     units = [f"{c.name}: {c.bridge}" for c in chains]
     failed = ~right[PLAIN[0]]
     tables: dict[str, Any] = {"all": _rows(right, other, grids, units, setting.seed)}
-    if len({u for u, f in zip(units, failed, strict=True) if f}) >= LEAST:
+    if len({u for u, f in zip(units, failed, strict=True) if f}) >= LEAST_CHAINS:
         grids_failed = {
             name: _Grid(g.cells, _rows_of_arrays(g.right, failed), _rows_of_arrays(g.other, failed))
             for name, g in grids.items()
@@ -109,7 +109,7 @@ def _run_multihop(setting: Setting) -> Report:
             layers=layers,
             tokens=new,
             shots=SHOTS,
-            thought=THOUGHT,
+            thought=THOUGHT_TOKENS,
             splits=SPLITS,
             right="whole words anywhere",
         ),

@@ -35,7 +35,7 @@ from lenscope.tasks.text_match import mentions
 from lenscope.text.packing import after_document_mark
 
 # demonstrations, questions of a kind at least, tokens of a chain of thought
-SHOTS, LEAST, THOUGHT = 3, 4, 48
+SHOTS, LEAST_CHAINS, THOUGHT_TOKENS = 3, 4, 48
 STEPS = "Let's think step by step. "
 # questions that are asked
 ASKED = {"quick": 24, "full": 48}
@@ -66,7 +66,7 @@ def kinds_of(chains: Sequence[Chain], count: int, seed: int = 0) -> list[Kind]:
     """Up to `count` chains by kind, as many of each as there are, with SHOTS others to be shown before them.
 
     Shown are chains with the rarest bridges and answers, since all chains that share a word with them are left out:
-    nothing that is asked for has been said before. Kinds with fewer than LEAST chains left are left out.
+    nothing that is asked for has been said before. Kinds with fewer than LEAST_CHAINS chains left are left out.
     """
     named: dict[tuple[str, ...], list[Chain]] = {}
     for n in np.random.default_rng(seed).permutation(len(chains)).tolist():
@@ -86,10 +86,10 @@ def kinds_of(chains: Sequence[Chain], count: int, seed: int = 0) -> list[Kind]:
             if len(shown) < SHOTS and apart(same[n]):
                 shown.append(same[n])
         left = [c for c in same if apart(c)]
-        if len(shown) == SHOTS and len(left) >= LEAST:
+        if len(shown) == SHOTS and len(left) >= LEAST_CHAINS:
             kinds.append(Kind(same[0].name, tuple(shown), tuple(left)))
     most = next((m for m in range(count, 0, -1) if sum(min(m, len(k.chains)) for k in kinds) <= count), 0)
-    return [replace(k, chains=k.chains[:most]) for k in kinds if len(k.chains[:most]) >= LEAST]
+    return [replace(k, chains=k.chains[:most]) for k in kinds if len(k.chains[:most]) >= LEAST_CHAINS]
 
 
 def known_kinds(setting: Setting, kinds: Sequence[Kind]) -> tuple[list[Kind], list[np.ndarray]]:
@@ -122,7 +122,7 @@ def known_kinds(setting: Setting, kinds: Sequence[Kind]) -> tuple[list[Kind], li
     chosen = [tuple(chains[n] for n in mine) for chains, mine in zip(known, picked, strict=True)]
     pairs = [(replace(k, chains=c), h) for k, c, h in zip(kinds, chosen, hops, strict=True) if c]
     chosen_kinds = [kind for kind, _ in pairs]
-    if sum(len(k.chains) for k in chosen_kinds) < 2 * LEAST:
+    if sum(len(k.chains) for k in chosen_kinds) < 2 * LEAST_CHAINS:
         raise LenscopeError(
             f"questions: {setting.lm.name} answers both hops of {int(right.all(1).sum())} of {len(every)}; give others"
         )
@@ -139,14 +139,14 @@ def plain_answers(setting: Setting, kinds: Sequence[Kind], how: dict[str, Any]) 
         with setting.progress("questions asked") as advance:
             texts = {PLAIN[0]: continue_texts(lm, few, how["tokens"], "\n")}
             texts[PLAIN[1]] = continue_texts(lm, questions, how["tokens"], "\n")
-            texts[PLAIN[2]] = continue_texts(lm, [STEPS + q for q in questions], THOUGHT)
+            texts[PLAIN[2]] = continue_texts(lm, [STEPS + q for q in questions], THOUGHT_TOKENS)
             if getattr(lm.tokenizer, "chat_template", None):
                 turns = [lm.chat(f"Complete the sentence: {q} ... {STEPS.strip()}") for q in questions]
-                texts[PLAIN[3]] = continue_texts(lm, turns, THOUGHT)
+                texts[PLAIN[3]] = continue_texts(lm, turns, THOUGHT_TOKENS)
             advance(len(questions), len(questions))
         return texts
 
-    return setting.cached("multihop-asked", compute, thought=THOUGHT, **how)
+    return setting.cached("multihop-asked", compute, thought=THOUGHT_TOKENS, **how)
 
 
 class PatchedTexts(NamedTuple):

@@ -32,7 +32,7 @@ from lenscope.statistics.derangements import derange
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # tokens of a stretch of text; of what a model writes itself, which takes longer to get; before a place at the least
-LENGTH, WRITTEN, LEAST = 128, 64, 8
+LENGTH, WRITTEN, LEAST_TOKENS = 128, 64, 8
 FEWEST = 8
 # tokens that maps are fitted on
 TOKENS = {"quick": 8192, "full": 32_768}
@@ -67,14 +67,14 @@ def held_out(setting: Setting, count: int) -> list[str]:
     written = count * corpus.length if corpus.documents is None else None
     for batch in corpus.batches(written, 1):
         for number, text, tokens in _stretches(corpus.lm, batch):
-            if tokens > LEAST:
+            if tokens > LEAST_TOKENS:
                 by_document.setdefault(number, text)
         if len(by_document) >= count:
             break
     if len(by_document) < FEWEST:
         raise LenscopeError(
-            f"{corpus.name}: {len(by_document)} documents of more than {LEAST} tokens are held out; give text of more "
-            f"documents, {FEWEST} held out at the least"
+            f"{corpus.name}: {len(by_document)} documents of more than {LEAST_TOKENS} tokens are held out; give text "
+            f"of more documents, {FEWEST} held out at the least"
         )
     return list(by_document.values())[:count]
 
@@ -109,7 +109,7 @@ def draw_places(source_lm: LM, target_lm: LM, texts: Iterable[str], seed: int = 
     ends: tuple[list[Prompt], list[Prompt]] = [], []
     for text in texts:
         both = source_lm.prompt(text), target_lm.prompt(text)
-        there = [pair for pair in aligned(*both) if min(pair) >= LEAST]
+        there = [pair for pair in aligned(*both) if min(pair) >= LEAST_TOKENS]
         if there:
             chosen = there[int(random.integers(len(there)))]
             for side, prompt, place in zip(ends, both, chosen, strict=True):

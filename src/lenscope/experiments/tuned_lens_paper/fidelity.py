@@ -36,7 +36,7 @@ K = {"quick": 8, "full": 12}
 # layers
 LAYERS = {"quick": 3, "full": 6}
 # What influences a lens at all, in nats, and the share of it below which the model counts as not influenced.
-LEAST, SHARE = 0.01, 0.1
+LEAST_NATS, SHARE = 0.01, 0.1
 
 
 def _run_fidelity(setting: Setting) -> Report:
@@ -92,7 +92,7 @@ def _sums(results: dict[str, Influence], n: int) -> dict[str, Any]:
     for kind, one in results.items():
         short = kind.split()[0]
         row |= {f"{short}, lens": float(one.lens[n].sum()), f"{short}, model": float(one.model[n].sum())}
-    row["lens only"] = f"{_lens_only(causal, n)} of {int((causal.lens[n] >= LEAST).sum())}"
+    row["lens only"] = f"{_lens_only(causal, n)} of {int((causal.lens[n] >= LEAST_NATS).sum())}"
     return row
 
 
@@ -123,7 +123,7 @@ def _mean_difference(first: Influence, second: Influence, seed: int) -> Estimate
 
 def _lens_only(causal: Influence, n: int) -> int:
     """Directions that influence the lens, but the model less than a tenth as much."""
-    return int(((causal.lens[n] >= LEAST) & (causal.model[n] < SHARE * causal.lens[n])).sum())
+    return int(((causal.lens[n] >= LEAST_NATS) & (causal.model[n] < SHARE * causal.lens[n])).sum())
 
 
 def _fidelity_reading(results: dict[str, Influence], rows: list[dict[str, Any]], seed: int) -> str:
@@ -148,10 +148,10 @@ def _fidelity_reading(results: dict[str, Influence], rows: list[dict[str, Any]],
             f"model {causal.model.sum() / max(other.model.sum(), 1e-12):.3g} times as much."
         )
     alone = sum(_lens_only(causal, n) for n in range(len(layers)))
-    strong = int((causal.lens >= LEAST).sum())
+    strong = int((causal.lens >= LEAST_NATS).sum())
     holds = "As in the paper, no" if not alone else f"{alone} of the {strong}"
     sentences.append(
-        f"{holds} direction{'' if not alone else 's'} with an influence of {LEAST} nats or more on the lens "
+        f"{holds} direction{'' if not alone else 's'} with an influence of {LEAST_NATS} nats or more on the lens "
         f"{'has' if not alone else 'have'} less than a tenth of it on the model."
     )
     return " ".join(sentences)
