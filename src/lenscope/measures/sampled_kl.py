@@ -20,7 +20,7 @@ from lenscope.models.readout import wide
 PIECE_BYTES = 4 << 20
 PIECE_BYTES_CUDA = 256 << 20
 # The gradient is this much larger on its way through a float16 model, whose smallest number is 6e-8.
-LOUD = 256.0
+FLOAT16_GRADIENT_SCALE = 256.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,7 +152,7 @@ class SampledKL:
             pull = log_q.exp_().sub_(target.p)
         if not self.plain:
             pull = torch.autograd.grad(logits, raw, pull)[0]
-        loud = LOUD if self.lm.dtype == torch.float16 else 1.0
+        loud = FLOAT16_GRADIENT_SCALE if self.lm.dtype == torch.float16 else 1.0
         with torch.no_grad():
             pull = pull.mul_(loud)
             if columns.weight is not None:
