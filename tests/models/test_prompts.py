@@ -69,6 +69,11 @@ def test_prompts_that_cannot_be_read(encoder):
         encoder.prompt([])
     with pytest.raises(LenscopeError, match=r"the prompt has 65 tokens: tiny reads at most 64"):
         encoder.prompt([20] * 65)
+    # also those that a tokenizer, which counts in 32 bits, cannot even look up
+    for ids in ([-1], [3, -5], [10**12], [2**63]):
+        bad = next(i for i in ids if not 0 <= i < 320)
+        with pytest.raises(LenscopeError, match=f"token {bad}: tiny has token ids 0–319"):
+            encoder.prompts(ids)
     with pytest.raises(LenscopeError, match=r"token 320: tiny has token ids 0–319"):
         encoder.prompt([1, 320])
 

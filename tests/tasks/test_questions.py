@@ -56,7 +56,7 @@ def shifted(h, layer):
 @pytest.mark.parametrize("forks", [True, False])
 def test_log_likelihoods_equal_plain_passes(lm, monkeypatch, forks):
     read = []
-    for name in ("_forked", "_whole"):
+    for name in ("_states_from_cache", "_states_read_again"):
         plain = getattr(answer_likelihoods, name)
         monkeypatch.setattr(answer_likelihoods, name, lambda *a, plain=plain, name=name: read.append(name) or plain(*a))
     if not forks:
@@ -64,7 +64,7 @@ def test_log_likelihoods_equal_plain_passes(lm, monkeypatch, forks):
     prompts = few_shot_prompts(ASKED, 2)
     lenses = [ls.Lens(lm), ls.Lens(lm, shifted)]
     found = answer_log_likelihoods(lenses, prompts, [q.choices for q in ASKED], [0, 2, -1])
-    assert {*read} == {"_forked" if forks else "_whole"}
+    assert {*read} == {"_states_from_cache" if forks else "_states_read_again"}
     for scores, f in zip(found, (lambda h, _: h, shifted), strict=True):
         assert scores.layers == (0, 2, 4)
         assert scores.log_probs.shape == (3, 3, 3)
@@ -104,7 +104,7 @@ def test_edits_reach_the_answers(lm):
 
 
 def test_single_token_answers_need_no_second_pass(lm, monkeypatch):
-    monkeypatch.setattr(answer_likelihoods, "_forked", None)
+    monkeypatch.setattr(answer_likelihoods, "_states_from_cache", None)
     monkeypatch.setattr(answer_likelihoods, "_states_read_again", None)
     one = lm.encoder.tokens(lm.encoder.ids(" ab"))
     assert len(one) > 1

@@ -125,6 +125,8 @@ class Encoder:
         if len(items) == 1 and not is_integer(items[0]) and not isinstance(items[0], str):
             items = elements(items[0], "token ids")
         ids = token_ids(items)
+        # before the tokenizer, which may count in 32 bits
+        self._require_known(ids)
         tokens = tuple(self.tokens(ids))
         ends = list(itertools.accumulate(map(len, tokens), initial=0))
         return self._checked(Prompt("".join(tokens), ids, tokens, tuple(itertools.pairwise(ends))))
@@ -253,6 +255,13 @@ class Encoder:
             spans = self.spelling.spans(text, ids)
         return self._checked(Prompt(text, tuple(ids), tuple(self.tokens(ids)), tuple(spans)))
 
+    def _require_known(self, ids: Sequence[int]) -> None:
+        bad = [i for i in ids if not 0 <= i < self.vocab_size]
+        if bad:
+            raise LenscopeError(
+                f"token {bad[0]}: {self.name} has token ids 0–{self.vocab_size - 1}; is this another model's tokenizer?"
+            )
+
     def _checked(self, prompt: Prompt) -> Prompt:
         if not prompt.ids:
             raise LenscopeError("the prompt is empty: give at least one token")
@@ -260,11 +269,7 @@ class Encoder:
             raise LenscopeError(
                 f"the prompt has {len(prompt)} tokens: {self.name} reads at most {self.context}; shorten it"
             )
-        bad = [i for i in prompt.ids if not 0 <= i < self.vocab_size]
-        if bad:
-            raise LenscopeError(
-                f"token {bad[0]}: {self.name} has token ids 0–{self.vocab_size - 1}; is this another model's tokenizer?"
-            )
+        self._require_known(prompt.ids)
         return prompt
 
 
