@@ -180,7 +180,7 @@ def _states(lm: LM, prompts: Sequence[Prompt], places: _Places, layers: list[int
     for i in several:
         longest = len(prompts[i]) + max(map(len, places.inner[i]))
         forks = not lm.runner.editing and exact_modes.is_exact_mode(lm, "fork", len(prompts[i]), longest)
-        read = _forked if forks else _states_read_again
+        read = _states_from_cache if forks else _states_read_again
         parts = list(read(lm, prompts[i], places.inner[i], layers))
         out[:, starts[i] : starts[i + 1]] = torch.cat(parts, 1)
     return out
@@ -197,8 +197,8 @@ def _states_read_again(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]],
 
 
 @torch.no_grad()
-def _forked(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: list[int]) -> Iterator[Tensor]:
-    """As `_whole`, from a cache of the prompt."""
+def _states_from_cache(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]], layers: list[int]) -> Iterator[Tensor]:
+    """As `_states_read_again`, from a cache of the prompt."""
     last: dict[int, Tensor] = {}
 
     def keep(layer: int, h: Tensor) -> None:
