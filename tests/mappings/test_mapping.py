@@ -8,6 +8,7 @@ import tiny
 import torch
 from char_tokenizers import char_model
 from handmade import rewritten
+from loaded_again import lens_for, named
 from torch import nn
 
 import lenscope as ls
@@ -138,20 +139,6 @@ def test_check_refuses_another_pair_of_models(fitted, lm64, other):
     unhashed = Affine(fitted.weights, {**fitted.source, "model_hash": None}, fitted.target)
     with pytest.raises(ls.LenscopeError, match="weights not known"):
         unhashed.check(lm64, other)
-
-
-def named(dtype, change=None, seed=0):
-    """The tiny Llama in a dtype, its float32 weights changed before they are rounded to it."""
-    built = tiny.model("llama", seed=seed)
-    if change is not None:
-        with torch.no_grad():
-            change(built)
-    return ls.LM(built.to(dtype), None, "tiny-llama")
-
-
-def lens_for(lm):
-    model = same_model.model_identity(lm)
-    return Affine({(n, lm.n_layers): (torch.eye(32),) for n in range(lm.n_layers)}, model, model)
 
 
 def test_a_lens_is_moved_to_a_fine_tuned_model_on_purpose(other, tmp_path):

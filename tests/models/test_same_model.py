@@ -1,32 +1,17 @@
 """Whether a model is the one that a file was made for: in another dtype it is, with other weights it is not."""
 
 import pytest
-import tiny
 import torch
 from char_tokenizers import char_model
+from loaded_again import lens_for, named
 
 import lenscope as ls
-from lenscope.mappings.mapping import Affine, load_mapping
-from lenscope.models import same_model
+from lenscope.mappings.mapping import load_mapping
 
 
 @pytest.fixture(scope="module")
 def other():
     return char_model()
-
-
-def named(dtype, change=None, seed=0):
-    """The tiny Llama in a dtype, its float32 weights changed before they are rounded to it."""
-    built = tiny.model("llama", seed=seed)
-    if change is not None:
-        with torch.no_grad():
-            change(built)
-    return ls.LM(built.to(dtype), None, "tiny-llama")
-
-
-def lens_for(lm):
-    model = same_model.model_identity(lm)
-    return Affine({(n, lm.n_layers): (torch.eye(32),) for n in range(lm.n_layers)}, model, model)
 
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -55,12 +55,15 @@ class Record(Compared, ABC):
         """Its numbers as the rows of a table."""
 
     def _head(self, lists: Lists) -> dict[str, Any]:
-        """What its document holds beside its rows."""
+        """What its document holds beside its rows; asked for only of a class that has a `file_mark`."""
         raise NotImplementedError
 
     @classmethod
     def _from_columns(cls, head: dict[str, Any], columns: dict[str, Column]) -> Any:
-        """The inverse of `_rows` and `_head`, whatever the order of rows. Any exception says that it is none."""
+        """The inverse of `_rows` and `_head`, whatever the order of rows. Any exception says that it is none.
+
+        It is asked for only of a class that has a `file_mark`.
+        """
         raise NotImplementedError
 
     def _parquet(self) -> tuple[pa.Table, dict[str, str]]:

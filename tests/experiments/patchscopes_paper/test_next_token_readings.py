@@ -4,11 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from char_tokenizers import char_tokenizer
+from char_tokenizers import char_model
 from patched_texts import numbered, patched_logits
-from transformers import AutoModelForCausalLM
 
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import next_token_readings as readings
@@ -40,12 +38,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def other():
     """A model of another architecture, hidden size, depth and vocabulary."""
-    config = tiny.config("gpt2")
-    config.n_embd, config.n_layer = 48, 3
-    torch.manual_seed(1)
-    built = AutoModelForCausalLM.from_config(config).eval()
-    tiny._randomise(built, 1)
-    return ls.LM(built.double(), char_tokenizer(), "tiny-gpt2")
+    return char_model()
 
 
 def number_of(text):
