@@ -5,7 +5,6 @@ Run as a program, with the environment that torchrun sets, this is one of the pr
 
 import math
 import os
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +14,7 @@ import pytest
 import tiny
 import torch
 from small_fits import SMALL, documents, fitted, make, same, stop_at
+from torch import distributed as dist
 
 import lenscope as ls
 from lenscope.distributed.processes import Group, joined
@@ -104,11 +104,20 @@ def stop(tokens):
 
 
 def started(folder, world, command):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
-    shared["PYTHONPATH"] = os.pathsep.join(sys.path)
+    """Run `command` as `world` processes, as torchrun does: this process holds the store through which they meet.
+
+    A port that is only looked up and let go again may be another test's by the time that the first process opens it.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     ranks = [
         subprocess.Popen(
             [sys.executable, *command, str(folder)],
@@ -118,12 +127,12 @@ def started(folder, world, command):
         for n in range(world)
     ]  # fmt: skip
     try:
-        # without a limit: one that fails closes its connections, which ends the others
-        said = [r.communicate()[0].decode() for r in ranks]
+        # one that fails closes its connections, which ends the others; the limit is for those that wait for each other
+        outputs = [r.communicate(timeout=600)[0].decode() for r in ranks]
     finally:
         for r in ranks:
             r.kill()
-    assert all(r.returncode == 0 for r in ranks), "\n".join(said)
+    assert all(r.returncode == 0 for r in ranks), "\n".join(outputs)
 
 
 def near(a, b):

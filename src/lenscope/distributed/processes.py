@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 
 @final
@@ -52,8 +53,29 @@ def joined(device: torch.device) -> Iterator[Group]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Group()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = _meeting_place()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+# the store through which the processes meet, how many groups met there, and this process among all
+_meetings: list[tuple[Any, int, int]] = []
+_groups = 0
+
+
+def _meeting_place() -> tuple[Any, int, int]:
+    """A place of the store that no earlier group has used, this process' rank, and how many processes there are.
+
+    The store is opened once and stays open. One that is opened anew for each group lets a process meet the store of the
+    group before, which is about to close, and then all wait for each other; in torchrun's own store, which does stay
+    open, a second group would read the addresses of the first.
+    """
+    global _groups
+    if not _meetings:
+        _meetings.append(next(rendezvous("env://")))
+    _groups += 1
+    store, rank, world = _meetings[0]
+    return dist.PrefixStore(f"lenscope-group-{_groups}", store), rank, world  # type: ignore[attr-defined]
