@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub, and none may wait f
 import pytest
 import tiny
 import torch
+from browser import launched
 
 import lenscope as ls
 from lenscope.cli.main import main
@@ -69,3 +70,10 @@ def run(capsys):
         return left.value.code, out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium without a window; tests that need it are skipped where none is installed."""
+    with launched() as chromium:
+        yield chromium
