@@ -11,6 +11,7 @@ from memory import Largest
 import lenscope as ls
 from lenscope.measures import definitions as measures
 from lenscope.measures import streamed as reduction
+from lenscope.measures.divergences import diverge
 
 
 class Barred:
@@ -74,7 +75,7 @@ def test_streamed_measures_equal_their_definitions(architecture, f, monkeypatch)
 
 def test_more_tokens_than_a_piece_holds_can_be_asked_for(lm64, monkeypatch):
     pieces = [(start, min(start + 100, lm64.vocab_size)) for start in range(0, lm64.vocab_size, 100)]
-    monkeypatch.setattr(reduction, "_pieces", lambda *_: pieces)
+    monkeypatch.setattr(reduction, "vocabulary_pieces", lambda *_: pieces)
     t = ls.Lens(lm64).trajectory(PROMPT, top_k=lm64.vocab_size)
     expected = lm64.unembed(lm64.read(PROMPT)[:, :]).log_softmax(-1).sort(-1, descending=True)
     assert np.array_equal(t.top_ids, expected.indices.numpy())
@@ -134,7 +135,7 @@ def test_what_cannot_be_negative_is_not_by_rounding():
     final = torch.randn(200, 32, generator=draw)
     h = torch.stack([final + scale * torch.randn(200, 32, generator=draw) for scale in (1e-7, 1e-6, 1e-5)])
     found = reduction.reduce(lm.runner.readout, lm.vocab_size, h, final, None, 1, False)
-    apart = reduction.diverge((lm.runner.readout, lm.runner.readout), lm.vocab_size, (h, final.expand_as(h).clone()))
+    apart = diverge((lm.runner.readout, lm.runner.readout), lm.vocab_size, (h, final.expand_as(h).clone()))
     certain = reduction.reduce(lm.runner.readout, lm.vocab_size, 50 * h, 50 * final, None, 1, False)
     for name in ("kl", "entropy"):
         assert (getattr(found, name) >= 0).all()
@@ -149,7 +150,7 @@ def test_what_cannot_be_negative_is_not_by_rounding():
 def test_tokens_that_neither_side_predicts_do_not_make_distances_nan():
     """0 · (ln 0 - ln 0) is 0: where both are ruled out, so is their mean."""
     a, b = torch.randn(2, 2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = reduction.diverge((Barred(), Barred()), 6, (a, b))
+    found = diverge((Barred(), Barred()), 6, (a, b))
     log_p, log_q = (x[..., :4].log_softmax(-1) for x in (a, b))
     torch.testing.assert_close(found.js, measures.js(log_p, log_q))
     torch.testing.assert_close(found.kl, measures.kl(log_p, log_q))

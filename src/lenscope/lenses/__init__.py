@@ -4,6 +4,7 @@ from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
 from lenscope.lenses.evaluation_results import Evaluation, load_evaluation
 from lenscope.lenses.lens import Lens
+from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import Trajectory, save
 from lenscope.lenses.transfer_results import Transfer
 
@@ -12,6 +13,7 @@ __all__ = [
     "Evaluation",
     "EvaluationInterrupted",
     "Lens",
+    "TokenRanks",
     "Trajectory",
     "Transfer",
     "evaluate",

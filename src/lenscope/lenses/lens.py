@@ -13,13 +13,16 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
+from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import Trajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping, StateMap
-from lenscope.measures.streamed import diverge, reduce
+from lenscope.measures.chosen_tokens import rank_tokens
+from lenscope.measures.divergences import diverge
+from lenscope.measures.streamed import reduce
 from lenscope.models.batches import in_order
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.models.inputs import count
+from lenscope.models.inputs import count, elements
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Positions, Prompt
@@ -118,6 +121,38 @@ class Lens:
             for states in self.lm.read(run, self._with_last(numbers), positions).split():
                 trajectories.append(self._reduced(states, numbers, chosen, top_k, source))
         return trajectories if batched else trajectories[0]
+
+    def ranks(
+        self,
+        prompt: PromptLike,
+        tokens: Sequence[str | int],
+        layers: Sequence[int] | None = None,
+        positions: Positions | None = None,
+    ) -> TokenRanks:
+        """Ranks and log-probabilities of chosen tokens at every layer: one pass for all of them.
+
+        Each is what `trajectory(target=…)` gives for that token alone. Raises LenscopeError for layers, positions or
+        tokens that do not exist.
+        """
+        ids = [self.lm.encoder.token_id(token) for token in elements(tokens, "a list of tokens, as texts or ids")]
+        if not ids:
+            raise LenscopeError("tokens: the list is empty; name at least one")
+        numbers = self._layers(layers)
+        states = self.lm.read(self.lm.prompt(prompt), self._with_last(numbers), positions)
+        chosen = torch.tensor(ids, device=states.tensor.device)
+        last_alone = self.f is None and numbers[-1] == self.lm.n_layers
+        h = self._mapped_all(states, numbers)
+        ranked = rank_tokens(self.lm.runner.readout, self.lm.vocab_size, h, chosen, last_alone)
+        return TokenRanks(
+            ids=tuple(ids),
+            layers=numbers,
+            positions=states.positions[0],
+            rank=ranked.rank.cpu().numpy().astype(np.int64),
+            log_prob=_to_numpy(ranked.log_prob),
+            vocabulary=dict(zip(ids, self.lm.encoder.tokens(ids), strict=True)),
+            model=self.lm.name,
+            lens=self.name,
+        )
 
     def compare(
         self,

@@ -175,7 +175,7 @@ def reduce(
     """
     k = min(k, vocab)
     done = []
-    for rows in _row_pieces(readout, vocab, h):
+    for rows in row_pieces(readout, vocab, h):
         wanted = None if targets is None else targets[rows]
         done.append(_walk(readout, vocab, h[:, rows], final[rows], wanted, k, final_is_last))
     return Reduced(*(torch.cat([getattr(d, name) for d in done], 1) for name in Reduced.__dataclass_fields__))
@@ -191,10 +191,10 @@ def average(
     keeps two sets of (P, V) exponentials, as the normalisers are known only after the last piece: P is at most
     `averaged_at_once`.
     """
-    pieces = _pieces(readout, vocab, final[None])
+    pieces = vocabulary_pieces(readout, vocab, final[None])
     last, exponentials = _sums_of(readout, final[None], targets, 1), Exponentials(final, vocab)
     for start, stop in pieces:
-        exponentials.add(last.add(_logits(readout, last.x, start, stop), start, None, None)[0], last.m[0])
+        exponentials.add(last.add(logits_of_piece(readout, last.x, start, stop), start, None, None)[0], last.m[0])
     final_e = exponentials.rescaled(last.m[0])
     mean = exponentials.summed(last)
     yield last.reduced(last), mean
@@ -208,7 +208,7 @@ def average(
         exponentials.clear()
         for (start, stop), e, mass in zip(pieces, final_e, before, strict=True):
             last.s_before = mass[None]
-            exponentials.add(sums.add(_logits(readout, sums.x, start, stop), start, last, e)[0], sums.m[0])
+            exponentials.add(sums.add(logits_of_piece(readout, sums.x, start, stop), start, last, e)[0], sums.m[0])
         summed = exponentials.summed(sums)
         # Where float32 has lost tokens that the model does predict, ln of the sum would be wrong or infinite.
         if float(mean[summed < SAFE * torch.finfo(exponentials.buffer.dtype).tiny].sum()) > LOST * len(h):
@@ -259,7 +259,7 @@ class Exponentials:
 def _summed_in_double(readout: Readout, sums: VocabularySums, pieces: list[tuple[int, int]]) -> Tensor:
     """As `Exponentials.summed`, from logits made again: float64 holds probabilities down to exp(-744)."""
     log_z = (sums.m + sums.s.log())[0].cpu().double()[:, None]
-    logits = (_logits(readout, sums.x, *piece)[0].cpu().double() for piece in pieces)
+    logits = (logits_of_piece(readout, sums.x, *piece)[0].cpu().double() for piece in pieces)
     return torch.cat([z.sub_(log_z).exp_().sum(0) for z in logits])
 
 
@@ -269,11 +269,11 @@ def _walk(
     """One walk over the vocabulary for all layers of a few positions."""
     layers = len(h) - final_is_last
     last = _sums_of(readout, final[None], targets, k)
-    groups = [_sums_of(readout, g, targets, k) for g in h[:layers].split(_group(readout, vocab, h)) if len(g)]
-    for start, stop in _pieces(readout, vocab, h):
-        e = last.add(_logits(readout, last.x, start, stop), start, None, None)[0]
+    groups = [_sums_of(readout, g, targets, k) for g in h[:layers].split(layers_at_once(readout, vocab, h)) if len(g)]
+    for start, stop in vocabulary_pieces(readout, vocab, h):
+        e = last.add(logits_of_piece(readout, last.x, start, stop), start, None, None)[0]
         for group in groups:
-            group.add(_logits(readout, group.x, start, stop), start, last, e)
+            group.add(logits_of_piece(readout, group.x, start, stop), start, last, e)
     done = [g.reduced(last) for g in [*groups, *([last] if final_is_last else [])]]
     return Reduced(*(torch.cat([getattr(d, name) for d in done]) for name in Reduced.__dataclass_fields__))
 
@@ -289,87 +289,34 @@ def _sums_of(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> Voc
     return VocabularySums(x.view(*h.shape[:2], -1), targets, logits, k)
 
 
-def _logits(readout: Readout, x: Tensor, start: int, stop: int) -> Tensor:
+def logits_of_piece(readout: Readout, x: Tensor, start: int, stop: int) -> Tensor:
+    """Logits (G, P, stop - start) of the tokens start…stop-1, from prepared states x (G, P, D)."""
     rows = x.flatten(0, 1)
     ready = rows if readout.splits else readout.prepare(rows)
     return wide(readout.columns(ready, start, stop)).view(*x.shape[:2], -1)
 
 
-def _row_pieces(readout: Readout, vocab: int, h: Tensor) -> Iterator[slice]:
+def row_pieces(readout: Readout, vocab: int, h: Tensor) -> Iterator[slice]:
+    """Positions of the states h (L, P, D) that one walk over the vocabulary serves, piece after piece."""
     layers, positions, width = h.shape
     most = STATES_BYTES // (layers * width * 4) if readout.splits else WHOLE_ROWS_BYTES // (vocab * 4)
     most = max(1, most)
     return (slice(at, at + most) for at in range(0, positions, most))
 
 
-def _group(readout: Readout, vocab: int, h: Tensor) -> int:
+def layers_at_once(readout: Readout, vocab: int, h: Tensor) -> int:
     """How many layers share one product: many when there are few positions."""
     rows = 512 if readout.splits else max(1, WHOLE_ROWS_BYTES // (vocab * 4))
     return max(1, rows // max(1, h.shape[1]))
 
 
-def _pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int, int]]:
+def vocabulary_pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int, int]]:
+    """The pieces (start, stop) that the vocabulary is walked in for states h (L, P, D)."""
     if not readout.splits:
         return [(0, vocab)]
-    rows = h.shape[1] * min(len(h), _group(readout, vocab, h))
+    rows = h.shape[1] * min(len(h), layers_at_once(readout, vocab, h))
     size = max(256, PIECE_BYTES // (rows * 4))
     return [(at, min(at + size, vocab)) for at in range(0, vocab, size)]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Divergences(Brief):
-    """Two sets of distributions compared, (L, P) each, in nats (total variation: 0 … 1)."""
-
-    js: Tensor
-    total_variation: Tensor
-    kl: Tensor
-    kl_back: Tensor
-
-
-@torch.no_grad()
-def diverge(readouts: tuple[Readout, Readout], vocab: int, h: tuple[Tensor, Tensor]) -> Divergences:
-    """Compare the distributions read from h[0] and h[1], (L, P, D) each: JS, TV, KL(0 ‖ 1) and KL(1 ‖ 0).
-
-    Two walks over the vocabulary: the first for the normalisers, the second for the sums.
-    """
-    a, b = readouts
-    layers, positions = h[0].shape[:2]
-    out = torch.zeros(4, layers, positions, dtype=torch.float64)
-    whole = not (a.splits and b.splits)
-    size = max(1, WHOLE_ROWS_BYTES // (vocab * 4)) if whole else 256
-    pieces = [(0, vocab)] if whole else _pieces(a, vocab, h[0].new_empty(1, size, 1))
-    for layer in range(layers):
-        for at in range(0, positions, size):
-            xs = [
-                (r.prepare(s[layer, at : at + size]) if r.splits else s[layer, at : at + size])[None]
-                for r, s in zip(readouts, h, strict=True)
-            ]
-            norms = []
-            for r, x in zip(readouts, xs, strict=True):
-                parts = [_log_sum_exp(_logits(r, x, *piece)[0]) for piece in pieces]
-                norms.append(torch.stack(parts).logsumexp(0)[:, None])
-            for piece in pieces:
-                log_p, log_q = (
-                    _logits(r, x, *piece)[0].sub_(n).clamp_(min=LOWEST)
-                    for r, x, n in zip(readouts, xs, norms, strict=True)
-                )
-                p, q = log_p.exp(), log_q.exp()
-                log_m = ((p + q) / 2).log_().clamp_(min=LOWEST)
-                dot = torch.linalg.vecdot
-                sums = (
-                    (dot(p, log_p - log_m) + dot(q, log_q - log_m)) / 2,
-                    (p - q).abs_().sum(-1) / 2,
-                    dot(p, log_p - log_q),
-                    dot(q, log_q - log_p),
-                )
-                out[:, layer, at : at + size] += torch.stack([s.cpu().double() for s in sums])
-    return Divergences(*(o.clamp_min(0) for o in out))
-
-
-def _log_sum_exp(z: Tensor) -> Tensor:
-    # in place: torch.logsumexp makes several copies of z and takes longer than the product that made it
-    m = z.amax(-1).clamp_min(LOWEST)
-    return z.sub_(m[:, None]).exp_().sum(-1).log_().add_(m)
 
 
 def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
