@@ -1,0 +1,193 @@
+// The start of the page of `lenscope serve`. Knows: which panels there are and how they act together. Does not know: how any
+// of them works.
+
+import { createStore } from "./store.js";
+import { unpackResult } from "./payload.js";
+import { clipText, element, visibleProse } from "./text.js";
+import { ServerError, askServer, keepAccessToken, streamFromServer } from "./api.js";
+import { button, oneAtATime, placeInQueue, statusLine } from "./controls.js";
+import { examplesList, stateOfExample } from "./examples.js";
+import { exportMenu } from "./export_menu.js";
+import { withColumns, withToken } from "./growing.js";
+import { keyHelp, listenToKeys } from "./key_help.js";
+import { promptPanel } from "./prompt_panel.js";
+import { mainRequest, promptInWords } from "./requests.js";
+import { placeOfCell, resultPanel } from "./result_panel.js";
+import { runHistory } from "./run_history.js";
+import { statePanel } from "./state_panel.js";
+import { emptyState, readState, writeState } from "./url_state.js";
+
+const DRAW_EVERY = 200;  // milliseconds, while the model writes
+const ADDRESS_AFTER = 250;  // milliseconds without a change
+
+/** State of the address with what the server has filled in: a lens that is there, limits that hold. */
+function stateFor(info, state) {
+  const names = info.lenses.map(({ name }) => name), { targets, limits } = info;
+  return {
+    ...state,
+    lens: names.includes(state.lens) ? state.lens : names.at(-1),
+    lens2: names.includes(state.lens2) ? state.lens2 : names[0],
+    goal: state.goal === "own" || targets.some(({ name }) => name === state.goal) ? state.goal : targets[0]?.name ?? "own",
+    newTokens: Math.min(state.newTokens, limits.new_tokens),
+    answerTokens: Math.min(state.answerTokens, limits.new_tokens),
+    steerTokens: Math.min(state.steerTokens, limits.new_tokens),
+  };
+}
+
+/** A trajectory that grows with the events of a generation; `draw(result)` is called now and then, and at the end. */
+async function streamedTrajectory(request, draw, say, signal) {
+  let whole = null, drawnAt = 0, count = 0;
+  await streamFromServer("/api/generation", request, async (name, data) => {
+    if (name === "queue") say(placeInQueue(data));
+    else if (name === "start") {
+      whole = await unpackResult(data.payload);
+      draw(whole, false);
+    } else if (name === "token") {
+      whole = withToken(withColumns(whole, await unpackResult(data.payload)), data.id, data.text);
+      say(`${++count} of ${request.max_new_tokens} tokens are written.`);
+      if (performance.now() - drawnAt > DRAW_EVERY) {
+        draw(whole, true);
+        drawnAt = performance.now();
+      }
+    }
+  }, signal);
+  draw(whole, true);
+  return whole;
+}
+
+function openPage(root, info) {
+  const { state, complaint } = readState(location.hash);
+  const inputs = createStore(stateFor(info, state));
+  const line = statusLine(), runTask = oneAtATime(line), writeTask = oneAtATime(line);
+  const help = keyHelp();
+  const usual = { ...stateFor(info, emptyState()), lens: "" };  // a link names its lens: another server has others
+  const address = () => writeState(inputs.get(), usual);
+  const prompt = promptPanel(inputs, info, { run: () => run(false), write: () => run(true), runTask, writeTask });
+  const runs = runHistory((entry) => { history.pushState(null, "", entry.hash); openAddress(); });
+  const about = statePanel(inputs, info);
+  const result = resultPanel(inputs, {
+    opened: (place) => about.aim(place),
+    asked: (place) => about.ask(place),
+    taken: (place) => about.take(place),
+    rerun: () => run(result.current()?.endpoint === "generation"),
+  });
+  const examples = examplesList(info.examples, openExample);
+  const work = element("div", { class: "work" }, result.element, about.element);
+  const exports = exportMenu({ line, shown: () => work, shared: writeAddress, asked: () => askedFor(result.current()) });
+
+  function askedFor(entry) {
+    return entry && { endpoint: entry.endpoint, request: entry.request };
+  }
+  function writeAddress() {
+    if (location.hash !== address()) history.replaceState(null, "", address());
+    if (result.current()) runs.follow(askedFor(result.current()), address());
+  }
+  function draw(asked, drawn, growing = false) {
+    const before = result.current()?.result, { cell } = inputs.get();
+    const sides = [before, drawn].map((one) => (one?.kind === "comparison" ? one.first : one)?.ids.join());
+    if (before && !growing && sides[0] !== sides[1] && cell) inputs.set({ cell: null, positionWindow: null });
+    examples.hidden = true;
+    result.show({ ...asked, result: drawn, growing });
+    document.title = `${clipText(visibleProse(promptInWords(asked.request.prompt ?? asked.request.first)), 60)} – lenscope`;
+  }
+  async function run(writing, restored = false) {
+    const asked = mainRequest(inputs.get(), writing);
+    if (asked === null) {
+      line.refuse(inputs.get().compare === "prompt" && inputs.get().text ? "Type a second prompt, or compare with nothing." : "Type a prompt first.");
+      prompt.focus();
+      return;
+    }
+    runTask.busy() && runTask.stop();
+    writeTask.busy() && writeTask.stop();
+    about.forget();
+    inputs.set(restored ? { ran: asked.endpoint } : { ran: asked.endpoint, asked: "" });
+    await (writing ? writeTask : runTask).run(async (signal) => {
+      const begun = performance.now();
+      const drawn = writing
+        ? await streamedTrajectory(asked.request, (whole, growing) => draw(asked, whole, growing), line.say, signal)
+        : await unpackResult(await askServer(`/api/${asked.endpoint}`, asked.request, signal));
+      if (!writing) draw(asked, drawn);
+      if (!restored && location.hash !== address()) history.pushState(null, "", address());
+      runs.remember(asked, drawn, address());
+      line.say(`${writing ? "Written" : "Read"} in ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
+    });
+  }
+  /** Shows what the state says: from the runs that are kept, else from the server. */
+  async function restore() {
+    const { ran } = inputs.get(), asked = ran && mainRequest(inputs.get(), ran === "generation");
+    if (!asked) {
+      result.hide();
+      about.element.hidden = true;
+      examples.hidden = false;
+      return;
+    }
+    const kept = runs.result(asked);
+    if (kept) draw(asked, kept);
+    else await run(ran === "generation", true);
+    const { current } = result, { cell } = inputs.get(), whole = current()?.result;
+    if (!whole) return;
+    if (cell) {
+      const side = whole.kind === "comparison" ? whole.first : whole;
+      if (side.layers.includes(cell[0]) && side.positions.includes(cell[1])) about.aim(placeOfCell(side, { layer: cell[0], position: cell[1] }));
+    }
+    await about.again();
+  }
+  function openAddress() {
+    const read = readState(location.hash);
+    inputs.set(stateFor(info, read.state));
+    if (read.complaint) line.refuse(read.complaint);
+    return restore();
+  }
+  async function openExample(example) {
+    try {
+      inputs.set(stateFor(info, await stateOfExample(example, inputs.get().lens)));
+      await restore();
+      history.pushState(null, "", address());
+    } catch (error) {
+      line.fail(error);
+    }
+  }
+
+  let timer = 0;
+  inputs.subscribe(() => {
+    clearTimeout(timer);
+    timer = setTimeout(writeAddress, ADDRESS_AFTER);
+  });
+  addEventListener("popstate", openAddress);
+  listenToKeys({
+    "?": help.open,
+    "/": prompt.focus,
+    g: () => (result.element.querySelector('[role="grid"] [tabindex="0"]') ?? result.element.querySelector('[tabindex="0"]'))?.focus(),
+    w: () => withCell(about.ask),
+    t: () => withCell(about.take),
+  });
+  function withCell(act) {
+    const { cell } = inputs.get(), whole = result.current()?.result;
+    if (!cell || !whole) return line.refuse("Choose a cell first.");
+    return act(placeOfCell(whole.kind === "comparison" ? whole.first : whole, { layer: cell[0], position: cell[1] }));
+  }
+  const { name, n_layers: layers } = info.model;
+  root.replaceChildren(
+    element("header", { class: "bar" }, element("h1", {}, "lenscope"), element("p", { class: "model" }, `${visibleProse(name)} · ${layers} layers`),
+      runs.element, exports.element, button("Keys", help.open, { "aria-keyshortcuts": "?" })),
+    element("main", {}, prompt.element, line.element, examples, work), help.element);
+  if (complaint) line.refuse(complaint);
+  restore();
+  if (!inputs.get().ran) prompt.focus();
+}
+
+async function startApp(root) {
+  keepAccessToken();
+  const line = statusLine();
+  root.replaceChildren(element("main", {}, element("h1", {}, "lenscope"), line.element));
+  line.say("Asking the server …");
+  try {
+    openPage(root, await askServer("/api/info"));
+  } catch (error) {
+    line.fail(error);
+    root.querySelector("main").append(button("Try again", () => startApp(root), { class: "main" }));
+    if (!(error instanceof ServerError)) throw error;
+  }
+}
+
+startApp(document.getElementById("app"));

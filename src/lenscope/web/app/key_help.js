@@ -1,0 +1,36 @@
+// What the keys do. Knows: the list. Does not know: who listens.
+
+import { element } from "./text.js";
+import { button } from "./controls.js";
+
+const KEYS = [
+  ["Enter", "in a prompt: run it (in a chat: Ctrl+Enter)"],
+  ["arrows", "in a grid: go from cell to cell; Home, End, Page Up and Page Down go further"],
+  ["Enter", "on a cell: choose its state, with its details and what can be done with it"],
+  ["p", "on a cell: pin its top token and follow its rank through the layers"],
+  ["Escape", "let go of a cell, close what is open"],
+  ["w", "ask what the chosen state means"],
+  ["t", "take the chosen state; then “Put it here” at a cell of another prompt"],
+  ["/", "go to the prompt"],
+  ["g", "go to the grid"],
+  ["?", "show this"],
+];
+
+/** The window with the keys: {element, open()}. */
+export function keyHelp() {
+  const window = element("dialog", { class: "help", "aria-label": "Keys" }, element("h2", {}, "Everything works by keyboard"),
+    element("dl", {}, KEYS.map(([key, does]) => [element("dt", {}, element("kbd", {}, key)), element("dd", {}, does)])),
+    button("Close", () => window.close(), { class: "main" }));
+  return { element: window, open: () => window.showModal() };
+}
+
+/** Calls does[key]() for keys that are pressed outside fields. */
+export function listenToKeys(does) {
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.target.closest("input, textarea, select, dialog[open]")) return;
+    if (!Object.hasOwn(does, event.key)) return;
+    event.preventDefault();
+    does[event.key]();
+  });
+}

@@ -1,0 +1,117 @@
+// A state written into another run: the run of a target prompt, read by the lens with the state in it and without.
+// Knows: how a state is carried there, by drag or by keyboard, and what changed. Does not know: how trajectories are drawn.
+
+import { drawResult } from "./views.js";
+import { createStore } from "./store.js";
+import { numberAt, unpackResult } from "./payload.js";
+import { element, formatShare, tokenElement } from "./text.js";
+import { askServer } from "./api.js";
+import { areaControl, button, choiceControl, labelled, oneAtATime, statusLine } from "./controls.js";
+import { moveRequest } from "./requests.js";
+import { askingHooks, placeInWords } from "./result_panel.js";
+
+const SHOWN_CHANGES = 5;
+
+/** The most probable tokens of a trajectory at a layer row and position column: [{id, share}]. */
+export function topTokens(result, l, p) {
+  const k = result.arrays.top_ids.shape[2];
+  return Array.from({ length: k }, (_, i) => ({
+    id: numberAt(result.arrays.top_ids, l, p, i), share: Math.exp(numberAt(result.arrays.top_log_probs, l, p, i) ?? -Infinity) }));
+}
+
+/** What the last layer says at the end of the prompt, without and with the state: a table, and one line above it. */
+function changesTable(plain, patched) {
+  const l = plain.layers.length - 1, p = plain.positions.length - 1;
+  const changed = plain.positions.filter((_, at) => topTokens(plain, l, at)[0].id !== topTokens(patched, l, at)[0].id).length;
+  const text = (result, id) => tokenElement(result.vocabulary.get(id) ?? `#${id}`);
+  const [before, after] = [topTokens(plain, l, p), topTokens(patched, l, p)];
+  return element("div", { class: "changes" },
+    element("p", {}, `With the state the answer differs at ${changed} of ${plain.positions.length} positions. What comes after the last token:`),
+    element("table", {}, element("thead", {}, element("tr", {}, ["plain", "", "with the state", ""].map((word) => element("th", { scope: "col" }, word)))),
+      element("tbody", {}, before.slice(0, SHOWN_CHANGES).map(({ id, share }, i) => element("tr", {},
+        element("td", {}, text(plain, id)), element("td", { class: "share" }, formatShare(share)),
+        element("td", {}, after[i] ? text(patched, after[i].id) : ""), element("td", { class: "share" }, after[i] ? formatShare(after[i].share) : ""))))));
+}
+
+/** The panel: {element, show(), put(place, cell), leave(), asked()}. */
+export function patchPanel(inputs, info) {
+  const line = statusLine(), readTask = oneAtATime(line), putTask = oneAtATime(line);
+  const taken = element("p", { class: "taken", role: "status" });
+  const text = areaControl(inputs, "intoText", { placeholder: "The Colosseum is in the city of",
+    on: { keydown: (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); readTarget(); } } } });
+  const targetAt = element("div", { class: "drawn", "aria-label": "Target prompt", role: "group" });
+  const patchedAt = element("div", { class: "drawn", "aria-label": "With the state in it", role: "group" });
+  const panel = element("div", { class: "question" }, taken,
+    element("div", { class: "row" }, element("div", { class: "wide" }, labelled("Target prompt of the move", text, "Enter reads it.")),
+      labelled("Operation of the move", choiceControl(inputs, "moveOperation", info.operations.map((name) => [name, name.replaceAll("_", " ")]))),
+      button("Read it", () => readTarget(), { class: "main" }), readTask.stopButton, putTask.stopButton),
+    line.element, targetAt, patchedAt);
+  const store = createStore({});
+  let target = null, drawnTarget = null, drawnPatched = null, last = null;
+
+  function showTaken() {
+    const place = inputs.get().taken;
+    taken.textContent = place
+      ? `Taken: the state at ${placeInWords(place)}. Drop it on a cell below, or choose a cell and press “Put it here”.`
+      : "No state is taken yet. Choose a cell above and press “Take this state”, or drag a cell to a cell below.";
+  }
+  inputs.subscribe((_, names) => { if (names.includes("taken")) showTaken(); });
+  showTaken();
+
+  function clearPatched() {
+    drawnPatched?.remove();
+    drawnPatched = last = null;
+    patchedAt.replaceChildren();
+  }
+  function drawTarget() {
+    drawnTarget?.remove();
+    drawnTarget = drawResult({ ...target, key: "target" }, store, {
+      ...askingHooks(),
+      onDrop: (_, cell, dragged) => dropped(dragged, cell),
+      cellActions: (_, cell) => [button("Put it here", () => put(inputs.get().taken, cell), { class: "main" })],
+    });
+    targetAt.replaceChildren(element("h3", {}, "Target prompt: where the state goes"), drawnTarget.element);
+  }
+  function dropped(dragged, cell) {
+    let place;
+    try { place = JSON.parse(dragged); } catch { return line.refuse("What was dropped is no state. Drag a cell of a result."); }
+    inputs.set({ taken: place });
+    return put(place, cell);
+  }
+  async function readTarget() {
+    const { intoText, lens } = inputs.get();
+    if (!intoText) return line.refuse("Type a target prompt first.");
+    return readTask.run(async (signal) => {
+      const payload = await askServer("/api/trajectory", { prompt: { text: intoText }, lens, top_k: SHOWN_CHANGES }, signal);
+      target = { ...(await unpackResult(payload)), typed: intoText };
+      clearPatched();
+      drawTarget();
+    });
+  }
+  async function put(place, cell) {
+    if (!place) return line.refuse("Take a state first: choose a cell of the result above and press “Take this state”.");
+    inputs.set({ placed: [cell.layer, cell.position], asked: "move" });
+    return putTask.run(async (signal) => {
+      const request = moveRequest({ ...inputs.get(), intoText: target.typed, lens: target.lens }, place, [cell.layer, cell.position]);
+      const patched = await unpackResult(await askServer("/api/patched_trajectory", request, signal));
+      clearPatched();
+      last = { endpoint: "patched_trajectory", request };
+      drawnPatched = drawResult({ ...patched, key: "patched" }, store, { ...askingHooks(), cone: { layer: cell.layer, position: cell.position } });
+      patchedAt.replaceChildren(
+        element("h3", {}, `The run with ${placeInWords(place)} at layer ${cell.layer}, position ${cell.position}`), changesTable(target, patched), drawnPatched.element);
+      patchedAt.scrollIntoView({ block: "nearest" });
+    });
+  }
+  return {
+    element: panel,
+    put,
+    /** Reads the target prompt where that is not done yet, and puts the state where the address says. */
+    async show(again = false) {
+      if (inputs.get().intoText && target === null) await readTarget();
+      const { placed, taken: place } = inputs.get();
+      if (again && target && placed && place) await put(place, { layer: placed[0], position: placed[1] });
+    },
+    leave() { readTask.stop(); putTask.stop(); },
+    asked: () => last,
+  };
+}

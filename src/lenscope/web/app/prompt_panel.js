@@ -1,0 +1,107 @@
+// The panel where a person types a prompt, or the turns of a chat, and says how it is read. Knows: fields and keys.
+// Does not know: how results look.
+
+import { element } from "./text.js";
+import { areaControl, button, choiceControl, fitHeight, labelled, numberControl, textControl } from "./controls.js";
+
+const CHAT_ROLES = ["system", "user", "assistant"];
+
+/** One text area for each turn, each with its role; Ctrl+Enter runs. */
+function turnsEditor(inputs, run) {
+  const list = element("ol", { class: "turns" });
+  const change = (i, part) => inputs.set({ turns: inputs.get().turns.map((turn, j) => (i === j ? { ...turn, ...part } : turn)) });
+  function drawTurn(turn, i) {
+    const role = element("select", { "aria-label": `Role of turn ${i + 1}`, on: { change: (event) => change(i, { role: event.target.value }) } },
+      CHAT_ROLES.map((name) => element("option", { value: name, selected: name === turn.role }, name)));
+    const content = element("textarea", {
+      rows: "1", spellcheck: "false", "aria-label": `Turn ${i + 1}, ${turn.role}`,
+      on: {
+        input: (event) => { change(i, { content: event.target.value }); fitHeight(content); },
+        keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); } },
+      },
+    });
+    content.value = turn.content;
+    const remove = button("Remove", () => {
+      inputs.set({ turns: inputs.get().turns.filter((_, j) => j !== i) });
+      list.querySelectorAll("textarea")[Math.max(0, i - 1)]?.focus();
+    }, { "aria-label": `Remove turn ${i + 1}`, class: "quiet" });
+    requestAnimationFrame(() => fitHeight(content));
+    return element("li", {}, role, content, inputs.get().turns.length > 1 ? remove : null);
+  }
+  let drawn = "";  // typing must not build the field anew that is typed into
+  function draw() {
+    const { turns } = inputs.get(), shape = turns.map(({ role }) => role).join();
+    const contents = [...list.querySelectorAll("textarea")].map((area) => area.value);
+    if (shape === drawn && contents.join("\0") === turns.map(({ content }) => content).join("\0")) return;
+    drawn = shape;
+    list.replaceChildren(...turns.map(drawTurn));
+  }
+  const add = button("Add a turn", () => {
+    const { turns } = inputs.get();
+    inputs.set({ turns: [...turns, { role: turns.at(-1)?.role === "user" ? "assistant" : "user", content: "" }] });
+    [...list.querySelectorAll("textarea")].at(-1)?.focus();
+  }, { class: "quiet" });
+  inputs.subscribe(draw);
+  draw();
+  return element("div", { class: "chat" }, list, add);
+}
+
+function modeChoice(inputs, chat) {
+  const choice = (mode, text, disabled) => element("label", {},
+    element("input", { type: "radio", name: "mode", value: mode, disabled, on: { change: () => inputs.set({ mode }) } }), element("span", {}, text));
+  const group = element("fieldset", { class: "modes" }, element("legend", {}, "Prompt as"),
+    choice("completion", "text", false), choice("chat", "chat", !chat),
+    chat ? null : element("small", { class: "hint" }, "This model has no chat template."));
+  const show = () => { for (const radio of group.querySelectorAll("input")) radio.checked = radio.value === inputs.get().mode; };
+  inputs.subscribe(show);
+  show();
+  return group;
+}
+
+function lensChoices(info) {
+  return info.lenses.map(({ name, held_out_kl: kl }) => [name, kl === null || kl === undefined ? name : `${name}`]);
+}
+
+/**
+ * The panel. does = {run(), write(), runTask, writeTask}; gives {element, focus()}.
+ */
+export function promptPanel(inputs, info, does) {
+  const onEnter = (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    does.run();
+  };
+  const text = areaControl(inputs, "text", { placeholder: "The Eiffel Tower is in the city of", on: { keydown: onEnter } });
+  const second = areaControl(inputs, "text2", { placeholder: "The Colosseum is in the city of", on: { keydown: onEnter } });
+  const textField = labelled("Prompt", text, "Enter runs, Shift+Enter begins a new line.");
+  const chatField = turnsEditor(inputs, does.run);
+  chatField.append(element("small", { class: "hint" }, "Ctrl+Enter runs."));
+  const secondField = labelled("Second prompt", second);
+  const lens = labelled("Lens", choiceControl(inputs, "lens", lensChoices(info)));
+  const compare = labelled("Compare with", choiceControl(inputs, "compare",
+    [["none", "nothing"], ...(info.lenses.length > 1 ? [["lens", "another lens"]] : []), ["prompt", "another prompt"]]));
+  const secondLens = labelled("Second lens", choiceControl(inputs, "lens2", lensChoices(info)));
+  const answer = labelled("Answer to follow", textControl(inputs, "answer", { placeholder: "the next token", size: "12" }));
+  const runButton = button("Run", does.run, { class: "main" });
+  const writeButton = button("Write", does.write);
+  const panel = element("section", { class: "panel prompt", "aria-label": "Prompt" },
+    modeChoice(inputs, info.model.chat), textField, chatField, secondField,
+    element("div", { class: "row" }, lens, compare, secondLens, answer, runButton, does.runTask.stopButton),
+    element("div", { class: "row write" },
+      labelled("New tokens", numberControl(inputs, "newTokens", 1, info.limits.new_tokens)),
+      labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
+      labelled("Top p", numberControl(inputs, "topP", 0.01, 1, 0.01)),
+      labelled("Seed", numberControl(inputs, "seed", 0, 2 ** 32 - 1)),
+      writeButton, does.writeTask.stopButton));
+  function show() {
+    const { mode, compare: against } = inputs.get();
+    textField.hidden = mode !== "completion";
+    chatField.hidden = mode !== "chat";
+    secondField.hidden = against !== "prompt";
+    secondLens.hidden = against !== "lens";
+    answer.hidden = against !== "none";
+  }
+  inputs.subscribe(show);
+  show();
+  return { element: panel, focus: () => (inputs.get().mode === "chat" ? chatField.querySelector("textarea") : text).focus() };
+}

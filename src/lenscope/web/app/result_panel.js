@@ -1,0 +1,111 @@
+// The main result: a trajectory or a comparison, with what it was run with and whether that is still what is typed.
+// Knows: which hooks the views get. Does not know: how views draw.
+
+import { drawResult } from "./views.js";
+import { createStore } from "./store.js";
+import { element, visibleProse, visibleToken } from "./text.js";
+import { askServer } from "./api.js";
+import { button } from "./controls.js";
+import { mainRequest, requestInWords } from "./requests.js";
+
+const MAIN_KEY = "main";
+
+/** The address of the state under a cell, as requests name it; `token` is for people. */
+export function placeOfCell(result, cell) {
+  const id = result.ids[cell.position];
+  return { prompt: { ids: result.ids }, layer: cell.layer, position: cell.position, token: result.vocabulary.get(id) ?? `#${id}` };
+}
+
+/** A place in a few words. */
+export function placeInWords(place) {
+  return `layer ${place.layer}, position ${place.position} “${visibleToken(place.token ?? "")}”`;
+}
+
+/** The hooks by which any trajectory on this page asks the server for ranks and tokens. */
+export function askingHooks() {
+  return {
+    rankCurves: (result, ids) => askServer("/api/ranks", {
+      prompt: { ids: result.ids }, lens: result.lens, tokens: ids.slice(0, 5), layers: result.layers, positions: result.positions }),
+    searchTokens: (query) => askServer(`/api/tokens?query=${encodeURIComponent(query)}`),
+  };
+}
+
+/** A cell that the address names, as the store of the views holds it. */
+function cellFromPair(pair) {
+  return pair && { result: MAIN_KEY, layer: pair[0], position: pair[1], pinned: true };
+}
+
+/**
+ * The panel: {element, view (its store), show(entry), current(), hide()}. An entry is {endpoint, request, result}.
+ * does = {opened(place), taken(place), rerun()}.
+ */
+export function resultPanel(inputs, does) {
+  const view = createStore({});
+  const title = element("p", { class: "ran", dir: "auto" });
+  const stale = element("p", { class: "stale", role: "status", hidden: "" },
+    "The inputs have changed since this was run. ", button("Run again", does.rerun));
+  const place = element("div", { class: "drawn" });
+  const panel = element("section", { class: "panel shown", "aria-label": "Result", hidden: "" },
+    element("div", { class: "row" }, title, stale), place);
+  let entry = null, drawn = null;
+
+  function cellSide(result) {
+    return result.kind === "comparison" ? result.first : result;
+  }
+  const hooks = {
+    ...askingHooks(),
+    onCell: (result, cell) => does.opened(placeOfCell(cellSide(result), cell)),
+    dragData: (result, cell) => JSON.stringify(placeOfCell(cellSide(result), cell)),
+    cellActions(result, cell) {
+      const at = placeOfCell(cellSide(result), cell);
+      return [
+        button("What does this state mean?", () => does.asked(at), { class: "main" }),
+        button("Take this state", () => does.taken(at)),
+      ];
+    },
+  };
+  function showStale() {
+    const now = entry && mainRequest(inputs.get(), entry.endpoint === "generation");
+    stale.hidden = !entry || JSON.stringify(now) === JSON.stringify({ endpoint: entry.endpoint, request: entry.request });
+    panel.classList.toggle("is-stale", !stale.hidden);
+  }
+  /** What the address and the views both know: measure, pins, cell, windows. */
+  function viewFromInputs() {
+    const { measure, pins, cell, layerWindow, positionWindow } = inputs.get();
+    view.set({ measure: measure || null, pins, cell: cellFromPair(cell), layerWindow, positionWindow });
+  }
+  view.subscribe((state, names) => {
+    const changes = {};
+    if (names.includes("measure")) changes.measure = state.measure ?? "";
+    for (const name of ["pins", "layerWindow", "positionWindow"]) if (names.includes(name)) changes[name] = state[name];
+    if (names.includes("cell") && (state.cell === null || state.cell.pinned)) {
+      changes.cell = state.cell && [state.cell.layer, state.cell.position];
+    }
+    if (Object.keys(changes).length) inputs.set(changes);
+  });
+  inputs.subscribe(showStale);
+  return {
+    element: panel,
+    view,
+    current: () => entry,
+    /** Draws an entry; one that grows is drawn anew, its place on the screen kept. */
+    show(shown) {
+      const growing = entry !== null && drawn !== null && shown.growing;
+      entry = shown;
+      if (!growing) viewFromInputs();
+      const scrolled = [...place.querySelectorAll("*")].find((node) => node.scrollLeft > 0)?.scrollLeft;
+      drawn?.remove();
+      drawn = drawResult({ ...shown.result, key: MAIN_KEY }, view, hooks);
+      place.replaceChildren(drawn.element);
+      if (growing && scrolled) for (const node of place.querySelectorAll(".scroller")) node.scrollLeft = node.scrollWidth;
+      title.textContent = visibleProse(requestInWords(shown));
+      panel.hidden = false;
+      showStale();
+    },
+    hide() {
+      drawn?.remove();
+      entry = drawn = null;
+      panel.hidden = true;
+    },
+  };
+}
