@@ -10,11 +10,15 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import lenscope as ls
-from lenscope.display.figures import COLUMNS, HEIGHT, LEGEND, WIDTH, Figure, Heatmap, Panel, Series
+from lenscope.display.drawing import COLUMNS, HEIGHT, LEGEND, WIDTH
+from lenscope.display.figures import DOTS, Figure
+from lenscope.display.panels import Heatmap, Panel, Series
+from lenscope.display.style import PALETTES
 from lenscope.errors import LenscopeError
 from lenscope.experiments.report import Report, prose
 from lenscope.statistics.intervals import Estimate
 
+LINES = PALETTES["light"].lines
 ROWS = [
     {"layer": 0, "what": "a | b\nc", "kl": Estimate(1.25, 1.0, 1.5), "p": np.float64(0.0004), "n": np.int64(12_345)},
     {"layer": 1, "what": "d", "kl": Estimate(0.5, np.nan, np.nan), "p": float("nan"), "n": 7},
@@ -142,7 +146,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(LenscopeError, match="nowhere: is no folder; make it first"):
         report().save(tmp_path / "nowhere")
     with pytest.raises(LenscopeError, match=r"drawn\.png: the folder .*nowhere does not exist"):
-        Figure("drawn", [PANELS["lines"]]).save(tmp_path / "nowhere")
+        Figure("drawn", [PANELS["lines"]]).save(tmp_path / "nowhere" / "drawn.png")
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -151,14 +155,14 @@ def test_every_kind_of_panel_is_drawn(name, tmp_path):
     image = imread(path)
     assert path == tmp_path / "drawn.png"
     width = WIDTH + (LEGEND if any(one.label for one in getattr(PANELS[name], "series", ())) else 0)
-    assert image.shape[:2] == pytest.approx((HEIGHT * 110, width * 110), abs=2)
+    assert image.shape[:2] == pytest.approx((HEIGHT * DOTS, width * DOTS), abs=2)
     # axes, labels and numbers: neither blank nor one colour
     assert 0.005 < (image[..., :3].min(-1) < 0.9).mean() < 0.95
 
 
 def test_panels_stand_three_in_a_line(tmp_path):
     image = imread(Figure("many", list(PANELS.values())[: COLUMNS + 1]).save(tmp_path))
-    assert image.shape[:2] == pytest.approx((2 * HEIGHT * 110, COLUMNS * (WIDTH + LEGEND) * 110), abs=3)
+    assert image.shape[:2] == pytest.approx((2 * HEIGHT * DOTS, (COLUMNS * WIDTH + 2 * LEGEND) * DOTS), abs=3)
     last = image[image.shape[0] // 2 :, image.shape[1] // 2 :]
     assert last.min() > 0.99, "the places that are left over stay empty"
 
@@ -172,7 +176,7 @@ def test_what_is_drawn_is_where_it_belongs(tmp_path):
         near = (np.abs(image - np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])) < 0.02).all(-1)
         return np.nonzero(near)[0].mean()
 
-    assert place("#D55E00") < place("#0072B2") - 100
+    assert place(LINES[1]) < place(LINES[0]) - 100
 
 
 def test_a_map_of_one_value_is_the_bottom_of_the_scale(tmp_path):
@@ -192,9 +196,9 @@ def test_heat_maps_have_their_first_row_below(tmp_path):
     values = np.array([[0.0, 0.0], [1.0, 1.0]])
     image = imread(Figure("map", [Heatmap("", "", "", [0, 1], [0, 1], values, "")]).save(tmp_path))[..., :3]
     middle = image[:, image.shape[1] // 3]
-    yellow = np.nonzero((middle[:, 0] > 0.9) & (middle[:, 2] < 0.3))[0]
-    purple = np.nonzero((middle[:, 0] < 0.35) & (middle[:, 1] < 0.1))[0]
-    assert yellow.mean() < purple.mean() - 50
+    most = np.nonzero((middle[:, 0] < 0.2) & (middle[:, 2] > 0.4))[0]
+    least = np.nonzero((middle[:, 0] > 0.9) & (middle[:, 2] > 0.9) & (middle[:, 2] < 0.96))[0]
+    assert most.mean() < least.mean() - 50
 
 
 def test_a_report_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):

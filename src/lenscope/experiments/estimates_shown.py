@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.display.figures import Series
+from lenscope.display.panels import Series
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lenscope import LenscopeError
-from lenscope.display.figures import Heatmap
+from lenscope.display.panels import Heatmap
 from lenscope.experiments.patchscopes_paper import attributes as module
 from lenscope.experiments.patchscopes_paper.attribute_scores import (
     SCORES,

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenscope.display.figures import Figure, Heatmap, Panel
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Heatmap, Panel
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import interval, mean_curve

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.display.figures import Figure, Heatmap
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Heatmap
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.patchscopes_paper.cross_model_descriptions import DescribedEntities, descriptions

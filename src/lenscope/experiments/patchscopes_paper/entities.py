@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.display.figures import Figure, Panel
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel
 from lenscope.engine import exact_modes
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.display.figures import Figure, Heatmap, Panel
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Heatmap, Panel
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
 from lenscope.experiments.patchscopes_paper.multihop_patches import (

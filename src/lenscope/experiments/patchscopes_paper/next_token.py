@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lenscope.display.figures import Figure, Panel
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import mean_curve
 from lenscope.experiments.patchscopes_paper.next_token_readings import (

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.display.figures import Figure, Panel, Series
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel, Series
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
 from lenscope.experiments.report import Report, ReportTable

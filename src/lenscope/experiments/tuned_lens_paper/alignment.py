@@ -12,7 +12,8 @@ import numpy as np
 from lenscope.directions.alignment import Alignment, alignment
 from lenscope.directions.basis import Basis
 from lenscope.directions.causal_basis import causal_basis, random_basis
-from lenscope.display.figures import Figure, Panel
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, surely
 from lenscope.experiments.report import Report

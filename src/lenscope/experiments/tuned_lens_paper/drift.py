@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from lenscope.directions.covariances import covariance_similarity, covariances, largest_components, pool_covariances
-from lenscope.display.figures import Figure, Heatmap, Panel, Series
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Heatmap, Panel, Series
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from lenscope.display.figures import Figure, Panel
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel
 from lenscope.experiments.estimates_shown import curve, interval
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned

@@ -11,7 +11,8 @@ import numpy as np
 from lenscope.directions.basis import Basis
 from lenscope.directions.causal_basis import causal_basis, principal_basis, random_basis
 from lenscope.directions.influence import Influence, influence
-from lenscope.display.figures import Figure, Panel, Series
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel, Series
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, surely
 from lenscope.experiments.report import Report, ReportTable

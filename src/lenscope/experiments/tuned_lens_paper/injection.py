@@ -20,7 +20,8 @@ from lenscope.detection.prompt_features import (
     sorted_answer_features,
     spaced_layers,
 )
-from lenscope.display.figures import Figure, Panel, Series
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve

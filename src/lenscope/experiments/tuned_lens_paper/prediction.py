@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.display.figures import Figure, Panel, Series
+from lenscope.display.figures import Figure
+from lenscope.display.panels import Panel, Series
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
