@@ -11,12 +11,11 @@ from lenscope.display.panels import Heatmap, Panel, Series, usual_high
 LIGHT = style.PALETTES["light"]
 
 
-def draw_in(panels, monkeypatch, palette=LIGHT):
+def draw_in(panels, palette=LIGHT):
     """What is drawn, as matplotlib's own objects."""
-    seen = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *_, **__: seen.append(self))
-    drawing.draw(panels, palette, io.BytesIO(), "png", 50)
-    return seen[0]
+    with drawing.canvas_of(panels, palette, 50) as canvas:
+        canvas.savefig(io.BytesIO(), format="png")
+    return canvas
 
 
 def heat(values, **more):
@@ -25,23 +24,23 @@ def heat(values, **more):
     return Heatmap("", "", "", range(columns), range(rows), np.array(values), "nats", texts, **more)
 
 
-def test_a_heat_map_grows_with_its_cells(monkeypatch):
-    small, large = (draw_in([heat(np.ones((rows, 40)))], monkeypatch).get_size_inches() for rows in (4, 31))
+def test_a_heat_map_grows_with_its_cells():
+    small, large = (draw_in([heat(np.ones((rows, 40)))]).get_size_inches() for rows in (4, 31))
     assert small[0] == large[0] > 10
     assert large[1] - small[1] > 27 * drawing.LINE - 1
 
 
-def test_texts_that_would_make_too_large_a_picture_are_left_out(monkeypatch):
-    figure = draw_in([heat(np.ones((2, 400)))], monkeypatch)
+def test_texts_that_would_make_too_large_a_picture_are_left_out():
+    figure = draw_in([heat(np.ones((2, 400)))])
     assert max(figure.get_size_inches()) <= drawing.LARGEST
     assert not figure.axes[0].texts
 
 
 @pytest.mark.parametrize("theme", style.THEMES)
-def test_texts_read_on_their_cells(theme, monkeypatch):
+def test_texts_read_on_their_cells(theme):
     palette = style.PALETTES[theme]
     values = [[0.0, 1.0, np.nan]]
-    figure = draw_in([heat(values, bold=[[True, False, False]])], monkeypatch, palette)
+    figure = draw_in([heat(values, bold=[[True, False, False]])], palette)
     first, second, unknown = figure.axes[0].texts
     for text, ground in ((first, palette.ramp[0]), (second, palette.ramp[-1]), (unknown, palette.wash)):
         assert style.contrast(text.get_color(), ground) >= 4.5
@@ -49,24 +48,24 @@ def test_texts_read_on_their_cells(theme, monkeypatch):
     assert figure.get_facecolor()[:3] == pytest.approx([int(palette.paper[n : n + 2], 16) / 255 for n in (1, 3, 5)])
 
 
-def test_few_large_values_hide_no_others(monkeypatch):
+def test_few_large_values_hide_no_others():
     values = np.concatenate([np.linspace(0, 1, 99), [50.0]])[None]
     high = usual_high(values)
     assert high < 2
-    image = draw_in([heat(values, high=high)], monkeypatch).axes[0].images[0]
+    image = draw_in([heat(values, high=high)]).axes[0].images[0]
     assert image.get_clim()[1] == high
     assert image.colorbar.extend == "max"
     assert usual_high([0.0, 1.0, 1.2]) is None
     assert usual_high([np.nan]) is None
 
 
-def test_a_scale_of_ranks_is_logarithmic_and_knows_what_is_not_known(monkeypatch):
-    image = draw_in([heat([[-1.0, 0.0, 9.0, 99.0]], log=True)], monkeypatch).axes[0].images[0]
+def test_a_scale_of_ranks_is_logarithmic_and_knows_what_is_not_known():
+    image = draw_in([heat([[-1.0, 0.0, 9.0, 99.0]], log=True)]).axes[0].images[0]
     assert image.get_array().mask.tolist() == [[True, False, False, False]]
     assert image.norm([0.0, 9.0, 99.0]).tolist() == pytest.approx([0, 0.5, 1])
 
 
-def test_more_lines_than_colours_are_told_apart(monkeypatch):
+def test_more_lines_than_colours_are_told_apart():
     series = [Series(str(n), [0, 1], [n, n]) for n in range(7)]
-    lines = draw_in([Panel("", "", "", series)], monkeypatch).axes[0].lines
+    lines = draw_in([Panel("", "", "", series)]).axes[0].lines
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 7

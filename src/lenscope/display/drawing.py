@@ -5,9 +5,10 @@ Knows: matplotlib, sizes, fonts, text that may hold anything. Does not know: fil
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,19 +30,13 @@ LARGEST = 40.0
 # what draws the scripts that matplotlib's own font lacks, where it is installed
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial")
 MARKERS = "osD^vPX*"
-# metadata without the time, so that the same figure gives the same file
-UNDATED: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def draw(panels: Sequence[Panel | Heatmap], palette: Palette, file: IO[bytes], kind: str, dots: int) -> None:
-    """Draw panels into an open file.
+@contextmanager
+def canvas_of(panels: Sequence[Panel | Heatmap], palette: Palette, dots: int) -> Iterator[Any]:
+    """Panels drawn on a canvas, up to three in a line; it is saved within the block, which has the settings for it.
 
-    Args:
-        panels: what is drawn, up to three in a line.
-        palette: in which colours.
-        file: where the picture goes.
-        kind: png, svg or pdf.
-        dots: dots per inch of a png.
+    `dots` are those per inch of a picture of dots.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,7 +77,7 @@ def draw(panels: Sequence[Panel | Heatmap], palette: Palette, file: IO[bytes], k
             canvas.legend(handles, names, loc="outside lower center", frameon=False, fontsize=8, ncols=most)
         for at in axes[len(panels) :]:
             at.set_axis_off()
-        canvas.savefig(file, format=kind, metadata=UNDATED[kind], facecolor=palette.paper)
+        yield canvas
 
 
 @cache

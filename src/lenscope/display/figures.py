@@ -19,8 +19,8 @@ from lenscope.files.file_names import safe_name
 from lenscope.files.writing import whole_file
 
 __all__ = ["Figure", "Heatmap", "Panel", "Series"]
-# how a file may end, and what is drawn then
-FORMATS = ("png", "svg", "pdf")
+# how a file may end, and its metadata: without the time, so that the same figure gives the same file
+FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 # dots per inch of a picture of dots: sharp on screens of twice the usual density, and in print at half size
 DOTS = 144
 
@@ -65,7 +65,9 @@ class Figure:
         if not self.panels:
             raise LenscopeError(f"figure {self.name!r}: has no panels to draw")
         content = io.BytesIO()
-        drawing.draw(self.panels, PALETTES[theme], content, kind, DOTS)
+        palette = PALETTES[theme]
+        with drawing.canvas_of(self.panels, palette, DOTS) as canvas:
+            canvas.savefig(content, format=kind, metadata=FORMATS[kind], facecolor=palette.paper)
         return content.getvalue()
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:

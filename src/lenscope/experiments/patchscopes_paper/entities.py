@@ -370,9 +370,8 @@ def _entities_figure(
     for name in (SCORES[0], SCORES[2]):
         layers = scored[name].by_layer()
         x = [row["layer"] for row in layers]
-        panels.append(
-            Panel(name, "layer", name, [curve(w, x, [r[w] for r in layers], w != VECTOR) for w in CONDITIONS])
-        )
+        lines = [curve(way, x, [row[way] for row in layers], way != VECTOR) for way in CONDITIONS]
+        panels.append(Panel(name, "layer", name, lines))
     worth = scored["RougeL"]
     x = [source for source, _ in worth.cells]
     if popular is not None:
