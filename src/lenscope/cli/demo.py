@@ -79,7 +79,7 @@ def demo_command(
     console.print(headline(lm, repr(ENTITY), console.width, "patchscope"))
     show(console, explained.table(width=console.width))
     report = folder / "index.html"
-    write_text(report, page([tuned.to_json(), plain.to_json()], title=PROMPT))
+    write_text(report, page([tuned, plain], title=PROMPT))
     console.print()
     console.print(visible(f"{time.perf_counter() - began:.0f} s; look at {report.resolve()}"), soft_wrap=True)
 

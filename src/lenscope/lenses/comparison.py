@@ -13,6 +13,8 @@ from rich.table import Table
 
 from lenscope import visible_text as visible
 from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.page import Drawn
+from lenscope.display.payload import packed
 from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.files.digests import FORMAT
 from lenscope.files.json_values import check_within, float_array, whole_numbers
@@ -29,7 +31,7 @@ DISTANCES = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Record):
+class Comparison(Record, Drawn):
     """Two trajectories compared layer by layer: (L, P) each, over paired positions.
 
     js and kl (KL(first ‖ second)), kl_back (KL(second ‖ first)) in nats; total_variation 0 … 1; `same_top` whether
@@ -109,6 +111,22 @@ class Comparison(Record):
             columns[f"top_token_{end}"] = [side.vocabulary.get(i, "") for i in side.top_ids[..., 0].flat]
         columns |= {name: number_column(getattr(self, name).reshape(-1)) for name in DISTANCES}
         return pa.table({**columns, "same_top": self.same_top.reshape(-1)})
+
+    def page_data(self) -> dict[str, Any]:
+        """Give what a page draws of it: both trajectories' payloads, and the distances (L, P) in a compressed block."""
+        texts = dict.fromkeys(self.texts)
+        return packed(
+            {
+                "kind": "comparison",
+                "title": " / ".join(texts),
+                "first": self.first.page_data(),
+                "second": self.second.page_data(),
+                "layers": list(self.layers),
+                "positions": [list(pair) for pair in self.positions],
+                "measures": dict(DISTANCES),
+            },
+            {name: self.measure(name) for name in DISTANCES},
+        )
 
     def measure(self, name: str) -> np.ndarray:
         """One of the distances by name, (L, P)."""

@@ -18,6 +18,8 @@ from rich.table import Table
 
 from lenscope import visible_text as visible
 from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.page import Drawn
+from lenscope.display.payload import packed, vocabulary_payload
 from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.errors import LenscopeError
 from lenscope.files.digests import FORMAT, Column, stamped, unstamped
@@ -45,9 +47,10 @@ from lenscope.files.parquet_tables import (
     write_parquet,
 )
 from lenscope.files.records import Lists, Record, check_measure, document_of, write_json
-from lenscope.files.writing import write_text
 from lenscope.measures import definitions as measures
 
+# the key of a provenance under which stands how well its lens read held-out text: nats for each layer
+HELD_OUT = "held_out_kl"
 # name → unit, of a trajectory and of a comparison
 MEASURES = {
     "max_probability": "probability of the top token, 0–1",
@@ -59,7 +62,7 @@ MEASURES = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectory(Record):
+class Trajectory(Record, Drawn):
     """How a model's prediction forms, layer by layer, at the positions of one prompt.
 
     Arrays are (L, P) over `layers` and `positions`; `top_ids` and `top_log_probs` (L, P, k), most probable first.
@@ -268,11 +271,37 @@ class Trajectory(Record):
             }
         )
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one self-contained page to look at in a browser."""
-        from lenscope.display.page import page
-
-        write_text(path, page([self.to_json()], title=self.text))
+    def page_data(self) -> dict[str, Any]:
+        """Give what a page draws of it: the head, and its arrays (L, P) and (L, P, k) in a compressed block."""
+        provenance = dict(self.provenance)
+        held_out = provenance.pop(HELD_OUT, None)
+        chosen = [] if self.target is None else [self.target]
+        return packed(
+            {
+                "kind": "trajectory",
+                "text": self.text,
+                "model": self.model,
+                "lens": self.lens,
+                "n_layers": self.n_layers,
+                "layers": list(self.layers),
+                "positions": list(self.positions),
+                "ids": list(self.ids),
+                "target": self.target,
+                "vocabulary": vocabulary_payload(
+                    self.vocabulary, {*self.ids, *chosen, *np.unique(self.top_ids).tolist()}
+                ),
+                "depth": [None if depth < 0 else depth for depth in self.prediction_depth.tolist()],
+                "final": None if self.final is None else list(self.final),
+                "measures": dict(MEASURES),
+                "provenance": provenance,
+                "held_out_kl": held_out,
+            },
+            {
+                **{name: self.measure(name) for name in MEASURES},
+                "top_ids": self.top_ids,
+                "top_log_probs": self.top_log_probs,
+            },
+        )
 
 
 def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str]) -> None:

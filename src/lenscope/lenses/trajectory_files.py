@@ -99,7 +99,7 @@ class PageFile(JsonFile):
         if not self.count:
             before, self._after = frame(trajectory.text)
             self._file.write(before)
-        self._file.write(("," if self.count else "") + script_json(trajectory.to_json()))
+        self._file.write(("," if self.count else "") + script_json(trajectory.page_data()))
 
     def _end(self) -> None:
         self._file.write(self._after)
