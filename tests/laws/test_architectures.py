@@ -129,6 +129,19 @@ def test_lens_measures_equal_their_definitions(lm):
     assert torch.allclose(torch.from_numpy(t.top_log_probs).double(), top, rtol=1e-4, atol=1e-4)
 
 
+def test_the_trajectory_of_a_text_that_is_written_is_that_of_the_text(lm):
+    """Token by token, from a cache only where that gives this model's own states; the tokens are `generate`'s."""
+    (ids,) = prompts(lm, 7)
+    lens = ls.Lens(lm)
+    generation = lens.generate(ids, 4, top_k=1)
+    written = [token.id for token in generation]
+    assert written == list(lm.generate(ids, 4).ids)
+    whole, expected = generation.trajectory(), lens.trajectory([*ids, *written], top_k=1)
+    assert (whole.ids, whole.positions) == (expected.ids, expected.positions)
+    for name in ("entropy", "kl", "max_probability", "cross_entropy"):
+        assert np.allclose(whole.measure(name), expected.measure(name), rtol=1e-3, atol=1e-3, equal_nan=True), name
+
+
 # Architectures whose prefix is not held once for all rows, but whose cache can be copied for each ...
 FORKED = {
     "axk1",

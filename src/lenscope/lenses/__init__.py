@@ -7,15 +7,18 @@ from lenscope.lenses.lens import Lens
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import Trajectory, save
 from lenscope.lenses.transfer_results import Transfer
+from lenscope.lenses.written_trajectory import ReadToken, WrittenTrajectory
 
 __all__ = [
     "Comparison",
     "Evaluation",
     "EvaluationInterrupted",
     "Lens",
+    "ReadToken",
     "TokenRanks",
     "Trajectory",
     "Transfer",
+    "WrittenTrajectory",
     "evaluate",
     "load_evaluation",
     "save",

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.engine.growing_texts import require_room
+from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import Trajectory
+from lenscope.lenses.written_trajectory import WrittenTrajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping, StateMap
 from lenscope.measures.chosen_tokens import rank_tokens
@@ -153,6 +156,52 @@ class Lens:
             model=self.lm.name,
             lens=self.name,
         )
+
+    def generate(
+        self,
+        prompt: PromptLike,
+        max_new_tokens: int = 20,
+        layers: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        *,
+        target: str | int | None = None,
+        top_k: int = 5,
+        stop: str | Sequence[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> WrittenTrajectory:
+        """Let the model go on from a prompt, and read every token's trajectory as it is written: iterate over it.
+
+        Greedy, as `LM.generate`, or drawn at a `temperature` with a `seed`; it ends at an end-of-text token, where its
+        text contains a string of `stop`, or after `max_new_tokens`. A cache is used where it was measured to give this
+        model's own states at all layers. Raises LenscopeError as `trajectory` does, and where the model's context has
+        no room for the new tokens.
+
+        Args:
+            prompt: a text, token ids or a Prompt.
+            max_new_tokens: how many tokens are written at most.
+            layers: which layers are read; by default all that f has weights for.
+            positions: which positions of the prompt are read; by default all. All that are written are.
+            target: the token that cross_entropy and rank are about; by default each position's next one.
+            top_k: how many of the most probable tokens are listed.
+            stop: strings that end the text.
+            temperature: 0: greedy.
+            top_p: the mass of the most probable tokens that are drawn from.
+            seed: fixes the draws.
+        """
+        one, new = self.lm.prompt(prompt), count(max_new_tokens, "max_new_tokens")
+        top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
+        require_room(self.lm, len(one), new)
+        chosen = None if target is None else self.lm.encoder.token_id(target)
+        numbers, source = self._layers(layers), provenance(self.lm)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        chooser = TokenChooser(self.lm, 1, new, stops, temperature, top_p, seed)
+
+        def reduced(states: HiddenStates) -> Trajectory:
+            return self._reduced(states, numbers, chosen, top_k, source)
+
+        return WrittenTrajectory(self.lm, one, self._with_last(numbers), positions, reduced, chooser, new)
 
     def compare(
         self,
