@@ -17,42 +17,46 @@ import { runHistory } from "./run_history.js";
 import { statePanel } from "./state_panel.js";
 import { emptyState, readState, writeState } from "./url_state.js";
 
+const FIRST_TARGET = "entity";  // the target prompt that describes what it is given
 const DRAW_EVERY = 200;  // milliseconds, while the model writes
 const ADDRESS_AFTER = 250;  // milliseconds without a change
 
 /** State of the address with what the server has filled in: a lens that is there, limits that hold. */
 function stateFor(info, state) {
   const names = info.lenses.map(({ name }) => name), { targets, limits } = info;
+  const usual = targets.find(({ name }) => name === FIRST_TARGET) ?? targets[0];
   return {
     ...state,
     lens: names.includes(state.lens) ? state.lens : names.at(-1),
     lens2: names.includes(state.lens2) ? state.lens2 : names[0],
-    goal: state.goal === "own" || targets.some(({ name }) => name === state.goal) ? state.goal : targets[0]?.name ?? "own",
+    goal: state.goal === "own" || targets.some(({ name }) => name === state.goal) ? state.goal : usual?.name ?? "own",
     newTokens: Math.min(state.newTokens, limits.new_tokens),
     answerTokens: Math.min(state.answerTokens, limits.new_tokens),
     steerTokens: Math.min(state.steerTokens, limits.new_tokens),
   };
 }
 
-/** A trajectory that grows with the events of a generation; `draw(result)` is called now and then, and at the end. */
+/** A trajectory that grows with the events of a generation; `draw(result, written, growing)` is called now and then, and at the end. */
 async function streamedTrajectory(request, draw, say, signal) {
-  let whole = null, drawnAt = 0, count = 0;
+  let whole = null, drawnAt = 0, count = 0, written = "";
   await streamFromServer("/api/generation", request, async (name, data) => {
     if (name === "queue") say(placeInQueue(data));
     else if (name === "start") {
       whole = await unpackResult(data.payload);
-      draw(whole, false);
+      draw(whole, written, false);
     } else if (name === "token") {
       whole = withToken(withColumns(whole, await unpackResult(data.payload)), data.id, data.text);
+      written += data.text;
       say(`${++count} of ${request.max_new_tokens} tokens are written.`);
       if (performance.now() - drawnAt > DRAW_EVERY) {
-        draw(whole, true);
+        draw(whole, written, true);
         drawnAt = performance.now();
       }
     }
+    if (name === "done" && typeof data.text === "string") written = data.text;
   }, signal);
-  draw(whole, true);
-  return whole;
+  draw(whole, written, true);
+  return { ...whole, written };
 }
 
 function openPage(root, info) {
@@ -69,6 +73,7 @@ function openPage(root, info) {
     opened: (place) => about.aim(place),
     asked: (place) => about.ask(place),
     taken: (place) => about.take(place),
+    keep: keepWritten,
     rerun: () => run(result.current()?.endpoint === "generation"),
   });
   const examples = examplesList(info.examples, openExample);
@@ -90,6 +95,13 @@ function openPage(root, info) {
     result.show({ ...asked, result: drawn, growing });
     document.title = `${clipText(visibleProse(promptInWords(asked.request.prompt ?? asked.request.first)), 60)} – lenscope`;
   }
+  /** What was written becomes part of the prompt: a turn of the chat, or the end of the text. */
+  function keepWritten(written) {
+    const { mode, text, turns } = inputs.get();
+    if (mode === "chat") inputs.set({ turns: [...turns.filter(({ content }) => content), { role: "assistant", content: written.trim() }, { role: "user", content: "" }] });
+    else inputs.set({ text: text + written });
+    prompt.focus();
+  }
   async function run(writing, restored = false) {
     const asked = mainRequest(inputs.get(), writing);
     if (asked === null) {
@@ -104,7 +116,7 @@ function openPage(root, info) {
     await (writing ? writeTask : runTask).run(async (signal) => {
       const begun = performance.now();
       const drawn = writing
-        ? await streamedTrajectory(asked.request, (whole, growing) => draw(asked, whole, growing), line.say, signal)
+        ? await streamedTrajectory(asked.request, (whole, written, growing) => draw(asked, { ...whole, written }, growing), line.say, signal)
         : await unpackResult(await askServer(`/api/${asked.endpoint}`, asked.request, signal));
       if (!writing) draw(asked, drawn);
       if (!restored && location.hash !== address()) history.pushState(null, "", address());

@@ -41,14 +41,14 @@ export function questionControls(inputs, info) {
   const words = element("p", { class: "target-text", dir: "auto" });
   const models = info.explaining_models.map(({ name }, i) => [i === 0 ? "" : String(i), name]);
   const explainer = labelled("Explaining model", choiceControl(inputs, "explainer", models.length ? models : [["", info.model.name]]));
-  const mapping = labelled("Mapping", choiceControl(inputs, "mapping", [["", "none"], ...info.mappings.map((name) => [name, name])]));
+  const mapping = labelled("Mapping", choiceControl(inputs, "mapping", [["", "the model's own"], ...info.mappings.map((name) => [name, name])]));
   explainer.hidden = models.length < 2;
-  mapping.hidden = !info.mappings.length;
+  mapping.hidden = info.mappings.length < 2;  // the identity alone is no choice
   function show() {
     const { goal } = inputs.get(), given = info.targets.find(({ name }) => name === goal) ?? info.targets[0];
     own.hidden = at.hidden = goal !== "own";
     words.hidden = goal === "own" || !given;
-    words.textContent = given ? visibleProse(given.text) : "";
+    words.textContent = given ? visibleProse(given.text).replaceAll("\n", " ↵ ") : "";
   }
   inputs.subscribe(show);
   show();

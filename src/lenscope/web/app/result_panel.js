@@ -37,16 +37,19 @@ function cellFromPair(pair) {
 
 /**
  * The panel: {element, view (its store), show(entry), current(), hide()}. An entry is {endpoint, request, result}.
- * does = {opened(place), taken(place), rerun()}.
+ * does = {opened(place), asked(place), taken(place), keep(written), rerun()}.
  */
 export function resultPanel(inputs, does) {
   const view = createStore({});
   const title = element("p", { class: "ran", dir: "auto" });
   const stale = element("p", { class: "stale", role: "status", hidden: "" },
     "The inputs have changed since this was run. ", button("Run again", does.rerun));
+  const written = element("p", { class: "written", dir: "auto", "aria-live": "polite" });
+  const keep = button("Keep it in the prompt", () => does.keep(entry.result.written), { class: "quiet" });
+  const continuation = element("div", { class: "continuation", hidden: "" }, written, keep);
   const place = element("div", { class: "drawn" });
   const panel = element("section", { class: "panel shown", "aria-label": "Result", hidden: "" },
-    element("div", { class: "row" }, title, stale), place);
+    element("div", { class: "row" }, title, stale), continuation, place);
   let entry = null, drawn = null;
 
   function cellSide(result) {
@@ -54,7 +57,10 @@ export function resultPanel(inputs, does) {
   }
   const hooks = {
     ...askingHooks(),
-    onCell: (result, cell) => does.opened(placeOfCell(cellSide(result), cell)),
+    onCell(result, cell) {
+      inputs.set({ cell: [cell.layer, cell.position] });
+      does.opened(placeOfCell(cellSide(result), cell));
+    },
     dragData: (result, cell) => JSON.stringify(placeOfCell(cellSide(result), cell)),
     cellActions(result, cell) {
       const at = placeOfCell(cellSide(result), cell);
@@ -98,6 +104,8 @@ export function resultPanel(inputs, does) {
       drawn = drawResult({ ...shown.result, key: MAIN_KEY }, view, hooks);
       place.replaceChildren(drawn.element);
       if (growing && scrolled) for (const node of place.querySelectorAll(".scroller")) node.scrollLeft = node.scrollWidth;
+      continuation.hidden = shown.endpoint !== "generation";
+      if (written.textContent !== visibleProse(shown.result.written ?? "")) written.textContent = visibleProse(shown.result.written ?? "");
       title.textContent = visibleProse(requestInWords(shown));
       panel.hidden = false;
       showStale();
