@@ -123,7 +123,7 @@ class WrittenTrajectory(Iterator[ReadToken]):
         start, whole = self.start, self._whole_prompt()
         end = self._trajectory(self._last_states(), whole, (len(whole) - 1,))
         before = len([p for p in self.places if p < len(self.prompt) - 1])
-        return joined([_first_positions(start, before), *self._parts, end])
+        return join_positions([_first_positions(start, before), *self._parts, end])
 
     def _last_states(self) -> Tensor:
         """The states (L, 1, D) of the text's last token."""
@@ -148,7 +148,7 @@ class WrittenTrajectory(Iterator[ReadToken]):
         )
 
 
-def joined(parts: Sequence[Trajectory]) -> Trajectory:
+def join_positions(parts: Sequence[Trajectory]) -> Trajectory:
     """Trajectories of one text at different positions, in order, as one: the last of them knows the whole text."""
     arrays: Any = {
         name: np.concatenate([getattr(p, name) for p in parts], 1) for name in (*MEASURES, "top_ids", "top_log_probs")
