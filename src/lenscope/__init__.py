@@ -25,6 +25,7 @@ ROOMS = (
     "interventions",
     "directions",
     "tasks",
+    "web",
     "detection",
     "experiments",
 )

@@ -14,6 +14,7 @@ from lenscope import patchscopes as patchscopes
 from lenscope import statistics as statistics
 from lenscope import tasks as tasks
 from lenscope import text as text
+from lenscope import web as web
 from lenscope._version import __version__ as __version__
 from lenscope.errors import LenscopeError as LenscopeError
 from lenscope.experiments.report import Report as Report

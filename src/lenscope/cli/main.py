@@ -61,6 +61,7 @@ def command_line() -> "Typer":
     from lenscope.cli.lens import lens_command
     from lenscope.cli.patch import patch_command
     from lenscope.cli.reproduce import reproduce_command
+    from lenscope.cli.serve import serve_command
 
     app = typer.Typer(
         name="lenscope",
@@ -79,6 +80,7 @@ def command_line() -> "Typer":
     app.command("causal")(causal_command)
     app.command("reproduce")(reproduce_command)
     app.command("demo")(demo_command)
+    app.command("serve")(serve_command)
     app.add_typer(detect_commands)
 
     @app.callback(invoke_without_command=True)
