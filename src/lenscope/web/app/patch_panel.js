@@ -12,6 +12,16 @@ import { askingHooks, placeInWords } from "./result_panel.js";
 
 const SHOWN_CHANGES = 5;
 
+/** The place that a dragged cell carries, null where it is none. */
+function placeFromText(text) {
+  try {
+    const place = JSON.parse(text);
+    return Array.isArray(place?.prompt?.ids) && Number.isInteger(place.layer) && Number.isInteger(place.position) ? place : null;
+  } catch {
+    return null;
+  }
+}
+
 /** The most probable tokens of a trajectory at a layer row and position column: [{id, share}]. */
 export function topTokens(result, l, p) {
   const k = result.arrays.top_ids.shape[2];
@@ -73,8 +83,8 @@ export function patchPanel(inputs, info) {
     targetAt.replaceChildren(element("h3", {}, "Target prompt: where the state goes"), drawnTarget.element);
   }
   function dropped(dragged, cell) {
-    let place;
-    try { place = JSON.parse(dragged); } catch { return line.refuse("What was dropped is no state. Drag a cell of a result."); }
+    const place = placeFromText(dragged);
+    if (!place) return line.refuse("What was dropped is no state. Drag a cell of a result.");
     inputs.set({ taken: place });
     return put(place, cell);
   }
@@ -90,15 +100,16 @@ export function patchPanel(inputs, info) {
   }
   async function put(place, cell) {
     if (!place) return line.refuse("Take a state first: choose a cell of the result above and press “Take this state”.");
-    inputs.set({ placed: [cell.layer, cell.position], asked: "move" });
+    const layer = cell.layer ?? Math.min(place.layer, info.model.n_layers);  // a token of the target prompt: the layer it came from
+    inputs.set({ placed: [layer, cell.position], asked: "move" });
     return putTask.run(async (signal) => {
-      const request = moveRequest({ ...inputs.get(), intoText: target.typed, lens: target.lens }, place, [cell.layer, cell.position]);
+      const request = moveRequest({ ...inputs.get(), intoText: target.typed, lens: target.lens }, place, [layer, cell.position]);
       const patched = await unpackResult(await askServer("/api/patched_trajectory", request, signal));
       clearPatched();
       last = { endpoint: "patched_trajectory", request };
-      drawnPatched = drawResult({ ...patched, key: "patched" }, store, { ...askingHooks(), cone: { layer: cell.layer, position: cell.position } });
+      drawnPatched = drawResult({ ...patched, key: "patched" }, store, { ...askingHooks(), cone: { layer, position: cell.position } });
       patchedAt.replaceChildren(
-        element("h3", {}, `The run with ${placeInWords(place)} at layer ${cell.layer}, position ${cell.position}`), changesTable(target, patched), drawnPatched.element);
+        element("h3", {}, `The run with ${placeInWords(place)} in it at layer ${layer}, position ${cell.position}`), changesTable(target, patched), drawnPatched.element);
       patchedAt.scrollIntoView({ block: "nearest" });
     });
   }
