@@ -19,6 +19,7 @@ from lenscope.engine.plain_hooks import HookRunner
 from lenscope.engine.prefix_cache import Prefixes, size
 from lenscope.engine.staircase import Batched, Staircase, batched_arguments
 from lenscope.errors import LenscopeError
+from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
 
 # modes, ways to run rows, fastest first
@@ -80,6 +81,7 @@ def predict_rows(
     """
     prefixes = Prefixes(lm)
     for chunk in _chunks(lm, rows, last, 0, budget, mode_of):
+        check_interruption()
         runner, ids = _prepare(lm, rows, chunk, 0, prefixes)
         yield chunk.rows, runner.run(ids, last)
 
@@ -105,6 +107,7 @@ def generate_rows(
         log_probs: list[list[float]] = [[] for _ in chunk.rows]
         alive = np.arange(len(chunk.rows))
         for step in range(max_new_tokens):
+            check_interruption()
             h = runner.run(ids)[:, 0]
             tokens, values, ended = choose(h, chunk.rows[alive], step)
             for at, token, value in zip(alive.tolist(), tokens.tolist(), values.tolist(), strict=True):

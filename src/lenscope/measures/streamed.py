@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
+from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
 from lenscope.models.readout import Readout, wide
 
@@ -291,6 +292,7 @@ def _sums_of(readout: Readout, h: Tensor, targets: Tensor | None, k: int) -> Voc
 
 def logits_of_piece(readout: Readout, x: Tensor, start: int, stop: int) -> Tensor:
     """Logits (G, P, stop - start) of the tokens start…stop-1, from prepared states x (G, P, D)."""
+    check_interruption()
     rows = x.flatten(0, 1)
     ready = rows if readout.splits else readout.prepare(rows)
     return wide(readout.columns(ready, start, stop)).view(*x.shape[:2], -1)
@@ -331,6 +333,7 @@ def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         size = max(256, PIECE_BYTES // (4 * len(part))) if readout.splits else vocab
         best = ids = total = torch.empty(0)
         for start in range(0, vocab, size):
+            check_interruption()
             z = wide(readout.columns(x, start, min(start + size, vocab)))
             top, at = z.max(-1)
             if not start:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lenscope.models.interruption import held, may_stop, stoppable
 from lenscope.models.residual_stream import Anatomy, embedding
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -38,6 +39,7 @@ class Exclusive:
     def __init__(self, model: PreTrainedModel, renew: Callable[[str], None]) -> None:
         self.model, self.renew = model, renew
         self.lock = lock_of(model)
+        self._asking = False
 
     def watch(self, anatomy: Anatomy) -> None:
         """From now on changes are those since the model had this anatomy."""
@@ -49,14 +51,25 @@ class Exclusive:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within the block no other thread runs this model, which is as it was observed, or edits it."""
-        with self.lock:
+        """Within the block no other thread runs this model, which is as it was observed, or edits it.
+
+        Where that may be interrupted (see interruption.py), the model's blocks ask before they run.
+        """
+        with held(self.lock):
             change = self.changed()
             if change:
                 self.renew(change)
             for module in self.dynamic:
                 _forget_lengths(module)
-            yield
+            if self._asking or not may_stop():
+                yield
+                return
+            self._asking = True
+            try:
+                with stoppable(self.anatomy.blocks):
+                    yield
+            finally:
+                self._asking = False
 
     @property
     def training(self) -> bool:

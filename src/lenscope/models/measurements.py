@@ -6,6 +6,8 @@ Knows: that a measurement is made once, by one thread. Does not know: what is me
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from lenscope.models.interruption import held
+
 # by what a measurement is found again: its name, then the ranges of lengths that it holds for
 Key = tuple[Any, ...]
 Value = TypeVar("Value")
@@ -20,7 +22,7 @@ class Measurements:
 
     def once(self, key: Key, measure: Callable[[], Value]) -> Value:
         """What `measure` gave under this key; it is called the first time, and again if it raised an error."""
-        with self.lock:
+        with held(self.lock):
             if key not in self.values:
                 self.values[key] = measure()
             value: Value = self.values[key]
