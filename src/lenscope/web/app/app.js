@@ -9,7 +9,7 @@ import { button, oneAtATime, placeInQueue, statusLine } from "./controls.js";
 import { examplesList, stateOfExample } from "./examples.js";
 import { exportMenu } from "./export_menu.js";
 import { withColumns, withToken } from "./growing.js";
-import { keyHelp, listenToKeys } from "./key_help.js";
+import { closeMenus, keyHelp, listenToKeys } from "./key_help.js";
 import { promptPanel } from "./prompt_panel.js";
 import { mainRequest, promptInWords } from "./requests.js";
 import { placeOfCell, resultPanel } from "./result_panel.js";
@@ -83,7 +83,9 @@ function openPage(root, info) {
   function askedFor(entry) {
     return entry && { endpoint: entry.endpoint, request: entry.request };
   }
+  /** The address follows the view; while something else is typed it goes on saying what is shown. */
   function writeAddress() {
+    if (result.isStale() || (!result.current() && inputs.get().ran)) return;
     if (location.hash !== address()) history.replaceState(null, "", address());
     if (result.current()) runs.follow(askedFor(result.current()), address());
   }
@@ -166,6 +168,7 @@ function openPage(root, info) {
     timer = setTimeout(writeAddress, ADDRESS_AFTER);
   });
   addEventListener("popstate", openAddress);
+  closeMenus();
   listenToKeys({
     "?": help.open,
     "/": prompt.focus,

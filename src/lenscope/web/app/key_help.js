@@ -34,3 +34,18 @@ export function listenToKeys(does) {
     does[event.key]();
   });
 }
+
+/** Menus of the page (details.menu) close by Escape and by a click elsewhere. */
+export function closeMenus() {
+  const open = () => [...document.querySelectorAll("details.menu[open]")];
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    for (const menu of open()) {
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    }
+  });
+  document.addEventListener("pointerdown", (event) => {
+    for (const menu of open()) if (!menu.contains(event.target)) menu.open = false;
+  });
+}

@@ -86,13 +86,13 @@ export function promptPanel(inputs, info, does) {
   const writeButton = button("Write", does.write);
   const panel = element("section", { class: "panel prompt", "aria-label": "Prompt" },
     modeChoice(inputs, info.model.chat), textField, chatField, secondField,
-    element("div", { class: "row" }, lens, compare, secondLens, answer, runButton, does.runTask.stopButton),
-    element("div", { class: "row write" },
-      labelled("New tokens", numberControl(inputs, "newTokens", 1, info.limits.new_tokens)),
-      labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
-      labelled("Top p", numberControl(inputs, "topP", 0.01, 1, 0.01)),
-      labelled("Seed", numberControl(inputs, "seed", 0, 2 ** 32 - 1)),
-      writeButton, does.writeTask.stopButton));
+    element("div", { class: "asks" }, element("div", { class: "row" }, lens, compare, secondLens, answer, runButton, does.runTask.stopButton),
+      element("div", { class: "row" },
+        labelled("New tokens", numberControl(inputs, "newTokens", 1, info.limits.new_tokens)),
+        labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
+        labelled("Top p", numberControl(inputs, "topP", 0.01, 1, 0.01)),
+        labelled("Seed", numberControl(inputs, "seed", 0, 2 ** 32 - 1)),
+        writeButton, does.writeTask.stopButton)));
   function show() {
     const { mode, compare: against } = inputs.get();
     textField.hidden = mode !== "completion";

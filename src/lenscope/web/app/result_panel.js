@@ -36,7 +36,7 @@ function cellFromPair(pair) {
 }
 
 /**
- * The panel: {element, view (its store), show(entry), current(), hide()}. An entry is {endpoint, request, result}.
+ * The panel: {element, view (its store), show(entry), current(), isStale(), hide()}. An entry is {endpoint, request, result}.
  * does = {opened(place), asked(place), taken(place), keep(written), rerun()}.
  */
 export function resultPanel(inputs, does) {
@@ -94,6 +94,7 @@ export function resultPanel(inputs, does) {
     element: panel,
     view,
     current: () => entry,
+    isStale: () => !stale.hidden,
     /** Draws an entry; one that grows is drawn anew, its place on the screen kept. */
     show(shown) {
       const growing = entry !== null && drawn !== null && shown.growing;
