@@ -16,7 +16,7 @@ from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.token_ranks import TokenRanks
-from lenscope.lenses.trajectory import Trajectory
+from lenscope.lenses.trajectory import HELD_OUT, Trajectory, held_out_kl
 from lenscope.lenses.written_trajectory import WrittenTrajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping, StateMap
@@ -304,9 +304,15 @@ class Lens:
             top_ids=top_ids,
             top_log_probs=_to_numpy(r.top_log_probs),
             vocabulary=dict(zip(occurring, self.lm.encoder.tokens(occurring), strict=True)),
-            provenance={**source, "lens": self.name},
+            provenance={**source, "lens": self.name, **self._held_out()},
             final=own,
         )
+
+    def _held_out(self) -> dict[str, Any]:
+        """What the report of a fitted f says of held-out text, as a provenance has it; nothing where it says nothing."""
+        report = self.f.report if isinstance(self.f, PairMapping) else {}
+        kl = held_out_kl(report.get("layers"))
+        return {} if kl is None else {HELD_OUT: kl}
 
     def _mapped_all(self, states: HiddenStates, layers: tuple[int, ...]) -> Tensor:
         """f of every layer's states: (L, P, D)."""

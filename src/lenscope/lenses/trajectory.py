@@ -304,6 +304,22 @@ class Trajectory(Record, Drawn):
         )
 
 
+def held_out_kl(rows: Any) -> dict[str, list[Any]] | None:
+    """Give the KL on held-out text that the rows of a lens's report have, in nats; None where they have none.
+
+    {"layers": the layers, "kl": of the lens, "logit_lens": of the logit lens there}. Reports come from files, so
+    whatever has not this form says nothing.
+    """
+    try:
+        measured = [(int(row["layer"]), float(row["kl"]), float(row["kl_logit_lens"])) for row in rows]
+    except (TypeError, KeyError, ValueError):
+        return None
+    if not measured or not np.isfinite(measured).all():
+        return None
+    layers, kl, logit_lens = zip(*measured, strict=True)
+    return {"layers": list(layers), "kl": list(kl), "logit_lens": list(logit_lens)}
+
+
 def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str]) -> None:
     """Write one trajectory, or several, to a .parquet or .json file; the file is complete or not there at all.
 

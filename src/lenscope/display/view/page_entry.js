@@ -1,19 +1,65 @@
-// The start of a static page: its data, its state, a view for each result.
+// The start of a static page: its data, its state, one toolbar, and a view for each result as it comes into sight.
 
-import { element, visibleProse } from "./text.js";
+import { clipText, element, visibleProse } from "./text.js";
 import { unpackResult } from "./payload.js";
 import { createStore } from "./store.js";
+import { createToolbar } from "./toolbar.js";
+import { trajectoryModel } from "./trajectory_model.js";
+import { comparisonModel } from "./comparison_view.js";
 import { drawResult } from "./views.js";
+
+const FEW = 4;  // results that are drawn at once; further ones when they come into sight
+
+function resultName(result) {
+  const name = result.title ?? result.text ?? result.kind;
+  return [element("bdi", {}, clipText(visibleProse(name), 60)), result.lens && [" — ", element("bdi", {}, visibleProse(result.lens))]];
+}
+
+/** Draws a result in its place, at once or when it comes near the window. */
+function placeResult(main, result, anchor, store, hooks, wait) {
+  const place = element("div", { id: anchor, class: "place" });
+  main.append(place);
+  const draw = () => place.replaceChildren(drawResult(result, store, hooks).element);
+  if (!wait) return draw();
+  place.classList.add("waiting");
+  const watch = new IntersectionObserver((entries) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    watch.disconnect();
+    place.classList.remove("waiting");
+    draw();
+  }, { rootMargin: "600px" });
+  watch.observe(place);
+  window.addEventListener("beforeprint", () => {
+    if (place.classList.contains("waiting")) draw();
+    place.classList.remove("waiting");
+  });
+}
 
 /** Draws {title, results} into a node. */
 export async function drawPage(root, data) {
   const title = visibleProse(data.title || "lenscope"), store = createStore({});
-  document.title = title;
-  const results = await Promise.all(data.results.map(unpackResult));
+  document.title = clipText(title, 200);
+  const results = (await Promise.all(data.results.map(unpackResult))).map((result, i) => ({ ...result, key: String(i) }));
+  const own = results.length === 1 && data.title === (results[0].title ?? results[0].text);  // the result says it itself
+  const header = element("header", {}, own ? element("h1", { class: "brand" }, "lenscope") : element("h1", {}, element("bdi", {}, clipText(title, 200))),
+    results.length > 1 && element("nav", { "aria-label": "Results" }, element("ol", {}, results.map((result, i) =>
+      element("li", {}, element("a", { href: `#result-${i + 1}` }, resultName(result)))))));
   const main = element("main", {});
-  root.replaceChildren(element("header", {}, element("h1", {}, element("bdi", {}, title))), main);
-  results.forEach((result, i) => main.append(drawResult({ ...result, key: String(i) }, store).element));
+  root.replaceChildren(header, main);
+  const drawn = results.filter((result) => result.kind === "trajectory" || result.kind === "comparison");
+  const shared = drawn.length > 1;  // one scale and one choice of measure for all, so that they compare
+  if (shared) {
+    const models = drawn.map((result) => (result.kind === "comparison" ? comparisonModel(result) : trajectoryModel(result)));
+    header.after(createToolbar(models, store, {}, true).element);
+  }
+  results.forEach((result, i) => placeResult(main, result, `result-${i + 1}`, store, { toolbar: !shared }, i >= FEW));
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
 const pageData = document.getElementById("data");
-if (pageData) drawPage(document.getElementById("page"), JSON.parse(pageData.textContent));
+if (pageData) {
+  drawPage(document.getElementById("page"), JSON.parse(pageData.textContent)).catch((error) => {
+    document.getElementById("page").append(element("p", { class: "warning", role: "alert" }, `The page could not be drawn: ${visibleProse(error.message)}`));
+    throw error;
+  });
+}

@@ -5,15 +5,15 @@ export const RAMP_STEPS = 16;
 
 /** What measures are called and how their scales run: name, unit, what they say, `high` a fixed end, `log` a log scale. */
 export const MEASURES = {
+  "between:js": { name: "JS distance", unit: "nats", says: "Jensen–Shannon distance of the two" },
+  "between:total_variation": { name: "total variation", unit: "", says: "total variation of the two", high: 1 },
+  "between:kl": { name: "KL first ‖ second", unit: "nats", says: "KL(first ‖ second)" },
+  "between:kl_back": { name: "KL second ‖ first", unit: "nats", says: "KL(second ‖ first)" },
   max_probability: { name: "probability", unit: "", says: "probability of the top token", high: 1 },
   entropy: { name: "entropy", unit: "nats", says: "entropy" },
   kl: { name: "KL to final", unit: "nats", says: "KL(final ‖ this layer)" },
   cross_entropy: { name: "cross-entropy", unit: "nats", says: "cross-entropy" },
   rank: { name: "rank", unit: "", says: "rank", log: true },
-  "between:js": { name: "JS distance", unit: "nats", says: "Jensen–Shannon distance of the two" },
-  "between:total_variation": { name: "total variation", unit: "", says: "total variation of the two", high: 1 },
-  "between:kl": { name: "KL first ‖ second", unit: "nats", says: "KL(first ‖ second)" },
-  "between:kl_back": { name: "KL second ‖ first", unit: "nats", says: "KL(second ‖ first)" },
 };
 
 /** A scale from 0: at(value) in [0, 1], with ticks. Heavy tails are cut at the 95th percentile, and the last tick says so. */

@@ -1,26 +1,191 @@
-// A trajectory: the top token at every layer and position.
+// A trajectory: the top token at every layer and position, what a cell says, lines over the layers.
 
-import { clipText, element, tokenElement, visibleProse } from "./text.js";
-import { numberAt } from "./payload.js";
-import { makeScale, stepClass } from "./scale.js";
+import { clipText, element, tokenElement, tokenNodes, visibleProse } from "./text.js";
+import { stepClass } from "./scale.js";
+import { cellInWords, fixedMarks, indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
+import { createLayerTable } from "./layer_table.js";
+import { addGestures, carryCell } from "./table_gestures.js";
+import { pinClass, togglePin } from "./token_chips.js";
+import { cellDetails } from "./cell_details.js";
+import { measureChart, probabilityChart, rankChart, ranksOfTokens } from "./rank_curves.js";
+import { createToolbar, measureInUse, scaleInUse } from "./toolbar.js";
 
-/** Draws a trajectory: {element, update(), remove()}. */
-export function drawTrajectory(result, store, hooks) {
-  const { layers, positions, arrays, vocabulary } = result;
-  const table = element("table", { role: "grid", "aria-label": "Top token at every layer and position" });
-  const node = element("section", { class: "result trajectory" },
-    element("h2", { dir: "auto" }, clipText(visibleProse(result.text), 400)), table);
-  function update() {
-    const measure = store.get().measure ?? "max_probability";
-    const scale = store.get().scale ?? makeScale(measure, arrays[measure].values.filter((v) => !Number.isNaN(v)));
-    table.replaceChildren(...[...layers.keys()].reverse().map((l) => element("tr", { role: "row" },
-      element("th", { role: "rowheader" }, layers[l]),
-      positions.map((position, p) => element("td", {
-        role: "gridcell", tabindex: "-1", class: stepClass(scale, numberAt(arrays[measure], l, p)),
-        on: { click: () => hooks.onCell?.(result, { layer: layers[l], position }) },
-      }, tokenElement(vocabulary.get(numberAt(arrays.top_ids, l, p, 0))))))));
+/** Whether a cell lies in the causal cone of a state that was written at {layer, position}. */
+export function inCone(cone, layer, position) {
+  return (position === cone.position && layer >= cone.layer) || (position > cone.position && layer > cone.layer);
+}
+
+/**
+ * The source of a grid (layer_table.js) for the rows and columns that a model shows: `value(l, p)` colours cells on `scale`;
+ * `cone` may be null.
+ */
+export function gridSource(model, { rows, columns, scale, value, pins, cone, draggable, label }) {
+  const at = (r) => rows[rows.length - 1 - r];  // the last layer is on top
+  const pinAt = new Map(pins.map((pin, n) => [pin.id, n]));
+  const nodes = (key) => tokenNodes(key === null ? "–" : model.token(key));
+  const headRows = [{ label: "input", key: (c) => model.result.ids[model.positions[columns[c]]], nodes, note: (c) => model.positions[columns[c]] }];
+  if (model.result.target === null) {
+    const next = (key) => (key === null ? ["–"] : nodes(key));
+    headRows.push({ label: "next", key: (c) => model.target(columns[c]), nodes: next });
   }
+  return {
+    label, rows: rows.length, columns: columns.length, headRows, nodes, draggable, contents: model, at,
+    rowLabel: (r) => [r === 0 && element("small", {}, "layer"), String(model.layers[at(r)])].filter(Boolean),
+    rowMark: (r) => (model.weak(at(r)) ? "weak" : ""),
+    key: (r, c) => model.first(at(r), columns[c]),
+    describe: (r, c) => cellInWords(model, at(r), columns[c]),
+    className(r, c) {
+      const l = at(r), p = columns[c], id = model.first(l, p), pin = pinAt.get(id);
+      return stepClass(scale, value(l, p)) + fixedMarks(model, l, p, c ? columns[c - 1] : null, c < columns.length - 1 ? columns[c + 1] : null)
+        + (pin === undefined ? "" : ` follow ${pinClass(pin)}`)
+        + (cone && inCone(cone, model.layers[l], model.positions[p]) ? ` cone${model.positions[p] === cone.position ? " cone-left" : ""}` : "");
+    },
+  };
+}
+
+/** The head of a trajectory: the prompt, the lens and the model, a sentence on weak layers. */
+function trajectoryHead(model) {
+  const { result } = model, weak = weakLayersInWords(model);
+  const range = model.L === 1 ? `layer ${model.layers[0]}` : `layers ${model.layers[0]}–${model.layers[model.L - 1]}`;
+  return [
+    element("h2", { dir: "auto", title: clipText(visibleProse(result.text), 2000) }, clipText(visibleProse(result.text), 400)),
+    element("p", { class: "about" }, element("b", {}, element("bdi", {}, visibleProse(result.lens))), " on ", element("b", {}, element("bdi", {}, visibleProse(result.model))),
+      ` · ${range} of ${result.n_layers} · ${model.P} ${model.P === 1 ? "position" : "positions"}`,
+      result.target !== null && [" · target ", tokenElement(model.token(result.target))]),
+    weak && element("p", { class: "warning" }, weak),
+  ];
+}
+
+/** What a result was made with, folded away. */
+export function provenanceNode(provenance) {
+  const text = (value) => visibleProse(value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
+  return element("details", { class: "provenance" }, element("summary", {}, "Provenance"), element("dl", {}, Object.entries(provenance || {}).map(([key, value]) =>
+    element("div", {}, element("dt", {}, element("bdi", {}, visibleProse(key.replace(/_/g, " ")))), element("dd", {}, element("bdi", {}, text(value)))))));
+}
+
+/** Ranks of the pinned tokens from a hook, asked for once for each set of pins: {get(), ask(pins)}; changed() when they come. */
+export function askedRanks(result, model, hooks, changed) {
+  let ranks = null, asked = "";
+  return {
+    get: () => ranks,
+    ask(pins) {
+      const ids = pins.map((pin) => pin.id), key = ids.join();
+      if (!hooks.rankCurves || key === asked) return;
+      asked = key;
+      if (!ids.length) return void (ranks = null);
+      Promise.resolve(hooks.rankCurves(result, ids)).then((payload) => ranksOfTokens(payload, model)).then((answer) => {
+        if (asked !== key) return;
+        ranks = answer;
+        changed();
+      }).catch(() => { if (asked === key) asked = ""; });
+    },
+  };
+}
+
+/** Draws a trajectory: {element, model, update(), remove()}. With hooks.toolbar false, the page has a toolbar for all results. */
+export function drawTrajectory(result, store, hooks) {
+  const model = trajectoryModel(result), models = [model], key = result.key;
+  const table = createLayerTable(), aside = element("aside", { "aria-label": "Selected cell" }), charts = element("div", { class: "charts" });
+  const spoken = element("p", { class: "spoken", role: "status" });
+  const toolbar = hooks.toolbar === false ? null : createToolbar(models, store, hooks);
+  const node = element("section", { class: "result trajectory" }, trajectoryHead(model), toolbar?.element,
+    element("div", { class: "body" }, element("div", { class: "main" }, table.element, charts), aside), provenanceNode(result.provenance), spoken);
+  let rows = [], columns = [], source = null, at = [model.L - 1, model.P - 1], over = null, frame = 0;
+  const ranks = askedRanks(result, model, hooks, () => show());
+
+  const ours = () => (store.get().cell?.result === key ? store.get().cell : null);
+  const cellAt = ([r, c]) => ({ result: key, layer: r === null ? null : model.layers[source.at(r)], position: model.positions[columns[c]] });
+  const placeOf = (l, p) => {
+    const r = rows.indexOf(l), c = columns.indexOf(p);
+    return r < 0 || c < 0 ? null : [rows.length - 1 - r, c];
+  };
+
+  function arrange() {
+    const state = store.get(), measure = measureInUse(state, models), scale = scaleInUse(state, models);
+    rows = indicesWithin(model.layers, state.layerWindow);
+    columns = indicesWithin(model.positions, state.positionWindow);
+    const cone = over ?? (typeof hooks.cone === "function" ? hooks.cone(result) : hooks.cone) ?? null;
+    source = gridSource(model, { rows, columns, scale, value: (l, p) => model.value(measure, l, p), pins: state.pins, cone,
+      draggable: Boolean(hooks.dragData), label: "Top token at every layer and position" });
+    return source;
+  }
+  function show() {
+    const state = store.get(), held = Boolean(ours()?.pinned), [l, p] = at, scale = scaleInUse(state, models);
+    table.point(placeOf(l, p), held);
+    const actions = hooks.cellActions?.(result, { result: key, layer: model.layers[l], position: model.positions[p] }) ?? [];
+    const focused = aside.contains(document.activeElement) ? document.activeElement : null;
+    const again = focused?.dataset.follow ? `[data-follow="${focused.dataset.follow}"]` : focused?.classList.contains("hold") ? ".hold" : null;
+    aside.replaceChildren(...cellDetails(model, l, p, { store, held, hold: () => open(l, p), actions }).filter(Boolean));
+    if (again) aside.querySelector(again)?.focus();
+    charts.replaceChildren(...[measureChart(models, scale.measure, scale, l, p), probabilityChart(model, state.pins, ranks.get(), l, p),
+      state.pins.length ? rankChart(model, state.pins, ranks.get(), l, p) : null].filter(Boolean));
+  }
+  function showSoon() {  // many cells may be passed in one frame
+    if (!frame) frame = requestAnimationFrame(() => { frame = 0; show(); });
+  }
+  function look(l, p) {
+    if (ours()?.pinned || (l === at[0] && p === at[1])) return;
+    at = [l, p];
+    if (!store.get().cell?.pinned) store.set({ cell: { result: key, layer: model.layers[l], position: model.positions[p], pinned: false } });
+    showSoon();
+  }
+  function open(l, p) {
+    const held = ours()?.pinned && at[0] === l && at[1] === p;
+    at = [l, p];
+    store.set({ cell: { result: key, layer: model.layers[l], position: model.positions[p], pinned: !held } });
+    show();
+    if (!held) hooks.onCell?.(result, { result: key, layer: model.layers[l], position: model.positions[p] });
+  }
+  const lp = ([r, c]) => [source.at(r), columns[c]];
+  const limits = (values, a, b) => [Math.min(values[a], values[b]), Math.max(values[a], values[b])];
+  addGestures(table, () => ({ rows: rows.length, columns: columns.length }), {
+    label: ([r, c]) => source.describe(r, c),
+    look: (place) => look(...lp(place)),
+    open: (place) => open(...lp(place)),
+    pin(place) {
+      const id = model.first(...lp(place)), text = model.token(id);
+      store.set({ pins: togglePin(store.get().pins, id, text) });
+    },
+    letGo() { if (ours()?.pinned) store.set({ cell: { ...ours(), pinned: false } }); },
+    chooseRows: (low, high) => store.set({ layerWindow: limits(model.layers, source.at(low), source.at(high)) }),
+    chooseColumns: (low, high) => store.set({ positionWindow: limits(model.positions, columns[low], columns[high]) }),
+    drag: hooks.dragData && ((place) => hooks.dragData(result, cellAt(place))),
+    carry(data, place) {
+      spoken.textContent = `Taken: ${source.describe(...place)}. Press d on the cell of another prompt to put it there.`;
+      return carryCell(data);
+    },
+    over(place) {
+      const next = place && hooks.onDrop ? { layer: place[0] === null ? 0 : model.layers[source.at(place[0])], position: model.positions[columns[place[1]]] } : null;
+      if (next?.layer === over?.layer && next?.position === over?.position) return;
+      over = next;
+      update(["cone"]);
+    },
+    drop: hooks.onDrop && ((place, dragged) => hooks.onDrop(result, cellAt(place), dragged)),
+  });
+
+  function update(names) {
+    if (names && names.every((name) => name === "cell")) {
+      const cell = ours(), l = cell && model.rowOf(cell.layer), p = cell && model.columnOf(cell.position);
+      const moved = cell && l >= 0 && p >= 0 && (l !== at[0] || p !== at[1]);
+      if (moved) at = [l, p];
+      return showSoon();
+    }
+    ranks.ask(store.get().pins);
+    table.setSource(arrange());
+    show();
+  }
+  const cell = ours(), start = cell && [model.rowOf(cell.layer), model.columnOf(cell.position)];
+  if (start && start[0] >= 0 && start[1] >= 0) at = start;
   update();
-  const stop = store.subscribe(update);
-  return { element: node, update, remove() { stop(); node.remove(); } };
+  const stop = store.subscribe((_, names) => update(names));
+  return {
+    element: node, model, update: () => update(),
+    remove() {
+      stop();
+      cancelAnimationFrame(frame);
+      toolbar?.remove();
+      table.remove();
+      node.remove();
+    },
+  };
 }

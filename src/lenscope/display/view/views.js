@@ -2,9 +2,11 @@
 
 import { element } from "./text.js";
 import { drawTrajectory } from "./trajectory_view.js";
+import { drawComparison } from "./comparison_view.js";
 
 const VIEWS = {
   trajectory: drawTrajectory,
+  comparison: drawComparison,
 };
 
 /**

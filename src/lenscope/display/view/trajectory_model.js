@@ -1,0 +1,110 @@
+// What a trajectory says, by layer row l and position column p (indices into its layers and positions). No page here.
+
+import { visibleToken } from "./text.js";
+
+/** Nats of KL to the model on held-out text above which a lens knows little of a layer. */
+export const WEAK_KL = 2;
+
+/** An unpacked trajectory as questions and answers; null stands for what is not known. */
+export function trajectoryModel(result) {
+  const { layers, positions, ids, arrays, vocabulary, target } = result;
+  const L = layers.length, P = positions.length, topShape = arrays.top_ids.shape, k = topShape[2];
+  const topIds = arrays.top_ids.values, topLogs = arrays.top_log_probs.values;
+  const known = (value) => value === undefined || Number.isNaN(value) ? null : value;
+  const held = result.held_out_kl, heldAt = new Map(held ? held.layers.map((layer, i) => [layer, held.kl[i]]) : []);
+  const model = {
+    result, layers, positions, L, P, k, vocabularies: [vocabulary],
+    hasMeasure: (name) => Object.hasOwn(arrays, name),
+    token: (id) => vocabulary.get(id) ?? `#${id}`,
+    input: (p) => vocabulary.get(ids[positions[p]]) ?? `#${ids[positions[p]]}`,
+    /** The id that cross-entropy and rank are about at a position, null where there is none. */
+    target: (p) => target ?? ids[positions[p] + 1] ?? null,
+    value(measure, l, p) {
+      const value = known(arrays[measure]?.values[l * P + p]);
+      return measure === "rank" && value < 0 ? null : value;
+    },
+    values(measure) {
+      const all = arrays[measure]?.values;
+      return all ? Array.from(all).filter((v) => !Number.isNaN(v) && (measure !== "rank" || v >= 0)) : [];
+    },
+    first: (l, p) => topIds[(l * P + p) * k],
+    top(l, p) {
+      const from = (l * P + p) * k;
+      return Array.from({ length: k }, (_, i) => ({ id: topIds[from + i], probability: Math.exp(topLogs[from + i]) }));
+    },
+    /** Place of an id among the most probable, -1 where it is none of them. */
+    placeInTop(id, l, p) {
+      const from = (l * P + p) * k;
+      for (let i = 0; i < k; i++) if (topIds[from + i] === id) return i;
+      return -1;
+    },
+    probability(id, l, p) {
+      const place = model.placeInTop(id, l, p);
+      return place < 0 ? null : known(Math.exp(topLogs[(l * P + p) * k + place]));
+    },
+    rank(id, l, p) {
+      if (id === model.target(p)) return model.value("rank", l, p);
+      const place = model.placeInTop(id, l, p);
+      return place < 0 ? null : place;
+    },
+    depth: (p) => result.depth?.[p] ?? null,
+    settled: (l, p) => (result.depth?.[p] ?? Infinity) <= layers[l],
+    heldOut: (l) => heldAt.get(layers[l]) ?? null,
+    weak: (l) => (heldAt.get(layers[l]) ?? 0) > WEAK_KL,
+    rowOf: (layer) => layers.indexOf(layer),
+    columnOf: (position) => positions.indexOf(position),
+    layerInWords(l) {
+      const layer = layers[l];
+      return layer === 0 ? "the input of the first block" : layer === result.n_layers ? "the output of the last block"
+        : `after block ${layer} of ${result.n_layers}`;
+    },
+  };
+  return model;
+}
+
+/** The indices of values within a window [low, high]; all of them where there is none, or none are within. */
+export function indicesWithin(values, limits) {
+  const all = [...values.keys()];
+  const within = limits ? all.filter((i) => values[i] >= limits[0] && values[i] <= limits[1]) : all;
+  return within.length ? within : all;
+}
+
+/** Numbers as runs: 0–4, 7. */
+export function runsInWords(numbers) {
+  const runs = [];
+  for (const n of numbers) {
+    const last = runs[runs.length - 1];
+    if (last && n === last[1] + 1) last[1] = n;
+    else runs.push([n, n]);
+  }
+  return runs.map(([a, b]) => a === b ? `${a}` : `${a}–${b}`).join(", ");
+}
+
+/** A sentence on the layers of which the lens knows little; null where there are none, or nothing is known. */
+export function weakLayersInWords(model) {
+  const rows = model.layers.map((_, l) => l).filter((l) => model.weak(l));
+  if (!rows.length) return null;
+  const values = rows.map((l) => model.heldOut(l)), low = Math.min(...values).toFixed(1), high = Math.max(...values).toFixed(1);
+  const one = rows.length === 1, many = low === high ? `${low}` : `${low}–${high}`;
+  return `At ${one ? "layer" : "layers"} ${runsInWords(rows.map((l) => model.layers[l]))} this lens knows little: on held-out text it is `
+    + `${many} nats of KL away from the model there (above ${WEAK_KL}). Take what ${one ? "that row" : "those rows"} say${one ? "s" : ""} with care.`;
+}
+
+/** What a screen reader says of a cell. */
+export function cellInWords(model, l, p) {
+  const share = model.value("max_probability", l, p);
+  return `${visibleToken(model.token(model.first(l, p)))}${share === null ? "" : `, probability ${share.toPrecision(3)}`}; layer ${model.layers[l]}, `
+    + `position ${model.positions[p]} after ${visibleToken(model.input(p))}`;
+}
+
+/** The class of a cell's marks that no choice of measure changes: the target in bold, the staircase of prediction depth. */
+export function fixedMarks(model, l, p, before, after) {
+  let marks = model.first(l, p) === model.target(p) ? " hit" : "";
+  if (model.weak(l)) marks += " weak";
+  if (model.settled(l, p)) {
+    const edges = (model.layers[l] === model.depth(p) ? " eb" : "") + (before !== null && !model.settled(l, before) ? " el" : "")
+      + (after !== null && !model.settled(l, after) ? " er" : "");
+    if (edges) marks += " e" + edges;
+  }
+  return marks;
+}
