@@ -309,7 +309,7 @@ class Lens:
         )
 
     def _held_out(self) -> dict[str, Any]:
-        """What the report of a fitted f says of held-out text, as a provenance has it; nothing where it says nothing."""
+        """What the report of a fitted f says of held-out text, as a provenance has it; nothing where there is none."""
         report = self.f.report if isinstance(self.f, PairMapping) else {}
         kl = held_out_kl(report.get("layers"))
         return {} if kl is None else {HELD_OUT: kl}

@@ -161,6 +161,7 @@ export function drawComparison(result, store, hooks) {
     show();
   }
   update();
+  for (const side of sides) side.table.reveal(placeOf(...at) ?? [0, columns.length - 1]);
   const stop = store.subscribe((_, names) => update(names));
   return {
     element: node, model, update: () => update(),

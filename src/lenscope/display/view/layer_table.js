@@ -18,7 +18,7 @@ export function createLayerTable() {
   const canvas = element("div", { class: "canvas" }, heads, body);
   const scroller = element("div", { class: "scroller", role: "grid", tabindex: "-1" }, canvas);
   let source = null, pool = [], headPool = [], size = {}, contents = new Map();
-  let shown = [0, 0, 0, 0], stop = [0, 0], pointed = null, printing = false;
+  let shown = [0, 0, 0, 0], stop = [0, 0], pointed = null, printing = false, wanted = null;
 
   const headWidth = () => printing || scroller.clientWidth < 620 ? 52 : 76;
   const headHeight = () => source.headRows.reduce((sum, _, i) => sum + (i ? 16 : 32), 4);
@@ -150,6 +150,11 @@ export function createLayerTable() {
     measureSize();
     buildPools();
     sync(true);
+    if (wanted && !printing) {
+      const place = wanted;
+      wanted = null;
+      reveal(place);
+    }
   }
 
   function point(place, held) {
@@ -173,6 +178,7 @@ export function createLayerTable() {
 
   /** Scrolls as little as shows a cell whole. */
   function reveal([r, c]) {
+    if (!scroller.clientWidth) return void (wanted = [r, c]);  // when it is on the page
     const x = c * size.column, y = r * size.row, width = scroller.clientWidth - size.left, height = scroller.clientHeight - size.top;
     if (x < scroller.scrollLeft) scroller.scrollLeft = x;
     else if (x + size.column > scroller.scrollLeft + width) scroller.scrollLeft = x + size.column - width;

@@ -82,9 +82,9 @@ export function createToolbar(models, store, hooks = {}, shared = false) {
   const weak = models.some((model) => model.layers.some((_, l) => model.weak(l)));
   const depth = models.some((model) => model.positions.some((_, p) => model.depth(p) !== null));
   const key = element("ul", { class: "key" },
-    depth && element("li", {}, element("span", { class: "sample line" }), "prediction depth: settled above the line"),
-    element("li", {}, element("b", {}, "bold"), "the target or next token"),
-    weak && element("li", {}, element("i", { class: "sample-weak" }, "slanted"), "layers of which the lens knows little"));
+    depth && element("li", {}, element("span", { class: "sample line" }), "settled above (prediction depth)"),
+    element("li", {}, element("b", {}, "bold"), "target or next token"),
+    weak && element("li", {}, element("i", { class: "sample-weak" }, "slanted"), "the lens knows little"));
   const node = element("div", { class: "toolbar" }, element("div", { class: "tools" }, choices, legend),
     element("div", { class: "tools" }, element("div", { class: "following" }, search.element, chips), layers.element, positions.element, key));
 

@@ -1,6 +1,6 @@
 // What a trajectory says, by layer row l and position column p (indices into its layers and positions). No page here.
 
-import { visibleToken } from "./text.js";
+import { clipText, visibleProse, visibleToken } from "./text.js";
 
 /** Nats of KL to the model on held-out text above which a lens knows little of a layer. */
 export const WEAK_KL = 2;
@@ -86,7 +86,7 @@ export function weakLayersInWords(model) {
   if (!rows.length) return null;
   const values = rows.map((l) => model.heldOut(l)), low = Math.min(...values).toFixed(1), high = Math.max(...values).toFixed(1);
   const one = rows.length === 1, many = low === high ? `${low}` : `${low}–${high}`;
-  return `At ${one ? "layer" : "layers"} ${runsInWords(rows.map((l) => model.layers[l]))} this lens knows little: on held-out text it is `
+  return `At ${one ? "layer" : "layers"} ${runsInWords(rows.map((l) => model.layers[l]))} the lens “${clipText(visibleProse(model.result.lens), 60)}” knows little: on held-out text it is `
     + `${many} nats of KL away from the model there (above ${WEAK_KL}). Take what ${one ? "that row" : "those rows"} say${one ? "s" : ""} with care.`;
 }
 

@@ -177,6 +177,7 @@ export function drawTrajectory(result, store, hooks) {
   const cell = ours(), start = cell && [model.rowOf(cell.layer), model.columnOf(cell.position)];
   if (start && start[0] >= 0 && start[1] >= 0) at = start;
   update();
+  table.reveal(placeOf(...at) ?? [0, columns.length - 1]);
   const stop = store.subscribe((_, names) => update(names));
   return {
     element: node, model, update: () => update(),
