@@ -68,7 +68,6 @@ function openPage(root, info) {
   const address = () => writeState(inputs.get(), usual);
   const prompt = promptPanel(inputs, info, { run: () => run(false), write: () => run(true), runTask, writeTask });
   const runs = runHistory((entry) => { history.pushState(null, "", entry.hash); openAddress(); });
-  const about = statePanel(inputs, info);
   const result = resultPanel(inputs, {
     opened: (place) => about.aim(place),
     asked: (place) => about.ask(place),
@@ -76,6 +75,7 @@ function openPage(root, info) {
     keep: keepWritten,
     rerun: () => run(result.current()?.endpoint === "generation"),
   });
+  const about = statePanel(inputs, info, result.view);
   const examples = examplesList(info.examples, openExample);
   const work = element("div", { class: "work" }, result.element, about.element);
   const exports = exportMenu({ line, shown: () => work, shared: writeAddress, asked: () => askedFor(result.current()) });
@@ -183,7 +183,7 @@ function openPage(root, info) {
   }
   const { name, n_layers: layers } = info.model;
   root.replaceChildren(
-    element("header", { class: "bar" }, element("h1", {}, "lenscope"), element("p", { class: "model" }, `${visibleProse(name)} · ${layers} layers`),
+    element("header", { class: "top-bar" }, element("h1", {}, "lenscope"), element("p", { class: "model" }, `${visibleProse(name)} · ${layers} layers`),
       runs.element, exports.element, button("Keys", help.open, { "aria-keyshortcuts": "?" })),
     element("main", {}, prompt.element, line.element, examples, work), help.element);
   if (complaint) line.refuse(complaint);
@@ -200,7 +200,7 @@ async function startApp(root) {
     openPage(root, await askServer("/api/info"));
   } catch (error) {
     line.fail(error);
-    root.querySelector("main").append(button("Try again", () => startApp(root), { class: "main" }));
+    root.querySelector("main").append(button("Try again", () => startApp(root), { class: "primary" }));
     if (!(error instanceof ServerError)) throw error;
   }
 }

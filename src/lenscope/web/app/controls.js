@@ -69,7 +69,7 @@ export function choiceControl(inputs, key, choices) {
 
 /** A button. */
 export function button(text, click, attributes = {}) {
-  return element("button", { type: "button", on: { click }, ...attributes }, text);
+  return element("button", { type: "button", on: { click }, ...attributes, class: `btn ${attributes.class ?? ""}` }, text);
 }
 
 /** A line that says what goes on or went wrong, aloud as well: {element, say(text), fail(error), refuse(text), clear()}. */
@@ -95,7 +95,7 @@ export function statusLine() {
  */
 export function oneAtATime(line, waiting = "Waiting for the model …") {
   let current = null;
-  const stopButton = button("Stop", () => task.stop(), { class: "stop", hidden: "" });
+  const stopButton = button("Stop", () => task.stop(), { class: "halt", hidden: "" });
   const task = {
     stopButton,
     busy: () => current !== null,

@@ -114,11 +114,11 @@ function answersTable(inputs) {
 /** The panel: {element, ask(place), forget()}. */
 export function explanationPanel(inputs, info) {
   const line = statusLine(), task = oneAtATime(line), table = answersTable(inputs);
-  const askButton = button("Ask", () => ask(place), { class: "main" });
+  const askButton = button("Ask", () => ask(place), { class: "primary" });
   const layers = labelled("Target layers", textControl(inputs, "targetLayers", { placeholder: "eight, spread", size: "12" }),
     "“same”, “all”, or a list such as 0, 4-8, 20-30/2");
   const panel = element("div", { class: "question" },
-    element("div", { class: "row" }, ...questionControls(inputs, info), layers,
+    element("div", { class: "controls" }, ...questionControls(inputs, info), layers,
       labelled("New tokens", numberControl(inputs, "answerTokens", 1, info.limits.new_tokens)),
       labelled("Mark answers with", textControl(inputs, "reference", { placeholder: "Paris", size: "10" })),
       askButton, task.stopButton),

@@ -53,5 +53,5 @@ export function exportMenu(does) {
       element("li", {}, button("PNG of the view", () => guarded(save))),
       element("li", {}, button("Copy as Python", () => guarded(() => fromServer("python"))))));
   const share = button("Copy link", () => { does.shared(); return copy(location.href, "The link to this view is copied."); });
-  return { element: element("div", { class: "row" }, share, menu, window) };
+  return { element: element("div", { class: "controls" }, share, menu, window) };
 }

@@ -16,12 +16,12 @@ export function gridPanel(inputs, info) {
   const drawnAt = element("div", { class: "drawn" });
   const tokens = labelled("New tokens", numberControl(inputs, "answerTokens", 1, info.limits.new_tokens));
   const panel = element("div", { class: "question" },
-    element("div", { class: "row" }, ...questionControls(inputs, info),
+    element("div", { class: "controls" }, ...questionControls(inputs, info),
       labelled("Each cell", choiceControl(inputs, "gridKind", [["predict", "predicts the next token"], ["generate", "writes an answer"]])), tokens,
       labelled("Source layers", textControl(inputs, "gridSources", { placeholder: "all", size: "10" })),
       labelled("Target layers", textControl(inputs, "targetLayers", { placeholder: "all", size: "10" })),
       labelled("Answer to look for", textControl(inputs, "reference", { placeholder: "Paris", size: "10" })),
-      button("Run the grid", () => ask(place), { class: "main" }), task.stopButton),
+      button("Run the grid", () => ask(place), { class: "primary" }), task.stopButton),
     line.element, progress, drawnAt);
   let place = null, drawn = null, last = null;
   const showTokens = () => { tokens.hidden = inputs.get().gridKind !== "generate"; };

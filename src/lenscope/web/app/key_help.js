@@ -20,7 +20,7 @@ const KEYS = [
 export function keyHelp() {
   const window = element("dialog", { class: "help", "aria-label": "Keys" }, element("h2", {}, "Everything works by keyboard"),
     element("dl", {}, KEYS.map(([key, does]) => [element("dt", {}, element("kbd", {}, key)), element("dd", {}, does)])),
-    button("Close", () => window.close(), { class: "main" }));
+    button("Close", () => window.close(), { class: "primary" }));
   return { element: window, open: () => window.showModal() };
 }
 

@@ -44,7 +44,7 @@ function changesTable(plain, patched) {
 }
 
 /** The panel: {element, show(), put(place, cell), leave(), asked()}. */
-export function patchPanel(inputs, info) {
+export function patchPanel(inputs, info, view) {
   const line = statusLine(), readTask = oneAtATime(line), putTask = oneAtATime(line);
   const taken = element("p", { class: "taken", role: "status" });
   const text = areaControl(inputs, "intoText", { placeholder: "The Colosseum is in the city of",
@@ -52,11 +52,14 @@ export function patchPanel(inputs, info) {
   const targetAt = element("div", { class: "drawn", "aria-label": "Target prompt", role: "group" });
   const patchedAt = element("div", { class: "drawn", "aria-label": "With the state in it", role: "group" });
   const panel = element("div", { class: "question" }, taken,
-    element("div", { class: "row" }, element("div", { class: "wide" }, labelled("Target prompt of the move", text, "Enter reads it.")),
+    element("div", { class: "controls" }, element("div", { class: "wide" }, labelled("Target prompt of the move", text, "Enter reads it.")),
       labelled("Operation of the move", choiceControl(inputs, "moveOperation", info.operations.map((name) => [name, name.replaceAll("_", " ")]))),
-      button("Read it", () => readTarget(), { class: "main" }), readTask.stopButton, putTask.stopButton),
+      button("Read it", () => readTarget(), { class: "primary" }), readTask.stopButton, putTask.stopButton),
     line.element, targetAt, patchedAt);
-  const store = createStore({});
+  const followed = () => (({ measure, pins, layerWindow }) => ({ measure, pins, layerWindow }))(view.get());
+  const store = createStore(followed());  // measure, pins and layers are those of the result above
+  view.subscribe(() => store.set(followed()));
+  store.subscribe((state, names) => { if (names.includes("pins") || names.includes("layerWindow")) view.set({ pins: state.pins, layerWindow: state.layerWindow }); });
   let target = null, drawnTarget = null, drawnPatched = null, last = null;
 
   function showTaken() {
@@ -76,9 +79,9 @@ export function patchPanel(inputs, info) {
   function drawTarget() {
     drawnTarget?.remove();
     drawnTarget = drawResult({ ...target, key: "target" }, store, {
-      ...askingHooks(),
+      ...askingHooks(), toolbar: false,
       onDrop: (_, cell, dragged) => dropped(dragged, cell),
-      cellActions: (_, cell) => [button("Put it here", () => put(inputs.get().taken, cell), { class: "main" })],
+      cellActions: (_, cell) => [button("Put it here", () => put(inputs.get().taken, cell), { class: "primary" })],
     });
     targetAt.replaceChildren(element("h3", {}, "Target prompt: where the state goes"), drawnTarget.element);
   }
@@ -107,7 +110,7 @@ export function patchPanel(inputs, info) {
       const patched = await unpackResult(await askServer("/api/patched_trajectory", request, signal));
       clearPatched();
       last = { endpoint: "patched_trajectory", request };
-      drawnPatched = drawResult({ ...patched, key: "patched" }, store, { ...askingHooks(), cone: { layer, position: cell.position } });
+      drawnPatched = drawResult({ ...patched, key: "patched" }, store, { ...askingHooks(), toolbar: false, cone: { layer, position: cell.position } });
       patchedAt.replaceChildren(
         element("h3", {}, `The run with ${placeInWords(place)} in it at layer ${layer}, position ${cell.position}`), changesTable(target, patched), drawnPatched.element);
       patchedAt.scrollIntoView({ block: "nearest" });

@@ -82,12 +82,12 @@ export function promptPanel(inputs, info, does) {
     [["none", "nothing"], ...(info.lenses.length > 1 ? [["lens", "another lens"]] : []), ["prompt", "another prompt"]]));
   const secondLens = labelled("Second lens", choiceControl(inputs, "lens2", lensChoices(info)));
   const answer = labelled("Answer to follow", textControl(inputs, "answer", { placeholder: "the next token", size: "12" }));
-  const runButton = button("Run", does.run, { class: "main" });
+  const runButton = button("Run", does.run, { class: "primary" });
   const writeButton = button("Write", does.write);
   const panel = element("section", { class: "panel prompt", "aria-label": "Prompt" },
     modeChoice(inputs, info.model.chat), textField, chatField, secondField,
-    element("div", { class: "asks" }, element("div", { class: "row" }, lens, compare, secondLens, answer, runButton, does.runTask.stopButton),
-      element("div", { class: "row" },
+    element("div", { class: "asks" }, element("div", { class: "controls" }, lens, compare, secondLens, answer, runButton, does.runTask.stopButton),
+      element("div", { class: "controls" },
         labelled("New tokens", numberControl(inputs, "newTokens", 1, info.limits.new_tokens)),
         labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
         labelled("Top p", numberControl(inputs, "topP", 0.01, 1, 0.01)),

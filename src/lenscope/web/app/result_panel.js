@@ -6,7 +6,7 @@ import { createStore } from "./store.js";
 import { element, visibleProse, visibleToken } from "./text.js";
 import { askServer } from "./api.js";
 import { button } from "./controls.js";
-import { mainRequest, requestInWords } from "./requests.js";
+import { mainRequest } from "./requests.js";
 
 const MAIN_KEY = "main";
 
@@ -41,7 +41,6 @@ function cellFromPair(pair) {
  */
 export function resultPanel(inputs, does) {
   const view = createStore({});
-  const title = element("p", { class: "ran", dir: "auto" });
   const stale = element("p", { class: "stale", role: "status", hidden: "" },
     "The inputs have changed since this was run. ", button("Run again", does.rerun));
   const written = element("p", { class: "written", dir: "auto", "aria-live": "polite" });
@@ -49,7 +48,7 @@ export function resultPanel(inputs, does) {
   const continuation = element("div", { class: "continuation", hidden: "" }, written, keep);
   const place = element("div", { class: "drawn" });
   const panel = element("section", { class: "panel shown", "aria-label": "Result", hidden: "" },
-    element("div", { class: "row" }, title, stale), continuation, place);
+    stale, continuation, place);
   let entry = null, drawn = null;
 
   function cellSide(result) {
@@ -65,7 +64,7 @@ export function resultPanel(inputs, does) {
     cellActions(result, cell) {
       const at = placeOfCell(cellSide(result), cell);
       return [
-        button("What does this state mean?", () => does.asked(at), { class: "main" }),
+        button("What does this state mean?", () => does.asked(at), { class: "primary" }),
         button("Take this state", () => does.taken(at)),
       ];
     },
@@ -107,7 +106,6 @@ export function resultPanel(inputs, does) {
       if (growing && scrolled) for (const node of place.querySelectorAll(".scroller")) node.scrollLeft = node.scrollWidth;
       continuation.hidden = shown.endpoint !== "generation";
       if (written.textContent !== visibleProse(shown.result.written ?? "")) written.textContent = visibleProse(shown.result.written ?? "");
-      title.textContent = visibleProse(requestInWords(shown));
       panel.hidden = false;
       showStale();
     },

@@ -12,8 +12,8 @@ import { steeringPanel } from "./steering_panel.js";
 const TABS = [["meaning", "Meaning"], ["grid", "Every layer"], ["move", "Move it"], ["steer", "Steer"]];
 
 /** The panel: {element, aim(place), open(tab), ask(place), again(), take(place), asked()}. */
-export function statePanel(inputs, info) {
-  const parts = { meaning: explanationPanel(inputs, info), grid: gridPanel(inputs, info), move: patchPanel(inputs, info), steer: steeringPanel(inputs, info) };
+export function statePanel(inputs, info, view) {
+  const parts = { meaning: explanationPanel(inputs, info), grid: gridPanel(inputs, info), move: patchPanel(inputs, info, view), steer: steeringPanel(inputs, info) };
   const heading = element("h2", { tabindex: "-1" }, "No state is chosen");
   const takenLine = element("p", { class: "status", role: "status", hidden: "" });
   const tabs = TABS.map(([name, text]) => element("button", {
@@ -25,7 +25,7 @@ export function statePanel(inputs, info) {
     sayTaken(`${placeInWords(place)} will be subtracted when you steer.`);
   }, { disabled: "" });
   const panel = element("section", { class: "panel state", "aria-label": "One state", hidden: "" },
-    element("div", { class: "row head" }, heading, take, subtract), takenLine,
+    element("div", { class: "controls head" }, heading, take, subtract), takenLine,
     element("div", { role: "tablist", "aria-label": "What to do with the state", class: "tabs" }, tabs), bodies);
   let place = null;
 
@@ -43,6 +43,7 @@ export function statePanel(inputs, info) {
   }
   function show() {
     const { tab } = inputs.get();
+    panel.parentElement?.classList.toggle("moving", tab === "move" && !panel.hidden);
     TABS.forEach(([name], i) => {
       tabs[i].setAttribute("aria-selected", String(name === tab));
       tabs[i].tabIndex = name === tab ? 0 : -1;
@@ -63,6 +64,7 @@ export function statePanel(inputs, info) {
   function aim(about) {
     place = about;
     panel.hidden = false;
+    show();
     heading.textContent = `State at ${placeInWords(about)}`;
     take.disabled = subtract.disabled = false;
     parts.meaning.aim(about);
@@ -78,7 +80,7 @@ export function statePanel(inputs, info) {
     ask(about) {
       aim(about);
       open("meaning");
-      panel.scrollIntoView({ block: "nearest" });
+      panel.scrollIntoView({ block: "start" });
       return parts.meaning.ask(about);
     },
     /** Runs again what the address says was asked. */
@@ -87,6 +89,7 @@ export function statePanel(inputs, info) {
       if ((asked === "meaning" || asked === "grid") && place) await parts[asked].ask(place);
       else if (asked === "move" || asked === "steer") {
         panel.hidden = false;
+        show();
         await parts[asked].show(true);
       }
     },

@@ -14,7 +14,7 @@ const FARTHEST = 20;
 export function steeringPanel(inputs, info) {
   const line = statusLine(), task = oneAtATime(line);
   const vector = element("p", { class: "taken", role: "status" });
-  const warning = element("p", { class: "warning", role: "status", hidden: "" });
+  const warning = element("p", { class: "too-strong", role: "status", hidden: "" });
   const slider = element("input", { type: "range", min: String(-FARTHEST), max: String(FARTHEST), step: "0.5", "aria-label": "Strength, as a slider",
     on: { input: () => inputs.set({ strength: slider.valueAsNumber }) } });
   const texts = [0, 1].map(() => element("p", { class: "answer", dir: "auto" }));
@@ -23,13 +23,13 @@ export function steeringPanel(inputs, info) {
     element("section", { "aria-label": name }, element("h3", {}, name), prompts[row], texts[row])));
   const swap = button("Forget what is subtracted", () => inputs.set({ minus: null }), { class: "quiet" });
   const panel = element("div", { class: "question" }, vector,
-    element("div", { class: "row" },
+    element("div", { class: "controls" },
       labelled("Strength", numberControl(inputs, "strength", -1e6, 1e6, 0.5)), slider,
       labelled("Positions", choiceControl(inputs, "steerPositions", [["all", "every one"], ["last", "the last one"]])),
       labelled("New tokens", numberControl(inputs, "steerTokens", 1, info.limits.new_tokens)),
       labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
       labelled("Seed", numberControl(inputs, "seed", 0, 2 ** 32 - 1)),
-      button("Steer", () => ask(), { class: "main" }), task.stopButton, swap),
+      button("Steer", () => ask(), { class: "primary" }), task.stopButton, swap),
     line.element, warning, sides);
   let place = null, last = null;
 
