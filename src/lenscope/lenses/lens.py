@@ -15,8 +15,9 @@ from lenscope.engine.growing_texts import require_room
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
+from lenscope.lenses.lens_reports import HELD_OUT, held_out_kl
 from lenscope.lenses.token_ranks import TokenRanks
-from lenscope.lenses.trajectory import HELD_OUT, Trajectory, held_out_kl
+from lenscope.lenses.trajectory import Trajectory
 from lenscope.lenses.written_trajectory import WrittenTrajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping, StateMap

@@ -47,10 +47,9 @@ from lenscope.files.parquet_tables import (
     write_parquet,
 )
 from lenscope.files.records import Lists, Record, check_measure, document_of, write_json
+from lenscope.lenses.lens_reports import HELD_OUT
 from lenscope.measures import definitions as measures
 
-# the key of a provenance under which stands how well its lens read held-out text: nats for each layer
-HELD_OUT = "held_out_kl"
 # name → unit, of a trajectory and of a comparison
 MEASURES = {
     "max_probability": "probability of the top token, 0–1",
@@ -302,22 +301,6 @@ class Trajectory(Record, Drawn):
                 "top_log_probs": self.top_log_probs,
             },
         )
-
-
-def held_out_kl(rows: Any) -> dict[str, list[Any]] | None:
-    """Give the KL on held-out text that the rows of a lens's report have, in nats; None where they have none.
-
-    {"layers": the layers, "kl": of the lens, "logit_lens": of the logit lens there}. Reports come from files, so
-    whatever has not this form says nothing.
-    """
-    try:
-        measured = [(int(row["layer"]), float(row["kl"]), float(row["kl_logit_lens"])) for row in rows]
-    except (TypeError, KeyError, ValueError):
-        return None
-    if not measured or not np.isfinite(measured).all():
-        return None
-    layers, kl, logit_lens = zip(*measured, strict=True)
-    return {"layers": list(layers), "kl": list(kl), "logit_lens": list(logit_lens)}
 
 
 def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str]) -> None:
