@@ -14,7 +14,9 @@ import pyarrow as pa
 from rich.table import Table
 
 from lenscope import visible_text as visible
+from lenscope.display.figures import Figure
 from lenscope.display.heat_table import colour_caption, heat_table, shades_of
+from lenscope.display.measure_maps import measure_map, token_names
 from lenscope.display.numbers import signed_figure
 from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.errors import LenscopeError
@@ -144,6 +146,17 @@ class Effects(Record):
         """
         values = self.cells(measure, run)
         return fit_to_width(lambda room: self._drawn(measure, values, run, room), width)
+
+    def figure(self, measure: str = "effect", *, run: int = 0) -> Figure:
+        """Layers × places of one run as a figure, coloured by a measure; * marks the subject."""
+        values, mine = self.cells(measure, run), self.runs[run]
+        stars = ["*" if set(place) & set(mine.marked) else "" for place in mine.places]
+        names = [token_names([mine.label(n)])[0] + star for n, star in enumerate(stars)]
+        title = f"{self.method}, answer {mine.answer!r}, {self.model}"
+        numbers = [[_value_text(value, measure) for value in row] for row in values]
+        axes = ("token", "layer")
+        drawn = measure_map(title, axes, names, self.layers, values, measure, self.unit(measure), numbers)
+        return Figure(f"effects {measure}", [drawn])
 
     def _drawn(self, measure: str, values: np.ndarray, run: int, width: int | None) -> Table:
         mine = self.runs[run]

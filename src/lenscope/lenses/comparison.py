@@ -12,7 +12,9 @@ import pyarrow as pa
 from rich.table import Table
 
 from lenscope import visible_text as visible
+from lenscope.display.figures import Figure
 from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.measure_maps import measure_map, token_names
 from lenscope.display.page import Drawn
 from lenscope.display.payload import packed
 from lenscope.display.tables import TableColumn, fit_to_width
@@ -152,6 +154,18 @@ class Comparison(Record, Drawn):
             colour_caption(measure, values, hidden, self.units[measure], note),
             corner="layer" if max(self.layers) > 99 else "",
         )
+
+    def figure(self, measure: str = "js") -> Figure:
+        """Layers × paired positions as a figure: both top tokens, coloured by a measure of their distance."""
+        values, sides = self.measure(measure), (self.first, self.second)
+        heads = [token_names([t.vocabulary[t.ids[p]] for p in t.positions]) for t in sides]
+        tops = [[token_names([t.vocabulary.get(i, "") for i in row]) for row in t.top_ids[..., 0]] for t in sides]
+        names = [a if a == b else f"{a} / {b}" for a, b in zip(*heads, strict=True)]
+        texts = [["\n".join(pair) for pair in zip(*rows, strict=True)] for rows in zip(*tops, strict=True)]
+        title = " / ".join(dict.fromkeys(self.lenses))
+        axes = ("token", "layer")
+        drawn = measure_map(title, axes, names, self.layers, values, measure, self.units[measure], texts)
+        return Figure(f"comparison {measure}", [drawn])
 
     def _cell(self, row: int, column: int, measure: str, size: int) -> str:
         first, second = (t.vocabulary[int(t.top_ids[row, column, 0])] for t in (self.first, self.second))

@@ -15,7 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope import visible_text as visible
+from lenscope.display.figures import Figure
 from lenscope.display.numbers import four_digits
+from lenscope.display.panels import Panel, Series
 from lenscope.display.tables import TableColumn, dim, fit_to_width, plain_table, with_aside
 from lenscope.files.digests import FORMAT, Column, unstamped
 from lenscope.files.json_values import (
@@ -102,6 +104,19 @@ class Evaluation(Record):
         for name in names:
             check_measure(name, MEASURES)
         return fit_to_width(lambda room: self._drawn(names, room), width)
+
+    def figure(self, measures: str | Sequence[str] = "kl", *, log: bool = False) -> Figure:
+        """Lenses over layers with their 95 % intervals, a panel for each measure; dotted is the model's own value."""
+        names = [measures] if isinstance(measures, str) else list(measures)
+        for name in names:
+            check_measure(name, MEASURES)
+        panels = []
+        for name in names:
+            series = [Series(lens, self.layers, *self.values[name][n].T) for n, lens in enumerate(self.lenses)]
+            own = float(self.own[name][0])
+            level = own if np.isfinite(own) and (own > 0 or not log) else None
+            panels.append(Panel(name.replace("_", " "), "layer", MEASURES[name], series, log=log, level=level))
+        return Figure(f"evaluation {' '.join(names)}", panels)
 
     def _drawn(self, names: list[str], width: int | None) -> Table:
         room = (width or 10**4) - 7

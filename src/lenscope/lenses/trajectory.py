@@ -17,7 +17,9 @@ import torch
 from rich.table import Table
 
 from lenscope import visible_text as visible
+from lenscope.display.figures import Figure
 from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.measure_maps import measure_map, token_names
 from lenscope.display.page import Drawn
 from lenscope.display.payload import packed, vocabulary_payload
 from lenscope.display.tables import TableColumn, fit_to_width
@@ -156,6 +158,16 @@ class Trajectory(Record, Drawn):
         return "\n".join(
             token_and_figure(t, float(p), "max_probability", size) for t, p in zip(tokens, shares, strict=True)
         )
+
+    def figure(self, measure: str = "max_probability") -> Figure:
+        """Layers × positions as a figure: the top tokens, coloured by a measure; bold where they stay to the end."""
+        values, depth = self.measure(measure), self.prediction_depth
+        names = token_names([self.vocabulary[self.ids[p]] for p in self.positions])
+        top = [token_names([self.vocabulary.get(i, "") for i in row]) for row in self.top_ids[..., 0].tolist()]
+        bold = [(depth >= 0) & (depth <= layer) for layer in self.layers]
+        title, axes = f"{self.lens}, {self.model}", ("token", "layer")
+        drawn = measure_map(title, axes, names, self.layers, values, measure, self.units[measure], top, bold)
+        return Figure(f"trajectory {measure}", [drawn])
 
     def _document(self, lists: Lists) -> dict[str, Any]:
         ranks = lists(self.rank.astype(object))

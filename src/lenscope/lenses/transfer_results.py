@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
+from lenscope.display.figures import Figure
+from lenscope.display.measure_maps import measure_map
 from lenscope.display.numbers import four_digits
 from lenscope.display.tables import TableColumn, dim, fit_to_width, plain_table
 from lenscope.files.digests import FORMAT, Column, unstamped
@@ -74,6 +76,13 @@ class Transfer(Record):
         """The penalties for a terminal: a line per translator, a column per layer tested; fits `width` if given."""
         values = self.penalty(measure)
         return fit_to_width(lambda room: self._drawn(measure, values, room), width)
+
+    def figure(self, measure: str = "cross_entropy") -> Figure:
+        """The penalties as a figure: trained on a layer (rows), tested on another (columns)."""
+        axes = ("tested on layer", "trained on layer")
+        values, unit = self.penalty(measure), f"{TRANSFERRED[measure]}, minus the layer's own translator's"
+        drawn = measure_map(f"{self.lens}, {self.model}", axes, self.layers, self.layers, values, measure, unit)
+        return Figure(f"transfer {measure}", [drawn])
 
     def _drawn(self, measure: str, values: np.ndarray, width: int | None) -> Table:
         step = max(1, -(-len(self.layers) // max(1, ((width or 10**4) - 8) // 7)))

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
+from lenscope.display.figures import Figure
 from lenscope.display.tables import fit_to_width
 from lenscope.errors import LenscopeError
 from lenscope.files.digests import FORMAT, Column, unstamped
@@ -130,17 +131,39 @@ class Grid(Record):
         """
         return fit_to_width(lambda room: self._drawn(measure, room), width)
 
-    def _drawn(self, measure: str, width: int | None) -> Table:
+    def figure(self, measure: str = "") -> Figure:
+        """A panel for each target: source × target layers as a heat map, or a line for each position that was read.
+
+        Lines show cells that go to one layer each. `measure` is as of `table`.
+        """
+        measure, unit = self._coloured(measure)
+        values = self.column(measure)
+        panels = []
+        for n, target in enumerate(self.targets):
+            at = np.flatnonzero(self.target == n)
+            if len(at):
+                sources = [self.sources[s] for s in self.source[at]]
+                texts = [self.texts[i] for i in at]
+                title = f"{self.model}, {target.text.strip()[-40:]}"
+                panels.append(grid_table.panel(title, sources, self.layer[at], texts, values[at], measure, unit))
+        return Figure(f"grid {measure}", panels)
+
+    def _coloured(self, measure: str) -> tuple[str, str]:
+        """The measure that colours cells where none is asked for, or the one that is, and its unit."""
         if not len(self):
             raise LenscopeError("the grid has no cells to show")
         answers = [name for name in self.measures if name.startswith(grid_table.ANSWER)]
         measure = measure or (answers[0] if answers else "max_probability")
-        values = self.column(measure)
-        if values.dtype == object or values.ndim > 1:
+        if measure not in self.measures:
             raise LenscopeError(f"measure {measure!r}: give one of {', '.join(self.measures)}")
         unit = self.unit(measure)
         if self.kind == "generate" and measure == "max_probability":
             unit = "probability of the first token that was written, 0–1"
+        return measure, unit
+
+    def _drawn(self, measure: str, width: int | None) -> Table:
+        measure, unit = self._coloured(measure)
+        answers = [name for name in self.measures if name.startswith(grid_table.ANSWER)]
         shown = np.unique(self.source).tolist()
         full = len(self.targets) == 1 and len(self.layers) > 1 and len(self.sources) > 1
         if full and len(self) == len(shown) * len(self.layers):

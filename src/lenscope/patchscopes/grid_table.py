@@ -13,7 +13,9 @@ from rich.text import Text
 
 from lenscope import visible_text as visible
 from lenscope.display.heat_table import colour_caption, heat_table, shades_of, style_of
+from lenscope.display.measure_maps import measure_map
 from lenscope.display.numbers import figure
+from lenscope.display.panels import Heatmap, Panel, Series
 from lenscope.display.tables import TableColumn, dim, plain_table
 from lenscope.patchscopes.grid_cells import Cell, Source
 
@@ -83,6 +85,53 @@ def heat_map(
         colour_caption(measure, values, 0, unit, note),
         gap=0 if bare else 1,
     )
+
+
+def panel(
+    title: str,
+    sources: Sequence[Source],
+    layers: np.ndarray,
+    texts: Sequence[str],
+    values: np.ndarray,
+    measure: str,
+    unit: str,
+) -> Heatmap | Panel:
+    """The cells of one target as a panel of a figure: lines where each goes to a layer of its own, else a heat map.
+
+    Args:
+        title: what stands above.
+        sources: that of each cell, N.
+        layers: (N,) the target layers.
+        texts: (N,) what the cells say.
+        values: (N,) what colours them.
+        measure: the name of the values.
+        unit: the unit of the values.
+    """
+    groups: dict[tuple[str, int, str], list[int]] = {}
+    for n, source in enumerate(sources):
+        placed = source.layer >= 0
+        groups.setdefault((source.text, source.position, source.token if placed else source.label), []).append(n)
+    at = np.array([s.layer if s.layer >= 0 else layer for s, layer in zip(sources, layers.tolist(), strict=True)])
+    if all(len({*at[cells].tolist()}) == len(cells) for cells in groups.values()):
+        series = []
+        for (_, _, token), cells in groups.items():
+            order = sorted(cells, key=lambda n: at[n])
+            name = visible.printable_token(token, NAME) if len(groups) > 1 else ""
+            series.append(Series(name, at[order].tolist(), values[order].tolist()))
+        x = "source layer" if sources[0].layer >= 0 else "target layer"
+        return Panel(title, x, f"{measure.replace('_', ' ')}: {unit}", series)
+    rows = list(dict.fromkeys(sources))
+    columns = sorted({*layers.tolist()})
+    place = {source: n for n, source in enumerate(rows)}
+    table = np.full((len(rows), len(columns)), np.nan)
+    words = [[""] * len(columns) for _ in rows]
+    for source, layer, value, text in zip(sources, layers.tolist(), values, texts, strict=True):
+        row, column = place[source], columns.index(layer)
+        table[row, column] = value
+        words[row][column] = figure(float(value), measure) if ":" in measure else visible.printable_token(_word(text))
+    names = [_source_name(source) if len(groups) < 2 else source.label for source in rows]
+    axes = ("target layer", "source layer" if rows[0].layer >= 0 else "source")
+    return measure_map(title, axes, columns, names, table, measure, unit, words)
 
 
 def cell_lines(
