@@ -1,11 +1,13 @@
 """The palette: text reads on every colour, and the colour-blind tell lines apart."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 
 from lenscope.display import style
+from lenscope.display.view_modules import view_files
 
 # how people who lack one kind of cone see linear light (Machado et al. 2009, severity 1)
 SEEN_AS = {
@@ -55,3 +57,17 @@ def test_a_palette_names_its_colours_for_a_style_sheet():
     assert len(properties) == 6 + 5 + 16
     assert properties["--pin-1"] == "#1553a2"
     assert properties["--q15"] == "#2c4775"
+
+
+def test_the_page_has_the_same_colours():
+    text = view_files()["view.css"]
+    themes = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    for theme, block in zip(style.THEMES, themes, strict=True):
+        colours = {name: long_form(colour) for name, colour in re.findall(r"(--[\w-]+): (#\w+)", block)}
+        assert style.PALETTES[theme].properties().items() <= colours.items()
+        for n in range(len(style.PALETTES[theme].ramp)):
+            assert style.contrast(colours[f"--q{n}"], colours[f"--on-q{n}"]) >= 4.5
+
+
+def long_form(colour):
+    return colour if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:])

@@ -1,0 +1,80 @@
+"""Every result shows itself: as a figure of each of its measures, as a data frame."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from drawing import NASTY
+from every_result import KINDS, every_result
+from matplotlib.image import imread
+
+import lenscope as ls
+from lenscope.display.panels import Heatmap, Panel
+
+
+def measures_of(result):
+    known = getattr(result, "units", None) or getattr(result, "units_of_measures", None)
+    return list(known if isinstance(known, dict) else getattr(result, "measures", ["cross_entropy", "kl"]))
+
+
+def values_of(panel):
+    if isinstance(panel, Heatmap):
+        return np.asarray(panel.values, dtype=float)
+    return np.array([one.y for one in panel.series], dtype=float)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_measure_has_a_figure(kind):
+    result = every_result()[kind]
+    for measure in measures_of(result):
+        figure = result.figure(measure)
+        assert figure.panels
+        for panel in figure.panels:
+            assert measure.replace("_", " ") in (
+                panel.colour if isinstance(panel, Heatmap) else f"{panel.title}{panel.y}"
+            )
+            assert values_of(panel).size
+    assert imread(io.BytesIO(result.figure().image())).std() > 0
+    with pytest.raises(ls.LenscopeError, match="measure 'no such'"):
+        result.figure("no such")
+
+
+def test_a_trajectorys_figure_has_its_tokens_and_its_numbers():
+    t = every_result()["trajectory"]
+    (panel,) = t.figure("kl").panels
+    assert (panel.rows, list(panel.columns)) == (t.layers, [p.replace(" ", "·") for p in t.tokens])
+    assert np.array_equal(panel.values, t.kl)
+    assert panel.texts[0][0].strip("·") == t.vocabulary[int(t.top_ids[0, 0, 0])].strip()
+    (ranks,) = t.figure("rank").panels
+    assert ranks.log
+    assert np.isnan(ranks.values[:, -1]).all(), "there is no next token of the last position"
+
+
+def test_an_evaluations_figure_has_intervals_and_the_models_own_value():
+    e = every_result()["evaluation"]
+    kl, entropy = e.figure(["kl", "entropy"]).panels
+    assert [one.label for one in kl.series] == list(e.lenses)
+    assert np.array_equal(np.array([one.low for one in kl.series]), e.interval("kl")[..., 0], equal_nan=True)
+    assert entropy.level == pytest.approx(float(e.own["entropy"][0]))
+
+
+def test_a_grids_figure_is_a_heat_map_or_lines():
+    grid = every_result()["predicted"]
+    (panel,) = grid.figure("entropy").panels
+    assert np.array_equal(panel.values, grid.cells("entropy"))
+    arrays = {name: getattr(grid, name)[[0, 3]] for name in ("source", "layer", "target", "ids", "log_probs")}
+    measures = {name: values[[0, 3]] for name, values in grid.measures.items()}
+    same = dataclasses.replace(grid, **arrays, texts=grid.texts[:2], measures=measures)
+    (lines,) = same.figure("entropy").panels
+    assert isinstance(lines, Panel)
+    assert [list(one.x) for one in lines.series] == [[1, 4]]
+    with pytest.raises(ls.LenscopeError, match="no cells"):
+        dataclasses.replace(grid, source=grid.source[:0]).figure()
+
+
+def test_hostile_names_are_drawn_as_text():
+    t = every_result()["trajectory"]
+    words = {i: NASTY + text for i, text in t.vocabulary.items()}
+    drawing = dataclasses.replace(t, vocabulary=words, lens=NASTY, model="</svg><script>").figure().image("svg")
+    assert b"<script" not in drawing
