@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lenscope.engine.hidden_keys import HiddenKeys
-from lenscope.engine.patched_rows import GeneratedRow, PatchedRows, Patches
+from lenscope.engine.patched_rows import GeneratedRow, PatchedRows, Patches, WrittenStep
 from lenscope.engine.plain_hooks import HookRunner
 from lenscope.engine.prefix_cache import Prefixes, size
 from lenscope.engine.staircase import Batched, Staircase, batched_arguments
@@ -100,26 +100,62 @@ def generate_rows(
         mode_of: the mode for a start and a length.
         budget: bytes that the states, keys and values of one chunk may take.
     """
+    for chunk, steps in _written_chunks(lm, rows, choose, max_new_tokens, mode_of, budget):
+        written: list[list[int]] = [[] for _ in chunk.rows]
+        log_probs: list[list[float]] = [[] for _ in chunk.rows]
+        for step in steps:
+            for at, token, value in zip(step.rows.tolist(), step.ids.tolist(), step.log_probs.tolist(), strict=True):
+                written[at].append(token)
+                log_probs[at].append(value)
+        yield chunk.rows, [GeneratedRow(tuple(i), tuple(p)) for i, p in zip(written, log_probs, strict=True)]
+
+
+@torch.no_grad()
+def written_steps(
+    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, mode_of: ModeOf, budget: int = CHUNK_BYTES
+) -> Iterator[WrittenStep]:
+    """As `lenscope.engine.sweep.write`, in the modes that `mode_of` gives.
+
+    Args:
+        lm: the model.
+        rows: N rows.
+        choose: which tokens follow the rows' last states, and which rows end.
+        max_new_tokens: how many tokens a row writes at most.
+        mode_of: the mode for a start and a length.
+        budget: bytes that the states, keys and values of one chunk may take.
+    """
+    for chunk, steps in _written_chunks(lm, rows, choose, max_new_tokens, mode_of, budget):
+        for step in steps:
+            yield WrittenStep(chunk.rows[step.rows], step.ids, step.log_probs, step.ended)
+
+
+def _written_chunks(
+    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, mode_of: ModeOf, budget: int
+) -> Iterator[tuple[Chunk, Iterator[WrittenStep]]]:
+    """The chunks and what each writes step by step, its rows numbered within the chunk."""
     prefixes = Prefixes(lm)
     for chunk in _chunks(lm, rows, 1, max_new_tokens, budget, mode_of):
         runner, ids = _prepare(lm, rows, chunk, max_new_tokens, prefixes)
-        written: list[list[int]] = [[] for _ in chunk.rows]
-        log_probs: list[list[float]] = [[] for _ in chunk.rows]
-        alive = np.arange(len(chunk.rows))
-        for step in range(max_new_tokens):
-            check_interruption()
+        yield chunk, _steps(runner, ids, chunk.rows, choose, max_new_tokens)
+
+
+def _steps(
+    runner: Staircase | HookRunner, ids: Tensor, rows: np.ndarray, choose: Choose, most: int
+) -> Iterator[WrittenStep]:
+    """What a chunk's rows write, at most so many tokens; those that end leave the batch."""
+    alive = np.arange(len(rows))
+    for step in range(most):
+        check_interruption()
+        with torch.no_grad():
             h = runner.run(ids)[:, 0]
-            tokens, values, ended = choose(h, chunk.rows[alive], step)
-            for at, token, value in zip(alive.tolist(), tokens.tolist(), values.tolist(), strict=True):
-                written[at].append(token)
-                log_probs[at].append(value)
-            going_on = np.flatnonzero(~ended)
-            if step == max_new_tokens - 1 or not len(going_on):
-                break
-            alive = alive[going_on]
-            runner.grow(going_on, tokens[going_on])
-            ids = torch.from_numpy(tokens[going_on])[:, None].to(h.device)
-        yield chunk.rows, [GeneratedRow(tuple(i), tuple(p)) for i, p in zip(written, log_probs, strict=True)]
+            tokens, values, ended = choose(h, rows[alive], step)
+        yield WrittenStep(alive, tokens, values, ended)
+        going_on = np.flatnonzero(~ended)
+        if step == most - 1 or not len(going_on):
+            break
+        alive = alive[going_on]
+        runner.grow(going_on, tokens[going_on])
+        ids = torch.from_numpy(tokens[going_on])[:, None].to(h.device)
 
 
 def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of: ModeOf) -> Iterator[Chunk]:

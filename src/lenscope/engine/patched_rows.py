@@ -5,7 +5,7 @@ Does not know: how keys are hidden (hidden_keys.py), how rows are run (chunked_r
 exact (exact_modes.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -79,6 +79,37 @@ class GeneratedRow:
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenStep:
+    """The next token of some rows (n,): their numbers, token ids, log-probabilities, and which of them end with it."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+    log_probs: np.ndarray
+    ended: np.ndarray
+
+
+def in_one_batch(parts: Sequence[PatchedRows]) -> PatchedRows:
+    """Rows of the same prompts as one set, in order."""
+    row_starts = np.cumsum([0, *map(len, parts)])
+    vector_starts = np.cumsum([0, *(len(p.vectors) for p in parts)])
+    op_starts = np.cumsum([0, *(len(p.ops) for p in parts)])
+    first = np.array([1, 0, 0, 0, 0, 0])
+    hidden = [p.hidden_keys + start * first for p, start in zip(parts, row_starts, strict=False)]
+    return PatchedRows(
+        prompts=parts[0].prompts,
+        target=np.concatenate([p.target for p in parts]),
+        vectors=torch.cat([p.vectors for p in parts]),
+        row=np.concatenate([p.row + start for p, start in zip(parts, row_starts, strict=False)]),
+        layer=np.concatenate([p.layer for p in parts]),
+        position=np.concatenate([p.position for p in parts]),
+        vector=np.concatenate([p.vector + start for p, start in zip(parts, vector_starts, strict=False)]),
+        op=np.concatenate([p.op + start for p, start in zip(parts, op_starts, strict=False)]),
+        ops=tuple(op for p in parts for op in p.ops),
+        hidden_keys=np.concatenate(hidden),
+    )
 
 
 class Patches:

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from lenscope.engine import exact_modes
-from lenscope.engine.chunked_runs import CHUNK_BYTES, Choose, ModeOf, generate_rows, predict_rows
-from lenscope.engine.patched_rows import GeneratedRow, PatchedRows
+from lenscope.engine.chunked_runs import CHUNK_BYTES, Choose, ModeOf, generate_rows, predict_rows, written_steps
+from lenscope.engine.patched_rows import GeneratedRow, PatchedRows, WrittenStep
 from lenscope.models.language_model import LM
 
 
@@ -51,6 +51,22 @@ def generate(
         mode: the mode to run all rows in; None: the fastest exact one.
     """
     return generate_rows(lm, rows, choose, max_new_tokens, _modes(lm, mode), budget)
+
+
+def write(
+    lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, budget: int = CHUNK_BYTES, mode: str | None = None
+) -> Iterator[WrittenStep]:
+    """As `generate`, every token as soon as it is written: step by step, and chunk after chunk where there are several.
+
+    Args:
+        lm: the model that reads the rows and writes.
+        rows: N rows.
+        choose: as of `generate`.
+        max_new_tokens: how many tokens a row writes at most.
+        budget: bytes that the states, keys and values of one chunk may take.
+        mode: the mode to run all rows in; None: the fastest exact one.
+    """
+    return written_steps(lm, rows, choose, max_new_tokens, _modes(lm, mode), budget)
 
 
 def _modes(lm: LM, mode: str | None) -> ModeOf:

@@ -5,6 +5,7 @@ Does not know: where states come from, which rows run together.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,20 @@ from lenscope.errors import LenscopeError
 from lenscope.measures.streamed import WHOLE_ROWS_BYTES, top_token
 from lenscope.models import generation
 from lenscope.models.language_model import LM
+
+
+@dataclass(frozen=True)
+class WrittenToken:
+    """A token that row `row` of a batch wrote: `log_prob` is ln p in nats, at temperature 1.
+
+    `reason` says why the row ended with it: "end", "stop" or "length"; "" where it goes on.
+    """
+
+    row: int
+    id: int
+    text: str
+    log_prob: float
+    reason: str = ""
 
 
 class TokenChooser:

@@ -6,6 +6,7 @@ from lenscope.patchscopes.grid import Grid, load_grid
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted, Target
 from lenscope.patchscopes.soft_prompt import SoftPrompt, load_soft_prompt
+from lenscope.patchscopes.streamed_explanations import ExplanationRow, StreamedExplanation, stream_explanation
 from lenscope.patchscopes.with_controls import (
     ControlledScores,
     ControlledTexts,
@@ -16,9 +17,11 @@ from lenscope.patchscopes.with_controls import (
 __all__ = [
     "ControlledScores",
     "ControlledTexts",
+    "ExplanationRow",
     "Grid",
     "Patchscope",
     "SoftPrompt",
+    "StreamedExplanation",
     "SweepInterrupted",
     "Target",
     "back_patching",
@@ -30,4 +33,5 @@ __all__ = [
     "random_vectors",
     "score_with_controls",
     "shuffled_sources",
+    "stream_explanation",
 ]

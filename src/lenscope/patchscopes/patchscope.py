@@ -17,7 +17,7 @@ from lenscope.engine import chunked_runs, exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
-from lenscope.models.edits import Edit, Operation, replace
+from lenscope.models.edits import Edit, Operation, add, replace
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM, PromptLike
@@ -160,7 +160,7 @@ class Patchscope:
             answers: tokens or texts whose log-probability each cell has.
             progress: called with how much is done and how much there is.
         """
-        plan = self._plan(sources, layers)
+        plan = self.plan(sources, layers)
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
         named = name_answers(self.lm, plan.rows.prompts, answers)
         base = self._unpatched(plan.rows.prompts, 1)[:, 0]
@@ -220,14 +220,9 @@ class Patchscope:
             seed: fixes the draws.
             progress: called with how much is done and how much there is.
         """
-        plan = self._plan(sources, layers)
+        plan = self.plan(sources, layers)
         max_new_tokens = count(max_new_tokens, "max_new_tokens")
-        longest = max(len(p) for p, _ in self.resolved)
-        if self.lm.context is not None and longest + max_new_tokens > self.lm.context:
-            raise LenscopeError(
-                f"max_new_tokens {max_new_tokens}: {self.lm.name} reads at most {self.lm.context} tokens, and a target "
-                f"prompt has {longest}; ask for fewer new tokens"
-            )
+        self.require_room(max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         writer = TokenChooser(self.lm, len(plan.rows), max_new_tokens, stops, temperature, top_p, seed)
         ids = np.full((len(plan.rows), max_new_tokens), -1)
@@ -258,6 +253,23 @@ class Patchscope:
             raise SweepInterrupted(self._grid(plan, done, written) if done else None) from stop_now
         return self._grid(plan, done, written)
 
+    def require_room(self, max_new_tokens: int) -> None:
+        """Raise LenscopeError where a target prompt and so many new tokens are more than the model reads."""
+        longest = max(len(p) for p, _ in self.resolved)
+        if self.lm.context is not None and longest + max_new_tokens > self.lm.context:
+            raise LenscopeError(
+                f"max_new_tokens {max_new_tokens}: {self.lm.name} reads at most {self.lm.context} tokens, and a target "
+                f"prompt has {longest}; ask for fewer new tokens"
+            )
+
+    def without_patch(self) -> PatchedRows:
+        """A row for each target as it is, that starts where its patched rows do: nothing is added to a placeholder."""
+        n = np.arange(len(self.targets))
+        slots = np.array([slots[0] for _, slots in self.resolved])
+        nothing = torch.zeros(1, self.lm.hidden_size, dtype=self.lm.dtype, device=self.lm.device)
+        prompts, last = tuple(p for p, _ in self.resolved), np.full_like(n, self.lm.n_layers)
+        return self._with_fixed(PatchedRows(prompts, n, nothing, n, last, slots, 0 * n, 0 * n, (add,)))
+
     def _unpatched(self, prompts: Sequence[Prompt], tokens: int) -> Tensor:
         """The last layer's states (targets, tokens, D) at the last tokens of the targets, run without a patch."""
         fixed = [dataclasses.replace(edit, row=t) for t, edits in enumerate(self.fixed) for edit in edits]
@@ -265,7 +277,8 @@ class Patchscope:
             states = self.lm.read([p.ids for p in prompts], self.lm.n_layers, slice(-tokens, None))
         return states[self.lm.n_layers, :]
 
-    def _plan(self, sources: HiddenStates | Tensor, layers: Layers) -> "SweepPlan":
+    def plan(self, sources: HiddenStates | Tensor, layers: Layers = None) -> "SweepPlan":
+        """The rows that `predict` and `generate` run for such sources and layers, and which cell each is."""
         gathered = gather(sources, self.source_lm.name)
         source, layer = cells(gathered, self.layers if layers is None else layers, self.lm)
         target = np.repeat(np.arange(len(self.targets)), len(source))
