@@ -29,3 +29,16 @@ def test_mistakes_are_said_in_one_line(lm):
             lens.ranks(PROMPT, tokens)
     with pytest.raises(ls.LenscopeError, match="layer 9"):
         lens.ranks(PROMPT, ["a"], [9])
+
+
+def test_a_page_gets_numbers_in_arrays(lm):
+    ranks = ls.Lens(lm).ranks(PROMPT, ["a", 30])
+    data = ranks.page_data()
+    assert (data["kind"], data["ids"], data["layers"]) == ("ranks", list(ranks.ids), list(ranks.layers))
+    assert data["positions"] == list(ranks.positions)
+    assert data["vocabulary"] == {"ids": list(ranks.ids), "texts": [ranks.vocabulary[i] for i in ranks.ids]}
+    index = data["arrays"]["index"]
+    assert {name: (a["dtype"], a["shape"]) for name, a in index.items()} == {
+        "rank": ("int32", list(ranks.rank.shape)),
+        "log_prob": ("float32", list(ranks.rank.shape)),
+    }

@@ -4,10 +4,12 @@ Knows: what is held of each token. Does not know: models, how ranks are counted,
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lenscope.contents import Brief
+from lenscope.display.payload import packed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,3 +32,16 @@ class TokenRanks(Brief):
     def __repr__(self) -> str:
         size = f"{len(self.layers)} layers × {len(self.positions)} positions"
         return f"TokenRanks({[self.vocabulary[i] for i in self.ids]}: {size}, {self.lens})"
+
+    def page_data(self) -> dict[str, Any]:
+        """What a page shows of it, as JSON values: arrays are packed as `lenscope.display.payload` says."""
+        head = {
+            "kind": "ranks",
+            "ids": list(self.ids),
+            "layers": list(self.layers),
+            "positions": list(self.positions),
+            "vocabulary": {"ids": list(self.vocabulary), "texts": list(self.vocabulary.values())},
+            "model": self.model,
+            "lens": self.lens,
+        }
+        return packed(head, {"rank": self.rank.astype(np.int32), "log_prob": self.log_prob.astype(np.float32)})
