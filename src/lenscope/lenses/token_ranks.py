@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.display.payload import packed
+from lenscope.display.payload import packed, vocabulary_payload
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +40,7 @@ class TokenRanks(Brief):
             "ids": list(self.ids),
             "layers": list(self.layers),
             "positions": list(self.positions),
-            "vocabulary": {"ids": list(self.vocabulary), "texts": list(self.vocabulary.values())},
+            "vocabulary": vocabulary_payload(self.vocabulary),
             "model": self.model,
             "lens": self.lens,
         }
