@@ -10,7 +10,7 @@ const KEYS = [
   ["p", "on a cell: pin its top token and follow its rank through the layers"],
   ["Escape", "let go of a cell, close what is open"],
   ["w", "ask what the chosen state means"],
-  ["t", "take the chosen state; then “Put it here” at a cell of another prompt"],
+  ["t", "take the state; d on a cell of another prompt puts it there, as “Put it here” does"],
   ["/", "go to the prompt"],
   ["g", "go to the grid"],
   ["?", "show this"],

@@ -49,18 +49,18 @@ export function patchPanel(inputs, info, view) {
   const taken = element("p", { class: "taken", role: "status" });
   const text = areaControl(inputs, "intoText", { placeholder: "The Colosseum is in the city of",
     on: { keydown: (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); readTarget(); } } } });
-  const targetAt = element("div", { class: "drawn", "aria-label": "Target prompt", role: "group" });
-  const patchedAt = element("div", { class: "drawn", "aria-label": "With the state in it", role: "group" });
+  const heading = element("h3", {}), changes = element("div", {}), gridAt = element("div", { class: "drawn", "aria-label": "Run of the target prompt", role: "group" });
+  const toggle = button("Show the plain run", () => draw(shown === patched ? target : patched), { class: "quiet", hidden: "" });
   const panel = element("div", { class: "question" }, taken,
     element("div", { class: "controls" }, element("div", { class: "wide" }, labelled("Target prompt of the move", text, "Enter reads it.")),
       labelled("Operation of the move", choiceControl(inputs, "moveOperation", info.operations.map((name) => [name, name.replaceAll("_", " ")]))),
       button("Read it", () => readTarget(), { class: "primary" }), readTask.stopButton, putTask.stopButton),
-    line.element, targetAt, patchedAt);
+    line.element, changes, element("div", { class: "controls head" }, heading, toggle), gridAt);
   const followed = () => (({ measure, pins, layerWindow }) => ({ measure, pins, layerWindow }))(view.get());
   const store = createStore(followed());  // measure, pins and layers are those of the result above
   view.subscribe(() => store.set(followed()));
   store.subscribe((state, names) => { if (names.includes("pins") || names.includes("layerWindow")) view.set({ pins: state.pins, layerWindow: state.layerWindow }); });
-  let target = null, drawnTarget = null, drawnPatched = null, last = null;
+  let target = null, patched = null, shown = null, drawn = null, last = null;
 
   function showTaken() {
     const place = inputs.get().taken;
@@ -71,19 +71,23 @@ export function patchPanel(inputs, info, view) {
   inputs.subscribe((_, names) => { if (names.includes("taken")) showTaken(); });
   showTaken();
 
-  function clearPatched() {
-    drawnPatched?.remove();
-    drawnPatched = last = null;
-    patchedAt.replaceChildren();
-  }
-  function drawTarget() {
-    drawnTarget?.remove();
-    drawnTarget = drawResult({ ...target, key: "target" }, store, {
+  /** Draws the plain run, or the one with the state in it; a state can be put into either, which means the plain one. */
+  function draw(run) {
+    drawn?.remove();
+    shown = run;
+    const cell = store.get().cell;
+    if (cell) store.set({ cell: { ...cell, pinned: false } });
+    drawn = drawResult({ ...run, key: "target" }, store, {
       ...askingHooks(), toolbar: false,
-      onDrop: (_, cell, dragged) => dropped(dragged, cell),
-      cellActions: (_, cell) => [button("Put it here", () => put(inputs.get().taken, cell), { class: "primary" })],
+      cone: run === patched ? patched.into : null,
+      ...(run === patched ? { rankCurves: undefined } : {}),  // ranks would be those of the plain run
+      onDrop: (_, at, dragged) => dropped(dragged, at),
+      cellActions: (_, at) => [button("Put it here", () => put(inputs.get().taken, at), { class: "primary" })],
     });
-    targetAt.replaceChildren(element("h3", {}, "Target prompt: where the state goes"), drawnTarget.element);
+    heading.textContent = run === patched ? patched.words : "The plain run: choose where the state goes";
+    toggle.hidden = patched === null;
+    toggle.textContent = run === patched ? "Show the plain run" : "Show the run with the state";
+    gridAt.replaceChildren(drawn.element);
   }
   function dropped(dragged, cell) {
     const place = placeFromText(dragged);
@@ -97,23 +101,24 @@ export function patchPanel(inputs, info, view) {
     return readTask.run(async (signal) => {
       const payload = await askServer("/api/trajectory", { prompt: { text: intoText }, lens, top_k: SHOWN_CHANGES }, signal);
       target = { ...(await unpackResult(payload)), typed: intoText };
-      clearPatched();
-      drawTarget();
+      patched = last = null;
+      changes.replaceChildren();
+      draw(target);
     });
   }
   async function put(place, cell) {
     if (!place) return line.refuse("Take a state first: choose a cell of the result above and press “Take this state”.");
+    if (!target) return line.refuse("Type a target prompt and press “Read it” first.");
     const layer = cell.layer ?? Math.min(place.layer, info.model.n_layers);  // a token of the target prompt: the layer it came from
     inputs.set({ placed: [layer, cell.position], asked: "move" });
     return putTask.run(async (signal) => {
       const request = moveRequest({ ...inputs.get(), intoText: target.typed, lens: target.lens }, place, [layer, cell.position]);
-      const patched = await unpackResult(await askServer("/api/patched_trajectory", request, signal));
-      clearPatched();
+      const run = await unpackResult(await askServer("/api/patched_trajectory", request, signal));
+      patched = { ...run, into: { layer, position: cell.position },
+        words: `The run with the state of ${placeInWords(place)} at layer ${layer}, position ${cell.position}; what it can reach is tinted` };
       last = { endpoint: "patched_trajectory", request };
-      drawnPatched = drawResult({ ...patched, key: "patched" }, store, { ...askingHooks(), toolbar: false, cone: { layer, position: cell.position } });
-      patchedAt.replaceChildren(
-        element("h3", {}, `The run with ${placeInWords(place)} in it at layer ${layer}, position ${cell.position}`), changesTable(target, patched), drawnPatched.element);
-      patchedAt.scrollIntoView({ block: "nearest" });
+      changes.replaceChildren(changesTable(target, patched));
+      draw(patched);
     });
   }
   return {

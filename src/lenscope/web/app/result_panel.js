@@ -60,7 +60,11 @@ export function resultPanel(inputs, does) {
       inputs.set({ cell: [cell.layer, cell.position] });
       does.opened(placeOfCell(cellSide(result), cell));
     },
-    dragData: (result, cell) => JSON.stringify(placeOfCell(cellSide(result), cell)),
+    dragData(result, cell) {  // a cell that is dragged, or taken by its key
+      const taken = placeOfCell(cellSide(result), cell);
+      inputs.set({ taken });
+      return JSON.stringify(taken);
+    },
     cellActions(result, cell) {
       const at = placeOfCell(cellSide(result), cell);
       return [

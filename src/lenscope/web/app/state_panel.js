@@ -3,6 +3,7 @@
 
 import { element } from "./text.js";
 import { button } from "./controls.js";
+import { carryCell } from "./table_gestures.js";
 import { explanationPanel } from "./explanation_panel.js";
 import { gridPanel } from "./grid_panel.js";
 import { patchPanel } from "./patch_panel.js";
@@ -35,6 +36,7 @@ export function statePanel(inputs, info, view) {
   }
   function takeState(about) {
     inputs.set({ taken: about });
+    carryCell(JSON.stringify(about));  // for the key that drops
     sayTaken(`Taken: ${placeInWords(about)}. “Move it” writes it into another run, “Steer” adds it.`);
   }
   function open(name) {
