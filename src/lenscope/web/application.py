@@ -4,7 +4,7 @@ Knows: which path answers what, how a request becomes a job, a job an answer, an
 Does not know: what endpoints compute, who may ask (guard.py), the command line.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -19,7 +19,8 @@ from starlette.routing import Route
 
 from lenscope._version import __version__
 from lenscope.errors import LenscopeError
-from lenscope.web.endpoints import ENDPOINTS, RESULT, ServedEndpoint, Work
+from lenscope.web.endpoint_table import ENDPOINTS
+from lenscope.web.endpoints import RESULT, ServedEndpoint
 from lenscope.web.event_stream import EventStream, ReaderLeft, json_bytes, replayed, whole_answer
 from lenscope.web.guard import Guard
 from lenscope.web.limits import Refusal
@@ -27,7 +28,7 @@ from lenscope.web.page_files import ServedFile, page_files
 from lenscope.web.requests import ErrorOut, TokenizeIn
 from lenscope.web.results_cache import Answered, ResultsCache, request_key
 from lenscope.web.served import Served
-from lenscope.web.worker import Event, Job, Worker
+from lenscope.web.worker import Event, Job, Work, Worker
 
 # statuses of refused requests, for the description of the API
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -54,7 +55,7 @@ class Answers:
     async def submitted(self, endpoint: ServedEndpoint, asked: Any) -> tuple[Worker, Job]:
         """A request as a job in the queue of its model; LenscopeError for what can be seen to be wrong before."""
         work = await run_in_threadpool(endpoint.prepare, self.served, asked)
-        worker, job = self.workers[endpoint.model(asked)], Job(lambda: _encoded(work))
+        worker, job = self.workers[endpoint.model(asked)], Job(_encoded(work))
         worker.submit(job)
         return worker, job
 
@@ -198,7 +199,7 @@ def _error_answer(error: Exception) -> Response:
     if isinstance(error, HTTPException):
         status = error.status_code
     elif isinstance(error, LenscopeError | RequestValidationError):
-        status = getattr(error, "status", 422)
+        status = 400 if _no_json(error) else getattr(error, "status", 422)
     elif isinstance(error, ReaderLeft):
         status = 499
     elif _lacks_memory(error):
@@ -213,6 +214,8 @@ def error_line(error: BaseException) -> str:
     """What went wrong, in one line that a person can act on."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return f"the body is no JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})"
         place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         line = f"{place}: {first['msg'].removeprefix('Value error, ')}"
     elif isinstance(error, HTTPException):
@@ -231,6 +234,10 @@ def error_line(error: BaseException) -> str:
     return line if len(line) <= 600 else line[:599] + "…"
 
 
+def _no_json(error: Exception) -> bool:
+    return isinstance(error, RequestValidationError) and error.errors()[0]["type"] == "json_invalid"
+
+
 def _lacks_memory(error: BaseException) -> bool:
     message = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
@@ -238,10 +245,9 @@ def _lacks_memory(error: BaseException) -> bool:
     )
 
 
-def _encoded(work: Work) -> Iterator[Event]:
-    """The events of some work with their data as JSON, made in the model's thread; results stay as they are."""
-    for name, data in work():
-        yield (name, data) if name == RESULT else (name, json_bytes(data))
+def _encoded(work: Work) -> Work:
+    """Some work whose events have their data as JSON, made in the model's thread; results stay as they are."""
+    return lambda emit: work(lambda name, data: emit(name, data if name == RESULT else json_bytes(data)))
 
 
 def _answered(events: list[Event]) -> Answered:

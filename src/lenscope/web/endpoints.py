@@ -1,22 +1,24 @@
-"""What each request computes: checked at once, then run as a job of the model's thread.
+"""What the requests about a prompt's own predictions compute, and what an endpoint is.
 
 Knows: which results and events answer which request. Does not know: HTTP, queues, how anything is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lenscope.display.payload import packed, vocabulary_payload
+from lenscope.engine.growing_texts import require_room
 from lenscope.lenses.lens import Lens
+from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Prompt
-from lenscope.web.requests import ComparisonIn, StrictModel, TrajectoryIn
+from lenscope.web.requests import ComparisonIn, GenerationIn, RanksIn, StrictModel, TrajectoryIn
 from lenscope.web.served import Served
-from lenscope.web.worker import Event
+from lenscope.web.worker import Emit, Work
 
 # the event that holds a result, which is kept for exports and not sent
 RESULT = "result of the library"
-Work = Callable[[], Iterator[Event]]
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,7 @@ def prepare_trajectory(served: Served, asked: TrajectoryIn) -> Work:
     lens, prompt = served.lens(asked.lens), served.prompt(asked.prompt, 0)
     layers, positions = _granted_cells(served, lens, prompt, asked.layers, asked.positions)
     target = None if asked.target is None else served.lm.encoder.token_id(asked.target)
-
-    def work() -> Iterator[Event]:
-        yield from _whole(lens.trajectory(prompt, layers, positions, target=target, top_k=asked.top_k))
-
-    return work
+    return lambda emit: emit_whole(emit, lens.trajectory(prompt, layers, positions, target=target, top_k=asked.top_k))
 
 
 def prepare_comparison(served: Served, asked: ComparisonIn) -> Work:
@@ -56,11 +54,55 @@ def prepare_comparison(served: Served, asked: ComparisonIn) -> Work:
     other = lens if asked.second_lens is None else served.lens(asked.second_lens)
     layers, _ = _granted_cells(served, lens, first, asked.layers, asked.positions)
     _granted_cells(served, other, second, asked.layers, asked.positions)
+    how: Any = {"lens": other, "top_k": asked.top_k}
+    return lambda emit: emit_whole(emit, lens.compare(first, second, layers, asked.positions, **how))
 
-    def work() -> Iterator[Event]:
-        yield from _whole(lens.compare(first, second, layers, asked.positions, lens=other, top_k=asked.top_k))
+
+def prepare_ranks(served: Served, asked: RanksIn) -> Work:
+    """The ranks of chosen tokens."""
+    lens, prompt = served.lens(asked.lens), served.prompt(asked.prompt, 0)
+    layers, positions = _granted_cells(served, lens, prompt, asked.layers, asked.positions)
+    tokens = [served.lm.encoder.token_id(token) for token in asked.tokens]
+
+    def work(emit: Emit) -> None:
+        ranks = lens.ranks(prompt, tokens, layers, positions)
+        emit(RESULT, ranks)
+        emit("payload", _payload_of_ranks(ranks))
 
     return work
+
+
+def prepare_generation(served: Served, asked: GenerationIn) -> Work:
+    """What the model goes on to write, with the trajectory of each token as it comes."""
+    lens, prompt = served.lens(asked.lens), served.prompt(asked.prompt, 0)
+    served.limits.require_new(asked.max_new_tokens)
+    require_room(served.lm, len(prompt), asked.max_new_tokens)
+    _granted_cells(served, lens, prompt, None, None)
+    how: Any = {name: getattr(asked, name) for name in ("top_k", "temperature", "top_p", "seed")}
+
+    def work(emit: Emit) -> None:
+        written = lens.generate(prompt, asked.max_new_tokens, **how)
+        emit("start", {"payload": written.start.page_data()})
+        for token in written:
+            emit(
+                "token",
+                {
+                    "id": token.id,
+                    "text": token.text,
+                    "log_prob": token.log_prob,
+                    "payload": token.trajectory.page_data(),
+                },
+            )
+        emit(RESULT, written.trajectory())
+        emit("done", {"text": written.text, "reason": written.reason})
+
+    return work
+
+
+def emit_whole(emit: Emit, result: Any) -> None:
+    """Emit a result, and its payload."""
+    emit(RESULT, result)
+    emit("payload", result.page_data())
 
 
 def _granted_cells(
@@ -73,16 +115,16 @@ def _granted_cells(
     return chosen, places
 
 
-def _whole(result: Any) -> Iterator[Event]:
-    """A result, and its payload."""
-    yield RESULT, result
-    yield "payload", result.page_data()
-
-
-ENDPOINTS = {
-    endpoint.name: endpoint
-    for endpoint in (
-        ServedEndpoint("trajectory", "The prediction trajectory of a prompt", TrajectoryIn, prepare_trajectory),
-        ServedEndpoint("comparison", "Two prompts or two lenses compared", ComparisonIn, prepare_comparison),
+def _payload_of_ranks(ranks: TokenRanks) -> dict[str, Any]:
+    return packed(
+        {
+            "kind": "ranks",
+            "ids": list(ranks.ids),
+            "layers": list(ranks.layers),
+            "positions": list(ranks.positions),
+            "model": ranks.model,
+            "lens": ranks.lens,
+            "vocabulary": vocabulary_payload(ranks.vocabulary),
+        },
+        {"rank": ranks.rank, "log_prob": ranks.log_prob},
     )
-}

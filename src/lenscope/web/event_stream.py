@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lenscope.web.worker import END, Event, Job, Worker
+from lenscope.web.worker import END, QUEUE, Event, Job, Worker
 
 HEARTBEAT_SECONDS = 5.0
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -112,9 +112,13 @@ class EventStream(Response):
             if event is None:
                 await write(b": still at it\n\n")
                 continue
+            name, data = event
+            if name == QUEUE:
+                await write(event_bytes(name, json_bytes(data)))
+                continue
             every.append(event)
-            if isinstance(event[1], bytes):
-                await beside(write(event_bytes(*event)))
+            if isinstance(data, bytes):
+                await beside(write(event_bytes(name, data)))
         self.finished(every)
 
 
@@ -128,7 +132,7 @@ async def whole_answer(request: Request, worker: Worker, job: Job) -> list[Event
     """All events of a job that was submitted; ReaderLeft where its reader leaves before."""
     async with watched(worker, job, request.receive) as beside:
         events: list[Event] = await beside(job.events())
-        return events
+        return [event for event in events if event[0] != QUEUE]
 
 
 def _without_infinity(value: Any) -> Any:

@@ -5,7 +5,7 @@ Knows: prompts and the cells of them that say something in the built-in model. D
 
 from typing import Any
 
-# `state` is what is asked for: a prompt or two, and where there is one, the cell that is explained
+# `state` has values of the page's state (app/url_state.js) where they are not those of an empty page; pins by text
 EXAMPLES: list[dict[str, Any]] = [
     {
         "title": "A fact is recalled",
@@ -17,14 +17,14 @@ EXAMPLES: list[dict[str, Any]] = [
         "why": "The state of a name's last token, patched into a list of descriptions, says who it is.",
         "state": {
             "text": "The founder of Microsoft, Bill Gates",
-            "cell": {"layer": 4, "position": -1},
-            "target": "entity",
+            "cell": [4, 7],
+            "goal": "entity",
         },
     },
     {
         "title": "Two prompts part",
         "why": "One word differs; the distance shows in which layer, and at which tokens, that begins to matter.",
-        "state": {"text": "She put the milk into the", "second": "She put the money into the", "measure": "js"},
+        "state": {"text": "She put the milk into the", "compare": "prompt", "text2": "She put the money into the"},
     },
     {
         "title": "A pattern is continued",

@@ -74,7 +74,9 @@ class Served:
         self.models = tuple(models)
         self.lenses = {LOGIT_LENS: ServedLens(Lens(self.lm))}
         for one in lenses:
-            self.lenses[_free_name(one.lens.name, self.lenses)] = one
+            # results name their lens, by which it is asked for again
+            name = _free_name(one.lens.name, self.lenses)
+            self.lenses[name] = ServedLens(Lens(self.lm, one.lens.f, name=name), one.source)
         self.mappings = dict(mappings or {})
         self.limits = limits or Limits()
         self._tokenizing = threading.Lock()
@@ -98,11 +100,17 @@ class Served:
 
     def mapping(self, name: str | None, model: int) -> PairMapping | None:
         """A mapping by name from the model that is read to another, by default its own; None is the identity."""
+        other = self.model(model)
         wanted = self.models[model].mapping if name is None else name
         if wanted is None or wanted == IDENTITY:
+            if other.hidden_size != self.lm.hidden_size:
+                raise LenscopeError(
+                    f"{other.name}: has states of size {other.hidden_size}, and {self.lm.name} of "
+                    f"{self.lm.hidden_size}; start the server with a --mapping between them"
+                )
             return None
-        mapping = self._named("mapping", wanted, self.mappings).mapping
-        mapping.check(self.lm, self.model(model))
+        mapping: PairMapping = self._named("mapping", wanted, self.mappings).mapping
+        mapping.check(self.lm, other)
         return mapping
 
     def target(self, asked: TargetIn, model: int) -> Target:
@@ -110,29 +118,34 @@ class Served:
         if asked.name is not None:
             target = named_target(asked.name)
         else:
-            target = Target(self.prompt(PromptIn(text=asked.text), model), at=asked.at)
+            target = Target(self.prompt(PromptIn(text=asked.text, model=model), model), at=asked.at)
         with self._tokenizing:
             target.resolve(self.model(model))
         return target
 
     def prompt(self, asked: PromptIn, model: int | None = None) -> Prompt:
-        """A prompt in the tokens of a model, by default the one it names; Refusal where it is too long."""
-        lm = self.model(asked.model if model is None else model)
+        """A prompt in the tokens of the model it names, which is `model` if given; Refusal where it is too long."""
+        if model is not None and asked.model != model:
+            raise LenscopeError(f"model {asked.model}: this prompt is read by model {model}; leave its model out")
+        lm = self.model(asked.model)
         with self._tokenizing:
-            encoder = lm.encoder
             if asked.ids is not None:
                 self.limits.require_prompt(len(asked.ids))
-                prompt = encoder.prompt(asked.ids)
+                prompt = lm.encoder.prompt(asked.ids)
             elif asked.turns is not None:
+                self._require_short(lm, *(turn.content for turn in asked.turns))
                 prompt = lm.chat([{"role": turn.role, "content": turn.content} for turn in asked.turns])
             else:
-                text = asked.text or ""
-                if lm.context is not None and encoder.tokenizer is not None and len(text) > 8 * lm.context:
-                    # the encoder refuses what is longer than the context, with 422; this is too long for any server
-                    self.limits.require_prompt(len(encoder.ids(text)))
-                prompt = encoder.prompt(text)
+                self._require_short(lm, asked.text or "")
+                prompt = lm.encoder.prompt(asked.text or "")
         self.limits.require_prompt(len(prompt))
         return prompt
+
+    def _require_short(self, lm: LM, *texts: str) -> None:
+        """Refuse texts that are too long for this server, before the model's own context is looked at."""
+        # a token has at least one byte of its text
+        if lm.tokenizer is not None and sum(len(text.encode()) for text in texts) > self.limits.prompt_tokens:
+            self.limits.require_prompt(sum(len(lm.encoder.ids(text)) for text in texts if text))
 
     def search(self, query: str, model: int = 0) -> list[dict[str, Any]]:
         """Up to 20 tokens whose text a query is, begins or is in, best first; a number is a token's id, too."""

@@ -1,13 +1,13 @@
 """One thread for each model, which does one job after the other, and the bounded queue before it.
 
-Knows: jobs as generators of events, how a job is taken back while it waits or runs, when a queue is full.
+Knows: jobs that emit events, how a job is taken back while it waits or runs, when a queue is full.
 Does not know: what jobs compute, HTTP.
 """
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from lenscope.models.interruption import Interrupted, interruptible
@@ -15,15 +15,18 @@ from lenscope.web.limits import Refusal
 
 # what a job gives: an event's name and its data
 Event = tuple[str, Any]
-# what it gives last
+Emit = Callable[[str, Any], None]
+Work = Callable[[Emit], None]
+# what it gives last, and what it gives while it waits: how many jobs are before it
 END: Event = ("", None)
+QUEUE = "queue"
 RETRY_AFTER = 2
 
 
 class Job:
     """One piece of work for a model's thread, and the events that it gave so far, for one reader in an event loop."""
 
-    def __init__(self, work: Callable[[], Iterable[Event]]) -> None:
+    def __init__(self, work: Work) -> None:
         self.work = work
         self.left = threading.Event()
         self.finished = threading.Event()
@@ -36,6 +39,12 @@ class Job:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the server is ending: nobody reads any more
             self.left.set()
+
+    def emit(self, name: str, data: Any) -> None:
+        """Hand an event to the reader; Interrupted where that has left."""
+        if self.left.is_set():
+            raise Interrupted
+        self.give((name, data))
 
     async def next(self, timeout: float) -> Event | None:
         """The next event, END behind the last, None where none came in time; raises what the job raised."""
@@ -56,12 +65,13 @@ class Job:
 
 
 class Worker:
-    """Runs the jobs of one model in a thread of its own, at most `size` of them waiting."""
+    """Runs the jobs of one model in a thread of its own, at most `size` of them waiting; `done` counts those it ran."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
         self.running: Job | None = None
+        self.done = 0
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._open = True
@@ -81,6 +91,8 @@ class Worker:
                     429, f"{self.name} is busy: {self.size} requests wait for it; ask again later", RETRY_AFTER
                 )
             self._waiting.append(job)
+            if self.running or len(self._waiting) > 1:
+                self._tell(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
@@ -90,6 +102,7 @@ class Worker:
             if job in self._waiting:
                 self._waiting.remove(job)
                 job.finished.set()
+                self._tell(*self._waiting)
 
     def close(self, timeout: float = 5.0) -> None:
         """Take back all jobs and end the thread."""
@@ -102,6 +115,11 @@ class Worker:
             self._changed.notify()
         self._thread.join(timeout)
 
+    def _tell(self, *jobs: Job) -> None:
+        """Say to jobs that wait how many are before each."""
+        for job in jobs:
+            job.give((QUEUE, {"position": self._waiting.index(job) + (self.running is not None)}))
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -110,19 +128,17 @@ class Worker:
                 if not self._open:
                     return
                 job = self.running = self._waiting.popleft()
-            try:
-                self._do(job)
-            finally:
+                self._tell(*self._waiting)
+            self._do(job)
+            with self._changed:
                 self.running = None
-                job.finished.set()
+                self.done += 1
+            job.finished.set()
 
     def _do(self, job: Job) -> None:
         try:
             with interruptible(job.left.is_set):
-                for event in job.work():
-                    if job.left.is_set():
-                        return
-                    job.give(event)
+                job.work(job.emit)
             job.give(END)
         except Interrupted:
             pass
