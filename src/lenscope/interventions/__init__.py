@@ -6,10 +6,12 @@ from lenscope.interventions.block_ablation import ablate_blocks, ablated
 from lenscope.interventions.block_ablation_results import BlockAblations
 from lenscope.interventions.causal_tracing import causal_tracing, embedding_std
 from lenscope.interventions.effects import Effects, load_effects
+from lenscope.interventions.steering import SteeredTexts, steer
 
 __all__ = [
     "BlockAblations",
     "Effects",
+    "SteeredTexts",
     "ablate_blocks",
     "ablated",
     "activation_patching",
@@ -17,4 +19,5 @@ __all__ = [
     "causal_tracing",
     "embedding_std",
     "load_effects",
+    "steer",
 ]

@@ -18,6 +18,7 @@ from lenscope.engine.growing_texts import GrowingTexts
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.lenses.trajectory import MEASURES, Trajectory
 from lenscope.models.hidden_states import HiddenStates
+from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Positions, Prompt
 
@@ -101,6 +102,7 @@ class WrittenTrajectory(Iterator[ReadToken]):
         """Write and read the next token; StopIteration after the last."""
         if self.reason:
             raise StopIteration
+        check_interruption()
         states = self._last_states()
         final = states[self.layers.index(self.lm.n_layers)]
         token, log_prob, ended = self.chooser.choose(final, np.array([0]), len(self.ids))
