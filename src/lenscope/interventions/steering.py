@@ -162,7 +162,7 @@ def steer(
     vector = as_vectors(vector, "vector")
     if vector.shape != (lm.hidden_size,):
         raise LenscopeError(
-            f"vector of shape {tuple(vector.shape)}: {lm.name} has states of size {lm.hidden_size}; give one such vector"
+            f"vector of shape {tuple(vector.shape)}: {lm.name} has states of size {lm.hidden_size}; give one vector"
         )
     if not torch.isfinite(vector).all():
         raise LenscopeError("vector: holds NaN or infinity; give finite numbers")
