@@ -9,6 +9,7 @@ import pytest
 from every_result import KINDS, every_result
 
 import lenscope as ls
+from lenscope.files.parquet_tables import columns_frame
 
 
 @pytest.fixture
@@ -57,7 +58,21 @@ def test_data_frames(made, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_data_frames_say_what_they_need(made, monkeypatch, kind):
+def test_data_frames_are_of_polars_where_only_that_is_installed(made, monkeypatch, kind):
+    polars = pytest.importorskip("polars")
+    columns = list(made[kind].to_dataframe())
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ls.LenscopeError, match="pip install pandas"):
+    frame = made[kind].to_dataframe()
+    assert isinstance(frame, polars.DataFrame)
+    assert frame.columns == columns
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(ls.LenscopeError, match="pip install pandas, or pip install polars"):
         made[kind].to_dataframe()
+
+
+def test_columns_as_a_data_frame():
+    pytest.importorskip("pandas")
+    frame = columns_frame({"a": [1, None], "b": np.array([0.5, np.nan]), "c": ("x", "y")})
+    assert [str(t) for t in frame.dtypes[:2]] == ["Int64", "float64"]
+    assert frame["a"].isna().tolist() == [False, True]
+    assert frame["c"].tolist() == ["x", "y"]

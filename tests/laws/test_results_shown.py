@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,17 @@ from every_result import KINDS, every_result
 from matplotlib.image import imread
 
 import lenscope as ls
+from lenscope.detection.prompt_features import PromptFeatures
+from lenscope.directions.alignment import Alignment
+from lenscope.directions.influence import Influence
 from lenscope.display.panels import Heatmap, Panel
+from lenscope.experiments.report import Report
+from lenscope.interventions.block_ablation_results import BlockAblations
+from lenscope.lenses.token_ranks import TokenRanks
+from lenscope.models.check import Finding, ModelCheck
+from lenscope.patchscopes.with_controls import ControlledScores, ControlledTexts
+from lenscope.statistics.intervals import Estimate
+from lenscope.tasks.answer_likelihoods import AnswerScores
 
 
 def measures_of(result):
@@ -78,3 +90,45 @@ def test_hostile_names_are_drawn_as_text():
     words = {i: NASTY + text for i, text in t.vocabulary.items()}
     drawing = dataclasses.replace(t, vocabulary=words, lens=NASTY, model="</svg><script>").figure().image("svg")
     assert b"<script" not in drawing
+
+
+def other_results():
+    """Results that are no records, each with the number of rows of its data frame."""
+    basis = SimpleNamespace(layers=(1, 2), energies=np.ones((2, 3)))
+    cells = ((0, 1), (2, 1))
+    by_way = {"vector": np.eye(2), "text": np.ones((2, 1))}
+    sums = {"loss": np.ones((2, 3, 4)), "kl": np.ones((2, 3, 4))}
+    ablations = BlockAblations("m", 3, ("a", "b"), (1, 2, 3), (), (), np.ones(4), np.ones(4), sums, {}, {})
+    tables = {"first": [{"layer": 1, "kl": Estimate(1.0, 0.5, 2.0)}], "second": [{"x": 1}, {"x": 2}]}
+    return {
+        "scores": (ControlledScores(cells, by_way, units=["a", "b"]), 6),
+        "texts": (ControlledTexts(cells, {w: t.astype(str).astype(object) for w, t in by_way.items()}), 6),
+        "ablations": (ablations, 6),
+        "alignment": (Alignment(basis, ("logit lens",), np.zeros((1, 4, 2)), np.arange(8).reshape(1, 4, 2)), 8),
+        "influence": (Influence(basis, np.ones((2, 4, 2, 3)), np.ones(4)), 6),
+        "answers": (AnswerScores((0, 1), np.zeros((2, 2, 3)), np.zeros((2, 3)), np.ones((2, 3), dtype=int)), 12),
+        "features": (PromptFeatures((0,), ("a", "b"), np.ones((3, 2)), np.ones((3, 1, 4))), 3),
+        "check": (ModelCheck("m", (Finding("a", "b"), Finding("c", "d", True))), 2),
+        "ranks": (TokenRanks((5,), (0, 1), (3,), np.ones((1, 2, 1), int), np.zeros((1, 2, 1)), {5: "x"}, "m", "l"), 2),
+        "report": (Report("e", "m", "c", "r", tables), 1),
+    }
+
+
+@pytest.mark.parametrize("name", other_results())
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_results_that_are_no_records_give_data_frames_too(name, library, monkeypatch):
+    pytest.importorskip(library)
+    if library == "polars":
+        monkeypatch.setitem(sys.modules, "pandas", None)
+    result, rows = other_results()[name]
+    frame = result.to_dataframe()
+    assert type(frame).__module__.startswith(library)
+    assert len(frame) == rows
+
+
+def test_a_data_frame_of_a_reports_table():
+    report, _ = other_results()["report"]
+    assert list(report.to_dataframe()) == ["layer", "kl", "kl_low", "kl_high"]
+    assert len(report.to_dataframe("second")) == 2
+    with pytest.raises(ls.LenscopeError, match="table 'third': this report has first, second"):
+        report.to_dataframe("third")

@@ -7,7 +7,7 @@ Does not know: what is odd (outliers.py), where prompts come from.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
+from lenscope.files.parquet_tables import columns_frame
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce, top_token
 from lenscope.models.batches import by_length
@@ -41,6 +42,13 @@ class PromptFeatures(Brief):
     columns: tuple[str, ...]
     trajectory: np.ndarray
     states: np.ndarray
+
+    def to_dataframe(self) -> Any:
+        """A row for each prompt, a column for each feature of its trajectory; states are not in it.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        return columns_frame(dict(zip(self.columns, self.trajectory.T, strict=True)))
 
 
 def answer_features(log_probs: np.ndarray) -> np.ndarray:

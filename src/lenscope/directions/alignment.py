@@ -16,6 +16,7 @@ from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import wide_readout
 from lenscope.engine.run_above_layer import RunAbove
 from lenscope.errors import LenscopeError
+from lenscope.files.parquet_tables import columns_frame
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import WHOLE_ROWS_BYTES
 from lenscope.models.language_model import LM
@@ -63,6 +64,17 @@ class Alignment:
         at = self.lenses.index(lens), slice(None), self.basis.at(layer)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(self.by_unit[at] / self.counts[at])
+
+    def to_dataframe(self) -> Any:
+        """A row for each lens, layer and document or row: the mean similarity, and of how many predictions.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        lens, unit, layer = np.indices(self.counts.shape).reshape(3, -1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            similarity = (self.by_unit / self.counts).reshape(-1)
+        names = {"lens": [self.lenses[n] for n in lens], "layer": np.array(self.layers)[layer], "unit": unit}
+        return columns_frame({**names, "similarity": similarity, "count": self.counts.reshape(-1)})
 
     def estimate(self, lens: str, layer: int, *, seed: int = 0) -> Estimate:
         """A lens's similarity at a layer, every document or row counting alike, with its bootstrap interval."""

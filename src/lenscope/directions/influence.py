@@ -17,6 +17,7 @@ from lenscope import visible_text as visible
 from lenscope.directions.basis import Basis, check_model
 from lenscope.directions.energy import energies, wide_readout
 from lenscope.engine.run_above_layer import RunAbove
+from lenscope.files.parquet_tables import columns_frame
 from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.measures.streamed import reduce
 from lenscope.models.language_model import LM
@@ -66,6 +67,16 @@ class Influence:
         Belrose et al. 2023, Figs 8 and 20; intervals resample directions.
         """
         return [spearman(a, b, seed=seed) for a, b in zip(self.lens, self.model, strict=True)]
+
+    def to_dataframe(self) -> Any:
+        """A row for each layer and direction: its energy, and its influence on lens and model, in nats.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        layer, direction = np.indices(self.lens.shape).reshape(2, -1)
+        numbers = {"energy": self.basis.energies, "on_lens": self.lens, "on_model": self.model}
+        names = {"layer": np.array(self.layers)[layer], "direction": direction}
+        return columns_frame({**names, **{name: np.asarray(values).reshape(-1) for name, values in numbers.items()}})
 
     def to_json(self) -> dict[str, Any]:
         """Influences, energies and fidelity as JSON values."""

@@ -4,6 +4,7 @@ Knows: matplotlib, sizes, fonts, text that may hold anything. Does not know: fil
 """
 
 import logging
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,11 @@ def _figure_text(text: object, width: int | None = None) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def _folded(text: str, inches: float) -> str:
+    """A text in lines that fit an axis of so many inches."""
+    return textwrap.fill(_figure_text(text), max(20, int(13 * (inches - 0.6))))
+
+
 def _labelled(panel: Panel | Heatmap) -> bool:
     return isinstance(panel, Panel) and any(one.label for one in panel.series)
 
@@ -116,7 +122,7 @@ def _cell_size(panel: Heatmap) -> tuple[float, float] | None:
         return None
     rows, columns = np.shape(panel.values)
     lines = [line for row in panel.texts for text in row for line in text.split("\n")]
-    longest = min(CELL, max((len(line) for line in lines), default=1))
+    longest = min(CELL, max((len(line) for line in (*lines, *map(str, panel.columns))), default=1))
     height = LINE * max((text.count("\n") + 1 for row in panel.texts for text in row), default=1) + 0.04
     width = LETTER * max(longest, 3) + 0.1
     return (width, height) if width * columns < LARGEST and height * rows < LARGEST else None
@@ -196,7 +202,7 @@ def _draw_heatmap(axes: "Axes", panel: Heatmap, ends: tuple[float, float], palet
     _ticks(axes, panel, cell)
     beyond = np.isfinite(values).any() and np.nanmax(values) > ends[1]
     bar = axes.figure.colorbar(image, ax=axes, extend="max" if beyond else "neither", pad=0.02, aspect=30)
-    bar.set_label(_figure_text(panel.colour), fontsize=8)
+    bar.set_label(_folded(panel.colour, _size(panel, False)[1]), fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     axes.spines[:].set_visible(False)
@@ -232,5 +238,5 @@ def _hex(colour: Sequence[float]) -> str:
 def _labels(axes: "Axes", panel: Panel | Heatmap) -> None:
     axes.set_title(_figure_text(panel.title, TITLE), fontsize=10)
     axes.set_xlabel(_figure_text(panel.x), fontsize=9)
-    axes.set_ylabel(_figure_text(panel.y), fontsize=9)
+    axes.set_ylabel(_folded(panel.y, _size(panel, False)[1]), fontsize=9)
     axes.tick_params(labelsize=8)

@@ -20,6 +20,7 @@ from lenscope.display.numbers import round_number
 from lenscope.display.tables import TableColumn, fit_to_width, plain_table
 from lenscope.errors import LenscopeError
 from lenscope.files.file_names import safe_name
+from lenscope.files.parquet_tables import data_frame
 from lenscope.files.writing import whole_files
 from lenscope.statistics.intervals import Estimate
 
@@ -55,6 +56,17 @@ class Report:
         if name not in self.tables:
             raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables)}")
         return fit_to_width(lambda room: _draw_rows(self.tables[name], room), width)
+
+    def to_dataframe(self, name: str = "") -> Any:
+        """One of the tables, by default the first, as a data frame; intervals are columns that end in _low and _high.
+
+        It is one of pandas, or of polars where only that is installed. Raises LenscopeError if there is no table of
+        that name, and without both packages.
+        """
+        name = name or next(iter(self.tables), "")
+        if name not in self.tables:
+            raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables) or 'none'}")
+        return data_frame(_arrow(self.tables[name]))
 
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files beside it."""

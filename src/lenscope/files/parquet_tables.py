@@ -95,17 +95,35 @@ def text_column(values: Iterable[str]) -> pa.Array:
 
 
 def data_frame(table: pa.Table) -> Any:
-    """A table as a pandas.DataFrame, whole numbers with gaps as Int64. Raises LenscopeError without pandas."""
+    """A table as a pandas.DataFrame, whole numbers with gaps as Int64; without pandas as a polars.DataFrame.
+
+    Raises LenscopeError where neither is installed.
+    """
     try:
         import pandas  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        raise LenscopeError("to_dataframe: needs pandas, which is not installed: pip install pandas") from error
+    except ImportError:
+        return _polars_frame(table)
     gaps = {f.name for f in table.schema if pa.types.is_integer(f.type) and table[f.name].null_count}
     frame = table.drop_columns(sorted(gaps)).to_pandas()
     for name in sorted(gaps):
         place = table.column_names.index(name)
         frame.insert(min(place, len(frame.columns)), name, pandas.array(table[name].to_pylist(), dtype="Int64"))
     return frame[table.column_names]
+
+
+def columns_frame(columns: Mapping[str, Any]) -> Any:
+    """Columns of equal length, by name, as a data frame: arrays (numbers that are NaN are null), or lists."""
+    arrays = {n: number_column(v) if isinstance(v, np.ndarray) else pa.array(list(v)) for n, v in columns.items()}
+    return data_frame(pa.table(arrays))
+
+
+def _polars_frame(table: pa.Table) -> Any:
+    try:
+        import polars
+    except ImportError as error:
+        needs = "needs pandas or polars, and neither is installed: pip install pandas, or pip install polars"
+        raise LenscopeError(f"to_dataframe: {needs}") from error
+    return polars.from_arrow(table)
 
 
 def _memory_limit(path: Path) -> int:

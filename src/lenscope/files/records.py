@@ -92,7 +92,10 @@ class Record(Compared, ABC):
         save_record(self, path)
 
     def to_dataframe(self) -> Any:
-        """A pandas.DataFrame with the rows of the Parquet file. Raises LenscopeError without pandas."""
+        """A data frame with the rows of the Parquet file: of pandas, or of polars where only that is installed.
+
+        Raises LenscopeError without both.
+        """
         return data_frame(self._rows())
 
 

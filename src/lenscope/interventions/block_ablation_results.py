@@ -11,6 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.errors import LenscopeError
+from lenscope.files.parquet_tables import columns_frame
 from lenscope.statistics.intervals import Estimate, bootstrap
 
 # name → unit, of what is lost
@@ -96,6 +97,15 @@ class BlockAblations:
         i, m = self._at(lens, self.lenses, "lens"), self._at(read, self.read, "layer")
         at = i, self._at(change, self.changes, "change"), self._at(layer, self.layers, "layer"), m
         return bootstrap(_per_token, self.read_sums[measure][at] - self.clean[measure][i, m], self.counts, seed=seed)
+
+    def to_dataframe(self) -> Any:
+        """A row for each change and block: the means of all measures per token, in their units.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        change, layer = np.indices((len(self.changes), len(self.layers))).reshape(2, -1)
+        names = {"change": [self.changes[n] for n in change], "layer": np.array(self.layers)[layer]}
+        return columns_frame({**names, **{name: self.column(name).reshape(-1) for name in self.sums}})
 
     def _sums(self, measure: str) -> np.ndarray:
         if measure not in self.sums:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lenscope.contents import Brief
 from lenscope.display.payload import packed, vocabulary_payload
+from lenscope.files.parquet_tables import columns_frame
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +29,16 @@ class TokenRanks(Brief):
     vocabulary: dict[int, str]
     model: str
     lens: str
+
+    def to_dataframe(self) -> Any:
+        """A row for each token, layer and position: its rank and its ln p.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        token, layer, position = np.indices(self.rank.shape).reshape(3, -1)
+        names = {"token_id": np.array(self.ids)[token], "token": [self.vocabulary[self.ids[n]] for n in token]}
+        places = {"layer": np.array(self.layers)[layer], "position": np.array(self.positions)[position]}
+        return columns_frame({**names, **places, "rank": self.rank.reshape(-1), "log_prob": self.log_prob.reshape(-1)})
 
     def __repr__(self) -> str:
         size = f"{len(self.layers)} layers × {len(self.positions)} positions"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lenscope.files.parquet_tables import columns_frame
 from lenscope.models import exactness, generation
 from lenscope.models.deviations import TOLERANCE, deviation
 from lenscope.models.edits import Edit
@@ -35,6 +36,14 @@ class ModelCheck:
     def holds(self) -> bool:
         """Whether every law held."""
         return all(f.holds is not False for f in self.findings)
+
+    def to_dataframe(self) -> Any:
+        """A row for each finding; `holds` is null for a fact that nothing is expected of.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        rows = [(f.name, f.value, f.holds) for f in self.findings]
+        return columns_frame(dict(zip(("name", "value", "holds"), zip(*rows, strict=True), strict=True)))
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -14,6 +14,7 @@ from lenscope.contents import Brief
 from lenscope.engine.shared_prefix_continuations import continue_prompts
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
+from lenscope.files.parquet_tables import columns_frame
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.progress import Progress
@@ -78,6 +79,13 @@ class ControlledScores(Brief):
             rows.append({"layer": layer, **self.row(mine)})
         return rows
 
+    def to_dataframe(self) -> Any:
+        """A row for each item, way and cell, with its score; layers are null where a way has none.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        return columns_frame(_rows_by_way(self.cells, self.scores, "score", self.units))
+
     def chosen(self, way: str = VECTOR) -> list[tuple[int, int]]:
         """The (source layer, target layer) that was selected for each fold."""
         return [self.cells[n] for n in self.selection(way).chosen]
@@ -101,6 +109,13 @@ class ControlledTexts(Brief):
             scores[way] = np.array([[float(score(text, n)) for text in row] for n, row in enumerate(table)])
         return ControlledScores(self.cells, scores, units, seed)
 
+    def to_dataframe(self) -> Any:
+        """A row for each item, way and cell, with its text; layers are null where a way has none.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        return columns_frame(_rows_by_way(self.cells, self.texts, "text", None))
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         texts = {way: table.tolist() for way, table in self.texts.items()}
@@ -111,6 +126,22 @@ class ControlledTexts(Brief):
         """The inverse of `to_json`."""
         texts = {way: np.array(table, dtype=object) for way, table in data["said"].items()}
         return ControlledTexts(tuple((source, target) for source, target in data["cells"]), texts)
+
+
+def _rows_by_way(
+    cells: Sequence[tuple[int, int]], tables: Mapping[str, np.ndarray], name: str, units: Sequence[Any] | None
+) -> dict[str, list[Any]]:
+    """Tables (N, C) or (N, 1) by way, as columns of one long table."""
+    columns: dict[str, list[Any]] = {"item": [], "way": [], "source_layer": [], "target_layer": [], name: []}
+    for way, table in tables.items():
+        items, places = table.shape
+        layers = cells if places == len(cells) and way not in (TEXT, NONE) else [(None, None)] * places
+        columns["item"] += np.repeat(np.arange(items), places).tolist()
+        columns["way"] += [way] * table.size
+        columns["source_layer"] += [source for source, _ in layers] * items
+        columns["target_layer"] += [target for _, target in layers] * items
+        columns[name] += table.reshape(-1).tolist()
+    return columns if units is None else {"unit": [str(units[n]) for n in columns["item"]], **columns}
 
 
 def score_with_controls(

@@ -18,6 +18,7 @@ from lenscope.engine import exact_modes
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
+from lenscope.files.parquet_tables import columns_frame
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import top_token
 from lenscope.models.language_model import LM, PromptLike
@@ -43,6 +44,16 @@ class AnswerScores(Brief):
     log_probs: np.ndarray
     own: np.ndarray
     lengths: np.ndarray
+
+    def to_dataframe(self) -> Any:
+        """A row for each prompt, layer and choice, null where a prompt has fewer choices; `own` is the model's ln p.
+
+        It is a data frame of pandas, or of polars where only that is installed; LenscopeError without both.
+        """
+        prompt, layer, choice = np.indices(self.log_probs.shape).reshape(3, -1)
+        names = {"prompt": prompt, "layer": np.array(self.layers)[layer], "choice": choice}
+        numbers = {"log_prob": self.log_probs.reshape(-1), "own": self.own[prompt, choice]}
+        return columns_frame({**names, **numbers, "length": self.lengths[prompt, choice]})
 
 
 class _Places:
