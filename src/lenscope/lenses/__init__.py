@@ -4,6 +4,7 @@ from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
 from lenscope.lenses.evaluation_results import Evaluation, load_evaluation
 from lenscope.lenses.lens import Lens
+from lenscope.lenses.patched_trajectory import causal_cone, patched_trajectory
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import Trajectory, save
 from lenscope.lenses.transfer_results import Transfer
@@ -19,8 +20,10 @@ __all__ = [
     "Trajectory",
     "Transfer",
     "WrittenTrajectory",
+    "causal_cone",
     "evaluate",
     "load_evaluation",
+    "patched_trajectory",
     "save",
     "transfer",
 ]
