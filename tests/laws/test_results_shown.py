@@ -1,7 +1,8 @@
-"""Every result shows itself: as a figure of each of its measures, as a data frame."""
+"""Every result shows itself: as a figure of each of its measures, as a data frame, on a page."""
 
 import dataclasses
 import io
+import json
 import sys
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from lenscope.detection.prompt_features import PromptFeatures
 from lenscope.directions.alignment import Alignment
 from lenscope.directions.influence import Influence
 from lenscope.display.panels import Heatmap, Panel
+from lenscope.display.payload import unpacked_arrays
 from lenscope.experiments.report import Report
 from lenscope.interventions.block_ablation_results import BlockAblations
 from lenscope.lenses.token_ranks import TokenRanks
@@ -132,3 +134,41 @@ def test_a_data_frame_of_a_reports_table():
     assert len(report.to_dataframe("second")) == 2
     with pytest.raises(ls.LenscopeError, match="table 'third': this report has first, second"):
         report.to_dataframe("third")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "report"])
+def test_every_result_gives_a_page_its_numbers(kind, tmp_path):
+    result = other_results()["report"][0] if kind == "report" else every_result()[kind]
+    data = json.loads(json.dumps(result.page_data(), allow_nan=False))
+    assert data["kind"] == {"predicted": "grid", "generated": "grid"}.get(kind, kind)
+    assert isinstance(unpacked_arrays(data), dict)
+    result.to_html(tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert result._repr_html_().startswith("<iframe sandbox=")
+
+
+def test_a_grids_page_has_its_cells_and_answers():
+    grid = every_result()["predicted"]
+    data = grid.page_data()
+    arrays = unpacked_arrays(data)
+    assert (data["answers"], data["written"], data["colour"]) == (["a"], False, "log_prob:a")
+    assert arrays["ids"].tolist() == grid.ids.tolist()
+    for values, name in zip(arrays["values"], data["measures"], strict=True):
+        assert values == pytest.approx(grid.measures[name], rel=1e-3, nan_ok=True)
+    written = every_result()["generated"].page_data()
+    assert written["written"]
+    assert len(written["texts"]) == len(written["ended"]) == len(every_result()["generated"])
+
+
+def test_an_evaluations_page_has_intervals_and_differences():
+    e = every_result()["evaluation"]
+    arrays = unpacked_arrays(e.page_data())
+    assert arrays["values"].shape == arrays["differences"].shape == (len(e.values), len(e.lenses), len(e.layers), 3)
+    assert arrays["values"][list(e.values).index("kl")] == pytest.approx(e.values["kl"], rel=1e-3, nan_ok=True)
+
+
+def test_a_reports_page_has_its_figures_as_numbers():
+    report = dataclasses.replace(other_results()["report"][0], figures=(every_result()["evaluation"].figure(),))
+    data = report.page_data()
+    assert data["tables"][0] == {"name": "first", "columns": ["layer", "kl"], "rows": [[1, [1.0, 0.5, 2.0]]]}
+    assert data["figures"][0]["panels"][0]["kind"] == "lines"

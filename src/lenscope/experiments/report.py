@@ -17,6 +17,8 @@ from rich.table import Table
 from lenscope import visible_text as visible
 from lenscope.display.figures import Figure
 from lenscope.display.numbers import round_number
+from lenscope.display.page import Drawn
+from lenscope.display.payload import packed
 from lenscope.display.tables import TableColumn, fit_to_width, plain_table
 from lenscope.errors import LenscopeError
 from lenscope.files.file_names import safe_name
@@ -29,7 +31,7 @@ ReportTable = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(Drawn):
     """What an experiment found: `tables` by name, each a list of rows; figures; and the reading, in plain words.
 
     `claim` is what the paper says and where; `reading` says what replicates here, what does not, and by how much.
@@ -67,6 +69,22 @@ class Report:
         if name not in self.tables:
             raise LenscopeError(f"table {name!r}: this report has {', '.join(self.tables) or 'none'}")
         return data_frame(_arrow(self.tables[name]))
+
+    def page_data(self) -> dict[str, Any]:
+        """Give what a page needs: claim, reading, settings, tables as rows of texts, numbers and [value, low, high].
+
+        Figures are the numbers that the page draws them from.
+        """
+        head = {**self.to_json(), "title": f"{self.experiment}: {self.model}"}
+        head["tables"] = [
+            {
+                "name": name,
+                "columns": list(rows[0] if rows else ()),
+                "rows": [list(map(_json, r.values())) for r in rows],
+            }
+            for name, rows in self.tables.items()
+        ]
+        return packed({**head, "figures": [figure.page_data() for figure in self.figures]}, {})
 
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files beside it."""

@@ -18,6 +18,8 @@ from lenscope.display.figures import Figure
 from lenscope.display.heat_table import colour_caption, heat_table, shades_of
 from lenscope.display.measure_maps import measure_map, token_names
 from lenscope.display.numbers import signed_figure
+from lenscope.display.page import Drawn
+from lenscope.display.payload import packed
 from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.errors import LenscopeError
 from lenscope.files.digests import FORMAT, Column, unstamped
@@ -28,6 +30,7 @@ from lenscope.files.json_values import (
     object_value,
     text_value,
     text_values,
+    to_lists,
     whole_array,
     whole_number,
     whole_numbers,
@@ -90,7 +93,7 @@ class TracedPrompt:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects(Record):
+class Effects(Record, Drawn):
     """N cells, each one intervention at a layer and a place of a prompt's run.
 
     `run`, `layer` and `place` (N,) say which cell is which (`place` numbers the run's places); `measures` are (N,) in
@@ -157,6 +160,14 @@ class Effects(Record):
         axes = ("token", "layer")
         drawn = measure_map(title, axes, names, self.layers, values, measure, self.unit(measure), numbers)
         return Figure(f"effects {measure}", [drawn])
+
+    def page_data(self) -> dict[str, Any]:
+        """Give what a page needs: run, layer and place (N,) of the cells, and their values (M, N)."""
+        texts = " · ".join(dict.fromkeys(run.text for run in self.runs))
+        head = {**self._head(to_lists), "layers": list(self.layers), "title": f"{self.method}: {texts}"}
+        head |= {"shares": list(SHARES), "total_units": {name: TOTALS[name] for name in self.totals}}
+        values = np.stack([self.measures[name] for name in self.measures])
+        return packed(head, {"run": self.run, "layer": self.layer, "place": self.place, "values": values})
 
     def _drawn(self, measure: str, values: np.ndarray, run: int, width: int | None) -> Table:
         mine = self.runs[run]

@@ -17,7 +17,9 @@ from rich.text import Text
 from lenscope import visible_text as visible
 from lenscope.display.figures import Figure
 from lenscope.display.numbers import four_digits
+from lenscope.display.page import Drawn
 from lenscope.display.panels import Panel, Series
+from lenscope.display.payload import packed
 from lenscope.display.tables import TableColumn, dim, fit_to_width, plain_table, with_aside
 from lenscope.files.digests import FORMAT, Column, unstamped
 from lenscope.files.json_values import (
@@ -27,6 +29,7 @@ from lenscope.files.json_values import (
     object_value,
     text_value,
     text_values,
+    to_lists,
     whole_number,
 )
 from lenscope.files.parquet_tables import number_column, reordered, row_order
@@ -53,7 +56,7 @@ HEADINGS = {"cross_entropy": "CE", "bits_per_byte": "bits/B", "kl": "KL", "agree
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(Record):
+class Evaluation(Record, Drawn):
     """Lenses measured on the same text: per measure (lenses, layers, 3), value, low and high end of the 95 % interval.
 
     `differences` are those of each lens from the `baseline`, the logit lens (None, and empty, without one), from the
@@ -117,6 +120,13 @@ class Evaluation(Record):
             level = own if np.isfinite(own) and (own > 0 or not log) else None
             panels.append(Panel(name.replace("_", " "), "layer", MEASURES[name], series, log=log, level=level))
         return Figure(f"evaluation {' '.join(names)}", panels)
+
+    def page_data(self) -> dict[str, Any]:
+        """Give what a page needs: values (M, lenses, L, 3), and where there is a baseline differences of that shape."""
+        head = self._head(to_lists)
+        parts = {"values": self.values, "differences": self.differences}
+        stacked = {part: np.stack([v[name] for name in MEASURES]) for part, v in parts.items() if v}
+        return packed({**head, "title": f"Lenses of {self.model}"}, stacked)
 
     def _drawn(self, names: list[str], width: int | None) -> Table:
         room = (width or 10**4) - 7

@@ -14,6 +14,8 @@ from rich.table import Table
 from lenscope.display.figures import Figure
 from lenscope.display.measure_maps import measure_map
 from lenscope.display.numbers import four_digits
+from lenscope.display.page import Drawn
+from lenscope.display.payload import packed
 from lenscope.display.tables import TableColumn, dim, fit_to_width, plain_table
 from lenscope.files.digests import FORMAT, Column, unstamped
 from lenscope.files.json_values import (
@@ -22,6 +24,7 @@ from lenscope.files.json_values import (
     layer_numbers,
     object_value,
     text_value,
+    to_lists,
     whole_number,
 )
 from lenscope.files.parquet_tables import number_column, reordered, row_order
@@ -35,7 +38,7 @@ TRANSFERRED = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Transfer(Record):
+class Transfer(Record, Drawn):
     """A lens's translators on other layers' states: (translators, layers tested), both being `layers`.
 
     `cross_entropy` and `kl` (KL(model ‖ lens)) in nats per token of the translator of layers[i] on the states of
@@ -83,6 +86,13 @@ class Transfer(Record):
         values, unit = self.penalty(measure), f"{TRANSFERRED[measure]}, minus the layer's own translator's"
         drawn = measure_map(f"{self.lens}, {self.model}", axes, self.layers, self.layers, values, measure, unit)
         return Figure(f"transfer {measure}", [drawn])
+
+    def page_data(self) -> dict[str, Any]:
+        """Give what a page needs: values and penalties (M, translators, layers tested)."""
+        values = np.stack([getattr(self, name) for name in TRANSFERRED])
+        penalties = np.stack([self.penalty(name) for name in TRANSFERRED])
+        head = {**self._head(to_lists), "title": f"{self.lens} of {self.model}, layers exchanged"}
+        return packed(head, {"values": values, "penalties": penalties})
 
     def _drawn(self, measure: str, values: np.ndarray, width: int | None) -> Table:
         step = max(1, -(-len(self.layers) // max(1, ((width or 10**4) - 8) // 7)))

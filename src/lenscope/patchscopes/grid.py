@@ -14,6 +14,8 @@ import pyarrow as pa
 from rich.table import Table
 
 from lenscope.display.figures import Figure
+from lenscope.display.page import Drawn
+from lenscope.display.payload import packed, vocabulary_payload
 from lenscope.display.tables import fit_to_width
 from lenscope.errors import LenscopeError
 from lenscope.files.digests import FORMAT, Column, unstamped
@@ -24,6 +26,7 @@ from lenscope.files.json_values import (
     object_value,
     text_value,
     text_values,
+    to_lists,
     vocabulary_value,
     whole_array,
     whole_number,
@@ -36,7 +39,7 @@ from lenscope.patchscopes.grid_cells import BELOW, ENDED, Cell, Source, Spot, un
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Grid(Record):
+class Grid(Record, Drawn):
     """N cells, each a source vector patched into a target prompt at a layer.
 
     `kind` "predict": `ids` (N, k) are the k most probable next tokens, with `log_probs` (N, k), and `texts` the first;
@@ -160,6 +163,28 @@ class Grid(Record):
         if self.kind == "generate" and measure == "max_probability":
             unit = "probability of the first token that was written, 0–1"
         return measure, unit
+
+    def page_data(self) -> dict[str, Any]:
+        """Give what a page needs: addresses (N,), ids and log-probabilities (N, k), and values (M, N) of the cells.
+
+        "answers" are those that were asked for; the page marks them in what cells say. More may be put there.
+        """
+        named = [name.partition(":")[2] for name in self.measures if name.startswith(grid_table.ANSWER)]
+        titles = dict.fromkeys(s.text or s.label for s in self.sources)
+        head = {
+            **self._head(to_lists),
+            "kind": "grid",
+            "title": " · ".join(list(titles)[:4]) + (" …" if len(titles) > 4 else ""),
+            "written": self.kind == "generate",
+            "vocabulary": vocabulary_payload(self.vocabulary),
+            "colour": self._coloured("")[0] if len(self) else None,
+            "answers": named,
+            "texts": list(self.texts),
+            "ended": list(self.ended),
+        }
+        arrays = {name: getattr(self, name) for name in ("source", "layer", "target", "ids", "log_probs")}
+        values = np.array([self.measures[name] for name in self.measures]).reshape(len(self.measures), len(self))
+        return packed(head, {**arrays, "values": values})
 
     def _drawn(self, measure: str, width: int | None) -> Table:
         measure, unit = self._coloured(measure)
