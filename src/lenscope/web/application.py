@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,10 +23,12 @@ from lenscope.errors import LenscopeError
 from lenscope.web.endpoint_table import ENDPOINTS
 from lenscope.web.endpoints import RESULT, ServedEndpoint
 from lenscope.web.event_stream import EventStream, ReaderLeft, json_bytes, replayed, whole_answer
+from lenscope.web.exports import KINDS, ExportedFile, content_of, exported
 from lenscope.web.guard import Guard
 from lenscope.web.limits import Refusal
 from lenscope.web.page_files import ServedFile, page_files
-from lenscope.web.requests import ErrorOut, TokenizeIn
+from lenscope.web.python_snippets import python_of
+from lenscope.web.requests import ErrorOut, ExportIn, TokenizeIn
 from lenscope.web.results_cache import Answered, ResultsCache, request_key
 from lenscope.web.served import Served
 from lenscope.web.worker import Event, Job, Work, Worker
@@ -67,6 +70,23 @@ class Answers:
             answer = _answered(await whole_answer(request, *await self.submitted(endpoint, asked)))
             self.cache.put(key, answer)
         return answer
+
+    async def exported(self, asked: ExportIn, request: Request) -> ExportedFile:
+        """The result of a request as a file; it runs unless it is remembered, and the Python of it never runs."""
+        endpoint = ENDPOINTS[asked.endpoint]
+        try:
+            inner = endpoint.request.model_validate(asked.request)
+        except ValidationError as error:
+            raise RequestValidationError(
+                [{**e, "loc": ("body", "request", *e["loc"])} for e in error.errors()]
+            ) from None
+        key = request_key(endpoint.name, inner)
+        if asked.format == "python":
+            await run_in_threadpool(endpoint.prepare, self.served, inner)
+            return exported("python", endpoint.name, key, python_of(self.served, endpoint.name, inner).encode())
+        answer = await self.whole(endpoint, inner, request)
+        content = await run_in_threadpool(content_of, asked.format, endpoint.name, answer)
+        return exported(asked.format, endpoint.name, key, content)
 
     async def streamed(self, endpoint: ServedEndpoint, asked: Any) -> Response:
         """The events of an answer as they come, or all at once where they are remembered."""
@@ -122,6 +142,15 @@ def view_application(served: Served, token: str | None = None, hosts: Collection
             responses={200: ok, **REFUSALS},
             name=endpoint.name,
         )
+    app.add_api_route(
+        "/api/export",
+        _exporting(answers),
+        methods=["POST"],
+        summary="A result as a file",
+        response_class=Response,
+        responses={200: {"description": "The file", "content": {kind: {} for kind in KINDS.values()}}, **REFUSALS},
+        name="export",
+    )
     for path, file in page_files().items():
         app.router.routes.append(Route(path, _sending(file), methods=["GET"]))
     posts = {getattr(route, "path", "") for route in app.routes if "POST" in (getattr(route, "methods", None) or ())}
@@ -145,6 +174,15 @@ def _streaming(answers: Answers, endpoint: ServedEndpoint) -> Callable[..., Any]
         return await answers.streamed(endpoint, asked)
 
     return stream
+
+
+def _exporting(answers: Answers) -> Callable[..., Any]:
+    async def export(request: Request, asked: ExportIn) -> Response:
+        file = await answers.exported(asked, request)
+        headers = {"content-disposition": f'attachment; filename="{file.name}"', "content-type": file.kind}
+        return Response(file.content, headers=headers)
+
+    return export
 
 
 def _add_lookups(app: FastAPI, served: Served) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lenscope.display.payload import packed, vocabulary_payload
 from lenscope.engine.growing_texts import require_room
 from lenscope.lenses.lens import Lens
-from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Prompt
 from lenscope.web.requests import ComparisonIn, GenerationIn, RanksIn, StrictModel, TrajectoryIn
@@ -63,13 +61,7 @@ def prepare_ranks(served: Served, asked: RanksIn) -> Work:
     lens, prompt = served.lens(asked.lens), served.prompt(asked.prompt, 0)
     layers, positions = _granted_cells(served, lens, prompt, asked.layers, asked.positions)
     tokens = [served.lm.encoder.token_id(token) for token in asked.tokens]
-
-    def work(emit: Emit) -> None:
-        ranks = lens.ranks(prompt, tokens, layers, positions)
-        emit(RESULT, ranks)
-        emit("payload", _payload_of_ranks(ranks))
-
-    return work
+    return lambda emit: emit_whole(emit, lens.ranks(prompt, tokens, layers, positions))
 
 
 def prepare_generation(served: Served, asked: GenerationIn) -> Work:
@@ -113,18 +105,3 @@ def _granted_cells(
     places = None if positions is None else prompt.positions(positions)
     served.limits.require_cells(len(chosen or lens.layers), len(places or prompt))
     return chosen, places
-
-
-def _payload_of_ranks(ranks: TokenRanks) -> dict[str, Any]:
-    return packed(
-        {
-            "kind": "ranks",
-            "ids": list(ranks.ids),
-            "layers": list(ranks.layers),
-            "positions": list(ranks.positions),
-            "model": ranks.model,
-            "lens": ranks.lens,
-            "vocabulary": vocabulary_payload(ranks.vocabulary),
-        },
-        {"rank": ranks.rank, "log_prob": ranks.log_prob},
-    )

@@ -3,7 +3,7 @@
 Knows: fields, their types and largest sizes. Does not know: models and lenses, which limits a server was started with.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,8 +28,8 @@ Strength = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 ModelNumber = Annotated[int, Field(ge=0, lt=64)]
 OperationName = Literal["replace", "add", "add_norm_matched", "replace_norm_matched"]
 Streamed = Literal["explanation", "grid", "steering", "generation"]
-Endpoint = Literal["trajectory", "comparison", "ranks", "patched_trajectory", Streamed]
-Format = Literal["html", "json", "parquet", "python"]
+EndpointName = Literal["trajectory", "comparison", "ranks", "patched_trajectory", Streamed]
+FileFormat = Literal["html", "json", "parquet", "python"]
 
 
 class StrictModel(BaseModel):
@@ -205,6 +205,14 @@ class GenerationIn(StrictModel):
     top_p: Share = 1.0
     seed: Seed = 0
     top_k: TopK = 5
+
+
+class ExportIn(StrictModel):
+    """A request to another endpoint, whose result is wanted as a file."""
+
+    endpoint: EndpointName
+    request: dict[str, Any]
+    format: FileFormat
 
 
 class ErrorOut(BaseModel):

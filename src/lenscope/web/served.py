@@ -13,6 +13,7 @@ from lenscope._version import __version__
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import DISTANCES
 from lenscope.lenses.lens import Lens
+from lenscope.lenses.lens_reports import held_out_kl
 from lenscope.lenses.trajectory import MEASURES
 from lenscope.mappings.mapping import PairMapping
 from lenscope.models import edits
@@ -189,7 +190,11 @@ class Served:
                 {"name": m.lm.name, "n_layers": m.lm.n_layers, "mapping": m.mapping} for m in self.models
             ],
             "lenses": [
-                {"name": name, "layers": list(one.lens.layers), "held_out_kl": None}
+                {
+                    "name": name,
+                    "layers": list(one.lens.layers),
+                    "held_out_kl": held_out_kl(getattr(one.lens.f, "report", {}).get("layers")),
+                }
                 for name, one in self.lenses.items()
             ],
             "mappings": [IDENTITY, *self.mappings],

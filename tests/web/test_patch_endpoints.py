@@ -1,0 +1,138 @@
+"""Explanations and grids are those of the library's Patchscopes, with controls, operations, mappings and other models."""
+
+import numpy as np
+import pytest
+
+import lenscope as ls
+from lenscope.display.payload import unpacked_arrays
+from lenscope.models.edits import add
+from lenscope.patchscopes import random_vectors
+
+TEXT = "The capital of France is"
+TARGET = {"text": "hello world, x", "at": -1}
+STATE = {"prompt": {"text": TEXT}, "layer": 2, "position": -2}
+
+
+def texts(events):
+    return {data["row"]: data["text"] for name, data in events if name == "end"}
+
+
+def rows(events):
+    return dict(events)["start"]["rows"]
+
+
+def test_an_explanation_is_what_the_library_writes_beside_its_controls(view, view_models):
+    lm = view_models[0]
+    request = {**STATE, "target": TARGET, "layers": [1, 3], "max_new_tokens": 5, "seed": 3}
+    events = view.events("explanation", request)
+    assert rows(events) == [
+        {"row": 0, "kind": "state", "layer": 1},
+        {"row": 1, "kind": "state", "layer": 3},
+        {"row": 2, "kind": "unpatched", "layer": None},
+        {"row": 3, "kind": "random", "layer": 1},
+        {"row": 4, "kind": "random", "layer": 3},
+    ]
+    scope = ls.Patchscope(lm, ls.Target(TARGET["text"], at=-1))
+    states = lm.read(TEXT, 2, -2)
+    own = scope.generate(states, [1, 3], max_new_tokens=5).texts
+    random = scope.generate(random_vectors(states, 3), [1, 3], max_new_tokens=5).texts
+    plain = lm.generate(TARGET["text"], 5).text
+    written = texts(events)
+    assert [written[n] for n in range(5)] == [*own, plain.replace("</s>", ""), *random]
+    assert events[-1] == ("done", {})
+    tokens = [token for name, data in events if name == "tokens" for token in data["tokens"]]
+    assert all(token["log_prob"] <= 0 for token in tokens)
+    assert [token["row"] for token in tokens[:5]] == [0, 1, 2, 3, 4]
+
+
+def test_an_operation_changes_what_is_written(view, view_models):
+    lm = view_models[0]
+    scope = ls.Patchscope(lm, ls.Target(TARGET["text"], at=-1), op=add)
+    own = scope.generate(lm.read(TEXT, 2, -2), [2], max_new_tokens=5).texts
+    request = {**STATE, "target": TARGET, "layers": [2], "max_new_tokens": 5}
+    assert texts(view.events("explanation", {**request, "operation": "add"}))[0] == own[0]
+
+
+def test_another_model_explains_through_its_mapping(view, view_models):
+    lm, other = view_models
+    request = {**STATE, "target": TARGET, "layers": [2], "max_new_tokens": 4, "model": 1}
+    scope = ls.Patchscope(other, ls.Target(TARGET["text"], at=-1), source_lm=lm)
+    own = scope.generate(lm.read(TEXT, 2, -2), [2], max_new_tokens=4).texts
+    # the mapping of the tests is the identity
+    for mapping in (None, "across", "identity"):
+        assert texts(view.events("explanation", {**request, "mapping": mapping}))[0] == own[0]
+
+
+@pytest.mark.parametrize("kind", ["predict", "generate"])
+def test_a_grid_is_that_of_the_library(view, view_models, kind):
+    lm = view_models[0]
+    request = {"prompt": {"text": TEXT}, "position": -1, "target": TARGET, "source_layers": [0, 2, 4], "kind": kind}
+    events = view.events("grid", {**request, "target_layers": [1, 3], "max_new_tokens": 3})
+    progress = [data for name, data in events if name == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"] == 6
+    payload = dict(events)["result"]["payload"]
+    assert payload["kind"] == "grid"
+    assert events[-1][0] == "done"
+    scope = ls.Patchscope(lm, ls.Target(TARGET["text"], at=-1))
+    cells = [(source, layer) for source in (0, 2, 4) for layer in (1, 3)]
+    states = lm.read(TEXT, positions=-1)
+    own = scope.predict(states, cells) if kind == "predict" else scope.generate(states, cells, max_new_tokens=3)
+    measures = unpacked_arrays(payload)
+    np.testing.assert_allclose(
+        np.sort(measures["max_probability"].ravel()), np.sort(own.measures["max_probability"]), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "asked", "status", "words"),
+    [
+        ("explanation", {"layer": 5}, 422, "layer 5"),
+        ("explanation", {"position": 60}, 422, "position 60"),
+        ("explanation", {"layers": [9]}, 422, "layer 9"),
+        ("explanation", {"layers": []}, 422, "layers"),
+        ("explanation", {"target": {"name": "nothing"}}, 422, "there are entity"),
+        ("explanation", {"target": {"text": "hello", "at": "absent"}}, 422, "not in the prompt"),
+        ("explanation", {"target": {"name": "entity", "text": "x"}}, 422, "exactly one"),
+        ("explanation", {"target": {}}, 422, "exactly one"),
+        ("explanation", {"target": {"text": "word " * 60}}, 413, "at most 40"),
+        ("explanation", {"model": 2}, 422, "models 0–1"),
+        ("explanation", {"mapping": "nothing"}, 422, "there are across"),
+        ("explanation", {"operation": "multiply"}, 422, "operation"),
+        ("explanation", {"max_new_tokens": 13}, 422, "at most 12"),
+        ("explanation", {"seed": -1}, 422, "seed"),
+        ("explanation", {"prompt": {"text": TEXT, "model": 1}}, 422, "model 1"),
+        ("grid", {"source_layers": [5]}, 422, "layer 5"),
+        ("grid", {"answers": [""]}, 422, "answers"),
+        ("grid", {"kind": "other"}, 422, "kind"),
+    ],
+)
+def test_what_cannot_be_granted_is_refused_before_the_stream(view, endpoint, asked, status, words):
+    request = (
+        {**STATE, "target": TARGET}
+        if endpoint == "explanation"
+        else {"prompt": {"text": TEXT}, "position": -1, "target": TARGET}
+    )
+    answer = view.post(endpoint, {**request, **asked})
+    assert answer.status_code == status
+    assert words in answer.json()["error"]
+
+
+def test_a_mapping_that_does_not_fit_is_refused(view):
+    answer = view.post("explanation", {**STATE, "target": TARGET, "mapping": "across"})
+    assert answer.status_code == 422
+    assert "tiny" in answer.json()["error"]
+
+
+def test_too_many_cells_are_refused(view, monkeypatch):
+    from lenscope.web.limits import Limits
+
+    monkeypatch.setattr(view.answers.served, "limits", Limits(rows=10))
+    answer = view.post("grid", {"prompt": {"text": "hi"}, "position": -1, "target": TARGET})
+    assert (answer.status_code, answer.json()["error"][:21]) == (422, "the grid has 25 cells")
+    assert view.post("explanation", {**STATE, "target": TARGET}).status_code == 422
+
+
+def test_an_error_within_a_stream_is_its_last_event(view):
+    request = {"prompt": {"text": TEXT}, "position": -1, "target": TARGET, "answers": ["\u0000"]}
+    events = [e for e in view.events("grid", request) if e[0] != "queue"]
+    assert events[-1][0] in ("error", "done")
