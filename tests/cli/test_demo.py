@@ -30,6 +30,7 @@ def test_the_demo_fits_shows_both_lenses_and_reuses_what_it_fitted(run, roomy, t
     status, out, err = run(*arguments)
     assert (status, err) == (0, "")
     assert "fitting a tuned lens" in out
+    assert out.rstrip().endswith(f"serve --model {roomy} --lens {tmp_path / 'demo' / 'lens'} --open")
     page = (tmp_path / "demo" / "index.html").read_text()
     assert '"lens":"tuned lens"' in page
     assert '"lens":"logit lens"' in page

@@ -3,7 +3,11 @@
 Knows: which prompts are shown. Does not know: how anything is computed.
 """
 
+import shlex
+import shutil
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,6 +86,19 @@ def demo_command(
     write_text(report, page([tuned, plain], title=PROMPT))
     console.print()
     console.print(visible(f"{time.perf_counter() - began:.0f} s; look at {report.resolve()}"), soft_wrap=True)
+    console.print(visible(f"ask for yourself, in a browser: {view_command(folder / 'lens', model)}"), soft_wrap=True)
+
+
+def view_command(lens: Path, model: str) -> str:
+    """Return the command that opens the view with a lens, as this shell finds it: the program as it was started."""
+    started_as = Path(sys.argv[0])
+    on_path = shutil.which("lenscope")
+    if started_as.name != "lenscope":
+        program = f"{sys.executable} -m lenscope"
+    else:
+        program = "lenscope" if on_path and started_as.resolve() == Path(on_path).resolve() else str(started_as)
+    chosen = [] if model == DEFAULT_MODEL else ["--model", model]
+    return f"{program} {shlex.join(['serve', *chosen, '--lens', str(lens), '--open'])}"
 
 
 def beside(plain: "Trajectory", tuned: "Trajectory") -> Table:
