@@ -29,6 +29,14 @@ def test_json_is_all_there_is_on_stdout(run, model):
     assert json.loads(out)["kind"] == "comparison"
 
 
+def test_a_comparison_goes_onto_a_page(run, model, tmp_path):
+    page = tmp_path / "c.html"
+    status, _, err = run("lens", "Hello", "-m", model, "--compare", "Jello", "--html", str(page))
+    assert status == 0
+    assert f"saved {page}" in err
+    assert '"kind":"comparison"' in page.read_text()
+
+
 def test_files_in_and_out(run, model, tmp_path):
     (tmp_path / "prompts.txt").write_text("one\n\ntwo three\n")
     saved, page = tmp_path / "r.parquet", tmp_path / "r.html"

@@ -34,7 +34,9 @@ DETECT = ["detect", "fit", "-d", "PLAIN", "-o", "OUT"]
 
 # Options that have an effect in every combination in which they are taken at all.
 ALWAYS = {
-    "lens": {"--model", "--file", "--chat", "--layers", "--positions", "--lens", "--compare", "--output", "--json"},
+    "lens": {
+        "--model", "--file", "--chat", "--layers", "--positions", "--lens", "--compare", "--output", "--html", "--json",
+    },
     "patch": {
         "--at", "--target", "--grid", "--layers", "--target-layers", "--answer", "--below", "--model",
         "--target-model", "--mapping", "--output", "--json",
@@ -65,7 +67,6 @@ REFUSED = {
     ("lens", "--measure"): [([*LENS, "--measure", "kl", "--json"], "with --json there is none")],
     ("lens", "--top-k"): [([*LENS, "--compare", "ho", "--top-k", "3"], "shows one token per prompt")],
     ("lens", "--target"): [([*LENS, "--compare", "ho", "--target", "x"], "--compare follows no token")],
-    ("lens", "--html"): [([*LENS, "--compare", "ho", "--html", "x.html"], "pages show trajectories")],
     ("lens", "--transferred"): [([*LENS, "--transferred"], "applies to --lens")],
     ("patch", "--placeholder"): [
         ([*PATCH, "--placeholder", "3"], "entity is a target prompt by name"),

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from browser import accessibility_faults, opened
 from drawing import NASTY
 
 import lenscope as ls
@@ -100,3 +101,280 @@ def test_a_page_of_a_long_prompt_is_small():
         {**measures, "rank": rng.zipf(1.5, (L, P)) % 49_152, "top_ids": ids, "top_log_probs": log_probs},
     )
     assert len(page([data], title="").encode()) < 1_000_000
+
+
+# ---- in a browser ----
+
+HOSTILE = [
+    *("</script><script>window.hurt = 1</script>", "<img src=x onerror='window.hurt = 1'>", "</style>", "{{data}}"),
+    *("\u202eevil\u2066", "\ud800", "\u200b", "\n\r\t ", "", "x" * 100_000),
+]
+
+
+@pytest.fixture
+def written(lm, tmp_path):
+    """Writes results onto a page and gives its address."""
+
+    def write(*results, title="title"):
+        path = tmp_path / "page.html"
+        path.write_text(page(results, title=title), encoding="utf-8")
+        return path.as_uri()
+
+    return write
+
+
+def synthetic(layers, positions, k=3, seed=0, **changes):
+    """A trajectory of random numbers, its tokens three letters."""
+    rng = np.random.default_rng(seed)
+    shape = (layers, positions)
+    ids = rng.integers(0, 200, (*shape, k))
+    ids[..., 1:] = 200 + np.arange(k - 1)
+    log_probs = np.log(np.full((*shape, k), 0.2) / np.arange(1, k + 1))
+    prompt = tuple(int(i) for i in rng.integers(0, 200, positions))
+    values = {
+        "text": "a prompt",
+        "ids": prompt,
+        "model": "m",
+        "lens": "l",
+        "n_layers": layers - 1,
+        "layers": tuple(range(layers)),
+        "positions": tuple(range(positions)),
+        "target": None,
+        **{name: rng.gamma(2, 1, shape) for name in ("entropy", "kl", "cross_entropy")},
+        "max_probability": np.full(shape, 0.2),
+        "rank": rng.integers(0, 90, shape),
+        "top_ids": ids,
+        "top_log_probs": log_probs,
+        "vocabulary": {i: f" {i:03d}" for i in range(300)},
+    }
+    return ls.Trajectory(**(values | changes))
+
+
+def cell(page, layer, position):
+    """The cell of a layer and a position, as the page says them."""
+    row = page.locator(".row", has=page.locator(f".row-head:text-matches('^(layer)?{layer}$')")).first
+    return row.locator(f"[role=gridcell][aria-colindex='{position + 2}']")
+
+
+def test_a_cell_says_what_the_layer_predicts(browser, written, lm):
+    t = ls.Lens(lm).trajectory("The cat sat", top_k=4)
+    with opened(browser, written(t)) as page:
+        page.wait_for_selector(".cell")
+        assert page.locator(".cell").count() == len(t.layers) * len(t.positions)
+        cell(page, t.layers[0], 1).hover()
+        aside = page.locator("aside")
+        aside.get_by_text(f"Layer {t.layers[0]}", exact=False).first.wait_for()
+        assert page.locator(".top-token").count() == 4
+        assert [int(i) for i in page.locator(".top-token").evaluate_all("all => all.map((x) => x.dataset.follow)")] == (
+            t.top_ids[0, 1].tolist()
+        )
+        assert page.locator(".change").first.inner_text() == "–"
+        cell(page, t.layers[1], 1).hover()
+        aside.get_by_text(f"Layer {t.layers[1]}").first.wait_for()
+        below = dict(zip(t.top_ids[0, 1].tolist(), np.exp(t.top_log_probs[0, 1]), strict=True))
+        for n, token in enumerate(t.top_ids[1, 1].tolist()):
+            change = page.locator(".change").nth(n).inner_text().replace("−", "-").replace("±", "")
+            if token in below:
+                assert float(change) == pytest.approx(100 * (np.exp(t.top_log_probs[1, 1, n]) - below[token]), abs=0.51)
+            else:
+                assert change == "new"
+
+
+def test_the_keyboard_does_it_all(browser, written):
+    t = synthetic(6, 9)
+    with opened(browser, written(t)) as page:
+        page.wait_for_selector(".cell")
+        assert page.locator(".cell[tabindex='0']").count() == 1
+        page.locator(".cell[tabindex='0']").focus()
+        page.keyboard.press("Control+Home")
+        held = "document.activeElement.getAttribute('aria-label')"
+        assert "layer 5, position 0" in page.evaluate(held)
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowRight")
+        assert "layer 4, position 1" in page.evaluate(held)
+        page.keyboard.press("End")
+        assert "layer 4, position 8" in page.evaluate(held)
+        page.keyboard.press("Enter")
+        assert page.locator(".cell[aria-selected='true']").count() == 1
+        page.keyboard.press("p")
+        assert page.locator(".chip").count() == 1
+        assert page.locator(".cell.follow").count() >= 1
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".cell[aria-selected='false']")
+        page.get_by_label("Follow a token").fill("201")
+        page.get_by_role("option").first.wait_for()
+        page.keyboard.press("Enter")
+        page.locator(".chip").nth(1).wait_for()
+        assert page.locator("svg path.pin-2").count() == 2, "a probability and a rank"
+        page.get_by_label("First layer").fill("2")
+        page.get_by_label("Last layer").fill("3")
+        page.get_by_label("Last position").fill("4")
+        page.keyboard.press("Tab")
+        assert page.locator(".row").count() == 2
+        assert page.locator(".row").first.locator(".cell").count() == 5
+        for _ in range(2):
+            page.get_by_label("Stop following").first.click()
+        assert page.locator(".chip").count() == 0
+
+
+def test_no_more_than_five_tokens_are_followed(browser, written):
+    with opened(browser, written(synthetic(4, 12, k=8))) as page:
+        page.wait_for_selector(".top-token")
+        for n in range(7):
+            page.locator(".top-token").nth(n).click()
+        assert page.locator(".chip").count() == 5
+        assert page.get_by_label("Follow a token").is_disabled()
+
+
+def test_a_drag_over_heads_chooses_positions_and_layers(browser, written):
+    with opened(browser, written(synthetic(8, 8))) as page:
+        page.wait_for_selector(".cell")
+        heads = page.locator(".head-row:not(.next) .head-cell")
+        heads.nth(2).hover()
+        page.mouse.down()
+        heads.nth(4).hover()
+        assert page.locator(".head-row:not(.next) .chosen").count() == 3
+        page.mouse.up()
+        assert page.locator(".row").first.locator(".cell").count() == 3
+        assert page.get_by_label("First position").input_value() == "2"
+        page.locator(".row-head").nth(1).hover()
+        page.mouse.down()
+        page.locator(".row-head").nth(3).hover()
+        page.mouse.up()
+        assert page.locator(".row").count() == 3
+        assert page.get_by_label("Last layer").input_value() == "6"
+        for _ in range(2):
+            page.get_by_role("button", name="all").first.click()
+        assert page.locator(".row").count() == 8
+
+
+def test_a_long_table_holds_only_what_is_seen(browser, written):
+    t = synthetic(80, 1000)
+    with opened(browser, written(t)) as page:
+        page.wait_for_selector(".cell")
+        assert page.locator(".cell").count() < 1500
+        grid = page.get_by_role("grid")
+        assert grid.get_attribute("aria-rowcount") == "82"
+        assert grid.get_attribute("aria-colcount") == "1001"
+        page.evaluate("document.querySelector('.scroller').scrollTo(64 * 500, 19 * 40)")
+        page.wait_for_timeout(100)
+        for layer, position in ((30, 505), (25, 508)):
+            assert cell(page, layer, position).inner_text() == f"·{t.top_ids[layer, position, 0]:03d}"
+        page.locator(".cell").first.page.keyboard.press("Tab")
+        cell(page, 30, 505).click()
+        page.keyboard.press("Control+End")
+        assert "layer 0, position 999" in page.evaluate("document.activeElement.getAttribute('aria-label')")
+
+
+def test_early_layers_of_which_the_lens_knows_little_are_marked(browser, written):
+    t = synthetic(
+        5, 3, provenance={"held_out_kl": {"layers": [0, 1, 2, 3], "kl": [4.5, 2.75, 1.5, 0.5], "logit_lens": [9] * 4}}
+    )
+    with opened(browser, written(t)) as page:
+        page.wait_for_selector(".cell")
+        assert page.locator(".row-head.weak").count() == 2
+        sentence = page.locator(".warning").first.inner_text()
+        assert "layers 0–1" in sentence
+        assert "2.8–4.5 nats" in sentence
+        cell(page, 1, 1).hover()
+        page.locator("aside .warning").get_by_text("2.75 nats").wait_for()
+    with opened(browser, written(synthetic(5, 3))) as page:
+        page.wait_for_selector(".cell")
+        assert page.locator(".row-head.weak, .warning").count() == 0
+
+
+def test_hostile_texts_do_nothing(browser, written):
+    """Whatever tokens, prompts, names and titles are, they are text: nothing of them runs, turns or hides."""
+    words = {i: HOSTILE[i % len(HOSTILE)] for i in range(300)}
+    nasty = "".join(HOSTILE)
+    t = synthetic(4, 30, vocabulary=words, text=nasty, model=nasty, lens=nasty, provenance={nasty: nasty}, target=4)
+    both = ls.Comparison(
+        texts=(nasty, nasty),
+        lenses=(nasty, nasty),
+        models=(nasty, nasty),
+        layers=t.layers,
+        positions=tuple((p, p) for p in t.positions),
+        js=t.kl,
+        total_variation=t.max_probability,
+        kl=t.kl,
+        kl_back=t.kl,
+        first=t,
+        second=t,
+    )
+    with opened(browser, written(t, both, title=nasty)) as page:
+        page.wait_for_selector(".comparison .cell")
+        cell(page, 2, 28).hover()
+        page.locator(".top-token").first.click()
+        page.get_by_label("Follow a token").first.fill("script")
+        page.get_by_role("option").first.wait_for()
+        assert page.evaluate("window.hurt") is None
+        assert page.locator("main img, main script, main style").count() == 0
+        assert page.evaluate("[...document.querySelectorAll('.token')].every((x) => x.textContent.length < 300)")
+        shown = page.locator("main").inner_text()
+        assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b]", shown)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_two_prompts_stand_side_by_side_and_move_together(browser, written, lm):
+    both = ls.Lens(lm).compare("The cat sat on the mat and the dog", "A dog ran to the cat and the mat")
+    with opened(browser, written(both), width=900) as page:
+        page.wait_for_selector(".comparison .cell")
+        grids = page.get_by_role("grid")
+        assert grids.count() == 2
+        page.evaluate("document.querySelector('.scroller').scrollTo(40, 0)")
+        page.wait_for_timeout(100)
+        assert page.evaluate("[...document.querySelectorAll('.scroller')].map((x) => x.scrollLeft)") == [40, 40]
+        page.evaluate("document.querySelector('.scroller').scrollTo(0, 0)")
+        page.locator(".cell[aria-colindex='3']").first.hover()
+        page.wait_for_function("() => document.querySelectorAll('.cell[aria-selected]').length === 2")
+        places = page.locator(".cell[aria-selected]").evaluate_all(
+            "all => all.map((x) => x.getAttribute('aria-colindex'))"
+        )
+        assert places == ["3", "3"]
+        assert f"{both.js[-1, 1]:.3g} nats" in page.locator("aside").inner_text()
+
+
+def test_several_results_have_one_scale(browser, written):
+    one, two = synthetic(4, 5), synthetic(4, 5, seed=1, kl=np.full((4, 5), 50.0))
+    with opened(browser, written(one, two)) as page:
+        page.wait_for_selector("#result-2 .cell")
+        assert page.locator(".toolbar").count() == 1
+        page.get_by_text("KL to final").click()
+        assert set(
+            page.locator("#result-2 .cell").evaluate_all("all => all.map((x) => /q\\d+/.exec(x.className)[0])")
+        ) == {"q15"}
+        steps = page.locator("#result-1 .cell").evaluate_all("all => all.map((x) => +/q(\\d+)/.exec(x.className)[1])")
+        assert max(steps) < 8
+        page.locator("#result-1 .cell").first.hover()
+        page.locator("#result-1 .top-token").first.click()
+        assert page.locator("#result-2 svg path.pin-1").count() >= 1
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (400, False), (400, True)])
+def test_a_screen_reader_has_no_serious_trouble(browser, written, lm, width, dark):
+    one = ls.Lens(lm).trajectory("The cat sat on the mat")
+    both = ls.Lens(lm).compare("The cat", "A dog ran")
+    with opened(browser, written(one, both), width=width, dark=dark) as page:
+        page.wait_for_selector(".comparison .cell")
+        page.locator(".top-token").first.click()
+        page.locator(".cell").nth(3).click()
+        assert not accessibility_faults(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_printed_page_has_all_cells(browser, written):
+    with opened(browser, written(synthetic(40, 60))) as page:
+        page.wait_for_selector(".cell")
+        seen = page.locator(".cell").count()
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator(".cell").count() == 40 * 60
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.locator(".cell").count() == seen < 40 * 60
+
+
+def test_a_notebooks_frame_draws_its_page(browser, tmp_path, lm):
+    """In a frame without an origin, from a text: what a notebook does with it."""
+    path = tmp_path / "notebook.html"
+    path.write_text("<!doctype html><link rel=icon href=data:,>" + ls.Lens(lm).trajectory("The cat")._repr_html_())
+    with opened(browser, path.as_uri()) as page:
+        page.frame_locator("iframe").locator(".cell").first.wait_for()

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from browser import opened
 
 from lenscope.display.payload import packed, unpacked_arrays, vocabulary_payload
+from lenscope.display.view_modules import bundled_script
 from lenscope.errors import LenscopeError
 
 RNG = np.random.default_rng(0)
@@ -17,6 +19,16 @@ ARRAYS = {
     "none": np.zeros((0, 3), np.float32),
     "one": np.array(7),
 }
+# what a page reads of a payload, as values that come back from it
+UNPACKED = """async (text) => {
+  const result = await unpackResult(JSON.parse(text)), list = ({values, shape}) => [shape, [...values].map(String)];
+  const points = (t) => [...t].map((c) => c.codePointAt(0));
+  return {
+    arrays: Object.fromEntries(Object.entries(result.arrays).map(([name, array]) => [name, list(array)])),
+    words: [...result.vocabulary].map(([id, t]) => [id, points(t)]),
+    first: list(result.first.arrays.a),
+  };
+}"""
 
 
 def test_arrays_come_back():
@@ -45,3 +57,25 @@ def test_whole_numbers_beyond_32_bits_are_refused():
 def test_a_vocabulary_has_what_is_needed():
     assert vocabulary_payload({3: "c", 1: "a", 2: "b"}, {2, 3, 9}) == {"ids": [2, 3], "texts": ["b", "c"]}
     assert vocabulary_payload({3: "c", 1: "a"}) == {"ids": [1, 3], "texts": ["a", "c"]}
+
+
+def test_arrays_come_back_in_a_browser(browser, tmp_path):
+    """The page's own code undoes what Python packed, nested payloads and vocabularies included."""
+    words = {0: "", 5: "\ud800", 9: "a\u202eb"}
+    head = {"kind": "x", "vocabulary": vocabulary_payload(words), "first": packed({"kind": "y"}, {"a": np.arange(3)})}
+    payload = packed(head, ARRAYS)
+    # the script without its start, and with a way in
+    script = bundled_script() + "\nwindow.unpackResult = unpackResult;"
+    path = tmp_path / "p.html"
+    path.write_text(f"<!doctype html><link rel=icon href=data:,><script type=module>{script}</script>")
+    with opened(browser, path.as_uri()) as page:
+        page.wait_for_function("() => Boolean(window.unpackResult)")
+        seen = page.evaluate(UNPACKED, json.dumps(payload))
+    here = unpacked_arrays(payload)
+    assert list(seen["arrays"]) == list(here)
+    for name, (shape, values) in seen["arrays"].items():
+        assert tuple(shape) == here[name].shape
+        read = np.array([float(v.replace("Infinity", "inf")) for v in values]).astype(here[name].dtype)
+        np.testing.assert_array_equal(read.reshape(here[name].shape), here[name])
+    assert seen["first"] == [[3], ["0", "1", "2"]]
+    assert seen["words"] == [[i, [ord(c) for c in text]] for i, text in words.items()]

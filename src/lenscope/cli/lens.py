@@ -84,12 +84,11 @@ def lens_command(
     require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
     if compare is not None:
         require_effect("--target", target, False, "--compare follows no token")
-        require_effect("--html", html, False, "pages show trajectories; save a comparison with -o FILE.json")
         require_effect(
             "--top-k",
             top_k,
-            bool(common.as_json or output),
-            "the table of --compare shows one token per prompt; the number applies to --json and -o",
+            bool(common.as_json or output or html),
+            "the table of --compare shows one token per prompt; the number applies to --json, -o and --html",
         )
     if top_k is not None and top_k < 1:
         raise LenscopeError(f"top_k {top_k}: give at least 1")
@@ -127,6 +126,9 @@ def lens_command(
         )
         what = f"{both.texts[0]!r} and {both.texts[1]!r}"
         show_and_save(both, lm, what, one.name, measure or "js", common.as_json, output)
+        if html:
+            both.to_html(html)
+            tell(f"saved {html}")
         return
 
     keep = TOP if top_k is None and (common.as_json or output or html) else top_k or 1

@@ -6,7 +6,7 @@ import { pinClass, togglePin } from "./token_chips.js";
 
 function contextNodes(model, p) {
   const { ids, vocabulary } = model.result, at = model.positions[p], text = (id) => vocabulary.get(id) ?? `#${id}`;
-  const around = (from, to) => visibleProse(ids.slice(Math.max(0, from), Math.max(0, to)).map((id) => text(id).slice(0, 200)).join("")).replace(/\s*\n\s*/g, " ↵ ");
+  const around = (from, to) => visibleProse(ids.slice(Math.max(0, from), Math.max(0, to)).map((id) => text(id).slice(0, 40)).join("")).replace(/\s*\n\s*/g, " ↵ ");
   return element("p", { class: "context" }, element("bdi", {}, at > 6 && "… ", around(at - 6, at)), element("mark", {}, tokenElement(text(ids[at]))),
     element("bdi", {}, around(at + 1, at + 4), at + 4 < ids.length && " …"));
 }

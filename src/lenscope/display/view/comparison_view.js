@@ -1,6 +1,6 @@
 // Two trajectories side by side: two prompts, or two lenses of one prompt. Grids scroll, look and hold together.
 
-import { clipText, element, tokenElement, visibleProse } from "./text.js";
+import { clipText, element, nameElement, tokenElement, visibleProse } from "./text.js";
 import { MEASURES } from "./scale.js";
 import { indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
@@ -35,7 +35,7 @@ const sameText = (result) => result.first.text === result.second.text && result.
 
 function comparisonHead(model) {
   const { first, second } = model.result, same = sameText(model.result);
-  const lens = (side) => element("b", {}, element("bdi", {}, visibleProse(side.lens)), " on ", element("bdi", {}, visibleProse(side.model)));
+  const lens = (side) => element("b", {}, nameElement(side.lens), " on ", nameElement(side.model));
   return [
     element("h2", { dir: "auto" }, clipText(visibleProse(first.text), 300), !same && [element("span", { class: "versus" }, " and "), element("bdi", {}, clipText(visibleProse(second.text), 300))]),
     element("p", { class: "about" }, lens(first), (first.lens !== second.lens || first.model !== second.model) && [" and ", lens(second)],
@@ -55,7 +55,7 @@ export function drawComparison(result, store, hooks) {
   const name = (side) => (same ? side.model.result.lens : clipText(visibleProse(side.model.result.text), 60));
   const node = element("section", { class: "result comparison" }, comparisonHead(model), toolbar?.element,
     element("div", { class: "body" }, element("div", { class: "main" }, element("div", { class: "pair" }, sides.map((side) =>
-      element("div", { class: "side" }, element("h3", { dir: "auto" }, `${side.n ? "Second" : "First"}: `, element("bdi", {}, visibleProse(name(side)))), side.table.element))), charts), aside),
+      element("div", { class: "side" }, element("h3", { dir: "auto" }, `${side.n ? "Second" : "First"}: `, nameElement(name(side))), side.table.element))), charts), aside),
     sides.map((side) => provenanceNode(side.model.result.provenance)), spoken);
   let rows = [], columns = [], at = [model.L - 1, model.P - 1], frame = 0;
 

@@ -1,6 +1,6 @@
 // The start of a static page: its data, its state, one toolbar, and a view for each result as it comes into sight.
 
-import { clipText, element, visibleProse } from "./text.js";
+import { clipText, element, nameElement, visibleProse } from "./text.js";
 import { unpackResult } from "./payload.js";
 import { createStore } from "./store.js";
 import { createToolbar } from "./toolbar.js";
@@ -12,7 +12,7 @@ const FEW = 4;  // results that are drawn at once; further ones when they come i
 
 function resultName(result) {
   const name = result.title ?? result.text ?? result.kind;
-  return [element("bdi", {}, clipText(visibleProse(name), 60)), result.lens && [" — ", element("bdi", {}, visibleProse(result.lens))]];
+  return [element("bdi", {}, clipText(visibleProse(name), 60)), result.lens && [" — ", nameElement(result.lens)]];
 }
 
 /** Draws a result in its place, at once or when it comes near the window. */
@@ -47,7 +47,7 @@ export async function drawPage(root, data) {
   const main = element("main", {});
   root.replaceChildren(header, main);
   const drawn = results.filter((result) => result.kind === "trajectory" || result.kind === "comparison");
-  const shared = drawn.length > 1;  // one scale and one choice of measure for all, so that they compare
+  const shared = drawn.length > 1 && new Set(drawn.map((result) => result.kind)).size === 1;  // one scale and one choice of measure for all, so that they compare
   if (shared) {
     const models = drawn.map((result) => (result.kind === "comparison" ? comparisonModel(result) : trajectoryModel(result)));
     header.after(createToolbar(models, store, {}, true).element);

@@ -108,3 +108,8 @@ export function formatShare(share) {
   if (percent > 0 && percent < 0.01) return "< 0.01%";
   return `${percent >= 99.95 ? percent.toFixed(0) : percent >= 9.95 ? percent.toFixed(0) : percent >= 0.995 ? percent.toFixed(1) : percent.toFixed(2)}%`;
 }
+
+/** A name of a model or a lens, cut where it is long; the whole of it is its title. */
+export function nameElement(text) {
+  return element("bdi", { title: text.length > 80 ? clipText(visibleProse(text), 2000) : null }, clipText(visibleProse(text), 80));
+}

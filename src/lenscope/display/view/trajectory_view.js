@@ -1,6 +1,6 @@
 // A trajectory: the top token at every layer and position, what a cell says, lines over the layers.
 
-import { clipText, element, tokenElement, tokenNodes, visibleProse } from "./text.js";
+import { clipText, element, nameElement, tokenElement, tokenNodes, visibleProse } from "./text.js";
 import { stepClass } from "./scale.js";
 import { cellInWords, fixedMarks, indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
@@ -49,7 +49,7 @@ function trajectoryHead(model) {
   const range = model.L === 1 ? `layer ${model.layers[0]}` : `layers ${model.layers[0]}–${model.layers[model.L - 1]}`;
   return [
     element("h2", { dir: "auto", title: clipText(visibleProse(result.text), 2000) }, clipText(visibleProse(result.text), 400)),
-    element("p", { class: "about" }, element("b", {}, element("bdi", {}, visibleProse(result.lens))), " on ", element("b", {}, element("bdi", {}, visibleProse(result.model))),
+    element("p", { class: "about" }, element("b", {}, nameElement(result.lens)), " on ", element("b", {}, nameElement(result.model)),
       ` · ${range} of ${result.n_layers} · ${model.P} ${model.P === 1 ? "position" : "positions"}`,
       result.target !== null && [" · target ", tokenElement(model.token(result.target))]),
     weak && element("p", { class: "warning" }, weak),
