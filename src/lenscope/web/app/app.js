@@ -146,11 +146,11 @@ function openPage(root, info) {
     }
     await about.again();
   }
-  function openAddress() {
+  async function openAddress() {
     const read = readState(location.hash);
     inputs.set(stateFor(info, read.state));
+    await restore();
     if (read.complaint) line.refuse(read.complaint);
-    return restore();
   }
   async function openExample(example) {
     try {
@@ -186,8 +186,7 @@ function openPage(root, info) {
     element("header", { class: "top-bar" }, element("h1", {}, "lenscope"), element("p", { class: "model" }, `${visibleProse(name)} · ${layers} layers`),
       runs.element, exports.element, button("Keys", help.open, { "aria-keyshortcuts": "?" })),
     element("main", {}, prompt.element, line.element, examples, work), help.element);
-  if (complaint) line.refuse(complaint);
-  restore();
+  restore().then(() => { if (complaint) line.refuse(complaint); });
   if (!inputs.get().ran) prompt.focus();
 }
 
