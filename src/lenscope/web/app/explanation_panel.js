@@ -6,7 +6,7 @@ import { streamFromServer } from "./api.js";
 import { areaControl, button, choiceControl, labelled, numberControl, oneAtATime, placeInQueue, statusLine, textControl } from "./controls.js";
 import { explanationRequest, typedLayers } from "./requests.js";
 
-const SPREAD_LAYERS = 8;
+const SPREAD_LAYERS = [0, 0.07, 0.14, 0.25, 0.35, 0.45, 0.6, 0.8];  // of a model; states are read in its lower half, seldom above
 /** What is said where layers are typed that are none. */
 export const LAYERS_WANTED = "Type layers as numbers and ranges, such as 0, 4-8, 20-30/2; the last one is the model's number of layers.";
 const OWN_TARGET_HINT = "The placeholder is where the state is put: a position (−1 is the last token) or a piece of the text.";
@@ -28,7 +28,7 @@ export function markedProse(text, reference) {
 /** Layers spread over a model, the source's own among them. */
 export function spreadLayers(last, own) {
   const layers = new Set([Math.min(own, last)]);
-  for (let i = 0; i < SPREAD_LAYERS; i++) layers.add(Math.round((i * last) / (SPREAD_LAYERS - 1)));
+  for (const share of SPREAD_LAYERS) layers.add(Math.round(share * last));
   return [...layers].sort((a, b) => a - b);
 }
 
