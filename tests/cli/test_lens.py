@@ -7,6 +7,7 @@ import pytest
 
 import lenscope as ls
 from lenscope.cli.main import main
+from lenscope.visible_text import printable
 
 
 def test_a_trajectory_as_a_table(run, model):
@@ -143,3 +144,80 @@ def test_an_interrupted_run_of_prompts_keeps_what_is_done(run, model, tmp_path, 
 )
 def test_a_mistake_is_one_line_and_status_2(mistaken, arguments, message):
     assert message in mistaken(*arguments, *(["-m", "MODEL"] if "-m" not in arguments else []))
+
+
+def test_what_the_model_writes_comes_before_its_trajectory(run, model, tmp_path):
+    saved, page = tmp_path / "r.json", tmp_path / "r.html"
+    files = ["-o", str(saved), "--html", str(page)]
+    status, out, err = run("lens", "The capital", "-m", model, "--generate", "4", "--layers", "0,4", *files)
+    assert status == 0
+    assert f"saved {saved}" in err
+    lm = ls.load(model)
+    written = lm.generate("The capital", 4)
+    whole = ls.load_results(saved)
+    assert whole.ids == (*lm.prompt("The capital").ids, *written.ids)
+    assert whole.positions == tuple(range(len(whole.ids)))
+    assert whole.provenance["generation"]["prompt_tokens"] == len(lm.prompt("The capital"))
+    assert page.read_text().startswith("<!")
+    lines = out.splitlines()
+    assert lines[0].startswith("logit lens")
+    # what was written, then the layers at the positions that predicted it
+    text = [printable(line) for line in written.text.split("\n")]
+    assert lines[1 : 1 + len(text)] == text
+    assert [line.split()[0] for line in lines[2 + len(text) : 4 + len(text)]] == ["4", "0"]
+
+
+def test_a_text_is_written_as_json_drawn_and_in_a_chat(run, model):
+    how = ("-m", model, "--generate", "3", "--json", "--temperature", "1.5", "--seed", "7", "--top-k", "2")
+    status, out, err = run("lens", "Hello", *how)
+    assert (status, err) == (0, "")
+    shown = ls.Trajectory.from_json(json.loads(out))
+    lm = ls.load(model)
+    expected = ls.Lens(lm).generate("Hello", 3, temperature=1.5, seed=7, top_k=2)
+    assert list(shown.ids[len(lm.prompt("Hello")) :]) == [t.id for t in expected]
+    assert (shown.top_ids == expected.trajectory().top_ids).all()
+    assert shown.provenance["generation"]["seed"] == 7
+    status, out, _ = run("lens", "Hello", "you", "-m", model, "-g", "2", "--json", "--chat")
+    assert status == 0
+    for text, one in zip(("Hello", "you"), json.loads(out), strict=True):
+        assert tuple(one["prompt"]["ids"]) == (*lm.chat(text).ids, *lm.generate(lm.chat(text), 2).ids)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interrupted_text_is_shown_and_saved_as_far_as_it_goes(run, model, tmp_path, monkeypatch, as_json):
+    from lenscope.lenses.written_trajectory import WrittenTrajectory
+
+    step = WrittenTrajectory.__next__
+
+    def interrupted(self):
+        if len(self.ids) == 2:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(WrittenTrajectory, "__next__", interrupted)
+    saved = tmp_path / "r.parquet"
+    how = ["-m", model, "--generate", "5", "-o", str(saved), *(["--json"] if as_json else [])]
+    status, out, err = run("lens", "The capital", "Hello", *how)
+    assert status == 130
+    assert "interrupted: 1 of 2 prompts done" in err
+    (whole,) = ls.load_results(saved)
+    lm = ls.load(model)
+    assert whole.ids == (*lm.prompt("The capital").ids, *lm.generate("The capital", 2).ids)
+    if as_json:
+        assert [tuple(one["prompt"]["ids"]) for one in json.loads(out)] == [whole.ids]
+    else:
+        assert "layer" in out or "colour" in out
+
+
+def test_options_of_a_text_that_is_written_need_it(run, model):
+    for options, message in (
+        (("--temperature", "1"), "--generate"),
+        (("--generate", "3", "--seed", "1"), "--temperature"),
+        (("--generate", "0"), "give at least 1"),
+        (("--generate", "3", "--temperature", "-1"), "give 0 (greedy)"),
+        (("--generate", "3", "--compare", "x"), "--compare"),
+        (("--generate", "100000"), "reads at most"),
+    ):
+        status, _, err = run("lens", "Hello", "-m", model, *options)
+        assert status == 2
+        assert message in err

@@ -40,7 +40,13 @@ def test_the_whole_is_the_trajectory_of_the_whole_text(lm, f, how):
     n = len(prompt)
     every = [*dict.fromkeys(p for p in prompt.positions(how.get("positions")) if p < n - 1), *range(n - 1, n + 6)]
     expected = lens.trajectory([*prompt.ids, *generation.ids], **{**how, "positions": every})
-    require_equal(generation.trajectory(), expected)
+    whole = generation.trajectory()
+    require_equal(whole, expected)
+    drawn = {"temperature": 0.0, "top_p": 1.0, "seed": 0}
+    assert whole.provenance["generation"] == {"prompt_tokens": n, "reason": "length", **drawn}
+    assert ls.Trajectory.from_json(whole.to_json()).ids == whole.ids
+    assert generation.written().positions == tuple(range(n - 1, n + 5))
+    assert np.array_equal(generation.written().entropy, whole.entropy[:, -7:-1])
     for k, token in enumerate(tokens):
         assert token.trajectory.positions == (n - 1 + k,)
         assert token.trajectory.ids == (*prompt.ids, *generation.ids[: k + 1])
@@ -120,6 +126,7 @@ def test_mistakes_are_said_in_one_line(lm):
         (lambda: lens.generate(PROMPT, 3, positions=[99]), "position 99"),
         (lambda: lens.generate(PROMPT, 3, temperature=-1), "temperature -1"),
         (lambda: lens.generate(PROMPT, 3, top_p=0), "top_p 0"),
+        (lambda: lens.generate(PROMPT, 3).written(), "nothing was written yet"),
     ):
         with pytest.raises(ls.LenscopeError, match=message):
             call()

@@ -6,9 +6,10 @@ trajectories are computed, file formats.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from lenscope.cli.options import (
     DEFAULT_MODEL,
@@ -27,7 +28,7 @@ from lenscope.cli.options import (
     resolve_layers,
 )
 from lenscope.cli.streams import failure as failure_of_stdout
-from lenscope.cli.streams import print_json, say, tell
+from lenscope.cli.streams import flush, print_json, say, tell
 from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, rank_line, show, show_and_save
 from lenscope.cli.validation import (
     require_effect,
@@ -42,6 +43,7 @@ from lenscope.errors import LenscopeError
 if TYPE_CHECKING:
     from lenscope.lenses.lens import Lens
     from lenscope.lenses.trajectory import Trajectory
+    from lenscope.lenses.written_trajectory import WrittenTrajectory
     from lenscope.models.language_model import LM
 
 # tokens per cell of files and pages where no number is given
@@ -74,6 +76,14 @@ def lens_command(
     tuned: TunedLens = None,
     transferred: Transferred = False,
     compare: Annotated[str | None, typer.Option(help="A second prompt: show how far the two are apart.")] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option("--generate", "-g", help="Let the model write so many tokens, and show what its layers predict."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of --generate: draw tokens at this temperature; default: 0, greedy.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --temperature: fixes the draws; default: 0.")] = None,
     output: ResultFile = None,
     html: Annotated[str | None, typer.Option(help="Save a self-contained page.")] = None,
     *,
@@ -82,7 +92,14 @@ def lens_command(
     """The prediction trajectory of each prompt: what every layer would predict, as a table."""
     require_effect("--transferred", transferred, tuned is not None, "applies to --lens")
     require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
+    require_effect("--temperature", temperature, generate is not None, "applies to --generate")
+    require_effect("--seed", seed, bool(temperature), "applies to --temperature")
+    if generate is not None and generate < 1:
+        raise LenscopeError(f"--generate {generate}: give at least 1")
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise LenscopeError(f"--temperature {temperature}: give 0 (greedy) or a positive number")
     if compare is not None:
+        require_effect("--generate", generate, False, "--compare writes nothing")
         require_effect("--target", target, False, "--compare follows no token")
         require_effect(
             "--top-k",
@@ -146,14 +163,26 @@ def lens_command(
             item_bar(len(ready) if common.as_json or not Screen().is_terminal else 1, "prompts") as progress,
         ):
             for prompt in ready:
-                trajectory = one.trajectory(prompt, chosen, wanted_positions, target=target, top_k=keep)
-                # the terminal first: what cannot be saved is still seen
-                shown(trajectory)
+                how: Any = {"target": target, "top_k": keep}
+                if generate is None:
+                    trajectory = one.trajectory(prompt, chosen, wanted_positions, **how)
+                    # the terminal first: what cannot be saved is still seen
+                    shown(trajectory)
+                else:
+                    how |= {"temperature": temperature or 0.0, "seed": seed or 0}
+                    writing = one.generate(prompt, generate, chosen, wanted_positions, **how)
+                    try:
+                        shown(writing)
+                    except KeyboardInterrupt as stop:
+                        failure = stop
+                        if not writing.ids:
+                            break
+                    trajectory = writing.trajectory()
                 for saved in files:
                     saved.add(trajectory)
                 done += 1
                 progress.advance(progress.task_ids[0])
-                if failure_of_stdout() and not files:
+                if failure or (failure_of_stdout() and not files):
                     break
     except (Exception, KeyboardInterrupt) as error:
         failure = error
@@ -170,38 +199,74 @@ def lens_command(
 
 
 @contextmanager
-def _shown_as_tables(lm: "LM", lens: "Lens", measure: str, top_k: int) -> Iterator[Callable[["Trajectory"], None]]:
-    """Shows each trajectory as a table as soon as it is there."""
+def _shown_as_tables(
+    lm: "LM", lens: "Lens", measure: str, top_k: int
+) -> Iterator[Callable[["Trajectory | WrittenTrajectory"], None]]:
+    """Shows each trajectory as a table as soon as it is there; of one that is written, its tokens before."""
     console = Screen()
     first = True
 
-    def shown(trajectory: "Trajectory") -> None:
+    def shown(result: Any) -> None:
         nonlocal first
         if not first:
             console.print()
         first = False
-        console.print(headline(lm, repr(trajectory.text), console.width, lens.name))
+        writing = getattr(result, "prompt", None)
+        console.print(headline(lm, repr(writing.text if writing else result.text), console.width, lens.name))
+        stopped = _streamed(console, result) if writing else None
+        trajectory = result.written() if writing else result
         show(console, trajectory.table(measure, top_k=top_k, width=console.width))
         if trajectory.target is not None:
             console.print(rank_line(trajectory))
+        if stopped is not None:
+            raise stopped
 
     yield shown
 
 
-@contextmanager
-def _shown_as_json(count: int) -> Iterator[Callable[["Trajectory"], None]]:
-    """Prints each trajectory as JSON: one by itself, several as a list that is whole whatever ends it."""
-    if count == 1:
-        yield lambda trajectory: print_json(trajectory.to_json())
-        return
-    mark = "["
+def _streamed(console: Screen, writing: "WrittenTrajectory") -> KeyboardInterrupt | None:
+    """Prints what is written, as it comes. An interruption ends the text: returned if there is any, else raised."""
+    shown, stopped = "", None
+    try:
+        for _ in writing:
+            # bytes that are no whole character yet wait for the next token
+            text = writing.text.rstrip("\ufffd")
+            if text.startswith(shown):
+                console.print(Text(text[len(shown) :]), end="", soft_wrap=True)
+                flush()
+                shown = text
+    except KeyboardInterrupt as stop:
+        if not writing.ids:
+            raise
+        stopped = stop
+    console.print(Text(writing.text[len(shown) :]), soft_wrap=True)
+    return stopped
 
-    def shown(trajectory: "Trajectory") -> None:
+
+@contextmanager
+def _shown_as_json(count: int) -> Iterator[Callable[["Trajectory | WrittenTrajectory"], None]]:
+    """Prints each trajectory as JSON: one by itself, several as a list that is whole whatever ends it."""
+    mark = "[" if count > 1 else ""
+
+    def shown(result: Any) -> None:
         nonlocal mark
-        print_json(trajectory.to_json(), before=mark, end="")
-        mark = ", "
+        stopped = None
+        if hasattr(result, "written"):
+            try:
+                for _ in result:
+                    pass
+            except KeyboardInterrupt as stop:
+                if not result.ids:
+                    raise
+                stopped = stop
+            result = result.trajectory()
+        print_json(result.to_json(), before=mark, end="" if count > 1 else "\n")
+        mark = ", " if count > 1 else ""
+        if stopped is not None:
+            raise stopped
 
     try:
         yield shown
     finally:
-        say("]" if mark != "[" else "[]")
+        if count > 1:
+            say("]" if mark != "[" else "[]")

@@ -202,7 +202,8 @@ class Lens:
         def reduced(states: HiddenStates) -> Trajectory:
             return self._reduced(states, numbers, chosen, top_k, source)
 
-        return WrittenTrajectory(self.lm, one, self._with_last(numbers), positions, reduced, chooser, new)
+        how = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        return WrittenTrajectory(self.lm, one, self._with_last(numbers), positions, reduced, chooser, new, how)
 
     def compare(
         self,

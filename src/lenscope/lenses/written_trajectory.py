@@ -5,7 +5,7 @@ Does not know: how states are read, how a lens reduces them, how a token is chos
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from lenscope.contents import Brief
 from lenscope.engine.growing_texts import GrowingTexts
 from lenscope.engine.token_choice_and_end import TokenChooser
+from lenscope.errors import LenscopeError
 from lenscope.lenses.trajectory import MEASURES, Trajectory
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.interruption import check_interruption
@@ -51,6 +52,7 @@ class WrittenTrajectory(Iterator[ReadToken]):
         reduced: makes a trajectory of states of one prompt.
         chooser: chooses the tokens of row 0.
         max_new_tokens: how many tokens are written at most.
+        how: how tokens are drawn, for the provenance of `trajectory()`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class WrittenTrajectory(Iterator[ReadToken]):
         reduced: Callable[[HiddenStates], Trajectory],
         chooser: TokenChooser,
         max_new_tokens: int,
+        how: Mapping[str, Any],
     ) -> None:
         self.lm = lm
         self.prompt = prompt
@@ -69,6 +72,7 @@ class WrittenTrajectory(Iterator[ReadToken]):
         self.reduced = reduced
         self.chooser = chooser
         self.max_new_tokens = max_new_tokens
+        self.how = dict(how)
         self.layers = tuple(layers)
         self.texts = GrowingTexts(lm, [prompt], layers, max_new_tokens)
         self.ids: list[int] = []
@@ -120,12 +124,21 @@ class WrittenTrajectory(Iterator[ReadToken]):
         """Prompt and what was written so far as one trajectory: what the lens gives for the whole text.
 
         It has the prompt's positions that were asked for, and all from the last one of the prompt on. Numbers are
-        those of one pass over the text within the rounding that is allowed for the model.
+        those of one pass over the text within the rounding that is allowed for the model. `provenance["generation"]`
+        says where the prompt ends, why the continuation does, and how it was drawn.
         """
         start, whole = self.start, self._whole_prompt()
         end = self._trajectory(self._last_states(), whole, (len(whole) - 1,))
         before = len([p for p in self.places if p < len(self.prompt) - 1])
-        return join_positions([_first_positions(start, before), *self._parts, end])
+        one = join_positions([_first_positions(start, before), *self._parts, end])
+        how = {"prompt_tokens": len(self.prompt), "reason": self.reason, **self.how}
+        return replace(one, provenance={**one.provenance, "generation": how})
+
+    def written(self) -> Trajectory:
+        """The trajectory of the positions that predicted what was written so far. LenscopeError before the first."""
+        if not self._parts:
+            raise LenscopeError("nothing was written yet: ask for a token first")
+        return join_positions(self._parts)
 
     def _last_states(self) -> Tensor:
         """The states (L, 1, D) of the text's last token."""
