@@ -3,10 +3,19 @@
 import { element } from "./text.js";
 import { drawTrajectory } from "./trajectory_view.js";
 import { drawComparison } from "./comparison_view.js";
+import { drawGrid } from "./grid_view.js";
+import { drawEvaluation, drawTransfer } from "./evaluation_view.js";
+import { drawEffects } from "./effects_view.js";
+import { drawReport } from "./report_view.js";
 
 const VIEWS = {
   trajectory: drawTrajectory,
   comparison: drawComparison,
+  grid: drawGrid,
+  evaluation: drawEvaluation,
+  transfer: drawTransfer,
+  effects: drawEffects,
+  report: drawReport,
 };
 
 /**
