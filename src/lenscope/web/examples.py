@@ -1,39 +1,73 @@
 """Worked examples for an empty page: what to look at, and why it is worth looking.
 
-Knows: prompts and the cells of them that say something in the built-in model. Does not know: models, the page.
+Knows: prompts, and states in them, that say something in the built-in model. Does not know: models, how one is opened.
 """
 
 from typing import Any
 
-# `state` has values of the page's state (app/url_state.js) where they are not those of an empty page; pins by text
+FRANCE, JAPAN = "The capital of France is the city of", "The capital of Japan is the city of"
+
+# `state` holds the page's own fields, as an address of it does; pins are texts of tokens, which the page looks up
 EXAMPLES: list[dict[str, Any]] = [
     {
         "title": "A fact is recalled",
-        "why": "The capital is named in the upper layers only; below, the model repeats what it read.",
-        "state": {"text": "The Eiffel Tower is in the city of", "pins": [" Paris"], "measure": "max_probability"},
+        "why": "Up to layer 23 thousands of tokens are more probable than “ Paris”; within six layers it is the "
+        "answer. Press p on any cell to follow its token, too.",
+        "state": {
+            "text": "The Eiffel Tower is in the city of",
+            "ran": "trajectory",
+            "pins": [" Paris"],
+            "cell": [29, 8],
+        },
     },
     {
-        "title": "A state is read in words",
-        "why": "The state of a name's last token, patched into a list of descriptions, says who it is.",
+        "title": "A state says what it means",
+        "why": "The state of “ Stones” at layer 12, written into a list of descriptions, is called a rock band. "
+        "Beside it: what the model says without it, and with a random vector.",
         "state": {
-            "text": "The founder of Microsoft, Bill Gates",
-            "cell": [4, 7],
+            "text": "The Rolling Stones",
+            "ran": "trajectory",
+            "cell": [12, 2],
+            "tab": "meaning",
+            "asked": "meaning",
             "goal": "entity",
+            "reference": "rock band",
+        },
+    },
+    {
+        "title": "A state is moved",
+        "why": "“ France” at layer 12, in the place of “ Japan”, makes Tokyo Paris. From layer 24 on it changes "
+        "nothing: by then the last token has fetched its answer. Drag other cells to see where that happens.",
+        "state": {
+            "text": FRANCE,
+            "ran": "trajectory",
+            "cell": [12, 3],
+            "tab": "move",
+            "asked": "move",
+            "taken": {"prompt": {"text": FRANCE}, "layer": 12, "position": 3, "token": " France"},
+            "intoText": JAPAN,
+            "placed": [12, 3],
+        },
+    },
+    {
+        "title": "A difference steers",
+        "why": "The state of “ cold” less that of “ hot”, added at layer 16, makes the weather cold; with strength "
+        "−1 it is hot. Beyond ±2 the text falls apart, and says nothing of the vector.",
+        "state": {
+            "text": "On our holiday the weather was",
+            "ran": "trajectory",
+            "cell": [16, 5],
+            "tab": "steer",
+            "asked": "steer",
+            "taken": {"prompt": {"text": "The weather is cold"}, "layer": 16, "position": 3, "token": " cold"},
+            "minus": {"prompt": {"text": "The weather is hot"}, "layer": 16, "position": 3, "token": " hot"},
+            "strength": 1,
         },
     },
     {
         "title": "Two prompts part",
-        "why": "One word differs; the distance shows in which layer, and at which tokens, that begins to matter.",
-        "state": {"text": "She put the milk into the", "compare": "prompt", "text2": "She put the money into the"},
-    },
-    {
-        "title": "A pattern is continued",
-        "why": "The repeated name is predicted from early layers on: it is copied, not recalled.",
-        "state": {"text": "Mary and John went to the shop. Mary and", "pins": [" John"], "measure": "entropy"},
-    },
-    {
-        "title": "A sum",
-        "why": "Watch the rank of the right digit: a small model is sure that a number comes, and not which.",
-        "state": {"text": "3 + 4 =", "pins": [" 7", " "], "measure": "rank"},
+        "why": "One word differs. The distance of the two runs shows where that matters: at once at the word itself,"
+        " at the last token only from layer 24 on.",
+        "state": {"text": FRANCE, "compare": "prompt", "text2": JAPAN, "ran": "comparison", "measure": "between:js"},
     },
 ]

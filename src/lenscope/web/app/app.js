@@ -131,7 +131,7 @@ function openPage(root, info) {
     const { ran } = inputs.get(), asked = ran && mainRequest(inputs.get(), ran === "generation");
     if (!asked) {
       result.hide();
-      about.element.hidden = true;
+      about.close();
       examples.hidden = false;
       return;
     }

@@ -13,7 +13,7 @@ const OWN_TARGET_HINT = "The placeholder is where the state is put: a position (
 
 /** Words with every place where `reference` stands marked. */
 export function markedProse(text, reference) {
-  const shown = visibleProse(text), wanted = reference.trim();
+  const shown = visibleProse(text).replace(/\s*\n+\s*/g, " ↵ "), wanted = reference.trim();
   if (!wanted) return [shown];
   const parts = [], low = shown.toLowerCase(), key = wanted.toLowerCase();
   if (low.length !== shown.length) return [shown];  // a letter that changes its length in small letters: no places can be told
@@ -144,7 +144,11 @@ export function explanationPanel(inputs, info) {
     return task.run(async (signal) => {
       await streamFromServer("/api/explanation", explanationRequest(inputs.get(), address, wanted, info.targets[0]?.name), (name, data) => {
         if (name === "queue") line.say(placeInQueue(data));
-        else if (name === "start") { table.start(data.rows); line.say("The model answers …"); }
+        else if (name === "start") {
+          table.start(data.rows);
+          line.say("The model answers …");
+          if (!matchMedia("(min-width: 1100px)").matches) table.element.scrollIntoView({ block: "start" });
+        }
         else if (name === "tokens") table.add(data.tokens);
         else if (name === "end") table.end(data.row, data.text);
       }, signal);

@@ -12,7 +12,7 @@ import { steeringPanel } from "./steering_panel.js";
 
 const TABS = [["meaning", "Meaning"], ["grid", "Every layer"], ["move", "Move it"], ["steer", "Steer"]];
 
-/** The panel: {element, aim(place), open(tab), ask(place), again(), take(place), asked()}. */
+/** The panel: {element, aim(place), open(tab), ask(place), again(), take(place), close(), forget(), asked()}. */
 export function statePanel(inputs, info, view) {
   const parts = { meaning: explanationPanel(inputs, info), grid: gridPanel(inputs, info), move: patchPanel(inputs, info, view), steer: steeringPanel(inputs, info) };
   const heading = element("h2", { tabindex: "-1" }, "No state is chosen");
@@ -45,7 +45,7 @@ export function statePanel(inputs, info, view) {
   }
   function show() {
     const { tab } = inputs.get();
-    panel.parentElement?.classList.toggle("moving", tab === "move" && !panel.hidden);
+    panel.parentElement?.classList.toggle("open", !panel.hidden);
     TABS.forEach(([name], i) => {
       tabs[i].setAttribute("aria-selected", String(name === tab));
       tabs[i].tabIndex = name === tab ? 0 : -1;
@@ -82,7 +82,6 @@ export function statePanel(inputs, info, view) {
     ask(about) {
       aim(about);
       open("meaning");
-      panel.scrollIntoView({ block: "start" });
       return parts.meaning.ask(about);
     },
     /** Runs again what the address says was asked. */
@@ -95,6 +94,7 @@ export function statePanel(inputs, info, view) {
         await parts[asked].show(true);
       }
     },
+    close() { panel.hidden = true; show(); },
     /** A new main result: what was chosen in the old one is gone. */
     forget() {
       for (const part of Object.values(parts)) part.leave();
