@@ -6,6 +6,7 @@ import hashlib
 import html
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from browser import accessibility_faults, opened
 from drawing import NASTY
 
 import lenscope as ls
-from lenscope.display.page import page
+from lenscope.display.page import page, script_json
 from lenscope.display.payload import packed, unpacked_arrays
+from lenscope.display.view_modules import bundled_script, bundled_style
 from lenscope.errors import LenscopeError
 
 
@@ -378,3 +380,86 @@ def test_a_notebooks_frame_draws_its_page(browser, tmp_path, lm):
     path.write_text("<!doctype html><link rel=icon href=data:,>" + ls.Lens(lm).trajectory("The cat")._repr_html_())
     with opened(browser, path.as_uri()) as page:
         page.frame_locator("iframe").locator(".cell").first.wait_for()
+
+
+# a page with all hooks: what was called stands in `calls`
+HOOKED = """
+window.start = async (text, ranks) => {
+  const result = { ...await unpackResult(JSON.parse(text)), key: "main" }, calls = window.calls = [];
+  const hooks = {
+    onCell: (r, cell) => calls.push(["cell", r.key, cell.layer, cell.position]),
+    dragData: (r, cell) => ({ from: [cell.layer, cell.position] }),
+    onDrop: (r, cell, dragged) => calls.push(["drop", cell.layer, cell.position, dragged]),
+    rankCurves: async (r, ids) => { calls.push(["ranks", ids]); return JSON.parse(ranks); },
+    cellActions: (r, cell) => [element("button", { type: "button" }, `Ask ${cell.layer} ${cell.position}`)],
+    cone: { layer: 2, position: 3 },
+    searchTokens: async (query) => [{ id: 7777, text: query + "!" }],
+  };
+  window.store = createStore({});
+  window.drawn = drawResult(result, window.store, hooks);
+  document.body.append(window.drawn.element);
+};
+window.grow = async (text) => window.drawn.update(await unpackResult(JSON.parse(text)));
+"""
+
+
+@pytest.fixture
+def hooked(browser, tmp_path):
+    """Opens a trajectory on a page that has all hooks; a ranks payload answers for tokens."""
+
+    @contextmanager
+    def open_page(t, ranks=None):
+        path = tmp_path / "hooked.html"
+        head = "<!doctype html><html lang=en><title>t</title><link rel=icon href=data:,>"
+        script = f"<script type=module>{bundled_script()}{HOOKED}</script>"
+        path.write_text(f"{head}<style>{bundled_style()}</style><body></body>{script}", encoding="utf-8")
+        with opened(browser, path.as_uri()) as page:
+            page.wait_for_function("() => Boolean(window.start)")
+            page.evaluate("([text, ranks]) => start(text, ranks)", [script_json(t.page_data()), script_json(ranks)])
+            page.wait_for_selector(".cell")
+            yield page
+
+    return open_page
+
+
+def test_the_page_that_is_served_can_ask_and_drag(hooked):
+    t = synthetic(6, 7)
+    shape = (1, 6, 7)
+    ranks = packed(
+        {"kind": "ranks", "ids": [7777], "layers": list(t.layers), "positions": list(t.positions)},
+        {"rank": np.arange(42).reshape(shape), "log_prob": np.full(shape, np.log(0.01))},
+    )
+    with hooked(t, ranks) as page:
+        cell(page, 2, 1).click()
+        assert page.evaluate("calls") == [["cell", "main", 2, 1]]
+        assert page.get_by_role("button", name="Ask 2 1").count() == 1
+        # what a state written at layer 2, position 3 can reach: its own column from there on, and later ones above
+        assert page.locator(".cell.cone").count() == 4 + 3 * 3
+        page.get_by_label("Follow a token").fill("far")
+        page.get_by_role("option").first.wait_for()
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => calls.length === 2")
+        assert page.evaluate("calls[1]") == ["ranks", [7777]]
+        page.get_by_role("img", name="rank of far!: 1 at layer 0, 36 at layer 5").wait_for()
+        cell(page, 1, 0).drag_to(cell(page, 4, 5))
+        assert page.evaluate("calls[2]") == ["drop", 4, 5, {"from": [1, 0]}]
+        cell(page, 3, 3).drag_to(page.locator(".head-row:not(.next) .head-cell").nth(6))
+        assert page.evaluate("calls[3]") == ["drop", None, 6, {"from": [3, 3]}]
+        cell(page, 5, 0).focus()
+        page.keyboard.press("t")
+        assert "Taken" in page.locator(".spoken").inner_text()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("d")
+        assert page.evaluate("calls[4]") == ["drop", 5, 1, {"from": [5, 0]}]
+
+
+def test_a_trajectory_grows_in_its_place(hooked):
+    t, more = synthetic(5, 40), synthetic(5, 41)
+    with hooked(t) as page:
+        page.get_by_label("Follow a token").focus()
+        page.evaluate("text => grow(text)", script_json(more.page_data()))
+        assert page.get_by_role("grid").get_attribute("aria-colcount") == "42"
+        assert page.get_by_label("Last position").input_value() == "40"
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Follow a token"
+        assert cell(page, 4, 40).count() == 1, "who was at the end sees the new one"
+        assert "Position 40" in page.locator("aside").inner_text()

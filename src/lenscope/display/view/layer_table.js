@@ -51,6 +51,15 @@ export function createLayerTable() {
         return { node, head, index: -1, cells };
       });
     }
+    // what lies under a dragged cell stays where it can
+    if (headPool.length !== source.headRows.length || headPool.some((cells) => cells.length !== columns)) buildHeads(columns);
+    for (const row of pool) {
+      row.index = -1;
+      for (const cell of row.cells) cell.r = -1;
+    }
+  }
+
+  function buildHeads(columns) {
     heads.replaceChildren();
     headPool = source.headRows.map((headRow, i) => {
       const cells = Array.from({ length: columns }, () => ({ node: element("div", { role: i ? "gridcell" : "columnheader", class: "head-cell" }), c: -1, key: null }));
@@ -59,10 +68,6 @@ export function createLayerTable() {
       for (const cell of cells) cell.node.headPlace = cell;
       return cells;
     });
-    for (const row of pool) {
-      row.index = -1;
-      for (const cell of row.cells) cell.r = -1;
-    }
   }
 
   function content(key, nodes) {

@@ -19,12 +19,13 @@ export function layerChart({ title, label, layers, lines, scale, at, depth, down
   const stride = [1, 2, 5, 10, 20, 50].find((s) => (last - first) / s <= 6) || 100;
   const ticks = layers.filter((layer) => (layer % stride === 0 && last - layer > stride / 2) || layer === last);
   const svg = svgElement("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, role: "img", "aria-label": label },
-    scale.ticks.map((tick) => [svgElement("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick.at), y2: y(tick.at) }),
+    scale.ticks.filter((tick, i, all) => !i || i === all.length - 1 || tick.at - all[i - 1].at > 0.09).map((tick) => [svgElement("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick.at), y2: y(tick.at) }),
       svgElement("text", { x: LEFT - 6, y: y(tick.at) + 3.5, "text-anchor": "end" }, (tick.over ? "≥ " : "") + formatNumber(tick.value))]),
     ticks.map((layer) => svgElement("text", { x: x(layer), y: HEIGHT - 8, "text-anchor": "middle" }, layer)),
     depth !== null && depth >= first && depth <= last && svgElement("line", { class: "depth", x1: x(depth), x2: x(depth), y1: TOP, y2: HEIGHT - BOTTOM }),
     svgElement("line", { class: "here", x1: x(layers[at]), x2: x(layers[at]), y1: TOP, y2: HEIGHT - BOTTOM }));
   let drawn = 0;
+  const ends = [];
   lines.forEach((line) => {
     const points = line.values.map((value, i) => (value === null ? null : [x(layers[i]).toFixed(1), y(scale.at(value)).toFixed(1)]));
     const path = points.map((q, i) => q && `${points[i - 1] ? "L" : "M"}${q}`).filter(Boolean).join("");
@@ -34,12 +35,15 @@ export function layerChart({ title, label, layers, lines, scale, at, depth, down
       ...points.filter((q, i) => q && !points[i - 1] && !points[i + 1]).map((q) => svgElement("circle", { class: name, r: 1.8, cx: q[0], cy: q[1] })));
     if (here) svg.append(svgElement("circle", { class: name, r: 3, cx: here[0], cy: here[1] }));
     const end = points.findLast((q) => q);
-    if (end && line.pin !== undefined) svg.append(svgElement("text", { class: `end ${name}`, x: +end[0] + 6, y: +end[1] + 3.5 }, line.pin + 1));
+    if (end && line.pin !== undefined) ends.push({ name, x: +end[0] + 6, y: +end[1] + 3.5, text: line.pin + 1 });
     else if (here && lines.length === 1) {
       const left = here[0] > WIDTH - 70;
       svg.append(svgElement("text", { class: "now", x: +here[0] + (left ? -7 : 7), y: Math.max(TOP + 8, +here[1] - 6), "text-anchor": left ? "end" : "start" }, formatNumber(line.values[at])));
     }
   });
+  ends.sort((a, b) => a.y - b.y);
+  for (let i = ends.length - 1, floor = HEIGHT - BOTTOM + 6; i >= 0; i--) floor = (ends[i].y = Math.min(ends[i].y, floor)) - 10;
+  for (const end of ends) svg.append(svgElement("text", { class: `end ${end.name}`, x: end.x, y: end.y }, end.text));
   if (!drawn) svg.append(svgElement("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "no value at this position"));
   return element("figure", {}, element("figcaption", {}, title), svg, note && element("p", { class: "chart-note" }, note));
 }

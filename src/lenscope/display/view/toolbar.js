@@ -29,6 +29,11 @@ export function scaleInUse(state, models) {
   return scales.get(measure);
 }
 
+/** Lets go of the scales of models that are no longer what they were. */
+export function forgetScales(models) {
+  ownScales.delete(models);
+}
+
 function legendNodes(scale) {
   const { name, unit } = MEASURES[scale.measure];
   const label = ({ value, over }) => (over ? "≥ " : "") + formatNumber(value);
@@ -42,12 +47,12 @@ function legendNodes(scale) {
 }
 
 /** Two number fields for a window [low, high] of `name` in the store. */
-function windowFields(store, name, word, values) {
-  const low = values[0], high = values[values.length - 1];
-  const field = (at, label) => element("input", { type: "number", min: low, max: high, step: "1", "aria-label": label, on: { change: apply } });
-  const from = field(0, `First ${word}`), to = field(1, `Last ${word}`);
+function windowFields(store, name, word, numbers) {
+  const field = (label) => element("input", { type: "number", step: "1", "aria-label": label, on: { change: apply } });
+  const from = field(`First ${word}`), to = field(`Last ${word}`), ends = () => [Math.min(...numbers()), Math.max(...numbers())];
   const reset = element("button", { type: "button", class: "quiet", on: { click: () => store.set({ [name]: null }) } }, "all");
   function apply() {
+    const [low, high] = ends();
     const number = (input, otherwise) => input.value === "" || !Number.isFinite(input.valueAsNumber) ? otherwise : Math.min(high, Math.max(low, Math.round(input.valueAsNumber)));
     const a = number(from, low), b = number(to, high);
     const next = [Math.min(a, b), Math.max(a, b)];
@@ -55,7 +60,11 @@ function windowFields(store, name, word, values) {
     show();
   }
   function show() {
-    const limits = store.get()[name] ?? [low, high];
+    const [low, high] = ends(), limits = store.get()[name] ?? [low, high];
+    for (const input of [from, to]) {
+      input.min = String(low);
+      input.max = String(high);
+    }
     from.value = String(Math.max(low, limits[0]));
     to.value = String(Math.min(high, limits[1]));
     reset.hidden = store.get()[name] === null;
@@ -73,12 +82,10 @@ export function createToolbar(models, store, hooks = {}, shared = false) {
   const choices = element("fieldset", { class: "measures" }, element("legend", {}, "Colour by"),
     radios.map((radio, i) => element("label", {}, radio, element("span", {}, MEASURES[names[i]].name))));
   const legend = element("div", { class: "scale" });
-  const vocabularies = models.flatMap((model) => model.vocabularies);
-  const search = tokenSearch(store, hooks.searchTokens ?? ((query) => matchingTokens(vocabularies, query)));
+  const search = tokenSearch(store, hooks.searchTokens ?? ((query) => matchingTokens(models.flatMap((model) => model.vocabularies), query)));
   const chips = element("ul", { class: "chips", "aria-label": "Tokens that are followed" });
-  const numbers = (name) => [...new Set(models.flatMap((model) => model[name]))].sort((a, b) => a - b);
-  const layers = windowFields(store, "layerWindow", "layer", numbers("layers"));
-  const positions = windowFields(store, "positionWindow", "position", numbers("positions"));
+  const layers = windowFields(store, "layerWindow", "layer", () => models.flatMap((model) => model.layers));
+  const positions = windowFields(store, "positionWindow", "position", () => models.flatMap((model) => model.positions));
   const weak = models.some((model) => model.layers.some((_, l) => model.weak(l)));
   const depth = models.some((model) => model.positions.some((_, p) => model.depth(p) !== null));
   const key = element("ul", { class: "key" },

@@ -8,7 +8,7 @@ import { addGestures, carryCell } from "./table_gestures.js";
 import { pinClass, togglePin } from "./token_chips.js";
 import { cellDetails } from "./cell_details.js";
 import { measureChart, probabilityChart, rankChart, ranksOfTokens } from "./rank_curves.js";
-import { createToolbar, measureInUse, scaleInUse } from "./toolbar.js";
+import { createToolbar, forgetScales, measureInUse, scaleInUse } from "./toolbar.js";
 
 /** Whether a cell lies in the causal cone of a state that was written at {layer, position}. */
 export function inCone(cone, layer, position) {
@@ -82,13 +82,18 @@ export function askedRanks(result, model, hooks, changed) {
   };
 }
 
-/** Draws a trajectory: {element, model, update(), remove()}. With hooks.toolbar false, the page has a toolbar for all results. */
+/**
+ * Draws a trajectory: {element, update(), remove()}. With hooks.toolbar false, the page has a toolbar for all results.
+ * update(next) puts an unpacked trajectory in its place, such as the same text some tokens later.
+ */
 export function drawTrajectory(result, store, hooks) {
-  const model = trajectoryModel(result), models = [model], key = result.key;
+  let model = trajectoryModel(result);
+  const models = [model], key = result.key;
   const table = createLayerTable(), aside = element("aside", { "aria-label": "Selected cell" }), charts = element("div", { class: "charts" });
   const spoken = element("p", { class: "spoken", role: "status" });
   const toolbar = hooks.toolbar === false ? null : createToolbar(models, store, hooks);
-  const node = element("section", { class: "result trajectory" }, trajectoryHead(model), toolbar?.element,
+  const head = element("div", {}, trajectoryHead(model));
+  const node = element("section", { class: "result trajectory" }, head, toolbar?.element,
     element("div", { class: "body" }, element("div", { class: "main" }, table.element, charts), aside), provenanceNode(result.provenance), spoken);
   let rows = [], columns = [], source = null, at = [model.L - 1, model.P - 1], over = null, frame = 0;
   const ranks = askedRanks(result, model, hooks, () => show());
@@ -179,8 +184,20 @@ export function drawTrajectory(result, store, hooks) {
   update();
   table.reveal(placeOf(...at) ?? [0, columns.length - 1]);
   const stop = store.subscribe((_, names) => update(names));
+  function replace(next) {
+    const before = table.place(), atEnd = before.left + table.element.clientWidth >= table.element.scrollWidth - 2;
+    result = { ...next, key };
+    model = models[0] = trajectoryModel(result);
+    forgetScales(models);
+    head.replaceChildren(...trajectoryHead(model).filter(Boolean));
+    if (!ours()?.pinned || at[0] >= model.L || at[1] >= model.P) at = [model.L - 1, model.P - 1];
+    update();
+    toolbar?.update();
+    if (atEnd) table.reveal([0, columns.length - 1]);
+  }
   return {
-    element: node, model, update: () => update(),
+    element: node,
+    update: (next) => (next ? replace(next) : update()),
     remove() {
       stop();
       cancelAnimationFrame(frame);

@@ -19,7 +19,7 @@ const VIEWS = {
 };
 
 /**
- * Draws an unpacked result: {element, update(), remove()}. `store` holds the page's state (store.js); `hooks`, all
+ * Draws an unpacked result: {element, update(), remove()}; a trajectory's update(next) shows another in its place. `store` holds the page's state (store.js); `hooks`, all
  * optional, say what the page can do beside showing: onCell, dragData, onDrop, rankCurves, cellActions, cone, searchTokens.
  */
 export function drawResult(result, store, hooks = {}) {
