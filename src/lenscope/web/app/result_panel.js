@@ -98,16 +98,17 @@ export function resultPanel(inputs, does) {
     view,
     current: () => entry,
     isStale: () => !stale.hidden,
-    /** Draws an entry; one that grows is drawn anew, its place on the screen kept. */
+    /** Draws an entry; one that grows stays in its place. */
     show(shown) {
       const growing = entry !== null && drawn !== null && shown.growing;
       entry = shown;
       if (!growing) viewFromInputs();
-      const scrolled = [...place.querySelectorAll("*")].find((node) => node.scrollLeft > 0)?.scrollLeft;
-      drawn?.remove();
-      drawn = drawResult({ ...shown.result, key: MAIN_KEY }, view, hooks);
-      place.replaceChildren(drawn.element);
-      if (growing && scrolled) for (const node of place.querySelectorAll(".scroller")) node.scrollLeft = node.scrollWidth;
+      if (growing) drawn.update(shown.result);
+      else {
+        drawn?.remove();
+        drawn = drawResult({ ...shown.result, key: MAIN_KEY }, view, hooks);
+        place.replaceChildren(drawn.element);
+      }
       continuation.hidden = shown.endpoint !== "generation";
       if (written.textContent !== visibleProse(shown.result.written ?? "")) written.textContent = visibleProse(shown.result.written ?? "");
       panel.hidden = false;
