@@ -93,11 +93,13 @@ def test_tokens_of_a_prompt_and_tokens_by_their_text(view, view_models):
 def test_the_same_request_does_not_run_again(view):
     request = asked("remember this")
     first = view.post("trajectory", request)
+    assert view.idle()
     before = view.answers.workers[0].done
     assert view.post("trajectory", request).content == first.content
     assert view.post("trajectory", {**request, "top_k": 5, "layers": None}).content == first.content
     assert view.answers.workers[0].done == before
     stream = view.events("generation", asked("remember this", max_new_tokens=2))
+    assert view.idle()
     before = view.answers.workers[0].done
     assert view.events("generation", asked("remember this", max_new_tokens=2)) == [e for e in stream if e[0] != "queue"]
     assert view.answers.workers[0].done == before

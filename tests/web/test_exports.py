@@ -40,6 +40,7 @@ def test_a_page_holds_its_result_and_no_script_of_others(view):
 def test_a_result_that_was_computed_is_not_computed_again(view):
     request = {"prompt": {"text": "only once"}, "lens": "logit lens"}
     view.post("trajectory", request)
+    assert view.idle()
     before = view.answers.workers[0].done
     for form in ("html", "json", "parquet", "python"):
         assert export(view, "trajectory", request, form).status_code == 200

@@ -1,4 +1,4 @@
-"""Explanations and grids are those of the library's Patchscopes, with controls, operations, mappings and other models."""
+"""Explanations and grids are those of the library: controls, operations, mappings, other models."""
 
 import numpy as np
 import pytest
@@ -77,10 +77,10 @@ def test_a_grid_is_that_of_the_library(view, view_models, kind):
     cells = [(source, layer) for source in (0, 2, 4) for layer in (1, 3)]
     states = lm.read(TEXT, positions=-1)
     own = scope.predict(states, cells) if kind == "predict" else scope.generate(states, cells, max_new_tokens=3)
-    measures = unpacked_arrays(payload)
-    np.testing.assert_allclose(
-        np.sort(measures["max_probability"].ravel()), np.sort(own.measures["max_probability"]), rtol=1e-3
-    )
+    arrays = unpacked_arrays(payload)
+    for name in ("source", "layer", "ids"):
+        np.testing.assert_array_equal(arrays[name], getattr(own, name))
+    np.testing.assert_allclose(arrays["log_probs"], own.log_probs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_grid_is_that_of_the_library(view, view_models, kind):
         ("explanation", {"position": 60}, 422, "position 60"),
         ("explanation", {"layers": [9]}, 422, "layer 9"),
         ("explanation", {"layers": []}, 422, "layers"),
-        ("explanation", {"target": {"name": "nothing"}}, 422, "there are entity"),
+        ("explanation", {"target": {"name": "nothing"}}, 422, "there are identity"),
         ("explanation", {"target": {"text": "hello", "at": "absent"}}, 422, "not in the prompt"),
         ("explanation", {"target": {"name": "entity", "text": "x"}}, 422, "exactly one"),
         ("explanation", {"target": {}}, 422, "exactly one"),
@@ -107,18 +107,15 @@ def test_a_grid_is_that_of_the_library(view, view_models, kind):
     ],
 )
 def test_what_cannot_be_granted_is_refused_before_the_stream(view, endpoint, asked, status, words):
-    request = (
-        {**STATE, "target": TARGET}
-        if endpoint == "explanation"
-        else {"prompt": {"text": TEXT}, "position": -1, "target": TARGET}
-    )
+    place = STATE if endpoint == "explanation" else {"prompt": {"text": TEXT}, "position": -1}
+    request = {**place, "target": TARGET, "max_new_tokens": 5}
     answer = view.post(endpoint, {**request, **asked})
     assert answer.status_code == status
     assert words in answer.json()["error"]
 
 
 def test_a_mapping_that_does_not_fit_is_refused(view):
-    answer = view.post("explanation", {**STATE, "target": TARGET, "mapping": "across"})
+    answer = view.post("explanation", {**STATE, "target": TARGET, "mapping": "across", "max_new_tokens": 5})
     assert answer.status_code == 422
     assert "tiny" in answer.json()["error"]
 

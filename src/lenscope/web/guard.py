@@ -7,6 +7,7 @@ Does not know: what is asked.
 import asyncio
 import hmac
 import json
+import logging
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
@@ -70,7 +71,11 @@ class Guard:
             await self.application(scope, receive, send)
             return
 
+        finished = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal finished
+            finished = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 own = {name.lower() for name, _ in message["headers"]}
                 not_stored = () if b"cache-control" in own else ((b"cache-control", b"no-store"),)
@@ -88,7 +93,13 @@ class Guard:
             await with_headers({"type": "http.response.start", "status": refused.status, "headers": headers})
             await with_headers({"type": "http.response.body", "body": body})
             return
-        await self.application(scope, receive, with_headers)
+        try:
+            await self.application(scope, receive, with_headers)
+        except Exception:
+            logging.getLogger("lenscope").exception("a request of the web view failed: %s", scope["path"])
+            # who asked has the whole answer, which says so, and the connection serves its next request
+            if not finished:
+                raise
 
     def _check(self, scope: Message) -> None:
         hosts = _values(scope, b"host")
