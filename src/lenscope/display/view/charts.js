@@ -1,7 +1,7 @@
 // Charts of panels, as Python's figures hold them: lines with intervals, bars, points. Pointer and arrow keys read values.
 // A panel is {kind, title, x, y, log, level, series: [{label, x, y, low, high, dashed}]}; null is what is not known.
 
-import { clipText, element, formatNumber, svgElement, visibleProse, visibleToken } from "./text.js";
+import { clipText, element, formatNumber, svgElement, visibleProse } from "./text.js";
 import { evenTicks } from "./result_parts.js";
 import { drawHeatPanel } from "./heat_grid.js";
 
@@ -83,7 +83,7 @@ function axesNodes(panel, x, y) {
     panel.level !== null && panel.level !== undefined && Number.isFinite(y.at(panel.level))
       && svgElement("line", { class: "level", x1: left, x2: width - right, y1: y.at(panel.level), y2: y.at(panel.level) }),
     x.ticks.map((value) => svgElement("text", { x: x.at(value), y: height - bottom + 14, "text-anchor": "middle" }, formatNumber(value))),
-    svgElement("text", { class: "axis-name", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, clipText(visibleToken(panel.x), 60)),
+    svgElement("text", { class: "axis-name", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, clipText(visibleProse(panel.x), 60)),
   ];
 }
 
@@ -136,7 +136,7 @@ function drawLines(panel, svg, plot, readout) {
   const stops = [...new Set(panel.series.flatMap((one) => one.x))].sort((a, b) => a - b);
   const line = svgElement("line", { class: "here", y1: top, y2: height - bottom, x1: -9, x2: -9 });
   svg.append(line);
-  const tell = (i) => [element("b", {}, `${visibleToken(panel.x) || "x"} ${formatNumber(stops[i])}`), panel.series.map((one) => one.x.map((value, j) => (value !== stops[i] ? null
+  const tell = (i) => [element("b", {}, `${visibleProse(panel.x) || "x"} ${formatNumber(stops[i])}`), panel.series.map((one) => one.x.map((value, j) => (value !== stops[i] ? null
     : element("span", {}, one.label && element("bdi", {}, visibleProse(one.label)), " ", valueInWords(one, j)))))];
   readable(plot, svg, readout, stops.map(x.at), tell, (i) => {
     line.setAttribute("x1", x.at(stops[i]));
@@ -160,7 +160,8 @@ function barTable(panel) {
         panel.level !== null && panel.level !== undefined && element("span", { class: "bar-level", style: { left: `${within(panel.level)}%` } })),
       element("span", { class: "bar-value" }, panel.series.length > 1 && element("span", { class: "spoken" }, visibleProse(one.label), " "), valueInWords(one, i)));
   };
-  return element("table", { class: "bars" }, element("caption", { class: "spoken" }, visibleProse(`${panel.title}: ${panel.y}`)),
+  const spans = panel.series.some((one) => one.low && one.high);
+  return element("table", { class: spans ? "bars" : "bars plain-values" }, element("caption", { class: "spoken" }, visibleProse(`${panel.title}: ${panel.y}`)),
     element("tbody", {}, names.map((name, i) => element("tr", {}, element("th", { scope: "row" }, element("bdi", {}, visibleProse(name))),
       element("td", {}, panel.series.map((one, n) => bar(one, n, i)))))));
 }
@@ -173,7 +174,7 @@ function panelInWords(panel) {
     const [first, last] = [known[0], known[known.length - 1]];
     return `${one.label} from ${formatNumber(first[0])} at ${formatNumber(one.x[first[1]])} to ${formatNumber(last[0])} at ${formatNumber(one.x[last[1]])}`;
   });
-  return visibleToken(`${panel.title}: ${panel.y} over ${panel.x}. ${ends.join("; ")}. Arrow keys read values.`);
+  return visibleProse(`${panel.title}: ${panel.y} over ${panel.x}. ${ends.join("; ")}. Arrow keys read values.`);
 }
 
 /** Draws a panel of any kind: a figure element. `scale` is what heat maps share. */

@@ -99,7 +99,7 @@ function drawFull(model, cells, full, state, store, hooks) {
     aside.replaceChildren(...gridCellDetails(model, n), ...(actions.length ? [element("div", { class: "actions" }, actions)] : []));
     grid.point(at, held);
   };
-  const grid = createHeatGrid({ label: "What the model says, source layers (rows) × target layers (columns)", corner: element("small", {}, "source ↑ target →"), words,
+  const grid = createHeatGrid({ label: "What the model says, source layers (rows) × target layers (columns)", words,
     rows: full.rows.map((s) => sourceNodes(result.sources[s], several)), columns: full.columns.map(String) }, {
     look(place) { if (!held) { at = place; show(); } },
     open(place) {
@@ -111,7 +111,7 @@ function drawFull(model, cells, full, state, store, hooks) {
     letGo() { held = false; show(); },
   });
   return {
-    nodes: element("div", { class: "body" }, element("div", { class: "main" }, grid.element, result.answers.length > 0
+    nodes: element("div", { class: "body" }, element("div", { class: "main" }, element("p", { class: "note" }, "rows: source layer, columns: target layer; point, or use arrow keys, and open a cell with Enter to hold it"), grid.element, result.answers.length > 0
       && element("p", { class: "note" }, element("span", { class: "sample answer-sample" }), " framed: the cell says an answer that is looked for")), aside),
     paint(scale) {
       grid.paint({
@@ -152,7 +152,7 @@ function drawList(model, cells, state) {
     element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "source"), element("th", { scope: "col", class: "number" }, "into layer"), head, element("th", { scope: "col" }, result.written ? "the model writes" : "most probable next tokens"))),
     element("tbody", {}, cells.map((n, i) => element("tr", {}, element("th", { scope: "row" }, sourceNodes(model.source(n), several)), element("td", { class: "number" }, model.layer(n)), values[i], element("td", { class: "says" }, says(n)))))));
   return {
-    nodes: [charts, table],
+    nodes: element("div", { class: "list-body" }, table, charts),
     paint(scale) {
       head.replaceChildren(...cellMeasureName(state.measure));
       cells.forEach((n, i) => {
