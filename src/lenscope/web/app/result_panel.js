@@ -43,7 +43,7 @@ export function resultPanel(inputs, does) {
   const view = createStore({});
   const stale = element("p", { class: "stale", role: "status", hidden: "" },
     "The inputs have changed since this was run. ", button("Run again", does.rerun));
-  const written = element("p", { class: "written", dir: "auto", "aria-live": "polite" });
+  const written = element("p", { class: "continued", dir: "auto", "aria-live": "polite" });
   const keep = button("Keep it in the prompt", () => does.keep(entry.result.written), { class: "quiet" });
   const continuation = element("div", { class: "continuation", hidden: "" }, written, keep);
   const place = element("div", { class: "drawn" });
