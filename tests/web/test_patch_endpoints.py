@@ -104,11 +104,25 @@ def test_a_grid_is_that_of_the_library(view, view_models, kind):
         ("grid", {"source_layers": [5]}, 422, "layer 5"),
         ("grid", {"answers": [""]}, 422, "answers"),
         ("grid", {"kind": "other"}, 422, "kind"),
+        ("steering", {"layer": 7}, 422, "layer 7"),
+        ("steering", {"strength": 1e9}, 422, "strength"),
+        ("steering", {"positions": [70]}, 422, "position 70"),
+        ("steering", {"vector": {"plus": {**STATE, "layer": 7}}}, 422, "layer 7"),
+        ("steering", {"max_new_tokens": 13}, 422, "at most 12"),
+        ("patched_trajectory", {"into": {"layer": 5, "position": 0}}, 422, "layer 5"),
+        ("patched_trajectory", {"into": {"layer": 1, "position": 70}}, 422, "position 70"),
+        ("patched_trajectory", {"source": {**STATE, "position": 70}}, 422, "position 70"),
+        ("patched_trajectory", {"mapping": "nothing"}, 422, "there are across"),
     ],
 )
 def test_what_cannot_be_granted_is_refused_before_the_stream(view, endpoint, asked, status, words):
-    place = STATE if endpoint == "explanation" else {"prompt": {"text": TEXT}, "position": -1}
-    request = {**place, "target": TARGET, "max_new_tokens": 5}
+    prompt = {"prompt": {"text": TEXT}}
+    request = {
+        "explanation": {**STATE, "target": TARGET, "max_new_tokens": 5},
+        "grid": {**prompt, "position": -1, "target": TARGET, "max_new_tokens": 5},
+        "steering": {**prompt, "layer": 1, "strength": 1, "vector": {"plus": STATE}, "max_new_tokens": 5},
+        "patched_trajectory": {**prompt, "source": STATE, "into": {"layer": 1, "position": 0}, "lens": "logit lens"},
+    }[endpoint]
     answer = view.post(endpoint, {**request, **asked})
     assert answer.status_code == status
     assert words in answer.json()["error"]
@@ -118,6 +132,40 @@ def test_a_mapping_that_does_not_fit_is_refused(view):
     answer = view.post("explanation", {**STATE, "target": TARGET, "mapping": "across", "max_new_tokens": 5})
     assert answer.status_code == 422
     assert "tiny" in answer.json()["error"]
+
+
+def test_a_patched_trajectory_is_that_of_the_library(view, view_models):
+    lm = view_models[0]
+    lens = ls.Lens(lm)
+    request = {
+        "prompt": {"text": "hello world"}, "source": STATE, "into": {"layer": 1, "position": 0}, "lens": "logit lens",
+    }  # fmt: skip
+    payload = view.post("patched_trajectory", request).json()
+    arrays = unpacked_arrays(payload)
+    plain = lens.trajectory("hello world")
+    assert payload["kind"] == "trajectory"
+    np.testing.assert_allclose(arrays["entropy"][0], plain.entropy[0], rtol=1e-3)
+    assert not np.allclose(arrays["entropy"][2:], plain.entropy[2:], rtol=1e-3)
+    with lm.edit(ls.Edit(1, 0, lm.read(TEXT, 2, -2)[2, -2])):
+        own = lens.trajectory("hello world")
+    np.testing.assert_allclose(arrays["entropy"], own.entropy, rtol=1e-3, atol=1e-4)
+
+
+def test_steering_writes_plainly_and_with_a_vector(view, view_models):
+    lm = view_models[0]
+    vector = {"plus": STATE, "minus": {"prompt": {"text": "other"}, "layer": 1, "position": 0}}
+    request = {"prompt": {"text": TEXT}, "layer": 2, "strength": 1.5, "vector": vector, "max_new_tokens": 6}
+    events = [e for e in view.events("steering", request) if e[0] != "queue"]
+    assert events[0][0] == "start"
+    assert events[0][1]["vector_norm"] > 0
+    assert events[0][1]["state_norm"] > 0
+    tokens = [[t["id"] for _, d in events if "tokens" in d for t in d["tokens"] if t["row"] == row] for row in (0, 1)]
+    assert tokens[0] == list(lm.generate(TEXT, 6).ids)
+    assert tokens[1] != tokens[0]
+    assert sorted(d["row"] for name, d in events if name == "end") == [0, 1]
+    still = view.events("steering", {**request, "strength": 0.0})
+    texts_of = [d["text"] for name, d in still if name == "end"]
+    assert texts_of[0] == texts_of[1]
 
 
 def test_too_many_cells_are_refused(view, monkeypatch):

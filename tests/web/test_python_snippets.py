@@ -105,3 +105,29 @@ def test_a_grid(view, run_snippet, asked):
         whole.pop("provenance")
         whole.pop("sha256", None)
     assert exported == own
+
+
+STATE = {"prompt": PROMPT, "layer": 1, "position": -1}
+
+
+@pytest.mark.parametrize("asked", [{}, {"operation": "add_norm_matched", "lens": "random lens", "top_k": 2}])
+def test_a_patched_trajectory(view, run_snippet, asked):
+    request = {"prompt": {"text": "hello"}, "source": STATE, "into": {"layer": 2, "position": 0}, "lens": "logit lens"}
+    shown = unpacked_arrays(view.post("patched_trajectory", {**request, **asked}).json())
+    own = run_snippet("patched_trajectory", {**request, **asked})["trajectory"]
+    np.testing.assert_allclose(shown["entropy"], own.entropy, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"positions": [-1], "operation": "replace"},
+        {"vector": {"plus": STATE, "minus": {**STATE, "layer": 0}}, "temperature": 1.2, "seed": 4},
+    ],
+)
+def test_steering(view, run_snippet, asked):
+    request = {"prompt": {"text": "hello"}, "layer": 1, "strength": 2, "vector": {"plus": STATE}, "max_new_tokens": 4}
+    events = view.events("steering", {**request, **asked})
+    texts = run_snippet("steering", {**request, **asked})["texts"].texts
+    assert {data["row"]: data["text"] for name, data in events if name == "end"} == dict(enumerate(texts))

@@ -5,12 +5,18 @@ Knows: how requests become Patchscopes and edits, and their results events. Does
 
 from typing import Any
 
-from lenscope.engine.token_choice_and_end import WrittenToken
+from torch import Tensor
+
+from lenscope.engine.growing_texts import require_room
+from lenscope.interventions.steering import SteeredTexts, steer
+from lenscope.lenses.patched_trajectory import patched_trajectory
+from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
+from lenscope.models.prompts import Prompt
 from lenscope.patchscopes.patchscope import Patchscope
-from lenscope.patchscopes.streamed_explanations import stream_explanation
-from lenscope.web.endpoints import RESULT
-from lenscope.web.requests import ExplanationIn, GridIn
+from lenscope.patchscopes.streamed_explanations import StreamedExplanation, stream_explanation
+from lenscope.web.endpoints import RESULT, emit_whole
+from lenscope.web.requests import ExplanationIn, GridIn, PatchedTrajectoryIn, StateIn, SteeringIn
 from lenscope.web.served import OPERATIONS, Served
 from lenscope.web.worker import Emit, Work
 
@@ -18,9 +24,7 @@ from lenscope.web.worker import Emit, Work
 def prepare_explanation(served: Served, asked: ExplanationIn) -> Work:
     """What a model says that one state means, at several target layers, beside its controls."""
     lm, other = served.lm, served.model(asked.model)
-    prompt = served.prompt(asked.prompt, 0)
-    place = prompt.position(asked.position)
-    (layer,) = check_layers((asked.layer,), lm.n_layers, lm.name)
+    prompt, layer, place = _place(served, asked)
     wanted = range(other.n_layers + 1) if asked.layers is None else asked.layers
     layers = list(dict.fromkeys(check_layers(wanted, other.n_layers, other.name)))
     # each layer has a row of its own and one of a random vector, and there is one without a patch
@@ -37,19 +41,70 @@ def prepare_explanation(served: Served, asked: ExplanationIn) -> Work:
             for n, row in enumerate(streamed.rows)
         ]
         emit("start", {"rows": rows})
-        for tokens in streamed:
-            emit("tokens", {"tokens": [written_token(token) for token in tokens]})
-            for token in tokens:
-                if token.reason:
-                    emit("end", {"row": token.row, "text": streamed.texts[token.row], "reason": token.reason})
-        emit("done", {})
+        _emit_written(emit, streamed)
 
     return work
 
 
-def written_token(token: WrittenToken) -> dict[str, Any]:
-    """A token of a row as it is sent."""
-    return {"row": token.row, "id": token.id, "text": token.text, "log_prob": token.log_prob}
+def prepare_patched_trajectory(served: Served, asked: PatchedTrajectoryIn) -> Work:
+    """The trajectory of a run with a state of another run written into it."""
+    lm, lens = served.lm, served.lens(asked.lens)
+    prompt, f = served.prompt(asked.prompt, 0), served.mapping(asked.mapping, 0)
+    source, layer, position = _place(served, asked.source)
+    place = prompt.position(asked.into.position)
+    (into,) = check_layers((asked.into.layer,), lm.n_layers, lm.name)
+    how: Any = {"op": OPERATIONS[asked.operation], "f": f, "top_k": asked.top_k}
+
+    def work(emit: Emit) -> None:
+        state = lm.read(source, layer, position)
+        emit_whole(emit, patched_trajectory(lens, prompt, state, into, place, **how))
+
+    return work
+
+
+def prepare_steering(served: Served, asked: SteeringIn) -> Work:
+    """A prompt written on plainly and with a vector in its states, side by side."""
+    lm, prompt = served.lm, served.prompt(asked.prompt, 0)
+    (layer,) = check_layers((asked.layer,), lm.n_layers, lm.name)
+    positions = None if asked.positions is None else prompt.positions(asked.positions)
+    served.limits.require_new(asked.max_new_tokens)
+    require_room(lm, len(prompt), asked.max_new_tokens)
+    plus = _place(served, asked.vector.plus)
+    minus = None if asked.vector.minus is None else _place(served, asked.vector.minus)
+    how: Any = {name: getattr(asked, name) for name in ("strength", "max_new_tokens", "temperature", "seed")}
+
+    def work(emit: Emit) -> None:
+        vector = _vector(lm, plus) if minus is None else _vector(lm, plus) - _vector(lm, minus)
+        changed = lm.read(prompt, layer, positions).tensor.float().norm(dim=-1)
+        emit("start", {"vector_norm": float(vector.float().norm()), "state_norm": float(changed.mean())})
+        texts = steer(lm, prompt, vector, layer, positions=positions, op=OPERATIONS[asked.operation], **how)
+        _emit_written(emit, texts)
+
+    return work
+
+
+def _emit_written(emit: Emit, written: StreamedExplanation | SteeredTexts) -> None:
+    for tokens in written:
+        emit(
+            "tokens",
+            {"tokens": [{"row": t.row, "id": t.id, "text": t.text, "log_prob": t.log_prob} for t in tokens]},
+        )
+        for token in tokens:
+            if token.reason:
+                emit("end", {"row": token.row, "text": written.texts[token.row], "reason": token.reason})
+    emit("done", {})
+
+
+def _place(served: Served, asked: StateIn | ExplanationIn) -> tuple[Prompt, int, int]:
+    """The prompt, the layer and the position of a state of the model that is read."""
+    prompt = served.prompt(asked.prompt, 0)
+    (layer,) = check_layers((asked.layer,), served.lm.n_layers, served.lm.name)
+    return prompt, layer, prompt.position(asked.position)
+
+
+def _vector(lm: LM, place: tuple[Prompt, int, int]) -> Tensor:
+    prompt, layer, position = place
+    return lm.read(prompt, layer, position)[layer, position]
 
 
 def _scope(served: Served, asked: ExplanationIn | GridIn) -> Patchscope:

@@ -11,8 +11,10 @@ from lenscope.web.requests import (
     ExplanationIn,
     GenerationIn,
     GridIn,
+    PatchedTrajectoryIn,
     PromptIn,
     RanksIn,
+    SteeringIn,
     TargetIn,
     TrajectoryIn,
 )
@@ -78,11 +80,11 @@ class Snippet:
         name = self.served.models[model].mapping if asked is None else asked
         if name is None or name == IDENTITY:
             return ""
-        return f", ls.load_mapping({self.served.mappings[name].source!r})"
+        return f", f=ls.load_mapping({self.served.mappings[name].source!r})"
 
-    def operation(self, name: str) -> str:
+    def operation(self, name: str, usual: str = "replace") -> str:
         """The argument op of a Patchscope or an edit; nothing where it is the usual one."""
-        if name == "replace":
+        if name == usual:
             return ""
         self.imports.append(f"from lenscope.models.edits import {name}")
         return f", op={name}"
@@ -153,6 +155,38 @@ def _cells_of_grid(s: Snippet, asked: GridIn) -> None:
         s.add("grid", f"{scope}.generate(states, cells, max_new_tokens={asked.max_new_tokens})")
 
 
+def _patched(s: Snippet, asked: PatchedTrajectoryIn) -> None:
+    lm, lens = s.model(), s.lens("lens", asked.lens)
+    prompt, source = s.prompt("prompt", asked.prompt), s.prompt("source", asked.source.prompt)
+    s.imports.append("from lenscope.lenses import patched_trajectory")
+    s.add("state", f"{lm}.read({source}, {asked.source.layer}, {asked.source.position})")
+    how = s.operation(asked.operation) + s.mapping(asked.mapping, 0) + _given(top_k=asked.top_k)
+    into = f"{asked.into.layer}, {asked.into.position}"
+    s.add("trajectory", f"patched_trajectory({lens}, {prompt}, state, {into}{how})")
+
+
+def _steering(s: Snippet, asked: SteeringIn) -> None:
+    lm, prompt = s.model(), s.prompt("prompt", asked.prompt)
+    s.imports.append("from lenscope.interventions import steer")
+    parts = []
+    for name, state in (("plus", asked.vector.plus), ("minus", asked.vector.minus)):
+        if state is not None:
+            source, place = s.prompt(name, state.prompt), f"{state.layer}, {state.position}"
+            parts.append(f"{lm}.read({source}, {place})[{place}]")
+    s.add("vector", " - ".join(parts))
+    how = _given(strength=asked.strength, positions=asked.positions)
+    how += s.operation(asked.operation, "add") + _given(max_new_tokens=asked.max_new_tokens)
+    if asked.temperature:
+        how += _given(temperature=asked.temperature, seed=asked.seed)
+    s.add("texts", f"steer({lm}, {prompt}, vector, {asked.layer}{how})")
+    s.lines += [
+        "for tokens in texts:",
+        "    print([(token.row, token.text) for token in tokens])",
+        'print("plain:", repr(texts.texts[0]))',
+        'print("steered:", repr(texts.texts[1]))',
+    ]
+
+
 def _numbers(layers: Sequence[int] | None, n_layers: int) -> str:
     if layers is None:
         return f"range({n_layers + 1})"
@@ -171,4 +205,6 @@ SNIPPETS: dict[str, Callable[[Snippet, Any], None]] = {
     "generation": _generation,
     "explanation": _explanation,
     "grid": _cells_of_grid,
+    "patched_trajectory": _patched,
+    "steering": _steering,
 }
