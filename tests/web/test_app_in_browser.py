@@ -189,7 +189,7 @@ def test_a_shared_link_restores_the_view(page, browser, address):
         expect(other.get_by_role("heading", name="State at layer 4, position 1")).to_be_visible()
         expect(other.get_by_text("All answers are there")).to_be_visible()
         expect(other.get_by_role("table", name="What the model says")).to_contain_text("playwright")
-        expect(other.get_by_role("radio", name="entropy")).to_be_checked()
+        expect(other.get_by_role("radio", name="entropy", exact=True)).to_be_checked()
         assert cell(result(other), 4, 1).get_attribute("aria-selected") == "true"
 
 

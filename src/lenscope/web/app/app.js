@@ -78,7 +78,7 @@ function openPage(root, info) {
   const about = statePanel(inputs, info, result.view);
   const examples = examplesList(info.examples, openExample);
   const work = element("div", { class: "work" }, result.element, about.element);
-  const exports = exportMenu({ line, shown: () => work, shared: writeAddress, asked: () => askedFor(result.current()) });
+  const exports = exportMenu({ line, shown: () => work, shared: writeAddress, asked: () => [askedFor(result.current()), about.asked()].filter(Boolean) });
 
   function askedFor(entry) {
     return entry && { endpoint: entry.endpoint, request: entry.request };

@@ -124,7 +124,7 @@ export function explanationPanel(inputs, info) {
       askButton, task.stopButton),
     line.element, table.element);
   table.element.hidden = true;
-  let place = null;
+  let place = null, last = null;
   inputs.subscribe((_, names) => { if (names.includes("reference")) table.mark(); });
 
   function targetLayers(own) {
@@ -142,7 +142,8 @@ export function explanationPanel(inputs, info) {
     const { token, ...address } = place;
     inputs.set({ asked: "meaning" });
     return task.run(async (signal) => {
-      await streamFromServer("/api/explanation", explanationRequest(inputs.get(), address, wanted, info.targets[0]?.name), (name, data) => {
+      const request = explanationRequest(inputs.get(), address, wanted, info.targets[0]?.name);
+      await streamFromServer("/api/explanation", request, (name, data) => {
         if (name === "queue") line.say(placeInQueue(data));
         else if (name === "start") {
           table.start(data.rows);
@@ -152,6 +153,7 @@ export function explanationPanel(inputs, info) {
         else if (name === "tokens") table.add(data.tokens);
         else if (name === "end") table.end(data.row, data.text);
       }, signal);
+      last = { endpoint: "explanation", request };
       const { reference } = inputs.get();
       line.say(reference.trim() ? `All answers are there; ${formatNumber(table.hits(reference))} about this state have “${reference.trim()}”.` : "All answers are there.");
     });
@@ -159,7 +161,8 @@ export function explanationPanel(inputs, info) {
   return {
     element: panel,
     ask,
-    aim(about) { if (place && JSON.stringify(about) !== JSON.stringify(place)) { table.element.hidden = true; task.stop(); line.clear(); } place = about; },
+    aim(about) { if (place && JSON.stringify(about) !== JSON.stringify(place)) { table.element.hidden = true; last = null; task.stop(); line.clear(); } place = about; },
     leave: () => task.stop(),
+    asked: () => last,
   };
 }

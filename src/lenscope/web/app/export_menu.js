@@ -7,6 +7,7 @@ import { button } from "./controls.js";
 import { pictureOf } from "./picture.js";
 
 const FILE_FORMATS = [["html", "HTML page"], ["json", "JSON"], ["parquet", "Parquet"]];
+const ASKED_WORDS = { explanation: "What the state means", grid: "The grid of every layer", patched_trajectory: "The run with the state in it", steering: "The two texts" };
 
 function handOver(blob, name) {
   const url = URL.createObjectURL(blob), link = element("a", { href: url, download: name });
@@ -16,7 +17,10 @@ function handOver(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-/** The menu: {element}. does = {asked() → {endpoint, request} or null, shown() → the element to picture, line, shared()}. */
+/**
+ * The menu: {element}. does = {asked() → what can be exported, as {endpoint, request}, the main result first; shown() → the
+ * element to picture; line; shared()}.
+ */
 export function exportMenu(does) {
   const { line } = does;
   const field = element("textarea", { readonly: "", rows: "3", "aria-label": "Text to copy" });
@@ -36,9 +40,7 @@ export function exportMenu(does) {
     menu.open = false;
     try { await work(); } catch (error) { line.fail(error); }
   }
-  async function fromServer(format) {
-    const asked = does.asked();
-    if (!asked) return line.refuse("There is nothing to export yet. Run a prompt first.");
+  async function fromServer(asked, format) {
     const { blob, name } = await fileFromServer("/api/export", { ...asked, format });
     if (format === "python") return copy(await blob.text(), "The Python that gives this result is copied.");
     handOver(blob, name);
@@ -48,10 +50,18 @@ export function exportMenu(does) {
     handOver(await pictureOf(does.shown()), "lenscope.png");
     line.say("lenscope.png is saved: the view as it stands on the screen.");
   };
-  const menu = element("details", { class: "menu" }, element("summary", {}, "Export"),
-    element("ul", {}, FILE_FORMATS.map(([format, text]) => element("li", {}, button(text, () => guarded(() => fromServer(format))))),
-      element("li", {}, button("PNG of the view", () => guarded(save))),
-      element("li", {}, button("Copy as Python", () => guarded(() => fromServer("python"))))));
+  const items = element("div", { class: "items" });
+  const menu = element("details", { class: "menu", on: { toggle: () => menu.open && draw() } }, element("summary", {}, "Export"), items);
+  const item = (text, work) => element("li", {}, button(text, () => guarded(work)));
+  const formats = (asked) => [...FILE_FORMATS.map(([format, text]) => item(text, () => fromServer(asked, format))), item("Copy as Python", () => fromServer(asked, "python"))];
+  function draw() {
+    const all = does.asked();
+    if (!all.length) return items.replaceChildren(element("p", {}, "There is nothing to export yet. Run a prompt first."));
+    return items.replaceChildren(...all.map((asked, i) => {
+      const words = i ? ASKED_WORDS[asked.endpoint] : "The result";
+      return element("ul", { "aria-label": words }, element("li", { class: "group" }, words), formats(asked), i ? null : item("PNG of the view", save));
+    }));
+  }
   const share = button("Copy link", () => { does.shared(); return copy(location.href, "The link to this view is copied."); });
   return { element: element("div", { class: "controls" }, share, menu, window) };
 }

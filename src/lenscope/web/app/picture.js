@@ -22,6 +22,25 @@ function paintBox(context, box, style) {
   }
 }
 
+/** Lines around a box that are no borders: its outline, and the borders of what a style puts on it. */
+function paintFrames(context, node, box, style) {
+  const width = parseFloat(style.outlineWidth);
+  if (style.outlineStyle !== "none" && width && !isClear(style.outlineColor)) {
+    const out = parseFloat(style.outlineOffset) + width / 2;
+    context.strokeStyle = style.outlineColor;
+    context.lineWidth = width;
+    context.strokeRect(box.left - out, box.top - out, box.width + 2 * out, box.height + 2 * out);
+  }
+  for (const pseudo of ["::before", "::after"]) {
+    const over = getComputedStyle(node, pseudo);
+    if (over.content === "none" || over.position !== "absolute" || over.inset !== "0px") continue;
+    context.save();
+    context.globalAlpha *= parseFloat(over.opacity);
+    paintBox(context, box, over);
+    context.restore();
+  }
+}
+
 function paintText(context, node, style) {
   if (!node.data.trim()) return;
   const range = document.createRange();
@@ -94,6 +113,7 @@ function paintNode(context, node) {
   if (node instanceof HTMLCanvasElement) context.drawImage(node, box.left, box.top, box.width, box.height);
   else if (node instanceof SVGElement && !(node instanceof SVGSVGElement) && node.localName !== "text") paintShape(context, node, style);
   else if (node instanceof HTMLElement && style.visibility !== "hidden") paintBox(context, box, style);
+  if (node instanceof HTMLElement && style.visibility !== "hidden") paintFrames(context, node, box, style);
   if (node instanceof HTMLElement && clipsChildren(style)) {
     context.beginPath();
     context.rect(box.left, box.top, box.width, box.height);
@@ -104,6 +124,7 @@ function paintNode(context, node) {
   else if (node.localName !== "title" && node.localName !== "desc") {
     const late = [];  // what sticks lies above what scrolls under it
     for (const child of node.childNodes) {
+      if (node instanceof HTMLDetailsElement && !node.open && child.localName !== "summary") continue;
       if (child instanceof Element && getComputedStyle(child).position === "sticky") late.push(child);
       else paintNode(context, child);
     }
@@ -116,7 +137,7 @@ function paintValue(context, node, style, box) {
   context.fillStyle = style.color;
   context.font = `${style.fontSize} ${style.fontFamily}`;
   context.textBaseline = "middle";
-  context.fillText(node.type === "radio" || node.type === "checkbox" || node.type === "range" ? "" : node.value.split("\n")[0], box.left + parseFloat(style.paddingLeft) + 1, box.top + box.height / 2);
+  context.fillText(node.type === "radio" || node.type === "checkbox" || node.type === "range" ? "" : (node.value || node.placeholder || "").split("\n")[0], box.left + parseFloat(style.paddingLeft) + 1, box.top + box.height / 2);
 }
 
 /** A PNG (Blob) of an element as it stands on the screen. */

@@ -101,6 +101,6 @@ export function statePanel(inputs, info, view) {
       takenLine.hidden = true;
     },
     /** What can be exported of the open tab: {endpoint, request} or null. */
-    asked: () => parts[inputs.get().tab].asked?.() ?? null,
+    asked: () => (panel.hidden ? null : parts[inputs.get().tab].asked()),
   };
 }
