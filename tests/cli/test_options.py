@@ -39,7 +39,7 @@ ALWAYS = {
     },
     "patch": {
         "--at", "--target", "--grid", "--layers", "--target-layers", "--answer", "--below", "--model",
-        "--target-model", "--mapping", "--output", "--json",
+        "--target-model", "--mapping", "--output", "--html", "--json",
     },
     "check": {"--json"},
     "fit": {
@@ -47,7 +47,7 @@ ALWAYS = {
     },
     "eval": {
         "--lens", "--data", "--tokens", "--held-out", "--layers", "--transfer", "--length", "--seed", "--output",
-        "--model", "--json",
+        "--html", "--model", "--json",
     },
     "export": {"--model", "--json"},
     "causal": {

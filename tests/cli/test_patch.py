@@ -39,3 +39,17 @@ def test_an_interruption_is_one_line_and_status_130(run, model, monkeypatch):
     code, out, err = run("patch", "the cat", "-m", model, "-t", "a b")
     assert (code, out) == (130, "")
     assert err.endswith("lenscope: interrupted\n")
+
+
+def test_a_grid_and_an_evaluation_go_onto_pages(run, model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat. " * 40)
+    evaluated = ["eval", "-m", model, "-d", str(text), "--tokens", "64"]
+    for arguments in (["patch", "the cat", "-m", model, "-t", "a b", "--grid"], evaluated):
+        page = tmp_path / f"{arguments[0]}.html"
+        code, _, err = run(*arguments, "--html", str(page))
+        assert (code, err.splitlines()[-1]) == (0, f"lenscope: saved {page}")
+        assert page.read_text().startswith("<!doctype html>")
+        code, out, err = run(*arguments, "--html", "page.htm")
+        assert (code, out) == (2, "")
+        assert "page.htm: give a file that ends in .html" in err

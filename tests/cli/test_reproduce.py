@@ -57,7 +57,7 @@ def test_a_report_is_printed_and_saved(run, given, model, tmp_path):
     assert "a claim" in out
     assert "1.00 [0.50, 1.50]" in out
     assert str(folder) in err
-    assert {p.name for p in folder.iterdir()} == {"report.md", "report.json", "by_layer.parquet"}
+    assert {p.name for p in folder.iterdir()} == {"report.md", "report.html", "report.json", "by_layer.parquet"}
     assert given[0].quick
     status, out, _ = run("reproduce", "fake", "-m", model, "-o", str(folder), "--json")
     assert json.loads(out)["tables"] == {"by layer": [{"layer": 0, "value": [1.0, 0.5, 1.5], "what": "a | b"}]}

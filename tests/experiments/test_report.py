@@ -135,7 +135,7 @@ def test_json_holds_everything(tmp_path):
 
 def test_a_report_is_saved_with_its_figures(tmp_path):
     report(figures=(Figure("drawn", [PANELS["lines"]]),)).save(tmp_path)
-    names = {"report.md", "report.json", "by_layer.parquet", "empty.parquet", "drawn.png"}
+    names = {"report.md", "report.html", "report.json", "by_layer.parquet", "empty.parquet", "drawn.png"}
     assert {p.name for p in tmp_path.iterdir()} == names
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == report(
         figures=(Figure("drawn", [PANELS["lines"]]),)
@@ -205,7 +205,7 @@ def test_a_report_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     report = ls.Report("drift", "tiny", "a claim", "a reading", {"one": [{"a": 1}], "two": [{"a": 2}]})
     report.save(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert sorted(before) == ["one.parquet", "report.json", "report.md", "two.parquet"]
+    assert sorted(before) == ["one.parquet", "report.html", "report.json", "report.md", "two.parquet"]
 
     def full(*_):
         raise OSError(28, "No space left on device")

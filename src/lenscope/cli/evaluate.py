@@ -19,6 +19,7 @@ from lenscope.cli.options import (
     Field,
     Layers,
     Length,
+    PageFile,
     ResultFile,
     Seed,
     Transferred,
@@ -75,6 +76,7 @@ def evaluate_command(
     length: Length = None,
     seed: Seed = 0,
     output: ResultFile = None,
+    html: PageFile = None,
     *,
     common: CommonOptions,
 ) -> None:
@@ -92,6 +94,7 @@ def evaluate_command(
     if held_out is not None:
         require_fraction(held_out)
     require_writable(output, (".parquet", ".json"))
+    require_writable(html, (".html",))
     require_model(common.model)
     for where in given.values():
         require_lens(where, transferred)
@@ -140,7 +143,7 @@ def evaluate_command(
     result = replace(result, provenance={**result.provenance, "corpus": corpus.provenance(), "given": given})
     columns = measures[0] if len(measures) == 1 else measures
     method = "transfer" if transfer else "evaluation"
-    show_and_save(result, lm, f"on {corpus.name}", method, columns, common.as_json, output)
+    show_and_save(result, lm, f"on {corpus.name}", method, columns, common.as_json, output, html)
     if left:
         raise Stopped(left)
 

@@ -16,6 +16,7 @@ from lenscope.cli.options import (
     CommonOptions,
     Layers,
     Model,
+    PageFile,
     Prompts,
     ResultFile,
     Transferred,
@@ -85,7 +86,7 @@ def lens_command(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of --temperature: fixes the draws; default: 0.")] = None,
     output: ResultFile = None,
-    html: Annotated[str | None, typer.Option(help="Save a self-contained page.")] = None,
+    html: PageFile = None,
     *,
     common: CommonOptions,
 ) -> None:
@@ -142,10 +143,7 @@ def lens_command(
             ready[0], lm.chat(compare) if chat else lm.prompt(compare), chosen, wanted_positions, top_k=top_k or TOP
         )
         what = f"{both.texts[0]!r} and {both.texts[1]!r}"
-        show_and_save(both, lm, what, one.name, measure or "js", common.as_json, output)
-        if html:
-            both.to_html(html)
-            tell(f"saved {html}")
+        show_and_save(both, lm, what, one.name, measure or "js", common.as_json, output, html)
         return
 
     keep = TOP if top_k is None and (common.as_json or output or html) else top_k or 1

@@ -32,6 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts.")]
 Layers = Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")]
 ResultFile = Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")]
+PageFile = Annotated[str | None, typer.Option("--html", help="Save a self-contained page.")]
 
 TUNED = "A fitted lens: folder, file or hub repository; default: the logit lens."
 TunedLens = Annotated[str | None, typer.Option("--lens", help=TUNED)]

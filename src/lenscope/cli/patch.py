@@ -13,6 +13,7 @@ from lenscope.cli.options import (
     DEFAULT_MODEL,
     CommonOptions,
     Model,
+    PageFile,
     ResultFile,
     common_options,
     parse_indices,
@@ -73,6 +74,7 @@ def patch_command(
     target_model: Annotated[str | None, typer.Option("--target-model", help="The model that explains.")] = None,
     mapping: Annotated[str | None, typer.Option(help="A folder with a mapping between the two models.")] = None,
     output: ResultFile = None,
+    html: PageFile = None,
     *,
     common: CommonOptions,
 ) -> None:
@@ -92,6 +94,7 @@ def patch_command(
     source_layers, chosen_layers = parse_indices(layers, "layers"), parse_indices(target_layers, "target-layers")
     where = parse_positions(at, "at", [prompt])
     require_writable(output, (".parquet", ".json"))
+    require_writable(html, (".html",))
     require_model(model)
     if target_model is not None:
         require_model(target_model)
@@ -157,6 +160,6 @@ def patch_command(
             raise
         result = partial.grid
         left = f"interrupted: {len(result)} cells done; they are {'kept' if output else 'shown'}"
-    show_and_save(result, other, f"{prompt!r}", "patchscope", measure or "", common.as_json, output)
+    show_and_save(result, other, f"{prompt!r}", "patchscope", measure or "", common.as_json, output, html)
     if left:
         raise Stopped(left)

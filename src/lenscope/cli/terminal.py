@@ -61,7 +61,14 @@ def show(console: Console, table: Table) -> None:
 
 
 def show_and_save(
-    result: Any, lm: "LM", what: str, method: str, measure: str | list[str], as_json: bool, output: str | None
+    result: Any,
+    lm: "LM",
+    what: str,
+    method: str,
+    measure: str | list[str],
+    as_json: bool,
+    output: str | None,
+    html: str | None = None,
 ) -> None:
     """Print a result as JSON or as a table, then save it: what cannot be saved was seen.
 
@@ -73,6 +80,7 @@ def show_and_save(
         measure: what the table shows.
         as_json: whether JSON is printed in place of the table.
         output: the file to save to, if any.
+        html: the page to save, if any.
     """
     if as_json:
         print_json(result.to_json())
@@ -80,10 +88,11 @@ def show_and_save(
         console = Screen()
         console.print(headline(lm, what, console.width, method))
         show(console, result.table(measure, width=console.width))
-    if output:
-        flush()
-        result.save(output)
-        tell(f"saved {output}")
+    for path, save in ((output, result.save), (html, result.to_html)):
+        if path:
+            flush()
+            save(path)
+            tell(f"saved {path}")
 
 
 def item_bar(total: int, unit: str) -> Progress:

@@ -116,17 +116,18 @@ class Report(Drawn):
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write report.md, report.json, TABLE.parquet of every table, and the figures, into a folder that exists.
+        """Write report.md, report.html, report.json, TABLE.parquet of every table, and the figures, into a folder.
 
-        All files or none: where one cannot be written, the folder is as it was. Raises LenscopeError then.
+        The folder exists. All files or none: where one cannot be written, it is as it was; raises LenscopeError then.
         """
-        with whole_files(folder, last=("report.md", "report.json")) as making:
+        with whole_files(folder, last=("report.html", "report.md", "report.json")) as making:
             for figure in self.figures:
                 figure.save(making)
             meta = {"report": json.dumps(self._head())}
             for name, rows in self.tables.items():
                 path = making / f"{safe_name(name.replace(' ', '_'))}.parquet"
                 pq.write_table(_arrow(rows).replace_schema_metadata(meta), path, write_page_checksum=True)
+            self.to_html(making / "report.html")
             (making / "report.md").write_text(self.markdown(), encoding="utf-8", errors="backslashreplace")
             content = json.dumps(self.to_json(), ensure_ascii=False)
             (making / "report.json").write_text(content, encoding="utf-8", errors="backslashreplace")
