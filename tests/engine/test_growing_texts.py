@@ -99,3 +99,28 @@ def test_states_that_are_not_finite_are_refused(lm):
     texts = GrowingTexts(lm, [lm.prompt([11, 12, 13])], [0], 2, {1: lambda h, start: h / 0})
     with pytest.raises(ls.LenscopeError, match=r"layer 1: .* NaN or infinite"):
         texts.read_prompts()
+
+
+@pytest.mark.parametrize("fails_at", [0, 2, 4])
+def test_a_read_that_is_interrupted_leaves_the_texts_as_they_were(lm, fails_at):
+    """Blocks below had the token in their cache already."""
+    ids = tiny.ids(lm.model, 1, 8)
+    expected, _ = run_with_hooks(lm.model, ids)
+    fails = True
+
+    def interrupted(h, start):
+        if fails and start == 6:
+            raise KeyboardInterrupt
+        return h
+
+    texts = GrowingTexts(lm, [lm.prompt(ids[0, :5].tolist())], [2, lm.n_layers], 3, {fails_at: interrupted})
+    texts.read_prompts()
+    texts.read(ids[:, 5:6])
+    with pytest.raises(KeyboardInterrupt):
+        texts.read(ids[:, 6:7])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    fails = False
+    for n in (6, 7):
+        states = texts.read(ids[:, n : n + 1])
+        assert deviation(states[2], expected[2, :, n : n + 1]) <= EXACT
+        assert deviation(states[lm.n_layers], expected[lm.n_layers, :, n : n + 1]) <= EXACT

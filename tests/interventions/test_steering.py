@@ -8,6 +8,7 @@ import lenscope as ls
 from lenscope.engine import growing_texts
 from lenscope.interventions import steer
 from lenscope.models import edits
+from lenscope.models.interruption import Interrupted, interruptible
 
 PROMPT, NEW = "The capital of France is", 6
 
@@ -110,6 +111,16 @@ def test_edits_that_are_open_apply_to_both_rows(lm64, vector):
         with lm64.edit(ls.Edit(2, -1, vector, edits.add)):
             steered = list(lm64.generate(PROMPT, NEW).ids)
     assert texts.ids == (plain, steered)
+
+
+def test_nobody_waiting_ends_it_and_leaves_the_model_as_it_was(lm64, vector):
+    plain, texts = lm64.generate(PROMPT, NEW), steer(lm64, PROMPT, vector, 2, max_new_tokens=NEW)
+    next(texts)
+    with pytest.raises(Interrupted), interruptible(lambda: len(texts.ids[0]) > 2):
+        list(texts)
+    assert len(texts.ids[0]) == 3
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm64.model.modules())
+    assert lm64.generate(PROMPT, NEW).ids == plain.ids
 
 
 def test_mistakes_are_said_in_one_line(lm64, vector):

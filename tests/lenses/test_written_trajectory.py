@@ -9,6 +9,7 @@ from plain_hooks import run_with_hooks, write_greedily
 import lenscope as ls
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.lenses.trajectory import MEASURES
+from lenscope.models.interruption import Interrupted, interruptible
 
 PROMPT = "The capital of France is"
 # of measures in nats and of probabilities, on tiny models in float32
@@ -115,6 +116,29 @@ def test_edits_of_the_prompt_are_made_as_in_plain_generation(lm):
         start = ls.Lens(lm).trajectory(PROMPT)
     require_equal(generation.start, start)
     assert not np.allclose(start.entropy, ls.Lens(lm).trajectory(PROMPT).entropy)
+
+
+@pytest.mark.parametrize("questions", [0, 3, 8, 9, 10, 13, 20])
+def test_an_interrupted_generation_goes_on_where_it_was(lm, questions):
+    """Whatever it was doing: reading a block, reducing logits."""
+    lens = ls.Lens(lm)
+    expected = [t.id for t in lens.generate(PROMPT, 5)]
+    generation, asked = lens.generate(PROMPT, 5), 0
+
+    def should_stop():
+        nonlocal asked
+        asked += 1
+        return asked > questions
+
+    first = next(generation)
+    with pytest.raises(Interrupted), interruptible(should_stop):
+        list(generation)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    require_equal(generation.trajectory(), lens.trajectory([*lm.prompt(PROMPT).ids, *generation.ids]))
+    list(generation)
+    assert first.id == expected[0]
+    assert generation.ids == expected
+    require_equal(generation.trajectory(), lens.trajectory([*lm.prompt(PROMPT).ids, *expected]))
 
 
 def test_mistakes_are_said_in_one_line(lm):

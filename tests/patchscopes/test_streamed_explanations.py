@@ -8,6 +8,7 @@ from plain_hooks import put, run_with_hooks, write_greedily
 
 import lenscope as ls
 from lenscope.engine import chunked_runs
+from lenscope.models.interruption import Interrupted, interruptible
 from lenscope.patchscopes import random_vectors, stream_explanation
 from lenscope.patchscopes.controls import random_like
 
@@ -114,6 +115,20 @@ def test_stops_ends_and_no_controls(lm64, states):
     with_controls = stream_explanation(scope, states, max_new_tokens=NEW)
     list(with_controls)
     assert texts_of(with_controls, "unpatched") == [plain]
+
+
+def test_nobody_waiting_ends_it_and_leaves_the_model_as_it_was(lm64, states):
+    scope = ls.Patchscope(lm64, TARGETS["inside"])
+    grid, explanation = (
+        scope.generate(states, max_new_tokens=NEW),
+        stream_explanation(scope, states, max_new_tokens=NEW),
+    )
+    next(explanation)
+    with pytest.raises(Interrupted), interruptible(lambda: len(explanation.ids[0]) > 1):
+        list(explanation)
+    assert [len(ids) for ids in explanation.ids] == [2] * len(explanation.rows)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm64.model.modules())
+    assert scope.generate(states, max_new_tokens=NEW).texts == grid.texts
 
 
 def test_mistakes_are_said_in_one_line(lm64, states):

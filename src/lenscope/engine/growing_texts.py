@@ -67,14 +67,22 @@ class GrowingTexts:
 
     def read(self, ids: Tensor) -> dict[int, Tensor]:
         """The states (B, S, D) of each text's next tokens `ids` (B, S), by layer. LenscopeError if not finite."""
-        before = self.ids.shape[1]
+        before, known = self.ids.shape[1], self.ids
         self.ids = torch.cat([self.ids, ids.to(self.ids.device)], 1)
+        try:
+            return self._read_next(before)
+        except BaseException:
+            # blocks below have these tokens in their cache, and those above do not
+            self.ids, self.cache = known, None
+            raise
+
+    def _read_next(self, before: int) -> dict[int, Tensor]:
+        """The states of the tokens behind the first `before`."""
         length = self.ids.shape[1]
         if self.cache is not None and length <= self.reach:
             return self._run(self.ids[:, before:], before)
-        for_cache = 0 if length >= self.longest else self._reach(length)
-        self.reach = for_cache
-        self.cache = DynamicCache(config=self.lm.model.config) if for_cache > length else None
+        self.reach = 0 if length >= self.longest else self._reach(length)
+        self.cache = DynamicCache(config=self.lm.model.config) if self.reach > length else None
         # the prompts themselves, without what was written: edits name their positions
         lengths = (length,) * len(self.ids)
         batch = Batch(self.ids, torch.ones_like(self.ids), (0,) * len(self.ids), lengths)

@@ -110,14 +110,15 @@ class WrittenTrajectory(Iterator[ReadToken]):
         states = self._last_states()
         final = states[self.layers.index(self.lm.n_layers)]
         token, log_prob, ended = self.chooser.choose(final, np.array([0]), len(self.ids))
-        self.ids.append(int(token[0]))
-        self._last = None
-        if ended[0] or len(self.ids) == self.max_new_tokens:
-            self.reason = self.chooser.reason(0)
-        whole = self._whole_prompt()
+        ids = [*self.ids, int(token[0])]
+        whole = self._whole_prompt(ids)
         part = self._trajectory(states, whole, (len(whole) - 2,))
+        # all at once: an interruption leaves what was whole before
+        self.ids, self._last = ids, None
         self._parts.append(part)
-        return ReadToken(self.ids[-1], whole.tokens[-1], float(log_prob[0]), part)
+        if ended[0] or len(ids) == self.max_new_tokens:
+            self.reason = self.chooser.reason(0)
+        return ReadToken(ids[-1], whole.tokens[-1], float(log_prob[0]), part)
 
     @torch.no_grad()
     def trajectory(self) -> Trajectory:
@@ -127,7 +128,7 @@ class WrittenTrajectory(Iterator[ReadToken]):
         those of one pass over the text within the rounding that is allowed for the model. `provenance["generation"]`
         says where the prompt ends, why the continuation does, and how it was drawn.
         """
-        start, whole = self.start, self._whole_prompt()
+        start, whole = self.start, self._whole_prompt(self.ids)
         end = self._trajectory(self._last_states(), whole, (len(whole) - 1,))
         before = len([p for p in self.places if p < len(self.prompt) - 1])
         one = join_positions([_first_positions(start, before), *self._parts, end])
@@ -149,12 +150,12 @@ class WrittenTrajectory(Iterator[ReadToken]):
             raise AssertionError("the prompt was read, so that there is a last state")
         return self._last
 
-    def _whole_prompt(self) -> Prompt:
+    def _whole_prompt(self, written: Sequence[int]) -> Prompt:
         """The prompt with what was written behind it."""
-        tokens = tuple(self.lm.encoder.tokens(self.ids))
+        tokens = tuple(self.lm.encoder.tokens(written))
         spans = tuple(itertools.pairwise(itertools.accumulate(map(len, tokens), initial=len(self.prompt.text))))
         text = self.prompt.text + "".join(tokens)
-        return Prompt(text, (*self.prompt.ids, *self.ids), (*self.prompt.tokens, *tokens), (*self.prompt.spans, *spans))
+        return Prompt(text, (*self.prompt.ids, *written), (*self.prompt.tokens, *tokens), (*self.prompt.spans, *spans))
 
     def _trajectory(self, states: Tensor, prompt: Prompt, positions: tuple[int, ...]) -> Trajectory:
         lm = self.lm
