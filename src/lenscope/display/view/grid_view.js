@@ -84,7 +84,7 @@ export function gridCellDetails(model, n) {
 
 function drawFull(model, cells, full, state, store, hooks) {
   const { result } = model, several = new Set(full.rows.map((s) => `${result.sources[s].text}\n${result.sources[s].position}`)).size > 1;
-  const aside = element("aside", { "aria-label": "Selected cell" }), words = full.columns.length <= 12;
+  const aside = element("aside", { "aria-label": "Selected cell" }), { words } = state, says = cells.filter(model.answered).length;
   let held = false, at = best();
   function best() {  // the cell that is surest of the measure asked for, to begin with
     let place = [0, 0], most = -Infinity;
@@ -112,7 +112,7 @@ function drawFull(model, cells, full, state, store, hooks) {
   });
   return {
     nodes: element("div", { class: "body" }, element("div", { class: "main" }, element("p", { class: "note" }, "rows: source layer, columns: target layer; point, or use arrow keys, and open a cell with Enter to hold it"), grid.element, result.answers.length > 0
-      && element("p", { class: "note" }, element("span", { class: "sample answer-sample" }), " framed: the cell says an answer that is looked for")), aside),
+      && element("p", { class: "note" }, element("span", { class: "sample answer-sample" }), ` framed: ${says} of ${cells.length} cells say an answer that is looked for`)), aside),
     paint(scale) {
       grid.paint({
         className: (r, c) => `${stepClass(scale, model.value(state.measure, full.at(r, c)))}${model.answered(full.at(r, c)) ? " answered" : ""}`,
@@ -167,7 +167,7 @@ function drawList(model, cells, state) {
 
 /** Draws a grid: {element, update(), remove()}. */
 export function drawGrid(result, store, hooks = {}) {
-  const model = gridModel(result), state = { measure: result.colour ?? model.names[0], target: 0 };
+  const model = gridModel(result), state = { measure: result.colour ?? model.names[0], target: 0, words: new Set(result.arrays.layer.values).size <= 12 };
   const sources = [...new Set(result.sources.map((s) => s.text || s.label))];
   const head = resultHead(result.title || sources[0] || "grid", [strongName(result.model), `${model.N} cells`, `${result.sources.length} ${result.sources.length === 1 ? "source" : "sources"}`,
     result.written ? "written texts" : "next tokens", result.answers.length && ["looked for: ", ...result.answers.flatMap((a, i) => [i ? ", " : "", tokenElement(String(a))])]]);
@@ -178,6 +178,7 @@ export function drawGrid(result, store, hooks = {}) {
   const legend = element("div", {}), room = element("div", {}), prompt = element("p", { class: "target-prompt" });
   const measures = radioChoice("Colour by", model.names.map((name) => ({ value: name, nodes: cellMeasureName(name), title: visibleProse(result.measures[name]) })), state.measure, (name) => { state.measure = name; paint(); });
   const targets = result.targets.length > 1 && radioChoice("Target prompt", result.targets.map((t, i) => ({ value: String(i), nodes: String(i + 1), title: visibleProse(t.text) })), "0", (i) => { state.target = Number(i); draw(); });
+  const looks = radioChoice("Cells", [{ value: "colours", nodes: "colours" }, { value: "words", nodes: "words" }], state.words ? "words" : "colours", (look) => { state.words = look === "words"; draw(); });
   let part = null, cells = [];
   function paint() {
     const share = ["max_probability", "precision"].includes(state.measure);
@@ -191,11 +192,12 @@ export function drawGrid(result, store, hooks = {}) {
     prompt.replaceChildren(element("small", {}, "target prompt "), ...target.tokens.map((token, i) => (patched.has(i) ? element("mark", { title: "the state is written here" }, tokenElement(token)) : element("bdi", {}, visibleProse(token)))));
     const full = fullGrid(model, cells);
     part = full ? drawFull(model, cells, full, state, store, hooks) : drawList(model, cells, state);
+    looks.element.hidden = !full;
     room.replaceChildren(...[part.nodes].flat());
     if (cells.length) paint();
   }
   const node = element("section", { class: "result grid" }, head, prompt,
-    element("div", { class: "toolbar" }, element("div", { class: "tools" }, measures.element, targets && targets.element, legend)), room, provenanceNode(result.provenance));
+    element("div", { class: "toolbar" }, element("div", { class: "tools" }, measures.element, targets && targets.element, looks.element, legend)), room, provenanceNode(result.provenance));
   draw();
   return { element: node, update: paint, remove: () => node.remove() };
 }
