@@ -220,12 +220,14 @@ def _draw_heatmap(axes: "Axes", panel: Heatmap, ends: tuple[float, float], palet
 
 def _ticks(axes: "Axes", panel: Heatmap, cell: tuple[float, float] | None) -> None:
     """Names at rows and columns: all of them beside texts, as many as there is room for without."""
-    most = 10 if cell is None else 10**6
-    for names, place in ((panel.columns, axes.set_xticks), (panel.rows, axes.set_yticks)):
+    width, height = _size(panel, False)
+    room = (max(10, int(2 * width)), max(10, int(2 * height))) if cell is None else (10**6, 10**6)
+    for names, place, most in ((panel.columns, axes.set_xticks, room[0]), (panel.rows, axes.set_yticks, room[1])):
         step = max(1, -(-len(names) // most))
         place(range(0, len(names), step), [_figure_text(v, NAME if cell is None else CELL * 2) for v in names[::step]])
     wide = max((len(str(name)) for name in panel.columns), default=0)
-    if (cell is not None and wide * LETTER > cell[0]) or (cell is None and wide * min(len(panel.columns), most) > 60):
+    longer = wide * min(len(panel.columns), room[0]) > 6 * room[0] if cell is None else wide * LETTER > cell[0]
+    if longer:
         axes.tick_params(axis="x", rotation=60)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
