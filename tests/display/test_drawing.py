@@ -65,6 +65,14 @@ def test_a_scale_of_ranks_is_logarithmic_and_knows_what_is_not_known():
     assert image.norm([0.0, 9.0, 99.0]).tolist() == pytest.approx([0, 0.5, 1])
 
 
+def test_a_log_scale_is_not_of_rounding():
+    """KL at the last layer is 1e-9 nats."""
+    panels = [Panel("", "", "", [Series("", [0, 1, 2], [100.0, 2.0, last])], log=True) for last in (1e-9, 0.5)]
+    bottoms = [axes.get_ylim()[0] for axes in draw_in(panels).axes]
+    assert bottoms[0] == pytest.approx(0.01)
+    assert bottoms[1] > 0.1
+
+
 def test_more_lines_than_colours_are_told_apart():
     series = [Series(str(n), [0, 1], [n, n]) for n in range(7)]
     lines = draw_in([Panel("", "", "", series)]).axes[0].lines

@@ -43,3 +43,8 @@ def test_four_digits():
 def test_round_numbers_have_two_digits_or_three_that_count():
     values = 1.234, 0.0, 0.01234, 0.000123, -12.345, NAN
     assert [round_number(v) for v in values] == ["1.23", "0.00", "0.012", "1.2e-04", "-12.35", "–"]
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    assert [signed_figure(v, True) for v in (-0.0001, -0.004, 0.0, -0.25)] == ["0.0%", "-0.4%", "0%", "-25%"]
+    assert [signed_figure(v, False) for v in (-0.001, -0.5)] == ["0.00", "-0.50"]

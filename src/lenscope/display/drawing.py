@@ -30,6 +30,8 @@ CELL, LETTER, LINE, SIDES, ENDS, BARE = 9, 0.072, 0.16, 2.4, 1.5, 0.14
 LARGEST = 40.0
 # what draws the scripts that matplotlib's own font lacks, where it is installed
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial")
+# a log scale goes down to the largest value over this: what is less is rounding
+LOG_SPAN = 1e4
 MARKERS = "osD^vPX*"
 
 
@@ -150,6 +152,9 @@ def _draw_panel(axes: "Axes", panel: Panel, legend: bool, palette: Palette) -> N
         axes.axhline(panel.level, color=palette.faint, linestyle=":", linewidth=1.2)
     if panel.log:
         axes.set_yscale("log")
+        known = [float(v) for one in panel.series for v in one.y if np.isfinite(v) and v > 0]
+        if known and min(known) < max(known) / LOG_SPAN:
+            axes.set_ylim(bottom=max(known) / LOG_SPAN)
     _labels(axes, panel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=palette.rule, linewidth=0.6)

@@ -25,8 +25,10 @@ def signed_figure(value: float, share: bool) -> str:
     if not np.isfinite(value):
         return ABSENT
     if share:
-        return f"{100 * value:.0f}%" if abs(value) >= 0.1 or not value else f"{100 * value:.1f}%"
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+        digits = 0 if abs(value) >= 0.1 or not value else 1
+        return f"{round(100 * value, digits) + 0.0:.{digits}f}%"
+    # what rounds to nothing has no sign
+    return f"{round(value, 2) + 0.0:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def four_digits(value: float) -> str:

@@ -7,6 +7,7 @@ import { drawHeatPanel } from "./heat_grid.js";
 
 const PLOT = { width: 420, height: 236, left: 52, right: 12, top: 10, bottom: 34 };
 const PLOT_DASHES = "5 3";
+const LOG_SPAN = 1e4;  // a log scale goes down to the largest value over this: what is less is rounding, and lies at the edge
 const MARKS = ["circle", "square", "diamond", "up", "down", "cross"];
 
 /** The class of the n-th line's colour: the five of pinned tokens, then ink, faint and accent. */
@@ -44,6 +45,7 @@ function numberAxis(values, from, to, log, { zero = false, count = 5 } = {}) {
   const known = values.filter((v) => v !== null && Number.isFinite(v) && (!log || v > 0));
   let low = Math.min(...known), high = Math.max(...known);
   if (!known.length) [low, high] = [log ? 1 : 0, log ? 10 : 1];
+  if (log) low = Math.max(low, high / LOG_SPAN);
   if (zero && !log) [low, high] = [Math.min(0, low), Math.max(0, high)];
   if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) * 0.5, high + (Math.abs(high) || 1) * 0.5];
   const bend = log ? Math.log10 : (v) => v, pad = log || zero ? 0 : 0.04 * (high - low);
@@ -51,7 +53,8 @@ function numberAxis(values, from, to, log, { zero = false, count = 5 } = {}) {
   const decades = [];
   for (let p = Math.floor(a); log && p <= Math.ceil(b); p++) decades.push(...(b - a > 2.5 ? [1] : [1, 2, 5]).map((m) => m * 10 ** p));
   const ticks = log ? decades.filter((v) => bend(v) >= a - 1e-9 && bend(v) <= b + 1e-9) : evenTicks(low - pad, high + pad, count);
-  return { at: (value) => from + (to - from) * (bend(value) - a) / (b - a), ticks };
+  const within = log ? (value) => Math.max(a, bend(value)) : bend;
+  return { at: (value) => from + (to - from) * (within(value) - a) / (b - a), ticks };
 }
 
 const inPixels = (value) => value.toFixed(1);
