@@ -280,9 +280,15 @@ def test_early_layers_of_which_the_lens_knows_little_are_marked(browser, written
         assert "2.8–4.5 nats" in sentence
         cell(page, 1, 1).hover()
         page.locator("aside .warning").get_by_text("2.75 nats").wait_for()
-    with opened(browser, written(synthetic(5, 3))) as page:
+    plain = synthetic(5, 3, lens="logit lens")
+    with opened(browser, written(plain)) as page:
         page.wait_for_selector(".cell")
         assert page.locator(".row-head.weak, .warning").count() == 0
+    with opened(browser, written(t, plain)) as page:
+        # the report of the one measures the other too
+        page.wait_for_selector("#result-2 .cell")
+        assert page.locator("#result-1 .row-head.weak").count() == 2
+        assert page.locator("#result-2 .row-head.weak").count() == 4
 
 
 def test_hostile_texts_do_nothing(browser, written):

@@ -35,7 +35,7 @@ export function topTokenList(model, l, p, store) {
     tokenElement(text), element("span", { class: "bar" }, element("span", { style: { width: `${(100 * probability).toFixed(2)}%` } })),
     element("span", { class: "value" }, formatShare(probability)), changeNodes(model, id, probability, l, p)));
   });
-  return [element("div", { class: "top-head", "aria-hidden": "true" }, element("span", {}, "token"), element("span", {}, "probability"), element("span", {}, below)),
+  return [element("div", { class: "top-head", "aria-hidden": "true" }, element("span", {}, "token"), element("span", {}, "probability"), element("span", { title: "change of the probability, in percentage points" }, below)),
     element("ol", { "aria-label": "Most probable tokens; choose one to follow it" }, rows.length ? rows : element("li", {}, "The lens gave no numbers here."))];
 }
 

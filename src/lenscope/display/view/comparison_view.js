@@ -2,7 +2,7 @@
 
 import { clipText, element, nameElement, tokenElement, visibleProse } from "./text.js";
 import { MEASURES } from "./scale.js";
-import { indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
+import { indicesWithin, trajectoryModel, weakLayersInWords, withSharedReports } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
 import { addGestures, carryCell } from "./table_gestures.js";
 import { togglePin } from "./token_chips.js";
@@ -15,7 +15,7 @@ const BETWEEN = "between:";
 
 /** A comparison as a model: its distances are measures named between:…, its other measures are those of both sides. */
 export function comparisonModel(result) {
-  const sides = [trajectoryModel(result.first), trajectoryModel(result.second)], [first] = sides;
+  const sides = withSharedReports([result.first, result.second]).map(trajectoryModel), [first] = sides;
   const between = (name) => (name.startsWith(BETWEEN) ? result.arrays[name.slice(BETWEEN.length)] : undefined);
   return {
     result, sides, layers: result.layers, positions: first.positions, L: first.L, P: first.P,

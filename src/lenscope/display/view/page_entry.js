@@ -4,7 +4,7 @@ import { clipText, element, nameElement, visibleProse } from "./text.js";
 import { unpackResult } from "./payload.js";
 import { createStore } from "./store.js";
 import { createToolbar } from "./toolbar.js";
-import { trajectoryModel } from "./trajectory_model.js";
+import { trajectoryModel, withSharedReports } from "./trajectory_model.js";
 import { comparisonModel } from "./comparison_view.js";
 import { drawResult } from "./views.js";
 
@@ -39,7 +39,8 @@ function placeResult(main, result, anchor, store, hooks, wait) {
 export async function drawPage(root, data) {
   const title = visibleProse(data.title || "lenscope"), store = createStore({});
   document.title = clipText(title, 200);
-  const results = (await Promise.all(data.results.map(unpackResult))).map((result, i) => ({ ...result, key: String(i) }));
+  const unpacked = withSharedReports(await Promise.all(data.results.map(unpackResult)));
+  const results = unpacked.map((result, i) => ({ ...result, key: String(i) }));
   const own = results.length === 1 && data.title === (results[0].title ?? results[0].text);  // the result says it itself
   const header = element("header", {}, own ? element("h1", { class: "brand" }, "lenscope") : element("h1", {}, element("bdi", {}, clipText(title, 200))),
     results.length > 1 && element("nav", { "aria-label": "Results" }, element("ol", {}, results.map((result, i) =>

@@ -62,6 +62,19 @@ export function trajectoryModel(result) {
   return model;
 }
 
+/**
+ * Trajectories, those of the logit lens with what another lens's report says of it: such reports measure both on the same
+ * text of the same model. Whatever nothing is known of stays as it is.
+ */
+export function withSharedReports(results) {
+  const known = results.find((result) => result.held_out_kl?.logit_lens);
+  return results.map((result) => {
+    if (!known || result.held_out_kl || result.lens !== "logit lens" || result.model !== known.model) return result;
+    const { layers, logit_lens: kl } = known.held_out_kl;
+    return { ...result, held_out_kl: { layers, kl, logit_lens: kl } };
+  });
+}
+
 /** The indices of values within a window [low, high]; all of them where there is none, or none are within. */
 export function indicesWithin(values, limits) {
   const all = [...values.keys()];
