@@ -8,6 +8,7 @@ from cells_by_hand import OTHER, PROMPT
 from rich.console import Console
 
 import lenscope as ls
+from lenscope.display.numbers import signed_figure
 from lenscope.interventions.activation_patching import activation_patching
 from lenscope.interventions.attention_knockout import attention_knockout
 from lenscope.interventions.causal_tracing import causal_tracing
@@ -44,7 +45,7 @@ def test_tables_show_numbers_tokens_and_what_does_not_fit(lm64):
     assert "indirect effect" in text
     assert "answer 'o'" in text
     value = found.cells()[-1, -1]
-    assert (f"{100 * value:.0f}%" if abs(value) >= 0.1 else f"{100 * value:.1f}%") in text
+    assert signed_figure(value, True) in text
     narrow = shown(found.table("log_effect", width=40), 40)
     assert max(map(len, narrow.splitlines())) <= 40
     assert "do not fit" in " ".join(narrow.split())
