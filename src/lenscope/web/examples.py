@@ -17,7 +17,6 @@ EXAMPLES: list[dict[str, Any]] = [
             "text": "The Eiffel Tower is in the city of",
             "ran": "trajectory",
             "pins": [" Paris"],
-            "cell": [29, 8],
         },
     },
     {
@@ -51,16 +50,16 @@ EXAMPLES: list[dict[str, Any]] = [
     },
     {
         "title": "A difference steers",
-        "why": "The state of “ cold” less that of “ hot”, added at layer 16, makes the weather cold; with strength "
-        "−1 it is hot. Beyond ±2 the text falls apart, and says nothing of the vector.",
+        "why": "The state of “ angry” less that of “ happy”, added at layer 20, fills a story with fury; with "
+        "strength −0.5 it is joy. Beyond ±1.5 the text falls apart, and says nothing of the vector.",
         "state": {
-            "text": "On our holiday the weather was",
+            "text": "When she read the letter, she felt",
             "ran": "trajectory",
-            "cell": [16, 5],
+            "cell": [20, 7],
             "tab": "steer",
             "asked": "steer",
-            "taken": {"prompt": {"text": "The weather is cold"}, "layer": 16, "position": 3, "token": " cold"},
-            "minus": {"prompt": {"text": "The weather is hot"}, "layer": 16, "position": 3, "token": " hot"},
+            "taken": {"prompt": {"text": "They are angry"}, "layer": 20, "position": 2, "token": " angry"},
+            "minus": {"prompt": {"text": "They are happy"}, "layer": 20, "position": 2, "token": " happy"},
             "strength": 1,
         },
     },

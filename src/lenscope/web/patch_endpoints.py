@@ -76,7 +76,8 @@ def prepare_steering(served: Served, asked: SteeringIn) -> Work:
     def work(emit: Emit) -> None:
         vector = _vector(lm, plus) if minus is None else _vector(lm, plus) - _vector(lm, minus)
         changed = lm.read(prompt, layer, positions).tensor.float().norm(dim=-1)
-        emit("start", {"vector_norm": float(vector.float().norm()), "state_norm": float(changed.mean())})
+        # the first token's state is a hundred times as long as others: a mean would be about it alone
+        emit("start", {"vector_norm": float(vector.float().norm()), "state_norm": float(changed.median())})
         texts = steer(lm, prompt, vector, layer, positions=positions, op=OPERATIONS[asked.operation], **how)
         _emit_written(emit, texts)
 

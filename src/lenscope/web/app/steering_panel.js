@@ -41,7 +41,7 @@ export function steeringPanel(inputs, info) {
     slider.value = String(Math.max(-FARTHEST, Math.min(FARTHEST, strength)));
     swap.hidden = !minus;
     vector.textContent = !added ? "Choose a cell first: its state is the vector."
-      : `The vector is the state at ${placeInWords(added)}${minus ? `, minus the state at ${placeInWords(minus)}` : ""}. It is added at layer ${added.layer} of the prompt above, times the strength.`;
+      : `The vector is the state at ${placeInWords(added)}${minus ? `, minus the state at ${placeInWords(minus)}` : ""}. It is added at layer ${added.layer} of the typed prompt, times the strength.`;
   }
   inputs.subscribe(show);
   show();
