@@ -63,6 +63,13 @@ class ViewServer:
                 elif line.startswith("data: "):
                     yield name, json.loads(line.removeprefix("data: "))
 
+    def ready(self, within: float = 60.0) -> bool:
+        """Whether what the server does before anyone asks is done, within some seconds."""
+        end = time.monotonic() + within
+        while time.monotonic() < end and any(worker.before for worker in self.answers.workers):
+            time.sleep(0.01)
+        return not any(worker.before for worker in self.answers.workers)
+
     def idle(self, within: float = 1.0) -> bool:
         """Whether nothing runs or waits any more, within some seconds."""
         end = time.monotonic() + within

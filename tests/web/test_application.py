@@ -140,6 +140,7 @@ def test_a_reader_that_leaves_frees_the_worker_within_a_second(slow, endpoint):
         httpx.post(f"{slow.address}/api/{endpoint}", json=request, timeout=0.4)
     assert slow.idle(1.0)
     slow.seconds = 0
+    assert slow.ready()
     assert not [m for m in slow.answers.served.lm.model.modules() if len(m._forward_hooks)]
     assert slow.post("trajectory", asked("somebody waits for this")).status_code == 200
 

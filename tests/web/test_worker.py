@@ -113,3 +113,28 @@ def test_a_reader_whose_loop_is_gone_stops_its_job(worker):
     job.give(("late", None))
     assert job.left.is_set()
     assert job.finished.wait(2)
+
+
+def test_what_is_done_before_gives_way_to_jobs_and_begins_anew():
+    gate, steps = threading.Event(), []
+
+    def long_step():
+        steps.append("begun")
+        while not gate.wait(0.01):
+            check_interruption()
+
+    async def go():
+        worker = Worker("a model", 2, [long_step, lambda: 1 / 0, lambda: steps.append("the last")])
+        while not steps:
+            await asyncio.sleep(0.01)
+        job = Job(counted(1))
+        worker.submit(job)
+        assert await asyncio.wait_for(job.events(), 5) == [("number", 0)]
+        gate.set()
+        while "the last" not in steps:
+            await asyncio.sleep(0.01)
+        assert steps.count("begun") >= 2
+        assert not worker.before
+        worker.close()
+
+    asyncio.run(go())

@@ -31,6 +31,7 @@ from lenscope.web.python_snippets import python_of
 from lenscope.web.requests import ErrorOut, ExportIn, TokenizeIn
 from lenscope.web.results_cache import Answered, ResultsCache, request_key
 from lenscope.web.served import Served
+from lenscope.web.warm_up import steps_before
 from lenscope.web.worker import Event, Job, Work, Worker
 
 # statuses of refused requests, for the description of the API
@@ -53,7 +54,10 @@ class Answers:
     def __init__(self, served: Served) -> None:
         self.served = served
         self.cache = ResultsCache()
-        self.workers = [Worker(model.lm.name, served.limits.queue) for model in served.models]
+        self.workers = [
+            Worker(model.lm.name, served.limits.queue, steps_before(served, number))
+            for number, model in enumerate(served.models)
+        ]
 
     async def submitted(self, endpoint: ServedEndpoint, asked: Any) -> tuple[Worker, Job]:
         """A request as a job in the queue of its model; LenscopeError for what can be seen to be wrong before."""

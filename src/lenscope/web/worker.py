@@ -5,9 +5,10 @@ Does not know: what jobs compute, HTTP.
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lenscope.models.interruption import Interrupted, interruptible
@@ -65,11 +66,15 @@ class Job:
 
 
 class Worker:
-    """Runs the jobs of one model in a thread of its own, at most `size` of them waiting; `done` counts those it ran."""
+    """Runs the jobs of one model in a thread of its own, at most `size` of them waiting; `done` counts those it ran.
 
-    def __init__(self, name: str, size: int) -> None:
+    `before` is what it does, step by step, while nothing else is asked: a step that a job interrupts begins anew.
+    """
+
+    def __init__(self, name: str, size: int, before: Iterable[Callable[[], None]] = ()) -> None:
         self.name = name
         self.size = size
+        self.before = deque(before)
         self.running: Job | None = None
         self.done = 0
         self._waiting: deque[Job] = deque()
@@ -123,17 +128,30 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while self._open and not self._waiting:
+                while self._open and not self._waiting and not self.before:
                     self._changed.wait()
                 if not self._open:
                     return
-                job = self.running = self._waiting.popleft()
+                job = self.running = self._waiting.popleft() if self._waiting else None
                 self._tell(*self._waiting)
+            if job is None:
+                self._step_before()
+                continue
             self._do(job)
             with self._changed:
                 self.running = None
                 self.done += 1
             job.finished.set()
+
+    def _step_before(self) -> None:
+        try:
+            with interruptible(lambda: bool(self._waiting) or not self._open):
+                self.before[0]()
+        except Interrupted:
+            return
+        except Exception as error:
+            logging.getLogger("lenscope").info("%s could not be made ready: %s", self.name, error)
+        self.before.popleft()
 
     def _do(self, job: Job) -> None:
         try:
