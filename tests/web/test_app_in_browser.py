@@ -28,6 +28,7 @@ def address(smollm2):
 @pytest.fixture
 def page(browser, address):
     with opened(browser, address) as page:
+        expect(prompt_field(page)).to_be_focused()  # the page has started
         yield page
 
 
@@ -58,12 +59,12 @@ def run_prompt(page, text=PROMPT):
 
 def ask_meaning(page, layer, position):
     cell(result(page), layer, position).click()
+    page.get_by_role("tabpanel", name="Meaning").get_by_label("New tokens").fill("5")
     result(page).get_by_role("button", name="What does this state mean?").click()
     return page.get_by_role("table", name="What the model says")
 
 
 def test_a_prompt_is_typed_and_every_layer_answers(page):
-    expect(prompt_field(page)).to_be_focused()
     page.keyboard.type(PROMPT)
     page.keyboard.press("Enter")
     expect(cell(result(page), 30, 8)).to_have_text("·Paris")

@@ -155,8 +155,8 @@ function openPage(root, info) {
   async function openExample(example) {
     try {
       inputs.set(stateFor(info, await stateOfExample(example, inputs.get().lens)));
-      await restore();
       history.pushState(null, "", address());
+      await restore();
     } catch (error) {
       line.fail(error);
     }
