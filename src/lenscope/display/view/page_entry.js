@@ -8,31 +8,35 @@ import { trajectoryModel, withSharedReports } from "./trajectory_model.js";
 import { comparisonModel } from "./comparison_view.js";
 import { drawResult } from "./views.js";
 
-const FEW = 4;  // results that are drawn at once; further ones when they come into sight
+const FEW = 4;  // results that are drawn at once; further ones while they are near the window
 
 function resultName(result) {
   const name = result.title ?? result.text ?? result.kind;
   return [element("bdi", {}, clipText(visibleProse(name), 60)), result.lens && [" — ", nameElement(result.lens)]];
 }
 
-/** Draws a result in its place, at once or when it comes near the window. */
+/** Draws a result in its place: at once, or, with `wait`, while it is near the window, so that hundreds cost what few do. */
 function placeResult(main, result, anchor, store, hooks, wait) {
   const place = element("div", { id: anchor, class: "place" });
+  let drawn = null;
   main.append(place);
-  const draw = () => place.replaceChildren(drawResult(result, store, hooks).element);
+  function draw() {
+    if (drawn) return;
+    drawn = drawResult(result, store, hooks);
+    place.replaceChildren(drawn.element);
+    place.classList.remove("waiting");
+    place.style.removeProperty("min-height");
+  }
+  function clear() {
+    if (!drawn || place.contains(document.activeElement)) return;
+    place.style.setProperty("min-height", `${place.offsetHeight}px`);
+    drawn.remove();
+    drawn = null;
+  }
   if (!wait) return draw();
   place.classList.add("waiting");
-  const watch = new IntersectionObserver((entries) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    watch.disconnect();
-    place.classList.remove("waiting");
-    draw();
-  }, { rootMargin: "600px" });
-  watch.observe(place);
-  window.addEventListener("beforeprint", () => {
-    if (place.classList.contains("waiting")) draw();
-    place.classList.remove("waiting");
-  });
+  new IntersectionObserver((entries) => (entries[entries.length - 1].isIntersecting ? draw() : clear()), { rootMargin: "1200px" }).observe(place);
+  window.addEventListener("beforeprint", draw);
 }
 
 /** Draws {title, results} into a node. */
@@ -51,7 +55,9 @@ export async function drawPage(root, data) {
   const shared = drawn.length > 1 && new Set(drawn.map((result) => result.kind)).size === 1;  // one scale and one choice of measure for all, so that they compare
   if (shared) {
     const models = drawn.map((result) => (result.kind === "comparison" ? comparisonModel(result) : trajectoryModel(result)));
-    header.after(createToolbar(models, store, {}, true).element);
+    const toolbar = createToolbar(models, store, {}, true).element;
+    toolbar.classList.add("shared");
+    header.after(toolbar);
   }
   results.forEach((result, i) => placeResult(main, result, `result-${i + 1}`, store, { toolbar: !shared }, i >= FEW));
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
