@@ -469,3 +469,26 @@ def test_a_trajectory_grows_in_its_place(hooked):
         assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Follow a token"
         assert cell(page, 4, 40).count() == 1, "who was at the end sees the new one"
         assert "Position 40" in page.locator("aside").inner_text()
+
+
+def test_a_page_draws_what_little_there_is(browser, written):
+    """One layer and one position; numbers that are not known; a single position of a longer prompt."""
+    gaps = synthetic(3, 4)
+    nothing = np.full((3, 4), np.nan)
+    unknown = dataclasses.replace(
+        gaps,
+        **dict.fromkeys(("entropy", "kl", "max_probability", "cross_entropy"), nothing),
+        rank=np.full((3, 4), -1),
+        top_log_probs=np.full((3, 4, 3), np.nan),
+    )
+    late = dataclasses.replace(synthetic(3, 1), ids=tuple(range(9)), positions=(8,))
+    for t, cells in ((synthetic(1, 1), 1), (unknown, 12), (late, 3)):
+        with opened(browser, written(t)) as page:
+            page.wait_for_selector(".cell")
+            assert page.locator(".cell").count() == cells
+            page.get_by_text("rank", exact=True).first.click()
+            page.locator(".cell").first.click()
+            page.locator(".cell").first.press("p")
+            assert page.locator(".chip").count() == 1
+            assert "NaN" not in page.locator("body").inner_text()
+            assert "undefined" not in page.locator("body").inner_text()

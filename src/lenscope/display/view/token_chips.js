@@ -89,5 +89,8 @@ export function tokenSearch(store, search) {
     event.stopPropagation();
   });
   input.addEventListener("blur", close);
-  return { element: element("div", { class: "token-search" }, input, list), setRoom: (room) => { input.disabled = !room; } };
+  return { element: element("div", { class: "token-search" }, input, list), setRoom(room) {
+    input.disabled = !room;
+    input.placeholder = room ? "Follow a token …" : "Five are followed";
+  } };
 }

@@ -5,7 +5,7 @@ import { stepClass } from "./scale.js";
 import { cellInWords, fixedMarks, indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
 import { addGestures, carryCell } from "./table_gestures.js";
-import { pinClass, togglePin } from "./token_chips.js";
+import { MOST_PINS, pinClass, togglePin } from "./token_chips.js";
 import { cellDetails } from "./cell_details.js";
 import { measureChart, probabilityChart, rankChart, ranksOfTokens } from "./rank_curves.js";
 import { createToolbar, forgetScales, measureInUse, scaleInUse } from "./toolbar.js";
@@ -120,7 +120,9 @@ export function drawTrajectory(result, store, hooks) {
     const actions = hooks.cellActions?.(result, { result: key, layer: model.layers[l], position: model.positions[p] }) ?? [];
     const focused = aside.contains(document.activeElement) ? document.activeElement : null;
     const again = focused?.dataset.follow ? `[data-follow="${focused.dataset.follow}"]` : focused?.classList.contains("hold") ? ".hold" : null;
-    aside.replaceChildren(...cellDetails(model, l, p, { store, held, hold: () => open(l, p), actions }).filter(Boolean));
+    const help = hooks.onCell ? null : element("p", { class: "help" }, "Click a cell or press Enter to hold it, Escape to let go; arrow keys move, p follows the top token. "
+      + "Drag over the heads of columns or rows to see only those.");
+    aside.replaceChildren(...[...cellDetails(model, l, p, { store, held, hold: () => open(l, p), actions }), help].filter(Boolean));
     if (again) aside.querySelector(again)?.focus();
     charts.replaceChildren(...[measureChart(models, scale.measure, scale, l, p), probabilityChart(model, state.pins, ranks.get(), l, p),
       state.pins.length ? rankChart(model, state.pins, ranks.get(), l, p) : null].filter(Boolean));
@@ -148,7 +150,8 @@ export function drawTrajectory(result, store, hooks) {
     look: (place) => look(...lp(place)),
     open: (place) => open(...lp(place)),
     pin(place) {
-      const id = model.first(...lp(place)), text = model.token(id);
+      const id = model.first(...lp(place)), text = model.token(id), before = store.get().pins;
+      if (before.length === MOST_PINS && !before.some((pin) => pin.id === id)) spoken.textContent = "Five tokens are followed already; let one go first.";
       store.set({ pins: togglePin(store.get().pins, id, text) });
     },
     letGo() { if (ours()?.pinned) store.set({ cell: { ...ours(), pinned: false } }); },
