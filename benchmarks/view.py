@@ -25,7 +25,10 @@ from typing import Any
 import httpx
 import timing
 
-WORDS = "river stone light garden music winter market bridge forest letter window doctor engine island silver".split()
+WORDS = (
+    *("river", "stone", "light", "garden", "music", "winter", "market", "bridge"),
+    *("forest", "letter", "window", "doctor", "engine", "island", "silver"),
+)
 LENS = {"lens": "logit lens"}
 LIMIT_S = 180
 
