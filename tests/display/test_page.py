@@ -416,7 +416,7 @@ def hooked(browser, tmp_path):
     @contextmanager
     def open_page(t, ranks=None):
         path = tmp_path / "hooked.html"
-        head = "<!doctype html><html lang=en><title>t</title><link rel=icon href=data:,>"
+        head = "<!doctype html><html lang=en><meta charset=utf-8><title>t</title><link rel=icon href=data:,>"
         script = f"<script type=module>{bundled_script()}{HOOKED}</script>"
         path.write_text(f"{head}<style>{bundled_style()}</style><body></body>{script}", encoding="utf-8")
         with opened(browser, path.as_uri()) as page:
@@ -441,6 +441,7 @@ def test_the_page_that_is_served_can_ask_and_drag(hooked):
         assert page.get_by_role("button", name="Ask 2 1").count() == 1
         # what a state written at layer 2, position 3 can reach: its own column from there on, and later ones above
         assert page.locator(".cell.cone").count() == 4 + 3 * 3
+        assert not accessibility_faults(page)
         page.get_by_label("Follow a token").fill("far")
         page.get_by_role("option").first.wait_for()
         page.keyboard.press("Enter")
