@@ -14,6 +14,7 @@ import lenscope as ls
 from lenscope.engine import exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.token_choice_and_end import TokenChooser
+from lenscope.interventions import steer
 from lenscope.measures import definitions as measures
 from lenscope.models import edits
 from lenscope.models.deviations import deviation
@@ -140,6 +141,21 @@ def test_the_trajectory_of_a_text_that_is_written_is_that_of_the_text(lm):
     assert (whole.ids, whole.positions) == (expected.ids, expected.positions)
     for name in ("entropy", "kl", "max_probability", "cross_entropy"):
         assert np.allclose(whole.measure(name), expected.measure(name), rtol=1e-3, atol=1e-3, equal_nan=True), name
+
+
+def test_steered_text_is_that_of_runs_whose_every_state_is_changed(lm):
+    """Beside the plain one, both token by token, those that are written changed too."""
+    (ids,) = prompts(lm, 7)
+    layer, states = lm.n_layers // 2, lm.read(ids)
+    vector = states[layer, 2] - states[layer, 5]
+    texts = steer(lm, ids, vector, layer, max_new_tokens=4)
+    list(texts)
+    for written, strength in zip(texts.ids, (0.0, 1.0), strict=True):
+        for n, token in enumerate(written):
+            with lm.edit(ls.Edit(layer, slice(None), vector * strength, edits.add)):
+                logits = lm.unembed(lm.read(ids + written[:n], lm.n_layers, -1)[lm.n_layers, -1])
+            # a tie within rounding may fall either way
+            assert logits.max() - logits[token] <= EXACT * logits.std()
 
 
 # Architectures whose prefix is not held once for all rows, but whose cache can be copied for each ...
