@@ -82,6 +82,17 @@ def test_a_cell_of_a_grid_opens_and_stays(browser, tmp_path):
         assert len({*classes}) > 1
 
 
+def test_cells_of_a_grid_show_words_or_colours(browser, tmp_path):
+    grid = every_result()["predicted"]
+    with opened(browser, written(tmp_path / "a.html", grid)) as tab:
+        first = tab.get_by_role("gridcell").first
+        assert first.inner_text()
+        tab.get_by_text("colours", exact=True).click()
+        assert not first.inner_text()
+        tab.get_by_text("words", exact=True).click()
+        assert first.inner_text()
+
+
 def test_answers_are_marked_in_what_was_written(browser, tmp_path):
     data = every_result()["generated"].page_data()
     data |= {"texts": ["the city of Paris, Parisian", *data["texts"][1:]], "answers": [" paris"]}
