@@ -11,8 +11,8 @@ FRANCE, JAPAN = "The capital of France is the city of", "The capital of Japan is
 EXAMPLES: list[dict[str, Any]] = [
     {
         "title": "A fact is recalled",
-        "why": "Up to layer 23 thousands of tokens are more probable than “ Paris”; within six layers it is the "
-        "answer. Press p on any cell to follow its token, too.",
+        "why": "Through the logit lens, thousands of tokens are more probable than “ Paris” up to layer 23; six layers "
+        "later it is the answer. A tuned lens sees it some layers earlier. Press p on a cell to follow its token.",
         "state": {
             "text": "The Eiffel Tower is in the city of",
             "ran": "trajectory",
