@@ -34,7 +34,7 @@ export function layerChart({ title, label, layers, lines, scale, at, depth, down
     svg.append(svgElement("path", { class: name, d: path, "stroke-dasharray": DASHES[line.pin] || null }),
       ...points.filter((q, i) => q && !points[i - 1] && !points[i + 1]).map((q) => svgElement("circle", { class: name, r: 1.8, cx: q[0], cy: q[1] })));
     if (here) svg.append(svgElement("circle", { class: name, r: 3, cx: here[0], cy: here[1] }));
-    const end = points.findLast((q) => q);
+    const end = [...points].reverse().find((q) => q);
     if (end && line.pin !== undefined) ends.push({ name, x: +end[0] + 6, y: +end[1] + 3.5, text: line.pin + 1 });
     else if (here && lines.length === 1) {
       const left = here[0] > WIDTH - 70;
