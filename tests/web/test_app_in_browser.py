@@ -345,3 +345,28 @@ def test_a_server_that_is_gone_and_what_it_refuses_are_said_in_one_line(browser,
         page.context.set_offline(False)
         page.keyboard.press("Enter")
         expect(heading(page, PROMPT)).to_be_visible()
+
+
+def test_a_state_comes_out_of_its_address_as_it_went_in(page):
+    same = page.evaluate(
+        """async () => {
+          const { emptyState, readState, writeState } = await import("/app/url_state.js");
+          const turns = [{ role: "user", content: "a\\nb" }, { role: "assistant", content: "" }];
+          const state = { ...emptyState(), text: "a & b # c % + ü \\u202e\\n", turns,
+            pins: [{ id: 3, text: " x" }], cell: [1, 2], strength: -2.5, taken: { prompt: { text: "p" }, layer: 1, position: 0, token: "p" } };
+          const back = readState(writeState(state));
+          return back.complaint === "" && JSON.stringify(back.state) === JSON.stringify(state)
+            && writeState(emptyState()) === "#v=1";
+        }"""
+    )
+    assert same
+
+
+def test_layers_are_typed_as_numbers_and_ranges(page):
+    typed = page.evaluate(
+        """async () => {
+          const { typedLayers } = await import("/app/requests.js");
+          return ["", "3", "0, 4-8, 20-30/5", "8-4", "31", "x", "1-3/0"].map((text) => typedLayers(text, 30));
+        }"""
+    )
+    assert typed == [[], [3], [0, 4, 5, 6, 7, 8, 20, 25, 30], None, None, None, None]
