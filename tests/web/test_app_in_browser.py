@@ -353,7 +353,8 @@ def test_a_state_comes_out_of_its_address_as_it_went_in(page):
           const { emptyState, readState, writeState } = await import("/app/url_state.js");
           const turns = [{ role: "user", content: "a\\nb" }, { role: "assistant", content: "" }];
           const state = { ...emptyState(), text: "a & b # c % + ü \\u202e\\n", turns,
-            pins: [{ id: 3, text: " x" }], cell: [1, 2], strength: -2.5, taken: { prompt: { text: "p" }, layer: 1, position: 0, token: "p" } };
+            pins: [{ id: 3, text: " x" }], cell: [1, 2], strength: -2.5,
+            taken: { prompt: { text: "p" }, layer: 1, position: 0, token: "p" } };
           const back = readState(writeState(state));
           return back.complaint === "" && JSON.stringify(back.state) === JSON.stringify(state)
             && writeState(emptyState()) === "#v=1";
