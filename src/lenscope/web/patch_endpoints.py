@@ -24,13 +24,13 @@ from lenscope.web.worker import Emit, Work
 def prepare_explanation(served: Served, asked: ExplanationIn) -> Work:
     """What a model says that one state means, at several target layers, beside its controls."""
     lm, other = served.lm, served.model(asked.model)
-    prompt, layer, place = _place(served, asked)
+    prompt, layer, place = _place_of_state(served, asked)
     wanted = range(other.n_layers + 1) if asked.layers is None else asked.layers
     layers = list(dict.fromkeys(check_layers(wanted, other.n_layers, other.name)))
     # each layer has a row of its own and one of a random vector, and there is one without a patch
     served.limits.require_rows(2 * len(layers) + 1)
     served.limits.require_new(asked.max_new_tokens)
-    scope = _scope(served, asked)
+    scope = _asked_scope(served, asked)
     scope.require_room(asked.max_new_tokens)
 
     def work(emit: Emit) -> None:
@@ -50,7 +50,7 @@ def prepare_patched_trajectory(served: Served, asked: PatchedTrajectoryIn) -> Wo
     """The trajectory of a run with a state of another run written into it."""
     lm, lens = served.lm, served.lens(asked.lens)
     prompt, f = served.prompt(asked.prompt, 0), served.mapping(asked.mapping, 0)
-    source, layer, position = _place(served, asked.source)
+    source, layer, position = _place_of_state(served, asked.source)
     place = prompt.position(asked.into.position)
     (into,) = check_layers((asked.into.layer,), lm.n_layers, lm.name)
     how: Any = {"op": OPERATIONS[asked.operation], "f": f, "top_k": asked.top_k}
@@ -69,8 +69,8 @@ def prepare_steering(served: Served, asked: SteeringIn) -> Work:
     positions = None if asked.positions is None else prompt.positions(asked.positions)
     served.limits.require_new(asked.max_new_tokens)
     require_room(lm, len(prompt), asked.max_new_tokens)
-    plus = _place(served, asked.vector.plus)
-    minus = None if asked.vector.minus is None else _place(served, asked.vector.minus)
+    plus = _place_of_state(served, asked.vector.plus)
+    minus = None if asked.vector.minus is None else _place_of_state(served, asked.vector.minus)
     how: Any = {name: getattr(asked, name) for name in ("strength", "max_new_tokens", "temperature", "seed")}
 
     def work(emit: Emit) -> None:
@@ -96,7 +96,7 @@ def _emit_written(emit: Emit, written: StreamedExplanation | SteeredTexts) -> No
     emit("done", {})
 
 
-def _place(served: Served, asked: StateIn | ExplanationIn) -> tuple[Prompt, int, int]:
+def _place_of_state(served: Served, asked: StateIn | ExplanationIn) -> tuple[Prompt, int, int]:
     """The prompt, the layer and the position of a state of the model that is read."""
     prompt = served.prompt(asked.prompt, 0)
     (layer,) = check_layers((asked.layer,), served.lm.n_layers, served.lm.name)
@@ -108,7 +108,7 @@ def _vector(lm: LM, place: tuple[Prompt, int, int]) -> Tensor:
     return lm.read(prompt, layer, position)[layer, position]
 
 
-def _scope(served: Served, asked: ExplanationIn | GridIn) -> Patchscope:
+def _asked_scope(served: Served, asked: ExplanationIn | GridIn) -> Patchscope:
     target, f = served.target(asked.target, asked.model), served.mapping(asked.mapping, asked.model)
     other = served.model(asked.model)
     return Patchscope(other, target, f, op=OPERATIONS[asked.operation], source_lm=served.lm)
@@ -123,7 +123,7 @@ def prepare_grid(served: Served, asked: GridIn) -> Work:
     targets = check_layers(asked.target_layers or range(other.n_layers + 1), other.n_layers, other.name)
     served.limits.require_rows(len(sources) * len(targets))
     served.limits.require_new(asked.max_new_tokens)
-    scope = _scope(served, asked)
+    scope = _asked_scope(served, asked)
     scope.require_room(asked.max_new_tokens if asked.kind == "generate" else 0)
     pairs: Any = [(source, layer) for source in dict.fromkeys(sources) for layer in dict.fromkeys(targets)]
 

@@ -100,13 +100,13 @@ def python_of(served: Served, endpoint: str, asked: Any) -> str:
 def _trajectory(s: Snippet, asked: TrajectoryIn) -> None:
     lens, prompt = s.lens("lens", asked.lens), s.prompt("prompt", asked.prompt)
     target = None if asked.target is None else asked.target
-    how = _given(layers=asked.layers, positions=asked.positions, target=target, top_k=asked.top_k)
+    how = _keywords(layers=asked.layers, positions=asked.positions, target=target, top_k=asked.top_k)
     s.add("trajectory", f"{lens}.trajectory({prompt}{how})")
 
 
 def _comparison(s: Snippet, asked: ComparisonIn) -> None:
     lens, first, second = s.lens("lens", asked.lens), s.prompt("first", asked.first), s.prompt("second", asked.second)
-    how = _given(layers=asked.layers, positions=asked.positions)
+    how = _keywords(layers=asked.layers, positions=asked.positions)
     if asked.second_lens is not None:
         how += f", lens={s.lens('second_lens', asked.second_lens)}"
     s.add("comparison", f"{lens}.compare({first}, {second}{how}, top_k={asked.top_k})")
@@ -114,14 +114,16 @@ def _comparison(s: Snippet, asked: ComparisonIn) -> None:
 
 def _token_ranks(s: Snippet, asked: RanksIn) -> None:
     lens, prompt = s.lens("lens", asked.lens), s.prompt("prompt", asked.prompt)
-    s.add("ranks", f"{lens}.ranks({prompt}, {asked.tokens!r}{_given(layers=asked.layers, positions=asked.positions)})")
+    s.add(
+        "ranks", f"{lens}.ranks({prompt}, {asked.tokens!r}{_keywords(layers=asked.layers, positions=asked.positions)})"
+    )
 
 
 def _generation(s: Snippet, asked: GenerationIn) -> None:
     lens, prompt = s.lens("lens", asked.lens), s.prompt("prompt", asked.prompt)
-    how = _given(top_k=asked.top_k)
+    how = _keywords(top_k=asked.top_k)
     if asked.temperature:
-        how += _given(temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed)
+        how += _keywords(temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed)
     s.add("written", f"{lens}.generate({prompt}, {asked.max_new_tokens}{how})")
     s.lines += ["for token in written:", "    print(repr(token.text), token.log_prob)"]
     s.add("trajectory", "written.trajectory()")
@@ -132,7 +134,7 @@ def _explanation(s: Snippet, asked: ExplanationIn) -> None:
     s.imports.append("from lenscope.patchscopes import stream_explanation")
     s.add("state", f"{lm}.read({prompt}, {asked.layer}, {asked.position})")
     how = f"max_new_tokens={asked.max_new_tokens}, seed={asked.seed}"
-    s.add("explanation", f"stream_explanation({scope}, state{_given(layers=asked.layers)}, {how})")
+    s.add("explanation", f"stream_explanation({scope}, state{_keywords(layers=asked.layers)}, {how})")
     s.lines += [
         "for tokens in explanation:",
         "    print([(token.row, token.text) for token in tokens])",
@@ -155,12 +157,12 @@ def _cells_of_grid(s: Snippet, asked: GridIn) -> None:
         s.add("grid", f"{scope}.generate(states, cells, max_new_tokens={asked.max_new_tokens})")
 
 
-def _patched(s: Snippet, asked: PatchedTrajectoryIn) -> None:
+def _patched_trajectory(s: Snippet, asked: PatchedTrajectoryIn) -> None:
     lm, lens = s.model(), s.lens("lens", asked.lens)
     prompt, source = s.prompt("prompt", asked.prompt), s.prompt("source", asked.source.prompt)
     s.imports.append("from lenscope.lenses import patched_trajectory")
     s.add("state", f"{lm}.read({source}, {asked.source.layer}, {asked.source.position})")
-    how = s.operation(asked.operation) + s.mapping(asked.mapping, 0) + _given(top_k=asked.top_k)
+    how = s.operation(asked.operation) + s.mapping(asked.mapping, 0) + _keywords(top_k=asked.top_k)
     into = f"{asked.into.layer}, {asked.into.position}"
     s.add("trajectory", f"patched_trajectory({lens}, {prompt}, state, {into}{how})")
 
@@ -174,10 +176,10 @@ def _steering(s: Snippet, asked: SteeringIn) -> None:
             source, place = s.prompt(name, state.prompt), f"{state.layer}, {state.position}"
             parts.append(f"{lm}.read({source}, {place})[{place}]")
     s.add("vector", " - ".join(parts))
-    how = _given(strength=asked.strength, positions=asked.positions)
-    how += s.operation(asked.operation, "add") + _given(max_new_tokens=asked.max_new_tokens)
+    how = _keywords(strength=asked.strength, positions=asked.positions)
+    how += s.operation(asked.operation, "add") + _keywords(max_new_tokens=asked.max_new_tokens)
     if asked.temperature:
-        how += _given(temperature=asked.temperature, seed=asked.seed)
+        how += _keywords(temperature=asked.temperature, seed=asked.seed)
     s.add("texts", f"steer({lm}, {prompt}, vector, {asked.layer}{how})")
     s.lines += [
         "for tokens in texts:",
@@ -193,7 +195,7 @@ def _numbers(layers: Sequence[int] | None, n_layers: int) -> str:
     return repr(list(dict.fromkeys(n % (n_layers + 1) for n in layers)))
 
 
-def _given(**values: Any) -> str:
+def _keywords(**values: Any) -> str:
     """Arguments that are not None, each with a comma before it."""
     return "".join(f", {name}={value!r}" for name, value in values.items() if value is not None)
 
@@ -205,6 +207,6 @@ SNIPPETS: dict[str, Callable[[Snippet, Any], None]] = {
     "generation": _generation,
     "explanation": _explanation,
     "grid": _cells_of_grid,
-    "patched_trajectory": _patched,
+    "patched_trajectory": _patched_trajectory,
     "steering": _steering,
 }
