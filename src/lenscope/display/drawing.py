@@ -59,6 +59,7 @@ def canvas_of(panels: Sequence[Panel | Heatmap], palette: Palette, dots: int) ->
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), palette.ink),
         **dict.fromkeys(("xtick.color", "ytick.color"), palette.faint),
         "axes.edgecolor": palette.faint,
+        "hatch.color": palette.ink,
     }
     with matplotlib.rc_context(look), warnings.catch_warnings():
         # a character that no font has is drawn as a box
@@ -176,7 +177,8 @@ def _line(axes: "Axes", one: Series, n: int, _: int, palette: Palette) -> None:
 
 def _points(axes: "Axes", one: Series, n: int, _: int, palette: Palette) -> None:
     colour = palette.lines[n % len(palette.lines)]
-    axes.plot(one.x, one.y, ".", color=colour, label=_figure_text(one.label, NAME), markersize=4, alpha=0.6)
+    look: dict[str, Any] = {"marker": MARKERS[n % len(MARKERS)], "markersize": 3.2, "alpha": 0.7, "linestyle": ""}
+    axes.plot(one.x, one.y, color=colour, label=_figure_text(one.label, NAME), **look)
 
 
 def _bars(axes: "Axes", one: Series, n: int, total: int, palette: Palette) -> None:
