@@ -125,6 +125,7 @@ def test_what_is_done_before_gives_way_to_jobs_and_begins_anew():
 
     async def go():
         worker = Worker("a model", 2, [long_step, lambda: 1 / 0, lambda: steps.append("the last")])
+        worker.start()
         while not steps:
             await asyncio.sleep(0.01)
         job = Job(counted(1))

@@ -101,6 +101,11 @@ class Answers:
         worker, job = await self.submitted(endpoint, asked)
         return EventStream(worker, job, error_line, lambda events: self.cache.put(key, _answered(events)))
 
+    def start(self) -> None:
+        """Start all threads, which make the models ready before anyone asks."""
+        for worker in self.workers:
+            worker.start()
+
     def close(self) -> None:
         """End all threads."""
         for worker in self.workers:
@@ -117,6 +122,7 @@ def view_application(served: Served, token: str | None = None, hosts: Collection
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        answers.start()
         yield
         answers.close()
 

@@ -81,13 +81,19 @@ class Worker:
         self._changed = threading.Condition()
         self._open = True
         self._thread = threading.Thread(target=self._run, name=f"lenscope {name}", daemon=True)
-        self._thread.start()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def start(self) -> None:
+        """Start the thread, unless it runs; the first job does so, too."""
+        with self._changed:
+            if self._open and not self._thread.ident:
+                self._thread.start()
+
     def submit(self, job: Job) -> None:
         """Put a job at the end of the queue; Refusal 429 where that is full."""
+        self.start()
         with self._changed:
             if not self._open:
                 raise Refusal(503, "the server is ending")
@@ -118,7 +124,8 @@ class Worker:
                 job.give(Refusal(503, "the server is ending"))
             self._waiting.clear()
             self._changed.notify()
-        self._thread.join(timeout)
+        if self._thread.ident:
+            self._thread.join(timeout)
 
     def _tell(self, *jobs: Job) -> None:
         """Say to jobs that wait how many are before each."""
