@@ -3,7 +3,9 @@
 Knows: options, the address that is printed, how the server starts and ends. Does not know: what it answers.
 """
 
+import asyncio
 import socket
+import threading
 import webbrowser
 from contextlib import suppress
 from dataclasses import replace
@@ -153,8 +155,9 @@ def _serve(served: "Served", listener: socket.socket, host: str, token: str | No
     port = listener.getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, f"[{host}]" if ":" in host else host)
     address = f"http://{shown}:{port}/" + (f"#token={token}" if token else "")
+    application = view_application(served, token, [host])
     config = uvicorn.Config(
-        view_application(served, token, [host]),
+        application,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -170,8 +173,18 @@ def _serve(served: "Served", listener: socket.socket, host: str, token: str | No
             await super().startup(sockets)
             tell(f"{served.lm.name} is shown at {address} (Ctrl-C ends it)")
             if open_page:
-                with suppress(Exception):  # no browser is no reason to end
-                    webbrowser.open(address)
+                # beside the server, which a browser asks at once; and no browser is no reason to end
+                threading.Thread(target=_show_page, args=(address,), daemon=True).start()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # those who wait are told, and nothing is left to be cut off
+            await asyncio.to_thread(application.application.state.answers.close)
+            await super().shutdown(sockets)
 
     server = Announcing(config)
     server.run(sockets=[listener])
+
+
+def _show_page(address: str) -> None:
+    with suppress(Exception):
+        webbrowser.open(address)
