@@ -54,6 +54,9 @@ ALWAYS = {
         "--lens", "--data", "--layers", "--k", "--tokens", "--seed", "--output", "--model", "--json",
     },
     "reproduce": {"--json"},
+    "serve": {
+        "--host", "--lens", "--mapping", "--max-prompt-tokens", "--model", "--open", "--port", "--target-model", "--token",
+    },
     "demo": {"--output", "--model"},
     "detect fit": {
         "--data", "--output", "--lens", "--choice", "--layers", "--method", "--false-positives", "--seed",
@@ -68,6 +71,12 @@ REFUSED = {
     ("lens", "--top-k"): [([*LENS, "--compare", "ho", "--top-k", "3"], "shows one token per prompt")],
     ("lens", "--target"): [([*LENS, "--compare", "ho", "--target", "x"], "--compare follows no token")],
     ("lens", "--transferred"): [([*LENS, "--transferred"], "applies to --lens")],
+    ("lens", "--generate"): [([*LENS, "--compare", "ho", "--generate", "2"], "--compare writes nothing")],
+    ("lens", "--temperature"): [([*LENS, "--temperature", "1"], "applies to --generate")],
+    ("lens", "--seed"): [
+        ([*LENS, "--seed", "1"], "applies to --temperature"),
+        ([*LENS, "--generate", "2", "--seed", "1"], "applies to --temperature"),
+    ],
     ("patch", "--placeholder"): [
         ([*PATCH, "--placeholder", "3"], "entity is a target prompt by name"),
         ([*PATCH, "-t", "identity", "--placeholder", "cat"], "identity is a target prompt by name"),
