@@ -55,7 +55,8 @@ ALWAYS = {
     },
     "reproduce": {"--json"},
     "serve": {
-        "--host", "--lens", "--mapping", "--max-prompt-tokens", "--model", "--open", "--port", "--target-model", "--token",
+        "--host", "--lens", "--mapping", "--max-prompt-tokens", "--model", "--open", "--port", "--target-model",
+        "--token",
     },
     "demo": {"--output", "--model"},
     "detect fit": {
