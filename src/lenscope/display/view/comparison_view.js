@@ -60,7 +60,7 @@ export function drawComparison(result, store, hooks) {
   let rows = [], columns = [], at = [model.L - 1, model.P - 1], frame = 0;
 
   const ours = () => (store.get().cell?.result === key ? store.get().cell : null);
-  const cellOf = (l, p, n = 0) => ({ result: key, layer: model.layers[l], position: sides[n].model.positions[p] });
+  const cellOf = (l, p, n = 0) => ({ result: key, layer: model.layers[l], position: sides[n].model.positions[p], side: n });
   const placeOf = (l, p) => {
     const r = rows.indexOf(l), c = columns.indexOf(p);
     return r < 0 || c < 0 ? null : [rows.length - 1 - r, c];

@@ -12,7 +12,7 @@ import { withColumns, withToken } from "./growing.js";
 import { closeMenus, keyHelp, listenToKeys } from "./key_help.js";
 import { promptPanel } from "./prompt_panel.js";
 import { mainRequest, promptInWords } from "./requests.js";
-import { placeOfCell, resultPanel } from "./result_panel.js";
+import { resultPanel } from "./result_panel.js";
 import { runHistory } from "./run_history.js";
 import { statePanel } from "./state_panel.js";
 import { emptyState, readState, writeState } from "./url_state.js";
@@ -43,9 +43,11 @@ async function streamedTrajectory(request, draw, say, signal) {
     if (name === "queue") say(placeInQueue(data));
     else if (name === "start") {
       whole = await unpackResult(data.payload);
+      signal.throwIfAborted();
       draw(whole, written, false);
     } else if (name === "token") {
       whole = withToken(withColumns(whole, await unpackResult(data.payload)), data.id, data.text);
+      signal.throwIfAborted();
       written += data.text;
       say(`${++count} of ${request.max_new_tokens} tokens are written.`);
       if (performance.now() - drawnAt > DRAW_EVERY) {
@@ -85,7 +87,8 @@ function openPage(root, info) {
   }
   /** The address follows the view; while something else is typed it goes on saying what is shown. */
   function writeAddress() {
-    if (result.isStale() || (!result.current() && inputs.get().ran)) return;
+    const { ran } = inputs.get();
+    if (result.isStale() || (ran && result.current()?.endpoint !== ran)) return;  // what is shown runs no more, or not yet
     if (location.hash !== address()) history.replaceState(null, "", address());
     if (result.current()) runs.follow(askedFor(result.current()), address());
   }
@@ -104,6 +107,10 @@ function openPage(root, info) {
     else inputs.set({ text: text + written });
     prompt.focus();
   }
+  function stopRuns() {
+    runTask.stop();
+    writeTask.stop();
+  }
   async function run(writing, restored = false) {
     const asked = mainRequest(inputs.get(), writing);
     if (asked === null) {
@@ -111,18 +118,25 @@ function openPage(root, info) {
       prompt.focus();
       return;
     }
-    runTask.busy() && runTask.stop();
-    writeTask.busy() && writeTask.stop();
+    stopRuns();
     about.forget();
     inputs.set(restored ? { ran: asked.endpoint } : { ran: asked.endpoint, asked: "" });
+    const asRun = address();  // whoever types on while it runs changes the address of the next run
+    const addressOfRun = () => (result.isStale() ? asRun : address());
+    let isNew = !restored;
+    const show = (drawn, growing) => {
+      draw(asked, drawn, growing);
+      if (isNew && location.hash !== addressOfRun()) history.pushState(null, "", addressOfRun());
+      isNew = false;
+    };
     await (writing ? writeTask : runTask).run(async (signal) => {
       const begun = performance.now();
       const drawn = writing
-        ? await streamedTrajectory(asked.request, (whole, written, growing) => draw(asked, { ...whole, written }, growing), line.say, signal)
+        ? await streamedTrajectory(asked.request, (whole, written, growing) => show({ ...whole, written }, growing), line.say, signal)
         : await unpackResult(await askServer(`/api/${asked.endpoint}`, asked.request, signal));
-      if (!writing) draw(asked, drawn);
-      if (!restored && location.hash !== address()) history.pushState(null, "", address());
-      runs.remember(asked, drawn, address());
+      signal.throwIfAborted();
+      if (!writing) show(drawn);
+      runs.remember(asked, drawn, addressOfRun());
       line.say(`${writing ? "Written" : "Read"} in ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
     });
   }
@@ -138,15 +152,14 @@ function openPage(root, info) {
     const kept = runs.result(asked);
     if (kept) draw(asked, kept);
     else await run(ran === "generation", true);
-    const { current } = result, { cell } = inputs.get(), whole = current()?.result;
-    if (!whole) return;
-    if (cell) {
-      const side = whole.kind === "comparison" ? whole.first : whole;
-      if (side.layers.includes(cell[0]) && side.positions.includes(cell[1])) about.aim(placeOfCell(side, { layer: cell[0], position: cell[1] }));
-    }
+    if (JSON.stringify(askedFor(result.current())) !== JSON.stringify(asked)) return;  // it failed, or something else was asked for
+    const place = result.chosenPlace();
+    if (place) about.aim(place);
     await about.again();
   }
   async function openAddress() {
+    stopRuns();
+    about.forget();
     const read = readState(location.hash);
     inputs.set(stateFor(info, read.state));
     await restore();
@@ -177,9 +190,8 @@ function openPage(root, info) {
     t: () => withCell(about.take),
   });
   function withCell(act) {
-    const { cell } = inputs.get(), whole = result.current()?.result;
-    if (!cell || !whole) return line.refuse("Choose a cell first.");
-    return act(placeOfCell(whole.kind === "comparison" ? whole.first : whole, { layer: cell[0], position: cell[1] }));
+    const place = result.chosenPlace();
+    return place ? act(place) : line.refuse("Choose a cell first.");
   }
   const { name, n_layers: layers } = info.model;
   root.replaceChildren(

@@ -143,6 +143,7 @@ export function explanationPanel(inputs, info) {
     inputs.set({ asked: "meaning" });
     return task.run(async (signal) => {
       const request = explanationRequest(inputs.get(), address, wanted, info.targets[0]?.name);
+      last = null;  // what is shown from here on is not what was asked before
       await streamFromServer("/api/explanation", request, (name, data) => {
         if (name === "queue") line.say(placeInQueue(data));
         else if (name === "start") {

@@ -53,8 +53,10 @@ export function gridPanel(inputs, info) {
             progress.value = data.done;
             line.say(`${data.done} of ${data.total} cells are done.`);
           } else if (name === "result") {
+            const grid = await unpackResult(data.payload);
+            signal.throwIfAborted();
             clear();
-            drawn = drawResult({ ...(await unpackResult(data.payload)), key: "grid" }, createStore({}), {});
+            drawn = drawResult({ ...grid, key: "grid" }, createStore({}), {});
             drawnAt.replaceChildren(drawn.element);
             last = { endpoint: "grid", request };
           }

@@ -100,7 +100,9 @@ export function patchPanel(inputs, info, view) {
     if (!intoText) return line.refuse("Type a target prompt first.");
     return readTask.run(async (signal) => {
       const payload = await askServer("/api/trajectory", { prompt: { text: intoText }, lens, top_k: SHOWN_CHANGES }, signal);
-      target = { ...(await unpackResult(payload)), typed: intoText };
+      const plain = await unpackResult(payload);
+      signal.throwIfAborted();
+      target = { ...plain, typed: intoText };
       patched = last = null;
       changes.replaceChildren();
       draw(target);
@@ -114,6 +116,7 @@ export function patchPanel(inputs, info, view) {
     return putTask.run(async (signal) => {
       const request = moveRequest({ ...inputs.get(), intoText: target.typed, lens: target.lens }, place, [layer, cell.position]);
       const run = await unpackResult(await askServer("/api/patched_trajectory", request, signal));
+      signal.throwIfAborted();
       patched = { ...run, into: { layer, position: cell.position },
         words: `The run with the state of ${placeInWords(place)} at layer ${layer}, position ${cell.position}; what it can reach is tinted` };
       last = { endpoint: "patched_trajectory", request };

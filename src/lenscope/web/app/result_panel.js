@@ -51,25 +51,28 @@ export function resultPanel(inputs, does) {
     stale, continuation, place);
   let entry = null, drawn = null;
 
-  function cellSide(result) {
-    return result.kind === "comparison" ? result.first : result;
+  /** The address says which state is asked about: [layer, position], and 1 behind them in the second side of a comparison. */
+  function choose(cell) {
+    const { result } = entry;
+    if (!cell.side) return inputs.set({ cell: [cell.layer, cell.position] });
+    return inputs.set({ cell: [cell.layer, result.first.positions[result.second.positions.indexOf(cell.position)], cell.side] });
   }
   const hooks = {
     ...askingHooks(),
     onCell(result, cell) {
-      inputs.set({ cell: [cell.layer, cell.position] });
-      does.opened(placeOfCell(cellSide(result), cell));
+      choose(cell);
+      does.opened(placeOfCell(result, cell));
     },
     dragData(result, cell) {  // a cell that is dragged, or taken by its key
-      const taken = placeOfCell(cellSide(result), cell);
+      const taken = placeOfCell(result, cell);
       inputs.set({ taken });
       return JSON.stringify(taken);
     },
     cellActions(result, cell) {
-      const at = placeOfCell(cellSide(result), cell);
+      const at = placeOfCell(result, cell);
       return [
-        button("What does this state mean?", () => does.asked(at), { class: "primary" }),
-        button("Take this state", () => does.taken(at)),
+        button("What does this state mean?", () => { choose(cell); does.asked(at); }, { class: "primary" }),
+        button("Take this state", () => { choose(cell); does.taken(at); }),
       ];
     },
   };
@@ -87,9 +90,8 @@ export function resultPanel(inputs, does) {
     const changes = {};
     if (names.includes("measure")) changes.measure = state.measure ?? "";
     for (const name of ["pins", "layerWindow", "positionWindow"]) if (names.includes(name)) changes[name] = state[name];
-    if (names.includes("cell") && (state.cell === null || state.cell.pinned)) {
-      changes.cell = state.cell && [state.cell.layer, state.cell.position];
-    }
+    const held = state.cell && [state.cell.layer, state.cell.position];
+    if (names.includes("cell") && (held === null || state.cell.pinned) && `${inputs.get().cell?.slice(0, 2)}` !== `${held}`) changes.cell = held;
     if (Object.keys(changes).length) inputs.set(changes);
   });
   inputs.subscribe(showStale);
@@ -98,6 +100,14 @@ export function resultPanel(inputs, does) {
     view,
     current: () => entry,
     isStale: () => !stale.hidden,
+    /** The state that the address names: a place, or null. */
+    chosenPlace() {
+      const { cell } = inputs.get(), whole = entry?.result;
+      if (!cell || !whole) return null;
+      const sides = whole.kind === "comparison" ? [whole.first, whole.second] : [whole];
+      const column = sides[0].positions.indexOf(cell[1]), side = sides[cell[2] ?? 0];
+      return column >= 0 && side?.layers.includes(cell[0]) ? placeOfCell(side, { layer: cell[0], position: side.positions[column] }) : null;
+    },
     /** Draws an entry; one that grows stays in its place. */
     show(shown) {
       const growing = entry !== null && drawn !== null && shown.growing;

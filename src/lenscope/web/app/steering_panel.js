@@ -60,6 +60,7 @@ export function steeringPanel(inputs, info) {
     return task.run(async (signal) => {
       const request = steeringRequest(inputs.get(), prompt, added, added.layer), written = ["", ""];
       const paint = () => texts.forEach((node, row) => { node.textContent = visibleProse(written[row]); });
+      last = null;  // what is shown from here on is not what was asked before
       paint();
       prompts.forEach((node) => { node.textContent = visibleProse(promptInWords(prompt, 200)); });
       sides.hidden = false;

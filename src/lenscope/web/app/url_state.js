@@ -30,6 +30,7 @@ const isPrompt = (prompt) => prompt !== null && typeof prompt === "object" && Ob
 const isPlace = (place) => place === null
   || (typeof place === "object" && isPrompt(place.prompt) && isWhole(place.layer) && isWhole(place.position) && isText(place.token ?? ""));
 const isPair = (pair) => pair === null || (Array.isArray(pair) && pair.length === 2 && pair.every(isWhole));
+const isCell = (cell) => cell === null || (Array.isArray(cell) && (cell.length === 2 || cell.length === 3) && cell.every(isWhole));
 const isPins = (pins) => Array.isArray(pins) && pins.length <= 5 && pins.every((pin) => pin !== null && isWhole(pin.id) && isText(pin.text));
 
 /** Every field of the state: its value on an empty page, and how it stands in the address. */
@@ -49,7 +50,7 @@ const FIELDS = {
   seed: [0, numberField(0, 2 ** 53)],
   measure: ["", textField],
   pins: [[], jsonField(isPins)],
-  cell: [null, jsonField(isPair)],
+  cell: [null, jsonField(isCell)],
   layerWindow: [null, jsonField(isPair)],
   positionWindow: [null, jsonField(isPair)],
   tab: ["meaning", choiceField("meaning", "grid", "move", "steer")],
