@@ -28,40 +28,39 @@ class Divergences(Brief):
 def diverge(readouts: tuple[Readout, Readout], vocab: int, h: tuple[Tensor, Tensor]) -> Divergences:
     """Compare the distributions read from h[0] and h[1], (L, P, D) each: JS, TV, KL(0 ‖ 1) and KL(1 ‖ 0).
 
-    Two walks over the vocabulary: the first for the normalisers, the second for the sums.
+    Two walks over the vocabulary for each 256 rows: the first for the normalisers, the second for the sums.
     """
     a, b = readouts
     layers, positions = h[0].shape[:2]
-    out = torch.zeros(4, layers, positions, dtype=torch.float64)
+    # rows of all layers share a walk: the head is read once for many of them, not once for each layer
+    states = [s.reshape(layers * positions, -1) for s in h]
+    out = torch.zeros(4, layers * positions, dtype=torch.float64)
     whole = not (a.splits and b.splits)
     size = max(1, WHOLE_ROWS_BYTES // (vocab * 4)) if whole else 256
     pieces = [(0, vocab)] if whole else vocabulary_pieces(a, vocab, h[0].new_empty(1, size, 1))
-    for layer in range(layers):
-        for at in range(0, positions, size):
-            xs = [
-                (r.prepare(s[layer, at : at + size]) if r.splits else s[layer, at : at + size])[None]
-                for r, s in zip(readouts, h, strict=True)
-            ]
-            norms = []
-            for r, x in zip(readouts, xs, strict=True):
-                parts = [_log_sum_exp(logits_of_piece(r, x, *piece)[0]) for piece in pieces]
-                norms.append(torch.stack(parts).logsumexp(0)[:, None])
-            for piece in pieces:
-                log_p, log_q = (
-                    logits_of_piece(r, x, *piece)[0].sub_(n).clamp_(min=LOWEST)
-                    for r, x, n in zip(readouts, xs, norms, strict=True)
-                )
-                p, q = log_p.exp(), log_q.exp()
-                log_m = ((p + q) / 2).log_().clamp_(min=LOWEST)
-                dot = torch.linalg.vecdot
-                sums = (
-                    (dot(p, log_p - log_m) + dot(q, log_q - log_m)) / 2,
-                    (p - q).abs_().sum(-1) / 2,
-                    dot(p, log_p - log_q),
-                    dot(q, log_q - log_p),
-                )
-                out[:, layer, at : at + size] += torch.stack([s.cpu().double() for s in sums])
-    return Divergences(*(o.clamp_min(0) for o in out))
+    for at in range(0, layers * positions, size):
+        rows = slice(at, at + size)
+        xs = [(r.prepare(s[rows]) if r.splits else s[rows])[None] for r, s in zip(readouts, states, strict=True)]
+        norms = []
+        for r, x in zip(readouts, xs, strict=True):
+            parts = [_log_sum_exp(logits_of_piece(r, x, *piece)[0]) for piece in pieces]
+            norms.append(torch.stack(parts).logsumexp(0)[:, None])
+        for piece in pieces:
+            log_p, log_q = (
+                logits_of_piece(r, x, *piece)[0].sub_(n).clamp_(min=LOWEST)
+                for r, x, n in zip(readouts, xs, norms, strict=True)
+            )
+            p, q = log_p.exp(), log_q.exp()
+            log_m = ((p + q) / 2).log_().clamp_(min=LOWEST)
+            dot = torch.linalg.vecdot
+            sums = (
+                (dot(p, log_p - log_m) + dot(q, log_q - log_m)) / 2,
+                (p - q).abs_().sum(-1) / 2,
+                dot(p, log_p - log_q),
+                dot(q, log_q - log_p),
+            )
+            out[:, rows] += torch.stack([s.cpu().double() for s in sums])
+    return Divergences(*(o.clamp_min(0) for o in out.view(4, layers, positions)))
 
 
 def _log_sum_exp(z: Tensor) -> Tensor:
