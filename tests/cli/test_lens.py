@@ -212,6 +212,7 @@ def test_an_interrupted_text_is_shown_and_saved_as_far_as_it_goes(run, model, tm
 def test_options_of_a_text_that_is_written_need_it(run, model):
     for options, message in (
         (("--temperature", "1"), "--generate"),
+        (("--generate", "3", "--temperature", "1", "--seed", "-1"), "--seed -1: give 0 or more"),
         (("--generate", "3", "--seed", "1"), "--temperature"),
         (("--generate", "0"), "give at least 1"),
         (("--generate", "3", "--temperature", "-1"), "give 0 (greedy)"),

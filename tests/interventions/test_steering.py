@@ -7,6 +7,7 @@ from plain_hooks import run_with_hooks, write_greedily
 import lenscope as ls
 from lenscope.engine import growing_texts
 from lenscope.interventions import steer
+from lenscope.measures import streamed
 from lenscope.models import edits
 from lenscope.models.interruption import Interrupted, interruptible
 
@@ -135,3 +136,27 @@ def test_mistakes_are_said_in_one_line(lm64, vector):
     ):
         with pytest.raises(ls.LenscopeError, match=message):
             call()
+
+
+def test_interrupted_texts_go_on_where_they_were(lm64, vector, monkeypatch):
+    """Whatever was being done: reading a block, or looking for the most probable token."""
+    monkeypatch.setattr(streamed, "PIECE_BYTES", 1)
+
+    def made():
+        return steer(lm64, PROMPT, vector, 2, strength=8, max_new_tokens=4, stop="never written")
+
+    whole, asked = made(), 0
+    list(whole)
+
+    def should_stop():
+        nonlocal asked
+        asked += 1
+        return asked == n
+
+    for n in range(1, 21):
+        texts, asked = made(), 0
+        with pytest.raises(Interrupted), interruptible(should_stop):
+            list(texts)
+        list(texts)
+        assert texts.ids == whole.ids, n
+        assert texts._chooser.written == whole._chooser.written

@@ -118,12 +118,12 @@ def test_edits_of_the_prompt_are_made_as_in_plain_generation(lm):
     assert not np.allclose(start.entropy, ls.Lens(lm).trajectory(PROMPT).entropy)
 
 
-@pytest.mark.parametrize("questions", [0, 3, 8, 9, 10, 13, 20])
+@pytest.mark.parametrize("questions", [0, 3, 6, 8, 9, 10, 13, 20])
 def test_an_interrupted_generation_goes_on_where_it_was(lm, questions):
-    """Whatever it was doing: reading a block, reducing logits."""
+    """Whatever it was doing: reading a block, reducing logits. What was not written does not count as text either."""
     lens = ls.Lens(lm)
     expected = [t.id for t in lens.generate(PROMPT, 5)]
-    generation, asked = lens.generate(PROMPT, 5), 0
+    generation, asked = lens.generate(PROMPT, 5, stop="never written"), 0
 
     def should_stop():
         nonlocal asked
@@ -138,6 +138,7 @@ def test_an_interrupted_generation_goes_on_where_it_was(lm, questions):
     list(generation)
     assert first.id == expected[0]
     assert generation.ids == expected
+    assert generation.chooser.written == {0: expected}
     require_equal(generation.trajectory(), lens.trajectory([*lm.prompt(PROMPT).ids, *expected]))
 
 
@@ -145,11 +146,13 @@ def test_mistakes_are_said_in_one_line(lm):
     lens = ls.Lens(lm)
     for call, message in (
         (lambda: lens.generate(PROMPT, 0), "max_new_tokens 0"),
-        (lambda: lens.generate(PROMPT, 10**6), "reads at most"),
+        (lambda: lens.generate(PROMPT, 10**6), "reads at most 64; ask for at most"),
+        (lambda: lens.generate([7] * 64, 1), "give a shorter prompt"),
         (lambda: lens.generate(PROMPT, 3, layers=[9]), "layer 9"),
         (lambda: lens.generate(PROMPT, 3, positions=[99]), "position 99"),
         (lambda: lens.generate(PROMPT, 3, temperature=-1), "temperature -1"),
         (lambda: lens.generate(PROMPT, 3, top_p=0), "top_p 0"),
+        (lambda: lens.generate(PROMPT, 3, temperature=1, seed=-1), "seed -1: give at least 0"),
         (lambda: lens.generate(PROMPT, 3).written(), "nothing was written yet"),
     ):
         with pytest.raises(ls.LenscopeError, match=message):

@@ -37,6 +37,7 @@ from lenscope.cli.validation import (
     require_model,
     require_name,
     require_path,
+    require_seed,
     require_writable,
 )
 from lenscope.errors import LenscopeError
@@ -95,6 +96,7 @@ def lens_command(
     require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
     require_effect("--temperature", temperature, generate is not None, "applies to --generate")
     require_effect("--seed", seed, bool(temperature), "applies to --temperature")
+    require_seed(seed or 0)
     if generate is not None and generate < 1:
         raise LenscopeError(f"--generate {generate}: give at least 1")
     if temperature is not None and not 0 <= temperature < float("inf"):

@@ -140,7 +140,11 @@ class _TrialTexts(GrowingTexts):
 def require_room(lm: LM, length: int, new: int) -> None:
     """Raise LenscopeError where a prompt of `length` tokens and `new` ones are more than the model reads."""
     if lm.context is not None and length + new > lm.context:
-        raise LenscopeError(f"{length} tokens of prompt and {new} new ones: {lm.name} reads at most {lm.context}")
+        room = lm.context - length
+        remedy = f"ask for at most {room} new ones" if room > 0 else "give a shorter prompt"
+        raise LenscopeError(
+            f"{length} tokens of prompt and {new} new ones: {lm.name} reads at most {lm.context}; {remedy}"
+        )
 
 
 def cache_reach(lm: LM, start: int, end: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.measures.streamed import WHOLE_ROWS_BYTES, top_token
-from lenscope.models import generation
+from lenscope.models import generation, inputs
 from lenscope.models.language_model import LM
 
 
@@ -55,6 +55,7 @@ class TokenChooser:
             raise LenscopeError(f"temperature {temperature}: give 0 (greedy) or a positive number")
         if not 0 < top_p <= 1:
             raise LenscopeError(f"top_p {top_p}: give a number above 0, at most 1")
+        seed = inputs.count(seed, "seed", 0)
         if any(not s for s in stop):
             raise LenscopeError("stop: an empty string would end every text before it begins")
         self.lm = lm
@@ -80,7 +81,8 @@ class TokenChooser:
         if self.stop:
             for n, (row, token) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
                 text = self.written.setdefault(row, [])
-                text.append(token)
+                # what was chosen for this step before it was interrupted does not count
+                text[step:] = [token]
                 if not ended[n] and self._before_stop(text) is not None:
                     ended[n] = True
                     self.reasons[row] = "stop"

@@ -52,6 +52,8 @@ class SteeredTexts(Iterator[list[WrittenToken]]):
 
         self._texts = GrowingTexts(lm, [prompt, prompt], [lm.n_layers], max_new_tokens - 1, {layer: changed})
         self._chooser, self._most = chooser, max_new_tokens
+        # states (2, D) of the last tokens; None where they were not read yet
+        self._last: Tensor | None = None
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -69,25 +71,25 @@ class SteeredTexts(Iterator[list[WrittenToken]]):
             raise StopIteration
         check_interruption()
         step = len(self.ids[alive[0]])
-        if step:
-            # a row that has ended is fed what the other writes, and not looked at any more
-            last = [
-                (ids if not reason else self.ids[alive[0]])[-1]
-                for ids, reason in zip(self.ids, self.reasons, strict=True)
-            ]
-            states = self._texts.read(torch.tensor(last)[:, None])
-        else:
-            states = self._texts.read_prompts()
-        h = states[self.lm.n_layers][:, -1]
+        # kept until tokens are chosen: an interruption between the two reads nothing twice
+        h = self._last = self._last_states(alive, step) if self._last is None else self._last
         tokens, log_probs, ended = self._chooser.choose(h[torch.from_numpy(alive).to(h.device)], alive, step)
         texts = self.lm.encoder.tokens(tokens.tolist())
-        written = []
+        written, self._last = [], None
         for n, row in enumerate(alive.tolist()):
             self.ids[row].append(int(tokens[n]))
             if ended[n] or step + 1 == self._most:
                 self.reasons[row] = self._chooser.reason(row)
             written.append(WrittenToken(row, int(tokens[n]), texts[n], float(log_probs[n]), self.reasons[row]))
         return written
+
+    def _last_states(self, alive: np.ndarray, step: int) -> Tensor:
+        """The states (2, D) of both rows' last tokens; a row that has ended is fed what the other writes."""
+        if not step:
+            return self._texts.read_prompts()[self.lm.n_layers][:, -1]
+        both = zip(self.ids, self.reasons, strict=True)
+        last = [(self.ids[alive[0]] if reason else ids)[-1] for ids, reason in both]
+        return self._texts.read(torch.tensor(last)[:, None])[self.lm.n_layers][:, -1]
 
 
 class SteeringChange:

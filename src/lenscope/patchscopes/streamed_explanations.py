@@ -40,7 +40,7 @@ class StreamedExplanation(Iterator[list[WrittenToken]]):
     """What a Patchscope writes of states, step by step: iterate to get the next tokens. `stream_explanation` makes it.
 
     `rows` says what each row is, `ids` and `texts` what it wrote so far, `reasons` why it ended: "end", "stop" or
-    "length"; "" before.
+    "length"; "" before. What is interrupted does not go on: it is made anew.
 
     Args:
         scope: the Patchscope.
