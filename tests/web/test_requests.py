@@ -3,8 +3,11 @@
 import hypothesis
 import pytest
 import schemathesis
+from pydantic import ValidationError
 from schemathesis.checks import not_a_server_error
 from view_server import serve_both, serving
+
+from lenscope.web.requests import PromptIn
 
 SEVERAL = hypothesis.settings(
     max_examples=12, deadline=None, derandomize=True, database=None, phases=[hypothesis.Phase.generate],
@@ -83,3 +86,19 @@ def test_no_request_makes_the_server_fail(described, name, mode):
         assert mode == "negative"
     if mode == "plausible":
         assert 200 in statuses
+
+
+def test_a_list_of_wrong_values_is_refused_at_its_first():
+    wrong = {"ids": [-5] * 100_000}
+    with pytest.raises(ValidationError) as raised:
+        PromptIn.model_validate(wrong)
+    assert raised.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"prompt":{"text":"\xff"}}', b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}", b"{", b"\x00"]
+)
+def test_a_body_that_is_no_json_is_called_so(view, body):
+    answer = view.client.post("/api/tokenize", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("the body is no JSON")

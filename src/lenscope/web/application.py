@@ -47,6 +47,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorOut, "description": "The queue is full"},
 }
 
+# what the web framework refuses, in words that say more than its own
+LINES = {
+    400: "the body is no JSON (it is no UTF-8, is nested too deeply, or has a number with too many digits)",
+    404: "there is nothing at this path",
+    405: "this path takes another method",
+}
+
 
 class Answers:
     """Runs endpoints on the models' threads, and remembers what they gave."""
@@ -267,9 +274,7 @@ def error_line(error: BaseException) -> str:
         place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         line = f"{place}: {first['msg'].removeprefix('Value error, ')}"
     elif isinstance(error, HTTPException):
-        line = {404: "there is nothing at this path", 405: "this path takes another method"}.get(
-            error.status_code, str(error.detail)
-        )
+        line = LINES.get(error.status_code, str(error.detail))
     elif isinstance(error, LenscopeError):
         line = str(error)
     elif _lacks_memory(error):

@@ -12,13 +12,14 @@ MOST_IDS = 131_072
 MOST_LAYERS = 1024
 FAR = 1 << 24
 
+# lists end at the first value that is wrong: a line says one fault, and a hundred thousand of them would take seconds
 Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Layer = Annotated[int, Field(ge=-MOST_LAYERS, le=MOST_LAYERS)]
 Place = Annotated[int, Field(ge=-FAR, le=FAR)]
-LayerList = Annotated[list[Layer], Field(min_length=1, max_length=MOST_LAYERS)]
-PlaceList = Annotated[list[Place], Field(min_length=1, max_length=MOST_IDS)]
+LayerList = Annotated[list[Layer], Field(min_length=1, max_length=MOST_LAYERS, fail_fast=True)]
+PlaceList = Annotated[list[Place], Field(min_length=1, max_length=MOST_IDS, fail_fast=True)]
 TopK = Annotated[int, Field(ge=1, le=50)]
 NewTokens = Annotated[int, Field(ge=1, le=65_536)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -52,8 +53,8 @@ class PromptIn(StrictModel):
     """
 
     text: Text | None = None
-    ids: Annotated[list[TokenId], Field(max_length=MOST_IDS)] | None = None
-    turns: Annotated[list[TurnIn], Field(min_length=1, max_length=1000)] | None = None
+    ids: Annotated[list[TokenId], Field(max_length=MOST_IDS, fail_fast=True)] | None = None
+    turns: Annotated[list[TurnIn], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
     model: ModelNumber = 0
 
     @model_validator(mode="after")
