@@ -49,6 +49,12 @@ def test_floats_that_pages_show_exactly_stay_so():
     np.testing.assert_array_equal(unpacked_arrays(packed({}, {"a": values}))["a"], values)
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_32_bits_are_infinite():
+    values = unpacked_arrays(packed({}, {"a": np.array([1e300, -1e300, 3e38, 1e-320])}))["a"]
+    assert values.tolist() == [np.inf, -np.inf, pytest.approx(3e38, rel=1e-4), 0]
+
+
 def test_whole_numbers_beyond_32_bits_are_refused():
     with pytest.raises(LenscopeError, match="ids: holds 4294967296"):
         packed({}, {"ids": np.array([2**32])})

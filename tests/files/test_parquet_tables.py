@@ -1,6 +1,7 @@
 """Parquet tables: bombs are not read, long texts take their place once, data frames say what they need."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,18 @@ def test_a_long_text_that_every_row_repeats_takes_its_place_once(made, tmp_path)
     with pytest.raises(ls.LenscopeError):
         ls.load_grid(path)
     assert pa.default_memory_pool().max_memory() < 1 << 30
+
+
+@pytest.mark.parametrize(("kind", "column"), [("trajectory", "prompt"), ("comparison", "prompt_second")])
+def test_a_long_prompt_takes_its_place_once_in_the_rows_of_all_cells(made, kind, column):
+    """Rows of 3,000 tokens at 31 layers would take gigabytes."""
+    result = made[kind]
+    long = {"text": "x" * 1_000_000}
+    result = replace(result, second=replace(result.second, **long)) if kind == "comparison" else replace(result, **long)
+    rows = result._rows()
+    assert len(rows) >= 4
+    assert rows.nbytes < 1_100_000
+    assert set(rows[column].to_pylist()) == {long["text"]}
 
 
 def test_data_frames(made, monkeypatch):

@@ -20,7 +20,8 @@ def packed(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[st
     """Give a result's payload: its head, and under "arrays" all its arrays in one compressed block.
 
     Arrays are floats, integers or booleans of any shape. Floats become float32 with 13 bits of mantissa, NaN being what
-    is not known; integers become int32, booleans uint8. Raises LenscopeError for integers beyond 32 bits.
+    is not known and infinity what is larger; integers become int32, booleans uint8. Raises LenscopeError for integers
+    beyond 32 bits.
     """
     index: dict[str, Any] = {}
     parts: list[bytes] = []
@@ -63,7 +64,9 @@ def _plain(name: str, values: np.ndarray) -> np.ndarray:
         if values.size and (values.min() < limits.min or values.max() > limits.max):
             raise LenscopeError(f"{name}: holds {values.max()}; a page's integers have 32 bits")
         return np.asarray(values, dtype="<i4", order="C")
-    bits = np.asarray(values, dtype="<f4", order="C").view("<u4")
+    # what is beyond the largest float32 is infinite there
+    with np.errstate(over="ignore"):
+        bits = np.asarray(values, dtype="<f4", order="C").view("<u4")
     finite = np.isfinite(bits.view("<f4"))
     half = np.uint32(1 << (_CUT - 1))
     mask = np.uint32(0xFFFFFFFF >> _CUT << _CUT)

@@ -94,6 +94,11 @@ def text_column(values: Iterable[str]) -> pa.Array:
     return pa.array(list(values), type=pa.string()).dictionary_encode()
 
 
+def repeated_text(text: str, rows: int) -> pa.Array:
+    """A column of one text in all rows, which takes its place once."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, dtype=np.int32), pa.array([text], type=pa.string()))
+
+
 def data_frame(table: pa.Table) -> Any:
     """A table as a pandas.DataFrame, whole numbers with gaps as Int64; without pandas as a polars.DataFrame.
 

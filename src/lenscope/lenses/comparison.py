@@ -20,7 +20,7 @@ from lenscope.display.payload import packed
 from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.files.digests import FORMAT
 from lenscope.files.json_values import check_within, float_array, whole_numbers
-from lenscope.files.parquet_tables import number_column
+from lenscope.files.parquet_tables import number_column, repeated_text
 from lenscope.files.records import Lists, Record, check_measure
 from lenscope.lenses.trajectory import Trajectory
 
@@ -105,9 +105,9 @@ class Comparison(Record, Drawn):
         columns: dict[str, Any] = {"layer": np.repeat(self.layers, pairs)}
         for n, side in enumerate((self.first, self.second)):
             end = ("first", "second")[n]
-            columns[f"prompt_{end}"] = [side.text] * layers * pairs
-            columns[f"model_{end}"] = [side.model] * layers * pairs
-            columns[f"lens_{end}"] = [side.lens] * layers * pairs
+            columns[f"prompt_{end}"] = repeated_text(side.text, layers * pairs)
+            columns[f"model_{end}"] = repeated_text(side.model, layers * pairs)
+            columns[f"lens_{end}"] = repeated_text(side.lens, layers * pairs)
             columns[f"position_{end}"] = np.tile([p[n] for p in self.positions], layers)
             columns[f"token_{end}"] = [side.vocabulary[side.ids[p[n]]] for p in self.positions] * layers
             columns[f"top_token_{end}"] = [side.vocabulary.get(i, "") for i in side.top_ids[..., 0].flat]

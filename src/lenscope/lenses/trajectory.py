@@ -45,6 +45,7 @@ from lenscope.files.parquet_tables import (
     list_column,
     number_column,
     reordered,
+    repeated_text,
     row_order,
     write_parquet,
 )
@@ -267,9 +268,9 @@ class Trajectory(Record, Drawn):
 
         return pa.table(
             {
-                "prompt": texts([self.text] * cells),
-                "model": texts([self.model] * cells),
-                "lens": texts([self.lens] * cells),
+                "prompt": repeated_text(self.text, cells),
+                "model": repeated_text(self.model, cells),
+                "lens": repeated_text(self.lens, cells),
                 "layer": pa.array(np.repeat(np.array(self.layers, dtype=np.int32), positions)),
                 "position": pa.array(np.tile(np.array(self.positions, dtype=np.int32), layers)),
                 "token_id": pa.array(np.tile(ids, layers)),

@@ -64,7 +64,9 @@ class Transfer(Record, Drawn):
         """What a measure loses by transfer: minus the tested layer's own translator's, (translators, layers tested)."""
         check_measure(name, TRANSFERRED)
         values: np.ndarray = getattr(self, name)
-        return values - np.diagonal(values)
+        # NaN where both are infinite
+        with np.errstate(invalid="ignore"):
+            return values - np.diagonal(values)
 
     def by_distance(self, distance: int, name: str = "cross_entropy") -> float:
         """The median penalty of translators trained `distance` layers later (negative: earlier) than they are tested.
