@@ -131,3 +131,28 @@ def test_a_state_of_the_second_prompt_is_that_of_the_link_and_the_keys(page, bro
     expect(heading).to_have_text(chosen)
     assert len(asked) == 3
     assert all(one["prompt"] == asked[0]["prompt"] and one["position"] == asked[0]["position"] for one in asked)
+
+
+def test_answers_to_another_question_are_marked_and_not_copied_as_this_one(page, slow_answers):
+    old = "These are answers to what was asked before"
+    run_prompt(page, FIRST)
+    result(page).locator(".rows .cell").last.click()
+    page.get_by_role("tab", name="Steer").click()
+    panel = page.get_by_role("tabpanel", name="Steer")
+    panel.get_by_label("New tokens").fill("4")
+    panel.get_by_role("button", name="Steer", exact=True).click()
+    expect(panel.get_by_text(re.compile("Both texts are"))).to_be_visible()
+    expect(panel.get_by_text(old)).to_be_hidden()
+    panel.get_by_label("Strength", exact=True).fill("7")
+    expect(panel.get_by_text(old)).to_be_visible()
+    panel.get_by_label("Strength", exact=True).fill("1")
+    expect(panel.get_by_text(old)).to_be_hidden()
+    result(page).locator(".rows .cell").first.click()
+    expect(panel.get_by_text(old)).to_be_visible()
+    slow_answers("steering")
+    panel.get_by_role("button", name="Steer", exact=True).click()
+    expect(panel.get_by_text(old)).to_be_hidden()
+    panel.get_by_role("button", name="Stop").click()
+    page.get_by_text("Export", exact=True).click()
+    expect(page.get_by_role("list", name="The result")).to_be_visible()
+    expect(page.get_by_role("list", name="The two texts")).to_have_count(0)

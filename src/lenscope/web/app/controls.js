@@ -132,6 +132,15 @@ export function oneAtATime(line, waiting = "Waiting for the model …") {
   return task;
 }
 
+/** A note beside an answer whose question is no longer what the inputs say: {element, answers(asked)}; `now()` gives what they ask. */
+export function staleNote(inputs, now) {
+  const note = element("p", { class: "stale", role: "status", hidden: "" }, "These are answers to what was asked before: what is asked now differs.");
+  let asked = null;
+  const show = () => { note.hidden = asked === null || JSON.stringify(now()) === asked; };
+  inputs.subscribe(show);
+  return { element: note, show, answers(request) { asked = request && JSON.stringify(request); show(); } };
+}
+
 /** What `queue` events say, in words. */
 export function placeInQueue({ position }) {
   return position > 0 ? `Waiting: ${position} before this in the queue.` : "Waiting for the model …";

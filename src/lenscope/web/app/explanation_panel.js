@@ -3,7 +3,7 @@
 
 import { element, formatNumber, visibleProse } from "./text.js";
 import { streamFromServer } from "./api.js";
-import { areaControl, button, choiceControl, labelled, numberControl, oneAtATime, placeInQueue, statusLine, textControl } from "./controls.js";
+import { areaControl, button, choiceControl, labelled, numberControl, oneAtATime, placeInQueue, staleNote, statusLine, textControl } from "./controls.js";
 import { explanationRequest, typedLayers } from "./requests.js";
 
 const SPREAD_LAYERS = [0, 0.07, 0.14, 0.25, 0.35, 0.45, 0.6, 0.8];  // of a model; states are read in its lower half, seldom above
@@ -117,14 +117,15 @@ export function explanationPanel(inputs, info) {
   const askButton = button("Ask", () => ask(place), { class: "primary" });
   const layers = labelled("Target layers", textControl(inputs, "targetLayers", { placeholder: "eight, spread", size: "12" }),
     "“same”, “all”, or a list such as 0, 4-8, 20-30/2");
+  let place = null, last = null;
+  const stale = staleNote(inputs, asking);
   const panel = element("div", { class: "question" },
     element("div", { class: "controls" }, ...questionControls(inputs, info), layers,
       labelled("New tokens", numberControl(inputs, "answerTokens", 1, info.limits.new_tokens)),
       labelled("Mark answers with", textControl(inputs, "reference", { placeholder: "Paris", size: "10" })),
       askButton, task.stopButton),
-    line.element, table.element);
+    line.element, stale.element, table.element);
   table.element.hidden = true;
-  let place = null, last = null;
   inputs.subscribe((_, names) => { if (names.includes("reference")) table.mark(); });
 
   function targetLayers(own) {
@@ -134,20 +135,24 @@ export function explanationPanel(inputs, info) {
     if (word === "same") return [Math.min(own, last)];
     return word === "all" ? [] : typedLayers(word, last);
   }
+  /** What is asked as the inputs stand; null where the layers are none. */
+  function asking() {
+    const { token, ...address } = place, wanted = targetLayers(place.layer);
+    return wanted && explanationRequest(inputs.get(), address, wanted, info.targets[0]?.name);
+  }
   function ask(about) {
     place = about;
     if (!place) return undefined;
-    const wanted = targetLayers(place.layer);
-    if (wanted === null) return line.refuse(LAYERS_WANTED);
-    const { token, ...address } = place;
+    if (targetLayers(place.layer) === null) return line.refuse(LAYERS_WANTED);
     inputs.set({ asked: "meaning" });
     return task.run(async (signal) => {
-      const request = explanationRequest(inputs.get(), address, wanted, info.targets[0]?.name);
+      const request = asking();
       last = null;  // what is shown from here on is not what was asked before
       await streamFromServer("/api/explanation", request, (name, data) => {
         if (name === "queue") line.say(placeInQueue(data));
         else if (name === "start") {
           table.start(data.rows);
+          stale.answers(request);
           line.say("The model answers …");
           if (!matchMedia("(min-width: 1100px)").matches) table.element.scrollIntoView({ block: "start" });
         }
@@ -162,7 +167,7 @@ export function explanationPanel(inputs, info) {
   return {
     element: panel,
     ask,
-    aim(about) { if (place && JSON.stringify(about) !== JSON.stringify(place)) { table.element.hidden = true; last = null; task.stop(); line.clear(); } place = about; },
+    aim(about) { if (place && JSON.stringify(about) !== JSON.stringify(place)) { table.element.hidden = true; last = null; task.stop(); line.clear(); stale.answers(null); } place = about; },
     leave: () => task.stop(),
     asked: () => last,
   };

@@ -3,7 +3,7 @@
 
 import { element, formatNumber, visibleProse } from "./text.js";
 import { streamFromServer } from "./api.js";
-import { button, choiceControl, labelled, numberControl, oneAtATime, placeInQueue, statusLine } from "./controls.js";
+import { button, choiceControl, labelled, numberControl, oneAtATime, placeInQueue, staleNote, statusLine } from "./controls.js";
 import { promptInWords, steeringRequest, typedPrompt } from "./requests.js";
 import { placeInWords } from "./result_panel.js";
 
@@ -21,6 +21,8 @@ export function steeringPanel(inputs, info) {
   const prompts = [0, 1].map(() => element("span", { class: "given", dir: "auto" }));
   const sides = element("div", { class: "sides", hidden: "" }, ["Plain", "Steered"].map((name, row) =>
     element("section", { "aria-label": name }, element("h3", {}, name), prompts[row], texts[row])));
+  let place = null, last = null;
+  const stale = staleNote(inputs, asking);
   const swap = button("Forget what is subtracted", () => inputs.set({ minus: null }), { class: "quiet" });
   const panel = element("div", { class: "question" }, vector,
     element("div", { class: "controls" },
@@ -30,11 +32,15 @@ export function steeringPanel(inputs, info) {
       labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
       labelled("Seed", numberControl(inputs, "seed", 0, 2 ** 32 - 1)),
       button("Steer", () => ask(), { class: "primary" }), task.stopButton, swap),
-    line.element, warning, sides);
-  let place = null, last = null;
+    line.element, stale.element, warning, sides);
 
   function plus() {
     return inputs.get().taken ?? place;
+  }
+  /** What is asked as the inputs stand; null where something is missing. */
+  function asking() {
+    const added = plus(), prompt = typedPrompt(inputs.get());
+    return added && prompt && steeringRequest(inputs.get(), prompt, added, added.layer);
   }
   function show() {
     const { minus, strength } = inputs.get(), added = plus();
@@ -46,8 +52,8 @@ export function steeringPanel(inputs, info) {
   inputs.subscribe(show);
   show();
 
-  function warn({ vector_norm: vectorNorm, state_norm: stateNorm }) {
-    const times = Math.abs(inputs.get().strength) * vectorNorm / stateNorm;
+  function warn(strength, { vector_norm: vectorNorm, state_norm: stateNorm }) {
+    const times = Math.abs(strength) * vectorNorm / stateNorm;
     warning.hidden = !(times > STRONG);
     warning.textContent = warning.hidden ? ""
       : `What is added is ${formatNumber(times)} times as long as the states at this layer: a text that falls apart says nothing of the vector. Try a strength below ${formatNumber(STRONG * stateNorm / vectorNorm)}.`;
@@ -58,16 +64,17 @@ export function steeringPanel(inputs, info) {
     if (!prompt) return line.refuse("Type a prompt first: it is what is written on.");
     inputs.set({ asked: "steer" });
     return task.run(async (signal) => {
-      const request = steeringRequest(inputs.get(), prompt, added, added.layer), written = ["", ""];
+      const request = asking(), written = ["", ""];
       const paint = () => texts.forEach((node, row) => { node.textContent = visibleProse(written[row]); });
       last = null;  // what is shown from here on is not what was asked before
+      stale.answers(request);
       paint();
       prompts.forEach((node) => { node.textContent = visibleProse(promptInWords(prompt, 200)); });
       sides.hidden = false;
       warning.hidden = true;
       await streamFromServer("/api/steering", request, (name, data) => {
         if (name === "queue") line.say(placeInQueue(data));
-        else if (name === "start") { warn(data); line.say("The model writes …"); }
+        else if (name === "start") { warn(request.strength, data); line.say("The model writes …"); }
         else if (name === "tokens") { for (const { row, text } of data.tokens) written[row] += text; paint(); }
         else if (name === "end" && typeof data.text === "string") { written[data.row] = data.text; paint(); }
       }, signal);
@@ -78,7 +85,7 @@ export function steeringPanel(inputs, info) {
   return {
     element: panel,
     ask,
-    aim(about) { place = about; show(); },
+    aim(about) { place = about; show(); stale.show(); },
     async show(again = false) { if (again) await ask(); },
     leave: () => task.stop(),
     asked: () => last,
