@@ -88,6 +88,21 @@ def test_it_says_where_it_is_answers_and_ends(started, number):
     assert process.returncode in (0, 130) if number == signal.SIGINT else process.returncode in (0, -15, 143)
 
 
+def test_what_clients_do_wrong_and_what_they_leave_open_is_not_told_when_it_ends(started):
+    process, address, _ = started()
+    port = int(address.rsplit(":", 1)[1].rstrip("/"))
+    with socket.create_connection(("127.0.0.1", port)) as strange:
+        strange.sendall(b"no request\r\n\r\n")
+        assert strange.recv(100).startswith(b"HTTP/1.1 400")
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        kind = "content-type: application/json\r\ncontent-length: 100"
+        slow.sendall(f"POST /api/tokenize HTTP/1.1\r\nhost: localhost\r\n{kind}\r\n\r\n{{".encode())
+        httpx.get(f"{address}api/info")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert err.strip() in ("", "lenscope: interrupted")
+
+
 def test_a_token_stands_in_the_address_and_is_needed(started):
     token = "a-secret-of-mine"
     _, address, _ = started("--token", token)

@@ -159,6 +159,7 @@ def _serve(served: "Served", listener: socket.socket, host: str, token: str | No
     config = uvicorn.Config(
         application,
         log_config=None,
+        log_level="critical",  # what clients do wrong is answered; the guard tells failures of the application
         access_log=False,
         server_header=False,
         ws="none",
