@@ -102,3 +102,8 @@ def test_a_body_that_is_no_json_is_called_so(view, body):
     answer = view.client.post("/api/tokenize", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("the body is no JSON")
+
+
+def test_a_wrong_value_of_a_field_of_two_types_is_named_by_its_field(view):
+    asked = {"prompt": {"text": "hello"}, "lens": "logit lens", "target": -1}
+    assert view.post("trajectory", asked).json()["error"].startswith("target: ")

@@ -271,7 +271,9 @@ def error_line(error: BaseException) -> str:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return f"the body is no JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})"
-        place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        # a field of several types has the type that was tried last in its place
+        named = [str(part) for part in first["loc"][1:] if not str(part).startswith("constrained-")]
+        place = ".".join(named) or "the request"
         line = f"{place}: {first['msg'].removeprefix('Value error, ')}"
     elif isinstance(error, HTTPException):
         line = LINES.get(error.status_code, str(error.detail))
