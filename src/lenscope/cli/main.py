@@ -128,7 +128,7 @@ def _run_command(arguments: list[str]) -> int:
 
     try:
         command = typer.main.get_command(command_line())
-        with command.make_context("lenscope", arguments) as context:
+        with command.make_context("lenscope", arguments or ["--help"]) as context:
             command.invoke(context)
         return 0
     except typer.Exit as left:

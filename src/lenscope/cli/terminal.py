@@ -128,7 +128,7 @@ def rank_line(t: "Trajectory") -> Text:
     token = t.vocabulary[t.target] if t.target is not None else ""
     ranks = t.rank[:, -1]
     steps = [0, *(i for i in range(1, len(ranks)) if ranks[i] < ranks[:i].min())]
-    line = Text(f"\n{token.strip()!r} at the last position, rank (0 is the top) by layer: ")
+    line = Text(f"\n{token!r} at the last position, rank (0 is the top) by layer: ")
     for i in steps:
         probability = float(math.exp(-t.cross_entropy[i, -1]))
         line.append(f"  {t.layers[i]}: ", style="dim")

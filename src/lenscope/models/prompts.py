@@ -199,7 +199,7 @@ class Encoder:
             return ids[0]
         pieces = ", ".join(repr(t) for t in self.tokens(ids)) or "none"
         spaced = f" {' ' + token!r}," if f" {token}" in self._by_text else ""
-        raise LenscopeError(f"token {token!r}: is {len(ids)} tokens ({pieces}); give one of them,{spaced} or an id")
+        raise LenscopeError(f"token {token!r}: it is {len(ids)} tokens ({pieces}); give one of them,{spaced} or an id")
 
     def answer_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of each answer as it follows a prompt, spaces included; see `Spelling.after`.

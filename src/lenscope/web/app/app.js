@@ -36,6 +36,18 @@ function stateFor(info, state) {
   };
 }
 
+/** A sentence for a link to a lens that this server does not have. */
+function lensMissed(info, { lens }) {
+  return !lens || info.lenses.some(({ name }) => name === lens) ? ""
+    : `The link names the lens “${clipText(visibleProse(lens), 60)}”, which is not served here. Another lens is shown.`;
+}
+
+/** A sentence for an answer that may lack its space: “Paris” and “ Paris” are two tokens. */
+function spaceMissed({ target }) {
+  return /^[\p{Script=Latin}\p{Script=Cyrillic}\p{Script=Greek}]/u.test(target ?? "")
+    ? ` The answer “${clipText(visibleProse(target), 30)}” is followed without a space before it; a new word begins with one.` : "";
+}
+
 /** A trajectory that grows with the events of a generation; `draw(result, written, growing)` is called now and then, and at the end. */
 async function streamedTrajectory(request, draw, say, signal) {
   let whole = null, drawnAt = 0, count = 0, written = "";
@@ -137,7 +149,7 @@ function openPage(root, info) {
       signal.throwIfAborted();
       if (!writing) show(drawn);
       runs.remember(asked, drawn, addressOfRun());
-      line.say(`${writing ? "Written" : "Read"} in ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
+      line.say(`${writing ? "Written" : "Read"} in ${((performance.now() - begun) / 1000).toFixed(1)} s.${spaceMissed(asked.request)}`);
     });
   }
   /** Shows what the state says: from the runs that are kept, else from the server. */
@@ -163,7 +175,8 @@ function openPage(root, info) {
     const read = readState(location.hash);
     inputs.set(stateFor(info, read.state));
     await restore();
-    if (read.complaint) line.refuse(read.complaint);
+    const wrong = read.complaint || lensMissed(info, read.state);
+    if (wrong) line.refuse(wrong);
   }
   async function openExample(example) {
     try {
@@ -198,7 +211,8 @@ function openPage(root, info) {
     element("header", { class: "top-bar" }, element("h1", {}, "lenscope"), element("p", { class: "model" }, `${visibleProse(name)} · ${layers} layers`),
       runs.element, exports.element, button("Keys", help.open, { "aria-keyshortcuts": "?" })),
     element("main", {}, prompt.element, line.element, examples, work), help.element);
-  restore().then(() => { if (complaint) line.refuse(complaint); });
+  const wrong = complaint || lensMissed(info, state);
+  restore().then(() => { if (wrong) line.refuse(wrong); });
   if (!inputs.get().ran) prompt.focus();
 }
 

@@ -9,6 +9,7 @@ import { explanationRequest, typedLayers } from "./requests.js";
 const SPREAD_LAYERS = [0, 0.07, 0.14, 0.25, 0.35, 0.45, 0.6, 0.8];  // of a model; states are read in its lower half, seldom above
 /** What is said where layers are typed that are none. */
 export const LAYERS_WANTED = "Type layers as numbers and ranges, such as 0, 4-8, 20-30/2; the last one is the model's number of layers.";
+const LATE = 0.75;  // of the layers: from there on a state holds the next token rather than what it is about
 const OWN_TARGET_HINT = "The placeholder is where the state is put: a position (−1 is the last token) or a piece of the text.";
 
 /** Words with every place where `reference` stands marked. */
@@ -161,7 +162,8 @@ export function explanationPanel(inputs, info) {
       }, signal);
       last = { endpoint: "explanation", request };
       const { reference } = inputs.get();
-      line.say(reference.trim() ? `All answers are there; ${formatNumber(table.hits(reference))} about this state have “${reference.trim()}”.` : "All answers are there.");
+      line.say((reference.trim() ? `All answers are there; ${formatNumber(table.hits(reference))} about this state have “${reference.trim()}”.` : "All answers are there.")
+        + (about.layer > LATE * info.model.n_layers ? " A state of a late layer holds the next token more than a meaning: try a lower one." : ""));
     });
   }
   return {

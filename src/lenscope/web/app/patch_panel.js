@@ -36,7 +36,7 @@ function changesTable(plain, patched) {
   const text = (result, id) => tokenElement(result.vocabulary.get(id) ?? `#${id}`);
   const [before, after] = [topTokens(plain, l, p), topTokens(patched, l, p)];
   return element("div", { class: "changes" },
-    element("p", {}, `With the state the answer differs at ${changed} of ${plain.positions.length} positions. What comes after the last token:`),
+    element("p", {}, `With the state the top token of the last layer differs at ${changed} of ${plain.positions.length} positions. The model expects after the last token:`),
     element("table", {}, element("thead", {}, element("tr", {}, ["plain", "", "with the state", ""].map((word) => element("th", { scope: "col" }, word)))),
       element("tbody", {}, before.slice(0, SHOWN_CHANGES).map(({ id, share }, i) => element("tr", {},
         element("td", {}, text(plain, id)), element("td", { class: "share" }, formatShare(share)),
@@ -65,8 +65,8 @@ export function patchPanel(inputs, info, view) {
   function showTaken() {
     const place = inputs.get().taken;
     taken.textContent = place
-      ? `Taken: the state at ${placeInWords(place)}. Drop it on a cell below, or choose a cell and press “Put it here”.`
-      : "No state is taken yet. Choose a cell above and press “Take this state”, or drag a cell to a cell below.";
+      ? `Taken: the state at ${placeInWords(place)}. Read a target prompt, choose one of its cells and press “Put it here”.`
+      : "No state is taken yet. Press “Take this state”, or drag a cell of the result to a cell of the run that you read here.";
   }
   inputs.subscribe((_, names) => { if (names.includes("taken")) showTaken(); });
   showTaken();
@@ -109,7 +109,7 @@ export function patchPanel(inputs, info, view) {
     });
   }
   async function put(place, cell) {
-    if (!place) return line.refuse("Take a state first: choose a cell of the result above and press “Take this state”.");
+    if (!place) return line.refuse("Take a state first: choose a cell of the result and press “Take this state”.");
     if (!target) return line.refuse("Type a target prompt and press “Read it” first.");
     const layer = cell.layer ?? Math.min(place.layer, info.model.n_layers);  // a token of the target prompt: the layer it came from
     inputs.set({ placed: [layer, cell.position], asked: "move" });

@@ -81,7 +81,7 @@ export function promptPanel(inputs, info, does) {
   const compare = labelled("Compare with", choiceControl(inputs, "compare",
     [["none", "nothing"], ...(info.lenses.length > 1 ? [["lens", "another lens"]] : []), ["prompt", "another prompt"]]));
   const secondLens = labelled("Second lens", choiceControl(inputs, "lens2", lensChoices(info)));
-  const answer = labelled("Answer to follow", textControl(inputs, "answer", { placeholder: "the next token", size: "12" }));
+  const answer = labelled("Answer to follow", textControl(inputs, "answer", { placeholder: "the next token", size: "12", on: { keydown: onEnter } }));
   const runButton = button("Run", does.run, { class: "primary" });
   const writeButton = button("Write", does.write);
   const panel = element("section", { class: "panel prompt", "aria-label": "Prompt" },

@@ -23,7 +23,7 @@ export function statePanel(inputs, info, view) {
   const take = button("Take this state", () => takeState(place), { disabled: "" });
   const subtract = button("Subtract this state", () => {
     inputs.set({ minus: place });
-    sayTaken(`${placeInWords(place)} will be subtracted when you steer.`);
+    sayTaken(`The state at ${placeInWords(place)} will be subtracted when you steer.`);
   }, { disabled: "" });
   const panel = element("section", { class: "panel state", "aria-label": "One state", hidden: "" },
     element("div", { class: "controls head" }, heading, take, subtract), takenLine,
@@ -37,7 +37,7 @@ export function statePanel(inputs, info, view) {
   function takeState(about) {
     inputs.set({ taken: about });
     carryCell(JSON.stringify(about));  // for the key that drops
-    sayTaken(`Taken: ${placeInWords(about)}. “Move it” writes it into another run, “Steer” adds it.`);
+    sayTaken(`Taken: the state at ${placeInWords(about)}. “Move it” writes it into the run of another prompt, “Steer” adds it to the states of the typed one.`);
   }
   function open(name) {
     inputs.set({ tab: name });
