@@ -50,7 +50,8 @@ def argument_count(f: Callable[..., Any]) -> int:
     except (TypeError, ValueError):
         if callable(f):
             return 1
-        raise LenscopeError(f"f {f!r}: it is no function; give f(h), f(h, layer), f(h, layer, target_layer), or what load_lens reads") from None
+        wanted = "f(h), f(h, layer), f(h, layer, target_layer), or what load_lens reads"
+        raise LenscopeError(f"f {f!r}: it is no function; give {wanted}") from None
     needed = [p for p in parameters if p.default is p.empty]
     count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed)
     named = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]

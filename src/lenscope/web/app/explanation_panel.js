@@ -163,7 +163,7 @@ export function explanationPanel(inputs, info) {
       last = { endpoint: "explanation", request };
       const { reference } = inputs.get();
       line.say((reference.trim() ? `All answers are there; ${formatNumber(table.hits(reference))} about this state have “${reference.trim()}”.` : "All answers are there.")
-        + (about.layer > LATE * info.model.n_layers ? " A state of a late layer holds the next token more than a meaning: try a lower one." : ""));
+        + (about.layer > LATE * info.model.n_layers ? " A state of a late layer often holds the next token rather than a meaning: try a lower layer." : ""));
     });
   }
   return {
