@@ -77,3 +77,13 @@ def test_more_lines_than_colours_are_told_apart():
     series = [Series(str(n), [0, 1], [n, n]) for n in range(7)]
     lines = draw_in([Panel("", "", "", series)]).axes[0].lines
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 7
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["lines", "bars", "points"])
+@pytest.mark.parametrize("values", [[0.0, 0.0], [float("nan"), -1.0], [float("inf"), 1e300]])
+@pytest.mark.parametrize("log", [False, True])
+def test_values_that_no_axis_has_are_drawn_without_a_warning(kind, values, log):
+    """Such as the KL of the last layer alone, on a log scale."""
+    one = Series("a", [0, 1], values, [0.0, 0.0], [float("inf")] * 2)
+    assert draw_in([Panel("t", "x", "y", [one], kind=kind, log=log)]).axes

@@ -1,5 +1,6 @@
 """Computations that nobody waits for any more end soon, and leave the model as it was."""
 
+import contextvars
 import threading
 
 import pytest
@@ -121,6 +122,17 @@ def test_blocks_within_one_another_all_count():
         check_interruption()
     with interruptible(lambda: False):
         check_interruption()
+
+
+def test_a_generator_may_be_closed_in_another_task_than_it_was_begun_in():
+    def steps():
+        with interruptible(lambda: True):
+            yield
+
+    begun = steps()
+    contextvars.copy_context().run(next, begun)
+    begun.close()
+    assert not may_stop()
 
 
 def test_other_threads_are_not_interrupted(lm):

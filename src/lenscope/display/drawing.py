@@ -151,10 +151,11 @@ def _draw_panel(axes: "Axes", panel: Panel, legend: bool, palette: Palette) -> N
         draw_series(axes, one, n, len(panel.series), palette)
     if panel.level is not None:
         axes.axhline(panel.level, color=palette.faint, linestyle=":", linewidth=1.2)
-    if panel.log:
+    known = [float(v) for one in panel.series for v in one.y if np.isfinite(v) and v > 0]
+    # without a value above 0 a log scale has no numbers
+    if panel.log and known:
         axes.set_yscale("log")
-        known = [float(v) for one in panel.series for v in one.y if np.isfinite(v) and v > 0]
-        if known and min(known) < max(known) / LOG_SPAN:
+        if min(known) < max(known) / LOG_SPAN:
             axes.set_ylim(bottom=max(known) / LOG_SPAN)
     _labels(axes, panel)
     axes.spines[["top", "right"]].set_visible(False)
@@ -183,17 +184,23 @@ def _points(axes: "Axes", one: Series, n: int, _: int, palette: Palette) -> None
 
 def _bars(axes: "Axes", one: Series, n: int, total: int, palette: Palette) -> None:
     width = 0.8 / total
-    y = np.asarray(one.y, dtype=float)
+    y = _drawable(one.y)
     places = np.arange(len(y)) + (n - (total - 1) / 2) * width
     apart = None
     if one.low is not None and one.high is not None:
-        apart = np.stack([y - np.asarray(one.low, dtype=float), np.asarray(one.high, dtype=float) - y]).clip(min=0)
+        apart = np.stack([y - _drawable(one.low), _drawable(one.high) - y]).clip(min=0)
     look: dict[str, Any] = {"hatch": "///", "alpha": 0.55} if one.dashed else {}
     look |= {"color": palette.lines[n % len(palette.lines)], "error_kw": {"elinewidth": 1, "ecolor": palette.ink}}
     axes.bar(places, y, width, label=_figure_text(one.label, NAME), yerr=apart, **look)
     long = max((len(str(x)) for x in one.x), default=0) * len(y) > 40
     names = [_figure_text(x, NAME) for x in one.x]
     axes.set_xticks(range(len(y)), names, rotation=40 if long else 0, ha="right" if long else "center")
+
+
+def _drawable(values: Sequence[float]) -> np.ndarray:
+    """Values of which NaN stands for those that no axis has."""
+    known = np.asarray(values, dtype=float)
+    return np.where(np.isfinite(known), known, np.nan)
 
 
 def _draw_heatmap(axes: "Axes", panel: Heatmap, ends: tuple[float, float], palette: Palette) -> None:

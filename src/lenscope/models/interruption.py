@@ -5,7 +5,7 @@ Does not know: who stops waiting, or why; what is computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -35,7 +35,9 @@ def interruptible(should_stop: ShouldStop) -> Iterator[None]:
     try:
         yield
     finally:
-        _question.reset(token)
+        # a generator that is closed in another task leaves nothing there to put back
+        with suppress(ValueError):
+            _question.reset(token)
 
 
 def may_stop() -> bool:
