@@ -96,7 +96,7 @@ def test_a_state_is_explained_beside_its_controls(page):
     rows = table.get_by_role("row")
     expect(rows.filter(has_text="playwright").first).to_be_visible()
     expect(table.locator("mark").first).to_have_text("playwright")
-    expect(rows.filter(has_text="no state")).to_have_count(1)
+    expect(rows.filter(has_text="without the state")).to_have_count(1)
     expect(table).to_contain_text("a random vector")
 
 

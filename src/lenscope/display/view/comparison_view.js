@@ -53,7 +53,7 @@ export function drawComparison(result, store, hooks) {
   const spoken = element("p", { class: "spoken", role: "status" });
   const toolbar = hooks.toolbar === false ? null : createToolbar(models, store, hooks);
   const name = (side) => (same ? side.model.result.lens : clipText(visibleProse(side.model.result.text), 60));
-  const node = element("section", { class: "result comparison" }, comparisonHead(model), toolbar?.element,
+  const node = element("section", { class: "result comparison" }, element("div", { class: "result-head" }, comparisonHead(model)), toolbar?.element,
     element("div", { class: "body" }, element("div", { class: "main" }, element("div", { class: "pair" }, sides.map((side) =>
       element("div", { class: "side" }, element("h3", { dir: "auto" }, `${side.n ? "Second" : "First"}: `, nameElement(name(side))), side.table.element))), charts), aside),
     sides.map((side) => provenanceNode(side.model.result.provenance)), spoken);

@@ -42,6 +42,7 @@ export function layerChart({ title, label, layers, lines, scale, at, depth, down
     }
   });
   ends.sort((a, b) => a.y - b.y);
+  for (let i = 0, roof = TOP; i < ends.length; i++) roof = (ends[i].y = Math.max(ends[i].y, roof)) + 10;
   for (let i = ends.length - 1, floor = HEIGHT - BOTTOM + 6; i >= 0; i--) floor = (ends[i].y = Math.min(ends[i].y, floor)) - 10;
   for (const end of ends) svg.append(svgElement("text", { class: `end ${end.name}`, x: end.x, y: end.y }, end.text));
   if (!drawn) svg.append(svgElement("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "no value at this position"));

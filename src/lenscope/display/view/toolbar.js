@@ -89,7 +89,7 @@ export function createToolbar(models, store, hooks = {}, shared = false) {
   const weak = models.some((model) => model.layers.some((_, l) => model.weak(l)));
   const depth = models.some((model) => model.positions.some((_, p) => model.depth(p) !== null));
   const key = element("ul", { class: "key" },
-    depth && element("li", {}, element("span", { class: "sample line" }), "settled above (prediction depth)"),
+    depth && element("li", { title: "Prediction depth: from here on the top token is that of the last layer." }, element("span", { class: "sample line" }), "settled above"),
     element("li", {}, element("b", {}, "bold"), "target or next token"),
     weak && element("li", {}, element("i", { class: "sample-weak" }, "slanted"), "the lens knows little"));
   const node = element("div", { class: "toolbar" }, element("div", { class: "tools" }, choices, legend),

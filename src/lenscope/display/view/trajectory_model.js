@@ -68,11 +68,20 @@ export function trajectoryModel(result) {
  */
 export function withSharedReports(results) {
   const known = results.find((result) => result.held_out_kl?.logit_lens);
-  return results.map((result) => {
-    if (!known || result.held_out_kl || result.lens !== "logit lens" || result.model !== known.model) return result;
-    const { layers, logit_lens: kl } = known.held_out_kl;
-    return { ...result, held_out_kl: { layers, kl, logit_lens: kl } };
-  });
+  return results.map((result) => (known && result.model === known.model ? withLogitLensReport(result, known.held_out_kl) : result));
+}
+
+/** What some lens of a server's model ({lenses}) is known to do on held-out text; null where there is none. */
+export function reportOf(info) {
+  return info.lenses.map((lens) => lens.held_out_kl).find((held) => held?.logit_lens) ?? null;
+}
+
+/** A result in which what the logit lens says is judged by the report of another lens; both sides of a comparison are. */
+export function withLogitLensReport(result, held) {
+  if (!held?.logit_lens) return result;
+  if (result.kind === "comparison") return { ...result, first: withLogitLensReport(result.first, held), second: withLogitLensReport(result.second, held) };
+  if (result.held_out_kl || result.lens !== "logit lens") return result;
+  return { ...result, held_out_kl: { layers: held.layers, kl: held.logit_lens, logit_lens: held.logit_lens } };
 }
 
 /** The indices of values within a window [low, high]; all of them where there is none, or none are within. */
@@ -99,8 +108,8 @@ export function weakLayersInWords(model) {
   if (!rows.length) return null;
   const values = rows.map((l) => model.heldOut(l)), low = Math.min(...values).toFixed(1), high = Math.max(...values).toFixed(1);
   const one = rows.length === 1, many = low === high ? `${low}` : `${low}–${high}`;
-  return `At ${one ? "layer" : "layers"} ${runsInWords(rows.map((l) => model.layers[l]))} the lens “${clipText(visibleProse(model.result.lens), 60)}” knows little: on held-out text it is `
-    + `${many} nats of KL away from the model there (above ${WEAK_KL}). Take what ${one ? "that row" : "those rows"} say${one ? "s" : ""} with care.`;
+  return `On held-out text “${clipText(visibleProse(model.result.lens), 60)}” is ${many} nats of KL from the model at `
+    + `${one ? "layer" : "layers"} ${runsInWords(rows.map((l) => model.layers[l]))}: it knows little there.`;
 }
 
 /** What a screen reader says of a cell. */

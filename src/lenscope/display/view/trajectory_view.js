@@ -92,7 +92,7 @@ export function drawTrajectory(result, store, hooks) {
   const table = createLayerTable(), aside = element("aside", { "aria-label": "Selected cell" }), charts = element("div", { class: "charts" });
   const spoken = element("p", { class: "spoken", role: "status" });
   const toolbar = hooks.toolbar === false ? null : createToolbar(models, store, hooks);
-  const head = element("div", {}, trajectoryHead(model));
+  const head = element("div", { class: "result-head" }, trajectoryHead(model));
   const node = element("section", { class: "result trajectory" }, head, toolbar?.element,
     element("div", { class: "body" }, element("div", { class: "main" }, table.element, charts), aside), provenanceNode(result.provenance), spoken);
   let rows = [], columns = [], source = null, at = [model.L - 1, model.P - 1], over = null, frame = 0;

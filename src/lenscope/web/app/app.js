@@ -3,6 +3,7 @@
 
 import { createStore } from "./store.js";
 import { unpackResult } from "./payload.js";
+import { reportOf, withLogitLensReport } from "./trajectory_model.js";
 import { clipText, element, visibleProse } from "./text.js";
 import { ServerError, askServer, keepAccessToken, streamFromServer } from "./api.js";
 import { button, oneAtATime, placeInQueue, statusLine } from "./controls.js";
@@ -80,7 +81,7 @@ function openPage(root, info) {
   const help = keyHelp();
   const usual = { ...stateFor(info, emptyState()), lens: "" };  // a link names its lens: another server has others
   const address = () => writeState(inputs.get(), usual);
-  const prompt = promptPanel(inputs, info, { run: () => run(false), write: () => run(true), runTask, writeTask });
+  const prompt = promptPanel(inputs, info, { run: () => run(false), write: () => run(true), runTask, writeTask, line });
   const runs = runHistory((entry) => { history.pushState(null, "", entry.hash); openAddress(); });
   const result = resultPanel(inputs, {
     opened: (place) => about.aim(place),
@@ -104,7 +105,8 @@ function openPage(root, info) {
     if (location.hash !== address()) history.replaceState(null, "", address());
     if (result.current()) runs.follow(askedFor(result.current()), address());
   }
-  function draw(asked, drawn, growing = false) {
+  function draw(asked, unmarked, growing = false) {
+    const drawn = withLogitLensReport(unmarked, reportOf(info));
     const before = result.current()?.result, { cell } = inputs.get();
     const sides = [before, drawn].map((one) => (one?.kind === "comparison" ? one.first : one)?.ids.join());
     if (before && !growing && sides[0] !== sides[1] && cell) inputs.set({ cell: null, positionWindow: null });
@@ -210,7 +212,7 @@ function openPage(root, info) {
   root.replaceChildren(
     element("header", { class: "top-bar" }, element("h1", {}, "lenscope"), element("p", { class: "model" }, `${visibleProse(name)} · ${layers} layers`),
       runs.element, exports.element, button("Keys", help.open, { "aria-keyshortcuts": "?" })),
-    element("main", {}, prompt.element, line.element, examples, work), help.element);
+    element("main", {}, prompt.element, examples, work), help.element);
   const wrong = complaint || lensMissed(info, state);
   restore().then(() => { if (wrong) line.refuse(wrong); });
   if (!inputs.get().ran) prompt.focus();

@@ -19,7 +19,7 @@ export async function stateOfExample(example, lens) {
 /** The list of examples; `open(example)` is called with the one that is chosen. */
 export function examplesList(examples, open) {
   return element("section", { class: "examples", "aria-label": "Worked examples" },
-    element("h2", {}, "Type a prompt above, or open a worked example"),
+    element("h2", {}, "Type a prompt above and press Enter, or open a worked example"),
     element("ul", {}, examples.map((example) => element("li", {},
       element("button", { type: "button", on: { click: () => open(example) } },
         element("strong", {}, visibleProse(example.title)), element("span", {}, visibleProse(example.why)))))));

@@ -84,7 +84,7 @@ function answersTable(inputs) {
       const cells = new Map(layers.map((layer) => [layer, { state: element("td", { class: "answer", dir: "auto" }), random: element("td", { class: "answer", dir: "auto" }) }]));
       const random = given.some(({ kind, layer }) => kind === "random" && cells.has(layer));
       body.replaceChildren(
-        element("tr", { class: "control" }, element("th", { scope: "row" }, "no state"), unpatched),
+        element("tr", { class: "control" }, element("th", { scope: "row" }, "without the state"), unpatched),
         ...[...cells].map(([layer, { state, random: control }]) => element("tr", {}, element("th", { scope: "row" }, layer), state, random ? control : null)));
       rows = given.map(({ row, kind, layer }) => ({
         row, kind, text: "", over: false, cell: kind === "unpatched" ? unpatched : cells.get(layer)?.[kind] ?? element("td") }));
@@ -117,7 +117,7 @@ export function explanationPanel(inputs, info) {
   const line = statusLine(), task = oneAtATime(line), table = answersTable(inputs);
   const askButton = button("Ask", () => ask(place), { class: "primary" });
   const layers = labelled("Target layers", textControl(inputs, "targetLayers", { placeholder: "eight, spread", size: "12" }),
-    "“same”, “all”, or a list such as 0, 4-8, 20-30/2");
+    "same, all, or 0, 4-8, 20-30/2");
   let place = null, last = null;
   const stale = staleNote(inputs, asking);
   const panel = element("div", { class: "question" },

@@ -4,6 +4,7 @@
 import { drawResult } from "./views.js";
 import { createStore } from "./store.js";
 import { numberAt, unpackResult } from "./payload.js";
+import { reportOf, withLogitLensReport } from "./trajectory_model.js";
 import { element, formatShare, tokenElement } from "./text.js";
 import { askServer } from "./api.js";
 import { areaControl, button, choiceControl, labelled, oneAtATime, statusLine } from "./controls.js";
@@ -77,7 +78,7 @@ export function patchPanel(inputs, info, view) {
     shown = run;
     const cell = store.get().cell;
     if (cell) store.set({ cell: { ...cell, pinned: false } });
-    drawn = drawResult({ ...run, key: "target" }, store, {
+    drawn = drawResult({ ...withLogitLensReport(run, reportOf(info)), key: "target" }, store, {
       ...askingHooks(), toolbar: false,
       cone: run === patched ? patched.into : null,
       ...(run === patched ? { rankCurves: undefined } : {}),  // ranks would be those of the plain run

@@ -43,13 +43,13 @@ function turnsEditor(inputs, run) {
   }, { class: "quiet" });
   inputs.subscribe(draw);
   draw();
-  return element("div", { class: "chat" }, list, add);
+  return element("div", { class: "chat" }, list, add, element("small", { class: "hint" }, "Ctrl+Enter runs."));
 }
 
 function modeChoice(inputs, chat) {
   const choice = (mode, text, disabled) => element("label", {},
     element("input", { type: "radio", name: "mode", value: mode, disabled, on: { change: () => inputs.set({ mode }) } }), element("span", {}, text));
-  const group = element("fieldset", { class: "modes" }, element("legend", {}, "Prompt as"),
+  const group = element("fieldset", { class: "modes" }, element("legend", { class: "spoken" }, "Prompt as"),
     choice("completion", "text", false), choice("chat", "chat", !chat),
     chat ? null : element("small", { class: "hint" }, "This model has no chat template."));
   const show = () => { for (const radio of group.querySelectorAll("input")) radio.checked = radio.value === inputs.get().mode; };
@@ -63,7 +63,7 @@ function lensChoices(info) {
 }
 
 /**
- * The panel. does = {run(), write(), runTask, writeTask}; gives {element, focus()}.
+ * The panel. does = {run(), write(), runTask, writeTask, line}; gives {element, focus()}.
  */
 export function promptPanel(inputs, info, does) {
   const onEnter = (event) => {
@@ -73,9 +73,9 @@ export function promptPanel(inputs, info, does) {
   };
   const text = areaControl(inputs, "text", { placeholder: "The Eiffel Tower is in the city of", on: { keydown: onEnter } });
   const second = areaControl(inputs, "text2", { placeholder: "The Colosseum is in the city of", on: { keydown: onEnter } });
-  const textField = labelled("Prompt", text, "Enter runs, Shift+Enter begins a new line.");
-  const chatField = turnsEditor(inputs, does.run);
-  chatField.append(element("small", { class: "hint" }, "Ctrl+Enter runs."));
+  const textField = labelled("Prompt", text), chatField = turnsEditor(inputs, does.run);
+  const hint = element("small", { class: "spoken", id: "prompt-hint" }, "Enter runs, Shift+Enter begins a new line.");
+  text.setAttribute("aria-describedby", hint.id);
   const secondField = labelled("Second prompt", second);
   const lens = labelled("Lens", choiceControl(inputs, "lens", lensChoices(info)));
   const compare = labelled("Compare with", choiceControl(inputs, "compare",
@@ -84,24 +84,33 @@ export function promptPanel(inputs, info, does) {
   const answer = labelled("Answer to follow", textControl(inputs, "answer", { placeholder: "the next token", size: "12", on: { keydown: onEnter } }));
   const runButton = button("Run", does.run, { class: "primary" });
   const writeButton = button("Write", does.write);
+  const sampling = element("div", { class: "controls", role: "group", "aria-label": "Writing options", hidden: "" },
+    labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
+    labelled("Top p", numberControl(inputs, "topP", 0.01, 1, 0.01)),
+    labelled("Seed", numberControl(inputs, "seed", 0, 2 ** 32 - 1)));
+  const more = button("Writing options", () => openSampling(sampling.hidden), { class: "quiet" });
+  function openSampling(open) {
+    sampling.hidden = !open;
+    more.setAttribute("aria-expanded", String(open));
+  }
   const panel = element("section", { class: "panel prompt", "aria-label": "Prompt" },
-    modeChoice(inputs, info.model.chat), textField, chatField, secondField,
+    element("div", { class: "typed" }, modeChoice(inputs, info.model.chat), textField, chatField, secondField),
     element("div", { class: "asks" }, element("div", { class: "controls" }, lens, compare, secondLens, answer, runButton, does.runTask.stopButton),
       element("div", { class: "controls" },
         labelled("New tokens", numberControl(inputs, "newTokens", 1, info.limits.new_tokens)),
-        labelled("Temperature", numberControl(inputs, "temperature", 0, 10, 0.1)),
-        labelled("Top p", numberControl(inputs, "topP", 0.01, 1, 0.01)),
-        labelled("Seed", numberControl(inputs, "seed", 0, 2 ** 32 - 1)),
-        writeButton, does.writeTask.stopButton)));
+        writeButton, does.writeTask.stopButton, more), sampling, does.line.element), hint);
   function show() {
-    const { mode, compare: against } = inputs.get();
+    const { mode, compare: against, temperature, topP, seed } = inputs.get();
     textField.hidden = mode !== "completion";
     chatField.hidden = mode !== "chat";
     secondField.hidden = against !== "prompt";
     secondLens.hidden = against !== "lens";
     answer.hidden = against !== "none";
+    panel.classList.toggle("two", against === "prompt");
+    if (temperature !== 0 || topP !== 1 || seed !== 0) openSampling(true);  // what is not as usual is seen
   }
   inputs.subscribe(show);
+  openSampling(false);
   show();
   return { element: panel, focus: () => (inputs.get().mode === "chat" ? chatField.querySelector("textarea") : text).focus() };
 }
