@@ -56,7 +56,7 @@ export function drawComparison(result, store, hooks) {
   const node = element("section", { class: "result comparison" }, element("div", { class: "result-head" }, comparisonHead(model)), toolbar?.element,
     element("div", { class: "body" }, element("div", { class: "main" }, element("div", { class: "pair" }, sides.map((side) =>
       element("div", { class: "side" }, element("h3", { dir: "auto" }, `${side.n ? "Second" : "First"}: `, nameElement(name(side))), side.table.element))), charts), aside),
-    sides.map((side) => provenanceNode(side.model.result.provenance)), spoken);
+    sides.map((side) => provenanceNode(side.model.result.provenance, `Provenance of the ${side.n ? "second" : "first"}`)), spoken);
   let rows = [], columns = [], at = [model.L - 1, model.P - 1], frame = 0;
 
   const ours = () => (store.get().cell?.result === key ? store.get().cell : null);

@@ -57,9 +57,9 @@ function trajectoryHead(model) {
 }
 
 /** What a result was made with, folded away. */
-export function provenanceNode(provenance) {
+export function provenanceNode(provenance, name = "Provenance") {
   const text = (value) => visibleProse(value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
-  return element("details", { class: "provenance" }, element("summary", {}, "Provenance"), element("dl", {}, Object.entries(provenance || {}).map(([key, value]) =>
+  return element("details", { class: "provenance" }, element("summary", {}, name), element("dl", {}, Object.entries(provenance || {}).map(([key, value]) =>
     element("div", {}, element("dt", {}, element("bdi", {}, visibleProse(key.replace(/_/g, " ")))), element("dd", {}, element("bdi", {}, text(value)))))));
 }
 
