@@ -72,8 +72,11 @@ def run(capsys):
     return call
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A Chromium without a window; tests that need it are skipped where none is installed."""
+    """A Chromium without a window; tests that need it are skipped where none is installed.
+
+    It ends with its module: as long as it is there, its event loop runs in this thread, and no other one can.
+    """
     with launched() as chromium:
         yield chromium

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from browser import accessibility_faults, launched, opened
+from browser import accessibility_faults, opened
 from drawing import NASTY
 from every_result import every_result
 
@@ -16,12 +16,6 @@ from lenscope.statistics.intervals import Estimate
 
 KINDS = ("predicted", "generated", "effects", "evaluation", "transfer", "report")
 ACTING = "</script><script>document.title='gone'</script><img src=x onerror=\"document.title='gone'\">" + NASTY
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launched() as running:
-        yield running
 
 
 def report():
