@@ -2,15 +2,11 @@
 
 import pytest
 import torch
+from plain_hooks import hooks_of
 
 import lenscope as ls
 from lenscope.models.batches import Running, pad
 from lenscope.models.edits import add, add_norm_matched, replace_norm_matched
-
-
-def hooks(lm):
-    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lm.model.modules()]
-
 
 PROMPT = "The capital of France is"
 
@@ -117,7 +113,7 @@ def test_several_positions_rows_and_nested_blocks(lm64):
 
 
 def test_edits_are_undone_when_the_body_raises(lm64):
-    before, hooked = lm64.read(PROMPT).tensor, hooks(lm64)
+    before, hooked = lm64.read(PROMPT).tensor, hooks_of(lm64)
 
     def boom():
         with lm64.edit(ls.Edit(1, 0, torch.zeros(32, dtype=torch.float64))):
@@ -127,7 +123,7 @@ def test_edits_are_undone_when_the_body_raises(lm64):
     with pytest.raises(RuntimeError, match="boom"):
         boom()
     assert torch.equal(lm64.read(PROMPT).tensor, before)
-    assert hooks(lm64) == hooked
+    assert hooks_of(lm64) == hooked
 
 
 @pytest.mark.parametrize(

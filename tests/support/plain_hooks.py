@@ -88,3 +88,8 @@ def put(position: int, vector: Tensor) -> Change:
         return h
 
     return change
+
+
+def hooks_of(lm):
+    """How many hooks each module of a model has, before it runs and after."""
+    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lm.model.modules()]

@@ -39,6 +39,9 @@ def plausible(value, key=""):
         return 2
     if key in ("endpoint", "mapping"):
         return "trajectory" if key == "endpoint" else None
+    usual = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 7, "strength": 1.5, "operation": "add"}
+    if key in usual and value is not None:
+        return usual[key]
     if isinstance(value, dict):
         return {name: plausible(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
