@@ -53,7 +53,7 @@ def opened(browser, address, *, width=1280, height=800, dark=False, offline=Fals
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True, **options
     )
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     context.set_offline(offline)
     page = context.new_page()
     wrong = []

@@ -12,7 +12,7 @@ from view_server import serving
 
 from lenscope.web.served import Served, ServedModel
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 PROMPT = "The Eiffel Tower is in the city of"
 FRANCE, JAPAN = "The capital of France is the city of", "The capital of Japan is the city of"
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(1)</script>\u202egnp\u202c \u200b"

@@ -10,7 +10,7 @@ import pytest
 from browser import opened
 from playwright.sync_api import expect
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 FIRST, SECOND = "the cat sat on", "a dog ran to the big house"
 
 
