@@ -30,7 +30,10 @@ class Drawn(ABC):
         """Give the result's payload, which `display.payload.packed` makes; its "kind" names the view that draws it."""
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one self-contained page to look at in a browser; it needs no network."""
+        """Write one self-contained page to look at in a browser; it needs no network.
+
+        Its numbers are rounded to four digits; what `save` writes is exact.
+        """
         data = self.page_data()
         write_text(path, page([data], title=title_of(data)))
 
