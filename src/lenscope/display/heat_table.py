@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lenscope import visible_text as visible
 from lenscope.display.numbers import figure
+from lenscope.display.style import text_on
 from lenscope.display.tables import TableColumn, dim, plain_table
 
 # The narrowest and widest cell, in terminal columns; a cell from FIGURE on also shows the measure as a number.
@@ -101,14 +102,8 @@ def style_of(shade: float) -> Style:
     at = shade * (len(SCALE) - 1)
     i = min(int(at), len(SCALE) - 2)
     r, g, b = (round(x + (y - x) * (at - i)) for x, y in zip(SCALE[i], SCALE[i + 1], strict=True))
-    light = 0.2126 * _linear(r) + 0.7152 * _linear(g) + 0.0722 * _linear(b)
-    # black or white, whichever has the higher contrast (WCAG 2: they meet at a luminance of 0.179)
-    return Style(color="rgb(0,0,0)" if light > 0.179 else "rgb(255,255,255)", bgcolor=f"rgb({r},{g},{b})")
-
-
-def _linear(channel: int) -> float:
-    c = channel / 255
-    return c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+    ground = f"#{r:02x}{g:02x}{b:02x}"
+    return Style(color=text_on(ground), bgcolor=ground)
 
 
 def colour_caption(
