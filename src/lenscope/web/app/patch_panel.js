@@ -3,8 +3,8 @@
 
 import { drawResult } from "./views.js";
 import { createStore } from "./store.js";
-import { numberAt, unpackResult } from "./payload.js";
-import { reportOf, withLogitLensReport } from "./trajectory_model.js";
+import { unpackResult } from "./payload.js";
+import { reportOf, trajectoryModel, withLogitLensReport } from "./trajectory_model.js";
 import { element, formatShare, tokenElement } from "./text.js";
 import { askServer } from "./api.js";
 import { areaControl, button, choiceControl, labelled, oneAtATime, statusLine } from "./controls.js";
@@ -23,25 +23,18 @@ function placeFromText(text) {
   }
 }
 
-/** The most probable tokens of a trajectory at a layer row and position column: [{id, share}]. */
-export function topTokens(result, l, p) {
-  const k = result.arrays.top_ids.shape[2];
-  return Array.from({ length: k }, (_, i) => ({
-    id: numberAt(result.arrays.top_ids, l, p, i), share: Math.exp(numberAt(result.arrays.top_log_probs, l, p, i) ?? -Infinity) }));
-}
-
 /** What the last layer says at the end of the prompt, without and with the state: a table, and one line above it. */
 function changesTable(plain, patched) {
   const l = plain.layers.length - 1, p = plain.positions.length - 1;
-  const changed = plain.positions.filter((_, at) => topTokens(plain, l, at)[0].id !== topTokens(patched, l, at)[0].id).length;
-  const text = (result, id) => tokenElement(result.vocabulary.get(id) ?? `#${id}`);
-  const [before, after] = [topTokens(plain, l, p), topTokens(patched, l, p)];
+  const models = [plain, patched].map(trajectoryModel), [before, after] = models.map((model) => model.top(l, p));
+  const changed = plain.positions.filter((_, at) => models[0].first(l, at) !== models[1].first(l, at)).length;
+  const text = (model, id) => tokenElement(model.token(id));
   return element("div", { class: "changes" },
     element("p", {}, `With the state the top token of the last layer differs at ${changed} of ${plain.positions.length} positions. The model expects after the last token:`),
     element("table", {}, element("thead", {}, element("tr", {}, ["plain", "", "with the state", ""].map((word) => element("th", { scope: "col" }, word)))),
-      element("tbody", {}, before.slice(0, SHOWN_CHANGES).map(({ id, share }, i) => element("tr", {},
-        element("td", {}, text(plain, id)), element("td", { class: "share" }, formatShare(share)),
-        element("td", {}, after[i] ? text(patched, after[i].id) : ""), element("td", { class: "share" }, after[i] ? formatShare(after[i].share) : ""))))));
+      element("tbody", {}, before.slice(0, SHOWN_CHANGES).map(({ id, probability }, i) => element("tr", {},
+        element("td", {}, text(models[0], id)), element("td", { class: "share" }, formatShare(probability)),
+        element("td", {}, after[i] ? text(models[1], after[i].id) : ""), element("td", { class: "share" }, after[i] ? formatShare(after[i].probability) : ""))))));
 }
 
 /** The panel: {element, show(), put(place, cell), leave(), asked()}. */
