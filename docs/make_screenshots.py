@@ -11,15 +11,15 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import expect
 
+import lenscope as ls
+from lenscope.web.served import Served, ServedLens, ServedModel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from browser import launched, opened
+from view_server import serving
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-
-from browser import launched, opened  # noqa: E402
-from view_server import serving  # noqa: E402
-
-import lenscope as ls  # noqa: E402
-from lenscope.web.served import Served, ServedLens, ServedModel  # noqa: E402
-
 # name → the state of the page that the picture shows, as it stands in the address
 PICTURES = {
     "view-trajectory": {

@@ -78,4 +78,5 @@ def _meeting_place() -> tuple[Any, int, int]:
         _meetings.append(next(rendezvous("env://")))
     _groups += 1
     store, rank, world = _meetings[0]
+    # public in torch's documentation, and not named in its annotations
     return dist.PrefixStore(f"lenscope-group-{_groups}", store), rank, world  # type: ignore[attr-defined]
