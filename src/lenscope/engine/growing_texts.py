@@ -137,16 +137,6 @@ class _TrialTexts(GrowingTexts):
         return self.longest if self.cached else 0
 
 
-def require_room(lm: LM, length: int, new: int) -> None:
-    """Raise LenscopeError where a prompt of `length` tokens and `new` ones are more than the model reads."""
-    if lm.context is not None and length + new > lm.context:
-        room = lm.context - length
-        remedy = f"ask for at most {room} new ones" if room > 0 else "give a shorter prompt"
-        raise LenscopeError(
-            f"{length} tokens of prompt and {new} new ones: {lm.name} reads at most {lm.context}; {remedy}"
-        )
-
-
 def cache_reach(lm: LM, start: int, end: int) -> int:
     """Up to which length, at most `end`, texts of `start` tokens may grow from their cache; 0: not at all.
 

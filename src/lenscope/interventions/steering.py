@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine.growing_texts import GrowingTexts, require_room
+from lenscope.engine.growing_texts import GrowingTexts
 from lenscope.engine.token_choice_and_end import TokenChooser, WrittenToken
 from lenscope.errors import LenscopeError
 from lenscope.models.edits import Operation, add, as_vectors
@@ -159,7 +159,7 @@ def steer(
         seed: fixes the draws.
     """
     one, new = lm.prompt(prompt), count(max_new_tokens, "max_new_tokens")
-    require_room(lm, len(one), new)
+    lm.encoder.require_room(len(one), new)
     (number,) = check_layers((layer,), lm.n_layers, lm.name)
     vector = as_vectors(vector, "vector")
     if vector.shape != (lm.hidden_size,):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine.growing_texts import require_room
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
@@ -193,7 +192,7 @@ class Lens:
         """
         one, new = self.lm.prompt(prompt), count(max_new_tokens, "max_new_tokens")
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
-        require_room(self.lm, len(one), new)
+        self.lm.encoder.require_room(len(one), new)
         chosen = None if target is None else self.lm.encoder.token_id(target)
         numbers, source = self._layers(layers), provenance(self.lm)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -205,11 +205,7 @@ class LM:
         """
         batched, many = self.encoder.prompts(prompts)
         max_new_tokens = count(max_new_tokens, "max_new_tokens")
-        longest = max(map(len, many))
-        if self.context is not None and longest + max_new_tokens > self.context:
-            raise LenscopeError(
-                f"{longest} tokens of prompt and {max_new_tokens} new ones: {self.name} reads at most {self.context}"
-            )
+        self.encoder.require_room(max(map(len, many)), max_new_tokens)
         written = generation.generate_greedily(self.runner, many, max_new_tokens)
         continuations = [
             Continuation(p, ids, tuple(self.encoder.tokens(ids)), self.encoder.decode(ids))

@@ -255,6 +255,15 @@ class Encoder:
             spans = self.spelling.spans(text, ids)
         return self._checked(Prompt(text, tuple(ids), tuple(self.tokens(ids)), tuple(spans)))
 
+    def require_room(self, length: int, new: int) -> None:
+        """Raise LenscopeError where a prompt of `length` tokens and `new` ones are more than the model reads."""
+        if self.context is not None and length + new > self.context:
+            room = self.context - length
+            remedy = f"ask for at most {room} new ones" if room > 0 else "give a shorter prompt"
+            raise LenscopeError(
+                f"{length} tokens of prompt and {new} new ones: {self.name} reads at most {self.context}; {remedy}"
+            )
+
     def _require_known(self, ids: Sequence[int]) -> None:
         bad = [i for i in ids if not 0 <= i < self.vocab_size]
         if bad:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lenscope.engine.growing_texts import require_room
 from lenscope.lenses.lens import Lens
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Prompt
@@ -68,7 +67,7 @@ def prepare_generation(served: Served, asked: GenerationIn) -> Work:
     """What the model goes on to write, with the trajectory of each token as it comes."""
     lens, prompt = served.lens(asked.lens), served.prompt(asked.prompt, 0)
     served.limits.require_new(asked.max_new_tokens)
-    require_room(served.lm, len(prompt), asked.max_new_tokens)
+    served.lm.encoder.require_room(len(prompt), asked.max_new_tokens)
     _granted_cells(served, lens, prompt, None, None)
     how: Any = {name: getattr(asked, name) for name in ("top_k", "temperature", "top_p", "seed")}
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lenscope.engine.growing_texts import require_room
 from lenscope.interventions.steering import SteeredTexts, steer
 from lenscope.lenses.patched_trajectory import patched_trajectory
 from lenscope.models.language_model import LM
@@ -68,7 +67,7 @@ def prepare_steering(served: Served, asked: SteeringIn) -> Work:
     (layer,) = check_layers((asked.layer,), lm.n_layers, lm.name)
     positions = None if asked.positions is None else prompt.positions(asked.positions)
     served.limits.require_new(asked.max_new_tokens)
-    require_room(lm, len(prompt), asked.max_new_tokens)
+    lm.encoder.require_room(len(prompt), asked.max_new_tokens)
     plus = _place_of_state(served, asked.vector.plus)
     minus = None if asked.vector.minus is None else _place_of_state(served, asked.vector.minus)
     how: Any = {name: getattr(asked, name) for name in ("strength", "max_new_tokens", "temperature", "seed")}
