@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 import lenscope as ls
 from lenscope.distributed.processes import Group, joined
-from lenscope.distributed.sharding import sharded
+from lenscope.distributed.sharding import sharded, text_share
 from lenscope.fitting import state_block
 from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
@@ -206,6 +206,12 @@ def test_one_process_is_a_group_of_its_own(lm):
         group.barrier()
     assert (group.rank, group.world) == (0, 1)
     assert t.tolist() == [1, 1, 1]
+
+
+def test_rows_are_divided_unless_all_processes_run_one_model_together(lm, monkeypatch):
+    assert text_share(lm, Group(1, 2)) == Group(1, 2)
+    monkeypatch.setattr(lm.model, "_tp_size", 2, raising=False)
+    assert text_share(lm, Group(1, 2)) == Group(0, 1)
 
 
 if __name__ == "__main__":

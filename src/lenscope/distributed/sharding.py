@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lenscope.distributed.processes import joined
+from lenscope.distributed.processes import Group, joined
+from lenscope.distributed.tensor_parallel import is_tensor_parallel
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
 from lenscope.models.provenance import provenance
@@ -41,6 +42,15 @@ def sharded(lm: LM) -> Iterator[None]:
 def is_sharded(lm: LM) -> bool:
     """Whether the weights of a model's blocks are split among processes."""
     return lm in _whole
+
+
+def text_share(lm: LM, group: Group) -> Group:
+    """The group over which rows of text are divided when a model reads them.
+
+    `group` itself where every process reads rows of its own: replicated models and sharded ones. One process alone
+    where all of them run one tensor-parallel model together, and so read the same rows.
+    """
+    return Group() if is_tensor_parallel(lm) else group
 
 
 def described(lm: LM) -> tuple[dict[str, Any], dict[str, Any]]:
