@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.engine.cache_layout import cache_layout
 from lenscope.engine.hidden_keys import HiddenKeys
 from lenscope.engine.patched_rows import GeneratedRow, PatchedRows, Patches, WrittenStep
 from lenscope.engine.plain_hooks import HookRunner
-from lenscope.engine.prefix_cache import Prefixes, size
-from lenscope.engine.staircase import Batched, Staircase, batched_arguments
+from lenscope.engine.prefix_cache import Prefixes
+from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
 from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
@@ -45,25 +46,6 @@ class Chunk:
     rows: np.ndarray
     start: int
     mode: str
-
-
-@dataclass(frozen=True)
-class CacheLayout:
-    """What sharing a cache must know of a model: which arguments of its blocks have a batch axis, bytes per token."""
-
-    batched: Batched
-    bytes_per_token: int
-
-
-def cache_layout(lm: LM) -> CacheLayout:
-    """How a model's cache is laid out, seen once in two short runs; raises what a model without a cache raises."""
-
-    def seen() -> CacheLayout:
-        prefix = Prefixes(lm).own([tuple(row) for row in lm.runner.anatomy.ids.tolist()])
-        bytes_per_token = 1 + size(prefix) // lm.runner.anatomy.ids.numel()
-        return CacheLayout(batched_arguments(lm), bytes_per_token)
-
-    return lm.runner.measured.once(("cache layout",), seen)
 
 
 @torch.no_grad()
@@ -221,4 +203,4 @@ def _prepare(
         cache = prefixes.own([rows.prompts[t].ids[:start] for t in targets.tolist()])
     diverges_at = rows.diverges_at(lm.n_layers)[chunk.rows]
     hidden_keys = HiddenKeys(rows, chunk.rows) if len(rows.hidden_keys) else None
-    return Staircase(lm, cache, origin, diverges_at, cache_layout(lm).batched, patches.apply, hidden_keys), ids
+    return Staircase(lm, cache, origin, diverges_at, cache_layout(lm), patches.apply, hidden_keys), ids

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.engine.chunked_runs import MODES, cache_layout, generate_rows
+from lenscope.engine.cache_layout import cache_layout
+from lenscope.engine.chunked_runs import MODES, generate_rows
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.models.deviations import deviation
 from lenscope.models.edits import replace

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer
 
+from lenscope.engine.cache_layout import ATTENTION, cache_layout
 from lenscope.engine.shared_attention import SharedLayer
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
-
-# plain attention layers: a prefix of theirs can be cut, and shared
-ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class Prefixes:
@@ -41,7 +38,8 @@ class Prefixes:
         """
         cache: Any = DynamicCache(config=self.lm.model.config)
         plain = [type(layer) in ATTENTION for layer in cache.layers]
-        if not all(plain):
+        # blocks that read the keys of others have nothing of their own
+        if not all(known or type(layer) is DummyLayer for known, layer in zip(plain, cache.layers, strict=True)):
             # a recurrent state cannot be cut back to a shorter prefix: read exactly this one
             read = self._fresh(cache)
             if length:
@@ -65,7 +63,8 @@ class Prefixes:
             fresh = self._fresh(DynamicCache(config=self.lm.model.config))
             if self.cache is not None and known:
                 for new, old in zip(fresh.layers, self.cache.layers, strict=True):
-                    new.update(old.keys[:, :, :known].clone(), old.values[:, :, :known].clone())
+                    if type(old) is not DummyLayer:
+                        new.update(old.keys[:, :, :known].clone(), old.values[:, :, :known].clone())
             else:
                 known = 0
             if known < length:
@@ -85,16 +84,7 @@ class Prefixes:
             self.lm.model(input_ids=torch.tensor(ids, device=device), **wanted)
 
     def _shared(self, layer: Any, length: int, rows: int, room: int) -> SharedLayer:
+        late = cache_layout(self.lm).late
         if layer.is_initialized and length:
-            return SharedLayer(layer.keys[:, :, :length], layer.values[:, :, :length], rows, room)
-        return SharedLayer(None, None, rows, room)
-
-
-def size(cache: Cache) -> int:
-    """The bytes of everything a cache holds."""
-    tensors: list[Tensor] = []
-    for layer in cache.layers:
-        for value in vars(layer).values():
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-            tensors += [t for t in parts if isinstance(t, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+            return SharedLayer(layer.keys[:, :, :length], layer.values[:, :, :length], rows, room, late)
+        return SharedLayer(None, None, rows, room, late)

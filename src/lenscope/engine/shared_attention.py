@@ -31,21 +31,23 @@ class SharedLayer(DynamicLayer):
     """One block's keys and values: a prefix (1, H, P, d) that all rows share, and each row's own (U, H, R, d).
 
     `room` is how many own tokens a row may have in all; 1 pass without generation keeps none. `allowed` (U, S, P + R),
-    if set, says which keys each row may see in the running pass, besides the model's own mask.
+    if set, says which keys each row may see in the running pass, besides the model's own mask. `late`: attention sees
+    what is made of cached keys and values, token by token; the prefix then goes through the same as further rows.
     """
 
-    def __init__(self, keys: Tensor | None, values: Tensor | None, rows: int, room: int) -> None:
+    def __init__(self, keys: Tensor | None, values: Tensor | None, rows: int, room: int, late: bool = False) -> None:
         super().__init__()
         self.is_initialized = True
         self.keys, self.values = keys, values
-        self.rows, self.room = rows, room
+        self.rows, self.room, self.late = rows, room, late
         self.own: tuple[Tensor, Tensor] | None = None
         self.live, self.length = 0, 0
-        self.shown: Tensor | None = None
+        # rows of keys and values that the cache returned last, more than `live` where the prefix follows them
+        self.returned = 0
         self.allowed: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append the running tokens to the rows' own and return those alone: the prefix waits in `keys`."""
+        """Append the running tokens to the rows' own and return those: the prefix waits in `keys`, or follows them."""
         new = key_states.shape[-2]
         own = self.own
         if own is None and new == self.room:
@@ -58,9 +60,27 @@ class SharedLayer(DynamicLayer):
                 buffer[: len(t), :, self.length : self.length + new] = t
         self.own = own
         self.live, self.length = len(key_states), self.length + new
-        self.shown = own[0][: self.live, :, : self.length]
-        _running.layers.append(self)
-        return self.shown, own[1][: self.live, :, : self.length]
+        keys, values = (t[: self.live, :, : self.length] for t in own)
+        if self.late and self.keys is not None and self.values is not None:
+            keys, values = (
+                torch.cat([t, _folded(prefix, self.length)]) for t, prefix in ((keys, self.keys), (values, self.values))
+            )
+        self.returned = len(keys)
+        _running.show(self, keys, values)
+        return keys, values
+
+    def parts(self, key: Tensor, value: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+        """Keys and values as attention sees them: the rows' own, and those of the prefix, (H, P, d) each."""
+        if not self.late:
+            if not _running.shows(self, key, value):
+                raise Unshareable("the keys that attention sees are not those that were cached")
+            return (key, value), None if self.keys is None or self.values is None else (self.keys[0], self.values[0])
+        if any(t.shape[0] != self.returned or t.shape[2] != self.length for t in (key, value)):
+            raise Unshareable("the keys that attention sees are not made of those that were cached, token by token")
+        if len(key) == self.live:
+            return (key, value), None
+        prefix = tuple(t[self.live :].transpose(0, 1).flatten(1, 2)[:, : self.before] for t in (key, value))
+        return (key[: self.live], value[: self.live]), (prefix[0], prefix[1])
 
     def select(self, index: Tensor) -> None:
         """Make row i what row index[i] was; `index` begins with rows that stay where they are as far as it can."""
@@ -88,11 +108,41 @@ class SharedLayer(DynamicLayer):
         return self.get_seq_length() + query_length, 0
 
 
+def _folded(prefix: Tensor, length: int) -> Tensor:
+    """The prefix (1, H, P, d) as rows (E, H, length, d), the last filled up with zeros."""
+    filled = nn.functional.pad(prefix[0], (0, 0, 0, -prefix.shape[2] % length))
+    return filled.unflatten(1, (-1, length)).transpose(0, 1)
+
+
 class _Running(threading.local):
-    """The layer that the attention function running next in this thread belongs to, if any."""
+    """In this thread: which layer was updated last, and whose keys and values the tensors of the running pass are."""
 
     def __init__(self) -> None:
-        self.layers: list[SharedLayer] = []
+        self.last: SharedLayer | None = None
+        # by the tensor's id: the tensor itself, whose layer's it is, and whether it is keys
+        self.shown: dict[int, tuple[Tensor, SharedLayer, bool]] = {}
+
+    def show(self, layer: SharedLayer, keys: Tensor, values: Tensor) -> None:
+        self.last = layer
+        if not layer.late:
+            self.shown[id(keys)] = keys, layer, True
+            self.shown[id(values)] = values, layer, False
+
+    def shows(self, layer: SharedLayer, key: Tensor, value: Tensor) -> bool:
+        """Whether these are keys and values of this layer."""
+        return all(
+            id(t) in self.shown and self.shown[id(t)][1] is layer and self.shown[id(t)][2] == is_key
+            for t, is_key in ((key, True), (value, False))
+        )
+
+    def layer_of(self, key: Tensor) -> SharedLayer | None:
+        """The layer whose keys these are, or that was updated last, if attention sees what is made of it."""
+        if self.last is not None and self.last.late:
+            return self.last
+        return self.shown[id(key)][1] if id(key) in self.shown else None
+
+    def forget(self) -> None:
+        self.last, self.shown = None, {}
 
 
 _running = _Running()
@@ -110,7 +160,19 @@ def cascading(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for config, name in before:
             config._attn_implementation_internal = name
-        _running.layers.clear()
+        _running.forget()
+
+
+def follow(given: Tensor, arranged: Tensor) -> None:
+    """Keys or values that one block has cached and another reads are `arranged` for the batch of the latter."""
+    if id(given) in _running.shown:
+        _, layer, is_key = _running.shown[id(given)]
+        _running.shown[id(arranged)] = arranged, layer, is_key
+
+
+def layer_shown(keys: Tensor) -> SharedLayer | None:
+    """The layer whose keys or values these are, in the running pass."""
+    return _running.shown[id(keys)][1] if id(keys) in _running.shown else None
 
 
 def _attention_configs(module: nn.Module) -> Iterator[Any]:
@@ -135,26 +197,27 @@ def attention(
     Args:
         module: the model's attention module.
         query: (U, H, S, d).
-        key: the rows' own keys (U, kv, R, d), those that the layer's cache returned.
-        value: the rows' own values (U, kv, R, d).
+        key: the rows' own keys (U, kv, R, d) that the layer's cache returned, or what was made of all that it returned.
+        value: the rows' own values (U, kv, R, d), likewise.
         attention_mask: the model's mask of all keys, prefix included; None where attention is causal.
         scaling: factor of the scores; None: d to the power of -1/2.
         softcap: scores are squashed to between minus and plus this.
         s_aux: (H,) logits of a key without a value (GPT-OSS).
         others: what other attention functions are given; tensors among them that are not `HEEDED` are refused.
     """
-    layer = _running.layers.pop() if _running.layers else None
+    layer = _running.layer_of(key)
     strange = {name for name, value in others.items() if name not in HEEDED and isinstance(value, Tensor)}
-    if layer is None or layer.shown is not key or layer.own is None or strange:
+    if layer is None or strange:
         raise Unshareable("the keys that attention sees are not those that were cached")
+    (key, value), prefix = layer.parts(key, value)
     u, heads, s, d = query.shape
     kv, p = key.shape[1], layer.before
     g, r = heads // kv, layer.length
     q = query.reshape(u, kv, g * s, d) * (d**-0.5 if scaling is None else scaling)
     # (U, kv, g·S, P + R): one softmax over both parts needs no merging
     scores = q.new_empty(u, kv, g * s, p + r)
-    if layer.keys is not None:
-        shared = torch.matmul(q.transpose(0, 1).reshape(kv, u * g * s, d), layer.keys[0].transpose(1, 2))
+    if prefix is not None:
+        shared = torch.matmul(q.transpose(0, 1).reshape(kv, u * g * s, d), prefix[0].transpose(1, 2))
         scores[..., :p] = shared.view(kv, u, g * s, p).transpose(0, 1)
     scores[..., p:] = torch.matmul(q, key.transpose(2, 3))
     if softcap is not None:
@@ -163,9 +226,9 @@ def attention(
     _bar(grouped, attention_mask, layer.allowed)
     weights = _softmax(grouped, s_aux).to(value.dtype).view(u, kv, g * s, p + r)
     out = torch.matmul(weights[..., p:], value)
-    if layer.values is not None:
+    if prefix is not None:
         flat = weights[..., :p].transpose(0, 1).reshape(kv, u * g * s, p)
-        out += torch.matmul(flat, layer.values[0]).view(kv, u, g * s, -1).transpose(0, 1)
+        out += torch.matmul(flat, prefix[1]).view(kv, u, g * s, -1).transpose(0, 1)
     return out.view(u, heads, s, -1).transpose(1, 2).contiguous(), None
 
 

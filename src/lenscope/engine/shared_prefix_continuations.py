@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lenscope.engine import exact_modes
+from lenscope.engine.cache_layout import cache_layout
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.engine.token_choice_and_end import TokenChooser
@@ -92,7 +93,7 @@ def _continue_together(lm: LM, prompts: Sequence[Prompt], new: int, prefixes: Pr
     count, length = len(prompts), len(prompts[0])
     cache = prefixes.shared(prompts[0].ids, start, count, length - start + new)
     alone = np.zeros(count, dtype=np.int64)
-    runner = Staircase(lm, cache, alone, alone, {}, _nothing)
+    runner = Staircase(lm, cache, alone, alone, cache_layout(lm), _nothing)
     writer = TokenChooser(lm, count, new, (), 0.0, 1.0, 0)
     ids = torch.tensor([p.ids[start:] for p in prompts], device=lm.runner.input_device)
     written: list[list[int]] = [[] for _ in prompts]

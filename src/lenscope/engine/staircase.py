@@ -7,7 +7,9 @@ their first patches. Does not know: what a patch is, what is read from the last 
 """
 
 import copy
+from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from lenscope.engine.cache_layout import CacheLayout, tensors_within
 from lenscope.engine.hidden_keys import HiddenKeys
 from lenscope.engine.patched_rows import ApplyPatches
-from lenscope.engine.shared_attention import SharedLayer, cascading
+from lenscope.engine.shared_attention import SharedLayer, cascading, follow, layer_shown
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
 from lenscope.models.runner import EnoughRead
 
-# Where in a block's arguments a tensor stands (names, and indices of tuples), and how many rows it has per row
-Batched = dict[tuple[str | int, ...], int]
+# pick(path, tensor) -> the tensor as a block is to have it
+Pick = Callable[[tuple[str | int, ...], Tensor], Tensor]
 
 
 class Staircase:
@@ -37,7 +40,7 @@ class Staircase:
         origin: (N,) which row of `prefix` each row goes on from.
         diverges_at: (N,), ascending, the layer from which on a row is like no other: that of its first patch
             (n_layers + 1: never).
-        batched: which arguments of the blocks have a batch axis (`batched_arguments`).
+        layout: what belongs to which row and block (`cache_layout`).
         change: patches states in place.
         hidden_keys: which keys the rows may not see; None: they see all.
     """
@@ -48,22 +51,22 @@ class Staircase:
         prefix: Cache,
         origin: np.ndarray,
         diverges_at: np.ndarray,
-        batched: Batched,
+        layout: CacheLayout,
         change: ApplyPatches,
         hidden_keys: HiddenKeys | None = None,
     ) -> None:
         self.lm = lm
-        self.batched = batched
+        self.layout = layout
         self.change = change
         self.hidden_keys = hidden_keys
         self.cache = copy.copy(prefix)
         self.cache.layers = list(prefix.layers)
         self.diverges_at = diverges_at
         self.rows = np.arange(len(diverges_at))
-        # Rows of equal history have read the same tokens; `layout` has, per block, how many parted rows stand in the
+        # Rows of equal history have read the same tokens; `cached` has, per block, how many parted rows stand in the
         # cache and which histories after them.
         self.history = origin.reshape(-1)
-        self.layout: list[tuple[int, np.ndarray]] = []
+        self.cached: list[tuple[int, np.ndarray]] = []
         self.parent = self.going_on = np.arange(0)
 
     def run(self, ids: Tensor, last: int = 1) -> Tensor:
@@ -71,19 +74,16 @@ class Staircase:
         counts = np.searchsorted(self.diverges_at, np.arange(self.lm.n_layers + 1), side="right")
         classes = [np.unique(self.history[c:]) for c in counts]
         first = np.concatenate([np.arange(counts[0]), counts[0] + _first_of(self.history[counts[0] :], classes[0])])
-        # which row of the first block's batch each row of the running batch comes from
-        origin = np.arange(len(first))
         out: list[Tensor] = []
+        # what blocks made for later ones, and the layer whose batch it has
+        made: dict[int, tuple[Tensor, int]] = {}
 
         def arrive(layer: int, h: Tensor) -> Tensor | None:
-            nonlocal origin
             count = int(counts[layer])
             moved = layer > 0 and count > counts[layer - 1]
             if moved:
-                step = self._step(layer, counts, classes)
-                origin = origin[step]
-                h = h[_index(step, h)]
-            if count and not self.layout:
+                h = h[_index(self._place(layer - 1, layer, counts, classes), h)]
+            if count and not self.cached:
                 h = h if moved else h.clone()
                 self.change(layer, h[:count], self.rows[:count])
             if layer < self.lm.n_layers:
@@ -94,18 +94,39 @@ class Staircase:
             self.lm.runner.require_finite(out[0], layer)
             raise EnoughRead
 
-        def fit(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if len(origin) == len(first):
-                return None
-            index = _index(origin, ids)
-            rest = tuple(_picked(a, (n,), self.batched, index) for n, a in enumerate(args[1:], 1))
-            return args[:1] + rest, {k: _picked(v, (k,), self.batched, index) for k, v in kwargs.items()}
+        def fit(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            def pick(path: tuple[str | int, ...], t: Tensor) -> Tensor:
+                each = self.layout.batched.get(path, 0)
+                known = made.get(id(t))
+                below = known[1] if known is not None else 0
+                if each and counts[below] < counts[layer]:
+                    index, given = _index(self._place(below, layer, counts, classes), t), t
+                    t = t[index] if each == 1 else t.unflatten(0, (-1, each))[index].flatten(0, 1)
+                    if known is not None:
+                        made[id(t)] = t, layer
+                        follow(given, t)
+                return t
+
+            rest = tuple(_arranged(a, (n,), pick) for n, a in enumerate(args[1:], 1))
+            kwargs = {k: _arranged(v, (k,), pick) for k, v in kwargs.items()}
+            for _path, t in tensors_within(_passed_on((*rest, *kwargs.values()))) if self.hidden_keys else ():
+                shared, rows = layer_shown(t), int(counts[layer])
+                if shared is not None:
+                    batch = rows + len(classes[layer])
+                    self._hide(shared, layer, rows, batch, ids.shape[1], shared.get_seq_length())
+            return args[:1] + rest, kwargs
+
+        def note(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            beside = output[1:] if isinstance(output, tuple | list) else ()
+            for _path, t in tensors_within([beside, _passed_on((*args, *kwargs.values()))]):
+                made.setdefault(id(t), (t, layer))
 
         with self.lm.runner.exclusive.alone(), ExitStack() as undo:
             for layer in range(self.lm.n_layers + 1):
                 undo.callback(self.lm.runner.hook(layer, lambda h, layer=layer: arrive(layer, h)).remove)
-            for block in self.lm.runner.anatomy.blocks if self.batched else ():
-                undo.callback(block.register_forward_pre_hook(fit, with_kwargs=True).remove)
+            for layer, block in enumerate(self.lm.runner.anatomy.blocks):
+                undo.callback(block.register_forward_pre_hook(partial(fit, layer), with_kwargs=True).remove)
+                undo.callback(block.register_forward_hook(partial(note, layer), with_kwargs=True).remove)
             if any(isinstance(layer, SharedLayer) for layer in self.cache.layers):
                 undo.enter_context(cascading(self.lm.model))
             undo.enter_context(torch.no_grad())
@@ -114,7 +135,7 @@ class Staircase:
                 self.lm.model(input_ids=ids[_index(first, ids)], **wanted)
             except EnoughRead:
                 pass
-        self.layout = [(int(c), known) for c, known in zip(counts, classes, strict=True)]
+        self.cached = [(int(c), known) for c, known in zip(counts, classes, strict=True)]
         return out[0]
 
     def grow(self, going_on: np.ndarray, tokens: np.ndarray) -> None:
@@ -124,75 +145,52 @@ class Staircase:
         self.parent, self.going_on = grown[0], going_on
         self.diverges_at, self.rows = self.diverges_at[going_on], self.rows[going_on]
 
-    def _step(self, layer: int, counts: np.ndarray, classes: list[np.ndarray]) -> np.ndarray:
-        """Where each row of the batch at `layer` stood one layer below."""
-        below, here = counts[layer - 1], counts[layer]
-        known = classes[layer - 1]
+    def _place(self, lower: int, layer: int, counts: np.ndarray, classes: list[np.ndarray]) -> np.ndarray:
+        """Where each row of the batch at `layer` stood in that at a lower layer."""
+        below, here = counts[lower], counts[layer]
+        known = classes[lower]
         newly = np.searchsorted(known, self.history[below:here])
         return np.concatenate([np.arange(below), below + newly, below + np.searchsorted(known, classes[layer])])
 
     def _arrange(self, layer: int, count: int, classes: np.ndarray, queries: int) -> None:
         """Arrange the cache of the block above `layer` for the rows that are about to enter it."""
-        cached = self.cache.layers[layer] if layer < len(self.cache.layers) else None
-        if self.layout:
-            before, known = self.layout[layer]
+        if self.cached:
+            before, known = self.cached[layer]
             index = np.concatenate([self.going_on[:count], before + np.searchsorted(known, self.parent[classes])])
             size = before + len(known)
         else:
             index, size = np.concatenate([self.history[:count], classes]), None
-        if isinstance(cached, SharedLayer):
-            cached.select(torch.from_numpy(index))
-            if self.hidden_keys is not None:
-                keys = cached.get_seq_length() + queries
-                cached.allowed = self.hidden_keys.allowed(layer, self.rows[:count], len(index), queries, keys)
-        elif cached is not None:
-            # a copy in any case: the prefix stays as it is for others
-            self.cache.layers[layer] = _selected_rows(cached, index, size)
+        for n in self.layout.layers[layer]:
+            cached = self.cache.layers[n]
+            if isinstance(cached, SharedLayer):
+                cached.select(torch.from_numpy(index))
+                self._hide(cached, layer, count, len(index), queries, cached.get_seq_length() + queries)
+            else:
+                # a copy in any case: the prefix stays as it is for others
+                self.cache.layers[n] = _selected_rows(cached, index, size)
+
+    def _hide(self, cached: SharedLayer, block: int, count: int, batch: int, queries: int, keys: int) -> None:
+        """Say to a layer which of its keys the rows in the batch of a block may see there."""
+        if self.hidden_keys is not None:
+            cached.allowed = self.hidden_keys.allowed(block, self.rows[:count], batch, queries, keys)
 
 
-def batched_arguments(lm: LM) -> Batched:
-    """Which arguments of the blocks have a batch axis first, seen in two runs with different batches from a cache."""
-    seen: list[dict[tuple[str | int, ...], int]] = []
-    for rows in (2, 3):
-        shapes: dict[tuple[str | int, ...], int] = {}
-
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = shapes) -> None:
-            for path, t in _tensors({**dict(enumerate(args)), **kwargs}):
-                if path not in ((0,), ("hidden_states",)) and t.ndim > 1:
-                    shapes[path] = t.shape[0]
-
-        ids = lm.runner.anatomy.ids[:rows]
-        with lm.runner.exclusive.alone(), ExitStack() as undo, torch.no_grad():
-            # the stream itself need not be (B, T, D); nothing else says which rows are which
-            past = lm.model(input_ids=ids[:, :4], **forward_kwargs(lm.model, use_cache=True)).past_key_values
-            for block in lm.runner.anatomy.blocks:
-                undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-            lm.model(input_ids=ids[:, 4:6], **forward_kwargs(lm.model, use_cache=True, past_key_values=past))
-        seen.append(shapes)
-    two, three = seen
-    return {p: n // 2 for p, n in two.items() if n % 2 == 0 and n > 0 and three.get(p) == n // 2 * 3}
+def _passed_on(arguments: tuple[Any, ...]) -> list[Any]:
+    """What blocks write into for later blocks, such as keys that these share."""
+    return [v for v in arguments if isinstance(v, MutableMapping) and type(v) is not dict]
 
 
-def _tensors(value: Any, path: tuple[str | int, ...] = ()) -> Any:
+def _arranged(value: Any, path: tuple[str | int, ...], pick: Pick) -> Any:
+    """`value` with every tensor in it as `pick` makes it; what blocks write into for later blocks stays itself."""
     if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, dict):
-        for k, v in value.items():
-            yield from _tensors(v, (*path, k))
-    elif isinstance(value, tuple | list):
-        for n, v in enumerate(value):
-            yield from _tensors(v, (*path, n))
-
-
-def _picked(value: Any, path: tuple[str | int, ...], batched: Batched, index: Tensor) -> Any:
-    """`value` with every tensor that has a batch axis arranged by `index`."""
-    if isinstance(value, Tensor) and path in batched:
-        each = batched[path]
-        return value[index] if each == 1 else value.unflatten(0, (-1, each))[index].flatten(0, 1)
-    if isinstance(value, dict) and type(value) is dict:
-        return {k: _picked(v, (*path, k), batched, index) for k, v in value.items()}
+        return pick(path, value)
+    if type(value) is dict:
+        return {k: _arranged(v, (*path, k), pick) for k, v in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_picked(v, (*path, n), batched, index) for n, v in enumerate(value))
+        return type(value)(_arranged(v, (*path, n), pick) for n, v in enumerate(value))
+    if isinstance(value, MutableMapping):
+        for k, v in list(value.items()):
+            value[k] = _arranged(v, (*path, k), pick)
     return value
 
 

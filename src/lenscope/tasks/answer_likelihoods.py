@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lenscope.contents import Brief
 from lenscope.engine import exact_modes
+from lenscope.engine.cache_layout import cache_layout
 from lenscope.engine.prefix_cache import Prefixes
 from lenscope.engine.staircase import Staircase
 from lenscope.errors import LenscopeError
@@ -229,6 +230,6 @@ def _states_from_cache(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]],
     # pads come after all that is read, and no state sees what comes after it
     ids = [[*tokens, *[tokens[-1]] * (longest - len(tokens))] for tokens in inner]
     own = np.zeros(len(inner), dtype=np.int64)
-    Staircase(lm, cache, own, own, {}, take).run(torch.tensor(ids, device=lm.runner.input_device))
+    Staircase(lm, cache, own, own, cache_layout(lm), take).run(torch.tensor(ids, device=lm.runner.input_device))
     for n, tokens in enumerate(inner):
         yield torch.stack([within[layer][n, : len(tokens)] for layer in layers])
