@@ -105,7 +105,7 @@ def _watched(lm: LM, ids: Tensor) -> tuple[dict[tuple[str | int, ...], int], tup
 
     def end(*_: Any) -> None:
         # layers are made as they are written where the configuration does not say how many there are
-        changed = [n for n, now in enumerate(contents()) if n >= len(before) or not _same(before[n], now)]
+        changed = [n for n, now in enumerate(contents()) if n >= len(before) or not _unchanged(before[n], now)]
         wrote.append(tuple(changed))
 
     with lm.runner.exclusive.alone(), ExitStack() as undo, torch.no_grad():
@@ -116,7 +116,7 @@ def _watched(lm: LM, ids: Tensor) -> tuple[dict[tuple[str | int, ...], int], tup
     return shapes, tuple(wrote)
 
 
-def _same(before: list[Any], now: list[Any]) -> bool:
+def _unchanged(before: list[Any], now: list[Any]) -> bool:
     return len(before) == len(now) and all(a is b and m == n for (a, m), (b, n) in zip(before, now, strict=True))
 
 

@@ -63,7 +63,8 @@ class SharedLayer(DynamicLayer):
         keys, values = (t[: self.live, :, : self.length] for t in own)
         if self.late and self.keys is not None and self.values is not None:
             keys, values = (
-                torch.cat([t, _folded(prefix, self.length)]) for t, prefix in ((keys, self.keys), (values, self.values))
+                torch.cat([t, _as_rows(prefix, self.length)])
+                for t, prefix in ((keys, self.keys), (values, self.values))
             )
         self.returned = len(keys)
         _running.show(self, keys, values)
@@ -108,7 +109,7 @@ class SharedLayer(DynamicLayer):
         return self.get_seq_length() + query_length, 0
 
 
-def _folded(prefix: Tensor, length: int) -> Tensor:
+def _as_rows(prefix: Tensor, length: int) -> Tensor:
     """The prefix (1, H, P, d) as rows (E, H, length, d), the last filled up with zeros."""
     filled = nn.functional.pad(prefix[0], (0, 0, 0, -prefix.shape[2] % length))
     return filled.unflatten(1, (-1, length)).transpose(0, 1)

@@ -75,8 +75,8 @@ class Staircase:
         classes = [np.unique(self.history[c:]) for c in counts]
         first = np.concatenate([np.arange(counts[0]), counts[0] + _first_of(self.history[counts[0] :], classes[0])])
         out: list[Tensor] = []
-        # what blocks made for later ones, and the layer whose batch it has
-        made: dict[int, tuple[Tensor, int]] = {}
+        # what blocks pass on to later ones, and the layer whose batch it has
+        passed: dict[int, tuple[Tensor, int]] = {}
 
         def arrive(layer: int, h: Tensor) -> Tensor | None:
             count = int(counts[layer])
@@ -97,13 +97,13 @@ class Staircase:
         def fit(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             def pick(path: tuple[str | int, ...], t: Tensor) -> Tensor:
                 each = self.layout.batched.get(path, 0)
-                known = made.get(id(t))
+                known = passed.get(id(t))
                 below = known[1] if known is not None else 0
                 if each and counts[below] < counts[layer]:
                     index, given = _index(self._place(below, layer, counts, classes), t), t
                     t = t[index] if each == 1 else t.unflatten(0, (-1, each))[index].flatten(0, 1)
                     if known is not None:
-                        made[id(t)] = t, layer
+                        passed[id(t)] = t, layer
                         follow(given, t)
                 return t
 
@@ -119,7 +119,7 @@ class Staircase:
         def note(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             beside = output[1:] if isinstance(output, tuple | list) else ()
             for _path, t in tensors_within([beside, _passed_on((*args, *kwargs.values()))]):
-                made.setdefault(id(t), (t, layer))
+                passed.setdefault(id(t), (t, layer))
 
         with self.lm.runner.exclusive.alone(), ExitStack() as undo:
             for layer in range(self.lm.n_layers + 1):
