@@ -1,9 +1,14 @@
 """The command that measures lenses on text, on a tiny model: what it prints, keeps and refuses."""
 
 import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
+from evaluated import contents
 
 import lenscope as ls
 from lenscope.cli.evaluate import _places_by_name
@@ -68,6 +73,52 @@ def test_an_interrupted_evaluation_is_shown_and_saved(run, model, text, tmp_path
     assert "logit lens" in out
     assert "tokens measured; what they say is kept" in err.splitlines()[-1]
     assert ls.lenses.load_evaluation(tmp_path / "e.json").tokens
+
+
+@pytest.mark.parametrize("transfer", [False, True])
+def test_an_interrupted_evaluation_goes_on(run, model, text, lens, tmp_path, monkeypatch, transfer):
+    evaluating = import_module("lenscope.lenses.evaluate")
+    predictions = evaluating.predictions
+
+    def interrupted(*given):
+        for n, batch in enumerate(predictions(*given)):
+            if n == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr("lenscope.models.batches.TOKENS_PER_RUN", 8)
+    output, partial = tmp_path / "e.json", tmp_path / "e.json.partial"
+    arguments = ["eval", "-m", model, "-d", text, "--tokens", "300", "-o", str(output), "--lens", str(lens)]
+    arguments += ["--transfer"] * transfer + ["--held-out", "0.1"]
+    assert run(*arguments)[0] == 0
+    whole = contents(ls.load_results(output))
+    monkeypatch.setattr(evaluating, "predictions", interrupted)
+    status, _, err = run(*arguments)
+    assert status == 130
+    line = f"what they say is kept, and the same command goes on from there ({partial} keeps the sums)"
+    assert line in err.splitlines()[-1]
+    assert ls.load_results(output).tokens < whole["tokens"]
+    assert run(*arguments, "--layers", "2")[2] == (
+        f"lenscope: {partial}/checkpoint: is of another run, with other layers; remove it to begin anew\n"
+    )
+    monkeypatch.setattr(evaluating, "predictions", predictions)
+    with held(partial):
+        assert run(*arguments)[::2] == (
+            2, f"lenscope: {partial}: another run is writing to it; wait for its end, or give another folder\n"
+        )  # fmt: skip
+    assert run(*arguments)[0] == 0
+    assert contents(ls.load_results(output)) == whole
+    assert not partial.exists()
+
+
+@contextmanager
+def held(folder):
+    """Another process writes to the folder."""
+    program = "import sys, lenscope.files.writing as w\nwith w.folder_lock(sys.argv[1]): print(flush=True), input()"
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdin=-1, stdout=-1, env=os.environ)
+    process.stdout.readline()
+    yield
+    process.communicate(b"\n")
 
 
 def test_names_of_lenses(tmp_path):

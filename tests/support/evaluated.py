@@ -1,8 +1,9 @@
-"""What evaluations are made of: rows of random tokens, and lenses with random weights."""
+"""What evaluations are made of: rows of random tokens, and lenses with random weights; and what two of them share."""
 
 import tiny
 import torch
 
+from lenscope.files.records import document_of
 from lenscope.mappings.mapping import Affine
 from lenscope.models.same_model import model_identity
 
@@ -19,3 +20,10 @@ def affine(lm, layers=None, seed=0):
         for n in layers or range(lm.n_layers)
     }
     return Affine(weights, model_identity(lm), model_identity(lm))
+
+
+def contents(result):
+    """All that a file would hold, without the time."""
+    document = document_of(result)
+    provenance = {name: value for name, value in document.pop("provenance").items() if name != "created"}
+    return {**document, "provenance": provenance, "sha256": None}

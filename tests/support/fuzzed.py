@@ -22,6 +22,7 @@ import safetensors.torch
 import tiny
 import torch
 from affine_lens import affine
+from evaluated import contents
 
 import lenscope as ls
 from lenscope.cli.detect import read_prompt_file
@@ -451,6 +452,23 @@ def fitted(lm: Any, folder: Path, progress: Any = None) -> Any:
     return ls.fit(lm, TEXTS * 2, folder=folder / "run", progress=progress, **settings)
 
 
+def measured(lm: Any, folder: Path, progress: Any = None) -> Any:
+    # more than are read at once
+    rows = [list(range(10 + n, 70 + n)) for n in range(20)]
+    return ls.evaluate(lm, rows, layers=[0, 3], folder=folder / "run", progress=progress)
+
+
+def begun_measuring(lm: Any, folder: Path) -> None:
+    """An evaluation that was interrupted after some rows."""
+
+    def progress(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        measured(lm, folder, progress)
+    assert (folder / "run" / "checkpoint" / "config.json").exists()
+
+
 def old_lens(folder: Path, stage: Stage, name: str = "params.pt") -> None:
     export_tuned_lens(stage.lens, folder)
     if name != "params.pt":
@@ -607,4 +625,6 @@ def kinds(stage: Stage) -> list[Kind]:
         Kind("model folder", write_model, lambda f: own_logits(f / "tiny-llama"), plain, logits_doubt, False),
         Kind("checkpoint", lambda f: begun(lm, f), lambda f: fitted(lm, f), lambda m: plain(m.weights),
              mapping_doubt, True),
+        Kind("sums", lambda f: begun_measuring(lm, f), lambda f: measured(lm, f),
+             lambda e: json.dumps(contents(e)), evaluation_doubt, True),
     ]  # fmt: skip

@@ -4,6 +4,7 @@ Knows: folders of commands, which numbers are times. Does not know: how a proces
 """
 
 import json
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from killing import Command
 from safetensors import safe_open
 from saved_models import save_model
+from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 import lenscope as ls
 
@@ -63,12 +66,22 @@ def small_blocks() -> None:
     fit.__kwdefaults__["room"] = 1
 
 
+def frequent_checkpoints() -> None:
+    """An evaluation leaves a checkpoint after every batch."""
+    from lenscope.lenses import evaluation_checkpoints
+
+    evaluation_checkpoints.PAUSE, evaluation_checkpoints.SHARE = 0.0, float("inf")
+
+
 def commands(place: Path) -> dict[str, Command]:
     """The commands by name, with their model and text below a folder."""
-    model, text = save_model(place), str(write_documents(place / "text.jsonl"))
+    # in a process of its own: torch's pools of threads do not outlive a fork
+    save = get_context("fork").Process(target=save_model, args=(place,))
+    save.start()
+    save.join()
+    model, text = str(place / "tiny-llama"), str(write_documents(place / "text.jsonl"))
     # what is imported here is not imported in each life
-    ls.load(model)
-    assert all((ls.fit, ls.evaluate))
+    assert all((ls.fit, ls.evaluate, ls.load, AutoModelForCausalLM, LlamaForCausalLM))
     common = ["-m", model, "-d", text, "--length", "32"]
     return {
         "fit": Command(
@@ -77,5 +90,12 @@ def commands(place: Path) -> dict[str, Command]:
             folder_of_weights,
             lambda folder: (folder / "checkpoint" / "config.json").exists(),
             small_blocks,
-        )
+        ),
+        "eval": Command(
+            "eval",
+            lambda folder: ["eval", *common, "--tokens", "12k", "-o", str(folder / "e.json")],
+            lambda folder: json_result(folder / "e.json"),
+            lambda folder: (folder / "e.json.partial" / "checkpoint" / "config.json").exists(),
+            frequent_checkpoints,
+        ),
     }

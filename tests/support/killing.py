@@ -24,6 +24,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+
 from lenscope.cli.main import main
 
 # what Python says before it changes files
@@ -110,6 +112,8 @@ def _be(command: Command, folder: Path, log: Path, counter: mmap.mmap, change: i
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        torch.set_num_threads(1)
+        folder.mkdir(exist_ok=True)
         command.prepare()
         below, seen = str(folder), 0
 
@@ -236,9 +240,7 @@ def killed(
 def program() -> int:
     """The command line: exit status 1 where anything differs."""
     import killed_commands
-    import torch
 
-    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description="Kill commands until they end, and compare what they leave.")
     parser.add_argument("commands", nargs="*", help="names of killed_commands.py; default: all")
     parser.add_argument("--kills", type=int, default=0, help="kills at random times, of each command")

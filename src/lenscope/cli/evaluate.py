@@ -80,7 +80,10 @@ def evaluate_command(
     *,
     common: CommonOptions,
 ) -> None:
-    """How well lenses tell what the model will predict, layer by layer, on text; the last row is the model itself."""
+    """How well lenses tell what the model will predict, layer by layer, on text; the last row is the model itself.
+
+    With -o FILE a run that is killed or interrupted leaves FILE.partial, and the same command goes on from there.
+    """
     require_effect(
         "--measure", measure, not common.as_json, "chooses what the table shows, and --json has every measure"
     )
@@ -109,6 +112,7 @@ def evaluate_command(
     lm = common.load()
     from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate
     from lenscope.lenses.evaluate import transfer as measure_transfer
+    from lenscope.lenses.evaluation_checkpoints import remove_checkpoint
     from lenscope.text.corpus import overlap
 
     lenses = {name: open_lens(where, lm, transferred) for name, where in given.items()}
@@ -120,6 +124,8 @@ def evaluate_command(
             tell(f"lens {name} was fitted on some of this text: --held-out {share} takes what it has not seen")
     wanted = available_tokens(corpus, wanted, tokens is not None)
     at = None if chosen is None else resolve_layers(chosen, lm.n_layers)
+    # what a killed run leaves, beside its result
+    partial = None if output is None else Path(f"{output}.partial")
     left = ""
     try:
         with progress_bar("rows") as advance:
@@ -131,21 +137,27 @@ def evaluate_command(
             if transfer:
                 (f,) = lenses.values()
                 at = at or list(range(0, lm.n_layers, ceil(lm.n_layers / CROSSED_LAYERS)))
-                result: Any = measure_transfer(lm, rows, f, at, progress=progress)
+                result: Any = measure_transfer(lm, rows, f, at, folder=partial, progress=progress)
             else:
-                result = evaluate(lm, rows, {"logit lens": None, **lenses}, at, seed=seed, progress=progress)
-    except EvaluationInterrupted as partial:
-        if partial.result is None:
+                named = {"logit lens": None, **lenses}
+                result = evaluate(lm, rows, named, at, seed=seed, folder=partial, progress=progress)
+    except EvaluationInterrupted as interrupted:
+        if interrupted.result is None:
             raise
-        result = partial.result
-        where = "kept" if output else "shown"
-        left = f"interrupted: {result.tokens:,} tokens measured; what they say is {where}, the same command begins anew"
+        result = interrupted.result
+        left = f"interrupted: {result.tokens:,} tokens measured; "
+        if partial is None:
+            left += "what they say is shown, the same command begins anew; with -o it goes on"
+        else:
+            left += f"what they say is kept, and the same command goes on from there ({partial} keeps the sums)"
     result = replace(result, provenance={**result.provenance, "corpus": corpus.provenance(), "given": given})
     columns = measures[0] if len(measures) == 1 else measures
     method = "transfer" if transfer else "evaluation"
     show_and_save(result, lm, f"on {corpus.name}", method, columns, common.as_json, output, html)
     if left:
         raise Stopped(left)
+    if partial is not None:
+        remove_checkpoint(partial)
 
 
 def _places_by_name(lenses: Sequence[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ KINDS = {
     "detector": ("detector", "load_detector(folder, lm)"),
     "softprompt": ("soft prompt", "load_soft_prompt(folder)"),
     "checkpoint": ("checkpoint", "fit(lm, …, folder=the folder above it)"),
+    "sums": ("checkpoint of an evaluation", "evaluate(lm, …, folder=the folder above it)"),
     "report": ("report", "any reader of JSON or Parquet"),
     "influence": ("table of influences", "any reader of JSON"),
 }

@@ -58,7 +58,7 @@ def evaluation_of(
         apart["bias"] = np.stack([bias, *jackknife(bias, without - without[:, base])], -1)
         differences = {name: _spread(v, at, len(lenses), len(layers)) for name, v in apart.items()}
     names = {name: "identity" if lens.f is None else repr(lens.f) for name, lens in lenses.items()}
-    about = {"lenses": names, "ids_sha256": total.digest.hexdigest(), "seed": seed, "bins": BINS}
+    about = {"lenses": names, "ids_sha256": total.sha256, "seed": seed, "bins": BINS}
     return Evaluation(
         model=lm.name,
         n_layers=lm.n_layers,

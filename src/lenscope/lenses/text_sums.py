@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.files.json_values import text_value, whole_number
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import Reduced, average, averaged_at_once
 from lenscope.models.language_model import LM
-from lenscope.text.predictions import Predictions
+from lenscope.text.predictions import Predictions, ReadBefore
 
 BINS = 15
 # groups of units whose summed distributions are kept apart, for the intervals of the bias
@@ -39,6 +40,8 @@ class TextSums:
     means: dict[int, Tensor]
     tokens: int
     rows: int
+    # of the ids of the rows; where sums are read from a file, `digest` is of them when they were passed over
+    sha256: str
     digest: Any
 
     def plus(self, batch: Predictions, columns: np.ndarray, means: dict[int, Tensor]) -> "TextSums":
@@ -51,15 +54,99 @@ class TextSums:
         if self.sizes is not None and batch.sizes is not None:
             sizes = _longer(self.sizes, units)
             np.add.at(sizes, batch.units, batch.sizes)
-        for group, mean in means.items():
-            self.means[group] = self.means[group].add_(mean) if group in self.means else mean
-        tokens, rows = self.tokens + len(batch.targets), self.rows + batch.rows
-        return TextSums(sums, counts, sizes, self.means, tokens, rows, batch.hashed(self.digest))
+        # into what is new, so that an interruption leaves these sums as they were
+        longer = {group: m.add_(self.means[group]) if group in self.means else m for group, m in means.items()}
+        tokens, rows, digest = self.tokens + len(batch.targets), self.rows + batch.rows, batch.hashed(self.digest)
+        return TextSums(sums, counts, sizes, {**self.means, **longer}, tokens, rows, digest.hexdigest(), digest)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for a file; they share memory with these."""
+        arrays = {"sums": self.sums, "counts": self.counts, "groups": np.array(list(self.means), dtype=np.int64)}
+        arrays |= {} if self.sizes is None else {"sizes": self.sizes}
+        means = {f"means.{n}": mean for n, mean in enumerate(self.means.values())}
+        return {**{name: torch.from_numpy(array) for name, array in arrays.items()}, **means}
 
 
 def no_sums(cells: int) -> TextSums:
     """The sums over no text, of so many cells."""
-    return TextSums(np.zeros((0, cells, len(SUMMED) + BINS)), np.zeros(0), np.zeros(0), {}, 0, 0, hashlib.sha256())
+    columns, digest = np.zeros((0, cells, len(SUMMED) + BINS)), hashlib.sha256()
+    return TextSums(columns, np.zeros(0), np.zeros(0), {}, 0, 0, digest.hexdigest(), digest)
+
+
+def saved_sums(
+    place: dict[str, Any], tensors: dict[str, Tensor], cells: int, vocab: int
+) -> tuple[TextSums, ReadBefore]:
+    """The sums that `TextSums.tensors` gave, of so many cells, and the text that they are of.
+
+    Raises ValueError for what no run could have saved.
+    """
+    each = {name: t.clone() for name, t in tensors.items()}
+    sums, counts, groups = (each.pop(name).numpy() for name in ("sums", "counts", "groups"))
+    sizes = each.pop("sizes").numpy() if "sizes" in each else None
+    numbers = whole_number(place["tokens"], "tokens", 1), whole_number(place["rows"], "rows", 1)
+    sha256 = text_value(place["text"], "text")
+    means = {int(group): each.pop(f"means.{n}") for n, group in enumerate(groups)}
+    units = (len(counts),)
+    wanted = {"sums": (sums, (*units, cells, len(SUMMED) + BINS)), "counts": (counts, units)}
+    wanted |= {} if sizes is None else {"sizes": (sizes, units)}
+    for name, (array, shape) in wanted.items():
+        if array.dtype != np.float64 or array.shape != shape:
+            raise ValueError(f"its {name} are of shape {array.shape}, and {shape} are those of this model and lenses")
+    if each or len(means) != len(groups) or means.keys() != {int(n) % GROUPS for n in np.flatnonzero(counts)}:
+        raise ValueError("its groups of units are not those of its text")
+    if any(m.dtype != torch.float64 or m.shape != (cells, vocab) for m in means.values()):
+        raise ValueError(f"its distributions are not those of {cells} cells and {vocab} tokens")
+    most = counts[:, None]
+    sound = (sums[..., : len(SUMMED)] >= 0).all() and (sums[..., 2] <= most).all() and counts.sum() == numbers[0]
+    sound &= (counts >= 0).all() and (np.abs(sums[..., len(SUMMED) :]) <= 1.001 * most[..., None]).all()
+    sound &= sizes is None or (sizes >= 0).all()
+    sound &= all(bool((m >= 0).all()) for m in means.values())
+    masses = torch.stack([m.sum(1) for m in means.values()]).sum(0)
+    if not sound or not bool(((masses / numbers[0] - 1).abs() < 0.01).all()):
+        raise ValueError("it holds sums that are none of distributions")
+    before = ReadBefore(numbers[1], sha256, counts)
+    return TextSums(sums, counts, sizes, means, *numbers, sha256, before.digest), before
+
+
+@dataclass(frozen=True, eq=False)
+class TransferSums:
+    """Sums over the text so far of cross-entropy and KL, (2, translators, layers)."""
+
+    sums: np.ndarray
+    tokens: int
+    rows: int
+    sha256: str
+    digest: Any
+
+    def plus(self, batch: Predictions, sums: np.ndarray) -> "TransferSums":
+        """With the sums (2, translators, layers) of more predictions."""
+        tokens, rows, digest = self.tokens + len(batch.targets), self.rows + batch.rows, batch.hashed(self.digest)
+        return TransferSums(self.sums + sums, tokens, rows, digest.hexdigest(), digest)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for a file; they share memory with these."""
+        return {"sums": torch.from_numpy(self.sums)}
+
+
+def no_transfer_sums(layers: int) -> TransferSums:
+    """The sums over no text, of so many layers."""
+    digest = hashlib.sha256()
+    return TransferSums(np.zeros((2, layers, layers)), 0, 0, digest.hexdigest(), digest)
+
+
+def saved_transfer_sums(
+    place: dict[str, Any], tensors: dict[str, Tensor], layers: int
+) -> tuple[TransferSums, ReadBefore]:
+    """The sums that `TransferSums.tensors` gave, of so many layers, and the text that they are of.
+
+    Raises ValueError for what no run could have saved.
+    """
+    sums = tensors["sums"].clone().numpy()
+    numbers = whole_number(place["tokens"], "tokens", 1), whole_number(place["rows"], "rows", 1)
+    before = ReadBefore(numbers[1], text_value(place["text"], "text"))
+    if sums.dtype != np.float64 or sums.shape != (2, layers, layers) or not (sums >= 0).all():
+        raise ValueError("it holds other sums than those of these layers")
+    return TransferSums(sums, *numbers, before.sha256, before.digest), before
 
 
 def sums_of_batch(lm: LM, batch: Predictions, cells: list[SummedCell]) -> tuple[np.ndarray, dict[int, Tensor]]:

@@ -4,8 +4,9 @@ Knows: which positions of texts, rows of ids and batches of a corpus count, and 
 Does not know: what is measured of a prediction.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import length_hint
 from typing import Any
 
@@ -62,13 +63,33 @@ class Predictions(Brief):
         return copy
 
 
-def predictions(lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progress | None) -> Iterator[Predictions]:
+@dataclass
+class ReadBefore:
+    """What an earlier reading of a text has read: its first `rows` rows that count, and the SHA-256 of their ids.
+
+    `counts` are the predictions of each unit of them, where that is known. `digest` is of the rows that were passed
+    over since, all of them when the first predictions behind them are there; `refusal` is said of another text.
+    """
+
+    rows: int
+    sha256: str
+    counts: np.ndarray | None = None
+    digest: Any = field(default_factory=hashlib.sha256)
+    refusal: str = "rows: are not those that were read before; give the same text"
+
+
+def predictions(
+    lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progress | None, before: ReadBefore | None = None
+) -> Iterator[Predictions]:
     """The predictions of the text in batches whose states fit in memory together; LenscopeError where there is none.
 
-    Of a corpus, rows without any are left out; one's own texts and rows of ids without any are refused.
+    Of a corpus, rows without any are left out; one's own texts and rows of ids without any are refused. What was read
+    `before` is passed over, and what is behind it comes in the batches of a reading from the start; LenscopeError for
+    a text that begins with other rows.
     """
     total, done, any_read = length_hint(rows, 0), 0, False
     known: dict[tuple[str, int], int] = {}
+    passed, counts = 0, np.zeros(UNITS)
 
     def each() -> Iterator[Row]:
         nonlocal done
@@ -78,9 +99,20 @@ def predictions(lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progr
 
     for group in in_order(each(), lambda row: len(row.prompt)):
         any_read = True
+        if before is not None and passed < before.rows:
+            passed += len(group)
+            before.digest.update(_bytes_of_ids(group))
+            np.add.at(counts, _numbered(group, known), 1)
+            if passed >= before.rows:
+                same = passed == before.rows and before.digest.hexdigest() == before.sha256
+                if not same or (before.counts is not None and not np.array_equal(before.counts, counts[: len(known)])):
+                    raise LenscopeError(before.refusal)
+            continue
         yield _read(lm, group, layers, known)
         if progress is not None:
             progress(done, total)
+    if before is not None and passed < before.rows:
+        raise LenscopeError(before.refusal)
     if not any_read:
         raise nothing_counts("prediction")
 
@@ -162,15 +194,23 @@ def _read(lm: LM, rows: list[Row], layers: tuple[int, ...], known: dict[tuple[st
     at = [np.flatnonzero(r.counted) for r in rows]
     row = torch.tensor(np.repeat(np.arange(len(rows)), list(map(len, at))), device=tensor.device)
     positions = torch.tensor(np.concatenate(at), device=tensor.device)
-    ids = [np.array(r.prompt.ids, dtype=np.int64) for r in rows]
-    following = np.concatenate([i[places + 1] for i, places in zip(ids, at, strict=True)])
-    units = [(r.kind, unit) for r, places in zip(rows, at, strict=True) for unit in r.units[places].tolist()]
+    following = np.concatenate([np.array(r.prompt.ids)[places + 1] for r, places in zip(rows, at, strict=True)])
     sizes = [r.sizes[places + 1] for r, places in zip(rows, at, strict=True) if r.sizes is not None]
     return Predictions(
         h=tensor[row, :, positions],
         targets=torch.tensor(following, device=tensor.device),
-        units=np.array([known.setdefault(unit, len(known) % UNITS) for unit in units]),
+        units=_numbered(rows, known),
         sizes=np.concatenate(sizes).astype(float) if len(sizes) == len(rows) else None,
         rows=len(rows),
-        ids=b"".join(i.tobytes() for i in ids),
+        ids=_bytes_of_ids(rows),
     )
+
+
+def _numbered(rows: list[Row], known: dict[tuple[str, int], int]) -> np.ndarray:
+    """The unit of every prediction of some rows."""
+    units = [(r.kind, unit) for r in rows for unit in r.units[r.counted].tolist()]
+    return np.array([known.setdefault(unit, len(known) % UNITS) for unit in units])
+
+
+def _bytes_of_ids(rows: list[Row]) -> bytes:
+    return b"".join(np.array(r.prompt.ids, dtype=np.int64).tobytes() for r in rows)
