@@ -12,6 +12,7 @@ from lenscope import measures as measures
 from lenscope import models as models
 from lenscope import patchscopes as patchscopes
 from lenscope import statistics as statistics
+from lenscope import sweeps as sweeps
 from lenscope import tasks as tasks
 from lenscope import text as text
 from lenscope import web as web
@@ -45,6 +46,7 @@ from lenscope.patchscopes.patchscope import Patchscope as Patchscope
 from lenscope.patchscopes.patchscope import Target as Target
 from lenscope.saved_results import load_results as load_results
 from lenscope.statistics.intervals import Estimate as Estimate
+from lenscope.sweeps.running import sweep as sweep
 from lenscope.text.corpus import Corpus as Corpus
 
 __all__ = [
@@ -78,5 +80,6 @@ __all__ = [
     "load_mapping",
     "load_results",
     "save",
+    "sweep",
     "transfer",
 ]

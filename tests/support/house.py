@@ -20,7 +20,7 @@ FLOORS = (
     ("text", "patchscopes"),
     ("lenses", "fitting"),
     ("interventions", "directions", "tasks"),
-    ("detection", "web"),
+    ("detection", "sweeps", "web"),
     ("saved_results", "experiments"),
     ("cli",),
     ("__main__",),

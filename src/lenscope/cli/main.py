@@ -62,6 +62,7 @@ def command_line() -> "Typer":
     from lenscope.cli.patch import patch_command
     from lenscope.cli.reproduce import reproduce_command
     from lenscope.cli.serve import serve_command
+    from lenscope.cli.sweep import sweep_command
 
     app = typer.Typer(
         name="lenscope",
@@ -73,6 +74,7 @@ def command_line() -> "Typer":
     )
     app.command("lens")(lens_command)
     app.command("patch")(patch_command)
+    app.command("sweep")(sweep_command)
     app.command("check")(check_command)
     app.command("fit")(fit_command)
     app.command("eval")(evaluate_command)

@@ -1,0 +1,170 @@
+"""A sweep in its folder: what of it is done, and its rows as one data set.
+
+Knows: manifests and parts. Does not know: models, how rows are run.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from rich.table import Table
+
+from lenscope.display.tables import TableColumn, dim, plain_table
+from lenscope.errors import LenscopeError
+from lenscope.files.parquet_tables import data_frame
+from lenscope.files.untrusted import escaped
+from lenscope.sweeps.listed_prompts import file_digest
+from lenscope.sweeps.manifest import listed_parts, read_manifest, require_same_sweep
+from lenscope.sweeps.part_files import PARTS, part_state
+from lenscope.sweeps.parts import Part
+from lenscope.sweeps.spec import SweepSpec, read_spec, spec_digest
+from lenscope.visible_text import printable
+
+# columns that a summary is grouped by, and those that it has the mean of
+_GROUPS = ("method", "explained_by", "target", "mapping", "operation", "control")
+_MEANS = {
+    "max_probability": "top",
+    "kl": "kl",
+    "precision": "p@1",
+    "answer_log_prob": "answer",
+    "correct": "right",
+}
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """How far a sweep is: parts and rows in all and those that are done, and the names of parts that are damaged."""
+
+    parts: int
+    parts_done: int
+    rows: int
+    rows_done: int
+    damaged: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return self.parts_done == self.parts
+
+    def line(self) -> str:
+        """All of it in one line."""
+        line = f"{self.rows_done:,} of {self.rows:,} rows, {self.parts_done:,} of {self.parts:,} parts are done"
+        if self.damaged:
+            line += f"; damaged, and run again by the next run: {', '.join(self.damaged[:3])}"
+            line += f" and {len(self.damaged) - 3} more" if len(self.damaged) > 3 else ""
+        return line
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "parts": self.parts,
+            "parts_done": self.parts_done,
+            "rows": self.rows,
+            "rows_done": self.rows_done,
+            "damaged": list(self.damaged),
+            "complete": self.complete,
+        }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep:
+    """The rows of a sweep in a folder: `rows` in all, those that are done as a data set.
+
+    `damaged` are the parts that were not whole when this run began, and are run again by it.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has when it is complete, each once."""
+        return int(self.manifest["rows"])
+
+    @property
+    def parts(self) -> list[Part]:
+        """Its parts, done or not."""
+        return listed_parts(self.manifest)
+
+    def __repr__(self) -> str:
+        return f"Sweep({self.folder}: {self.rows:,} rows in {len(self.manifest['parts']):,} parts)"
+
+    def status(self) -> SweepStatus:
+        """What of it is done; every part is read, and its digest compared."""
+        states = [(part, part_state(self.folder, part)) for part in self.parts]
+        done = [part for part, state in states if state == "whole"]
+        damaged = tuple(f"{PARTS}/{part.name}" for part, state in states if state == "damaged")
+        return SweepStatus(len(states), len(done), self.rows, sum(p.rows for p in done), damaged)
+
+    def dataset(self) -> ds.Dataset:
+        """The rows that are done as one pyarrow data set, which reads columns and rows when they are asked for.
+
+        Raises LenscopeError where none is done.
+        """
+        paths = [self.folder / PARTS / part.name for part in self.parts]
+        there = [str(path) for path in paths if path.is_file()]
+        if not there:
+            raise LenscopeError(f"{escaped(self.folder)}: no row of the sweep is done; run it first")
+        return ds.dataset(there, format="parquet")
+
+    def to_dataframe(self) -> Any:
+        """The rows that are done as a data frame of pandas, or of polars where only that is installed."""
+        return data_frame(self.dataset().to_table().replace_schema_metadata(None))
+
+    def table(self) -> Table:
+        """For a terminal: the rows that are done by method, target, mapping, control, with means of their numbers."""
+        rows = self.dataset().to_table(columns=[*_GROUPS, *_MEANS])
+        rows = rows.set_column(rows.column_names.index("correct"), "correct", rows["correct"].cast(pa.float32()))
+        groups = rows.group_by(list(_GROUPS)).aggregate([([], "count_all"), *((name, "mean") for name in _MEANS)])
+        groups = groups.sort_by([(name, "ascending") for name in _GROUPS])
+        means = [name for name in _MEANS if groups[f"{name}_mean"].null_count < len(groups)]
+        shown = [name for name in _GROUPS if pc.count_distinct(groups[name]).as_py() > 1 or name == "method"]
+        lines: list[list[Any]] = []
+        for group in groups.to_pylist():
+            names = [dim("–") if not group[name] else printable(_short(group[name])) for name in shown]
+            numbers = [_mean_shown(group[f"{name}_mean"]) for name in means]
+            lines.append([*names, f"{group['count_all']:,}", *numbers])
+        columns = [TableColumn(name.replace("_", " ")) for name in shown]
+        columns += [TableColumn(head, "right") for head in ("rows", *(_MEANS[name] for name in means))]
+        caption = (
+            "means over rows: probability of the top (or first) token, KL(unpatched ‖ patched) in nats, how often "
+            "the top token is the source's own, ln p(answer), how often the answer is given"
+        )
+        return plain_table(columns, lines, caption, gap=2)
+
+
+def open_sweep(folder: str | os.PathLike[str], spec: "SweepSpec | Mapping[str, Any] | str | None" = None) -> Sweep:
+    """The sweep that a folder holds, complete or not; no model is loaded.
+
+    Raises LenscopeError where it holds none, or another one than that of a `spec`.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise LenscopeError(f"{escaped(folder)}: holds no sweep (it has no manifest.json)")
+    if spec is not None:
+        known = read_spec(spec)
+        require_same_sweep(folder, manifest, spec_head(known))
+    return Sweep(folder, manifest)
+
+
+def spec_head(spec: SweepSpec) -> dict[str, Any]:
+    """What of a manifest is known without a model: the spec, and digests of the files that it names."""
+    digest = file_digest(spec.sources)
+    inputs = {} if digest is None else {str(spec.sources.file): digest}
+    return {"spec": spec.document(), "spec_sha256": spec_digest(spec), "inputs": inputs}
+
+
+def _short(text: str, most: int = 18) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _mean_shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,53 @@
+"""Specs: what they mean however they are written, and one line for every mistake."""
+
+import json
+
+import pytest
+
+import lenscope as ls
+from lenscope.sweeps.spec import read_spec, spec_digest
+
+SPEC = {"model": "tiny", "sources": {"prompts": ["a b", "c"]}, "targets": ["identity"]}
+
+
+def test_one_value_stands_for_a_list_and_a_name_for_what_has_it(tmp_path):
+    written = """
+model: {name: tiny}
+sources: {prompts: [{text: a b}, c], positions: -1, layers: all}
+targets: identity
+methods: predict
+mappings: identity
+"""
+    path = tmp_path / "spec.yaml"
+    path.write_text(written)
+    assert spec_digest(read_spec(path)) == spec_digest(read_spec(SPEC))
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(SPEC))
+    assert spec_digest(read_spec(path)) == spec_digest(read_spec(SPEC))
+    assert spec_digest(read_spec({**SPEC, "top_k": 4})) != spec_digest(read_spec(SPEC))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"source": {}}, "spec: source: unknown key; did you mean sources?"),
+        ({"sources": {"prompts": ["a"], "layer": 1}}, "spec: sources.layer: unknown key; did you mean layers?"),
+        ({"sources": {"prompts": ["a", True]}}, "spec: sources.prompts[1].text: is true, no text; put it in quotes"),
+        ({"targets": ["identty"]}, "did you mean identity?"),
+        ({"targets": [{"text": "a", "att": 0}]}, "spec: targets[0].att: unknown key; did you mean at?"),
+        ({"targets": []}, "spec: targets: predict needs a target prompt, such as identity or entity"),
+        ({"methods": ["predct"]}, "did you mean predict?"),
+        ({"methods": [{"generate": 0}]}, "spec: methods[0].max_new_tokens: is 0; "),
+        ({"methods": ["lens"]}, "leave them out, or add predict or generate"),
+        ({"controls": ["rand"]}, "spec: controls[0]: is 'rand'; there are unpatched, random, other-source"),
+        ({"top_k": "5"}, "spec: top_k: is '5'; input should be a valid integer"),
+        ({"sources": {}}, "spec: sources: give prompts, a list of texts, or file"),
+        ({"mappings": [{"path": "a", "scale": 1}]}, "spec: mappings[0]: path and scale: give one of them"),
+        ({"model": 3}, "spec: model: is 3; give keys and values"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key(change, line):
+    with pytest.raises(ls.LenscopeError) as raised:
+        read_spec({**SPEC, **change})
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
