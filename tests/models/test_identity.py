@@ -267,7 +267,9 @@ def test_hashes_are_made_again_only_where_something_moved(monkeypatch):
     model = llama()
     before = model_hash(model)
     hashed = []
-    monkeypatch.setattr(identity, "_digest", lambda t, dtype, made=identity._digest: hashed.append(t) or made(t, dtype))
+    monkeypatch.setattr(
+        identity, "digest_of", lambda t, dtype, made=identity.digest_of: hashed.append(t) or made(t, dtype)
+    )
     assert model_hash(model) == before
     assert not hashed
     up(model).weight.data.mul_(2)
@@ -344,18 +346,34 @@ def offloaded():
     return model
 
 
-def test_offloaded_weights_are_never_taken_for_others_of_the_same_name(tmp_path):
-    first, second = (ls.LM(offloaded(), None, "m") for _ in range(2))
-    assert model_hash(first.model) == model_hash(first.model)
-    assert model_hash(first.model) != model_hash(second.model)
-    lens = lens_for(ls.LM(llama(), None, "m"))
-    for lm in (first, second):
-        with pytest.raises(ls.LenscopeError, match="transferred"):
-            lens.check(lm, lm)
-    moved = lens.transferred(first)
-    moved.check(first, first)
-    with pytest.raises(ls.LenscopeError, match="transferred"):
-        moved.check(second, second)
+def test_an_offloaded_model_is_the_whole_one_until_a_weight_in_memory_changes():
+    lm = ls.LM(offloaded(), None, "m")
+    assert model_hash(lm.model) == model_hash(llama())
+    lens_for(ls.LM(llama(), None, "m")).check(lm, lm)
+    waiting = lm.model.model.layers[1].mlp.up_proj._hf_hook.weights_map
+    waiting["weight"].data[0, 0] += 1
+    assert model_hash(lm.model) != model_hash(llama())
+
+
+def test_weights_that_nothing_brings_in_are_equal_to_no_others():
+    first, second = llama(), llama()
+    for model in (first, second):
+        model.model.layers[1].mlp.up_proj.to("meta")
+    assert model_hash(first) == model_hash(first)
+    assert model_hash(first) != model_hash(second)
+    assert identity.head_hash(first) == identity.head_hash(llama())
+    assert identity.parameters_hash(first) is None
+
+
+def test_kept_hashes_stay_whatever_becomes_of_the_weights():
+    model, other = llama(), llama()
+    before = identity.describe_weights(model, list(identity.ROUNDED)), identity.parameters_hash(model, "bfloat16")
+    identity.keep_hashes(model)
+    assert identity.hashes_are_kept(model)
+    model.model.layers[1].mlp.up_proj.to("meta")
+    after = identity.describe_weights(model, list(identity.ROUNDED)), identity.parameters_hash(model, "bfloat16")
+    assert after == before
+    assert before[0] == identity.describe_weights(other, list(identity.ROUNDED))
 
 
 def test_a_lens_of_version_0_1_0_is_known_again_by_the_parameters_alone(tmp_path):

@@ -28,7 +28,7 @@ def run_from(runner: Runner, layer: int, h: Tensor, outputs: Sequence[Any] | Non
     """
     with runner.exclusive.alone(), ExitStack() as undo:
         if outputs is None:
-            undo.callback(runner.hook(layer, lambda _: h).remove)
+            undo.callback(runner.hook(layer, lambda before: h.to(before.device)).remove)
         else:
             last = with_output_state(outputs[-1], runner.anatomy.stream.unpack(h))
             undo.enter_context(_returning(runner, [*outputs[:-1], last]))

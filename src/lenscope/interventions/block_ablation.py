@@ -251,13 +251,12 @@ class BlockRun:
 
     def state(self, layer: int) -> Tensor:
         """The state (B, T, D) at a layer of the model as it is."""
-        return (
-            self.inputs[0] if not layer else self.lm.runner.anatomy.stream.pack(output_state(self.outputs[layer - 1]))
-        )
+        pack = self.lm.runner.anatomy.stream.pack
+        return (pack(output_state(self.outputs[layer - 1])) if layer else self.inputs[0]).to(self.lm.device)
 
     def changed(self, layer: int, change: Change) -> tuple[Tensor, Tensor]:
         """The state at `layer` after the change, and what was added less what the block adds, (B, T, D) each."""
-        h, out = self.inputs[layer - 1], self.state(layer)
+        h, out = self.inputs[layer - 1].to(self.lm.device), self.state(layer)
         update = out - h
         added = _changed(change, update, layer)
         return (out, torch.zeros_like(out)) if added is None else (h + added, added - update)
@@ -267,7 +266,9 @@ class BlockRun:
         states: dict[int, Tensor] = {}
         outputs = self.outputs[:layer] if self.resumes else None
         with run_from(self.lm.runner, layer, h, outputs):
-            self.lm.runner.capture(self.running, {*read}, lambda at, state: states.update({at: state}))
+            self.lm.runner.capture(
+                self.running, {*read}, lambda at, state: states.update({at: state.to(self.lm.device)})
+            )
         return states
 
 
@@ -294,8 +295,8 @@ class BlockAblationSums:
 
     def take(self, batch: EqualRows, run: BlockRun) -> None:
         """Add what a batch shows: its run as it is, and with each block changed."""
-        last, at = self.lm.n_layers, (batch.row, batch.position)
-        final, targets = run.state(last)[at], batch.ids[batch.row, batch.position + 1]
+        last, at = self.lm.n_layers, (batch.row.to(self.lm.device), batch.position.to(self.lm.device))
+        final, targets = run.state(last)[at], batch.ids[batch.row, batch.position + 1].to(self.lm.device)
         clean = {m: run.state(m)[at] for m in self.read}
         loss, kl, top = self._reduced([final, *self._mapped(clean, 0)], final, targets)
         own, best = loss[0], top[0]

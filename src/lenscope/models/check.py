@@ -61,7 +61,7 @@ def check(lm: LM) -> ModelCheck:
     anatomy, verified = lm.runner.anatomy, lm.runner.verified
     kinds = sorted({type(b).__name__ for b in anatomy.blocks})
     stream = "" if len(anatomy.stream.rest) == 1 else f", a stream of {' × '.join(map(str, anatomy.stream.rest))}"
-    embedded = anatomy.model.get_input_embeddings()(anatomy.ids)
+    embedded = anatomy.model.get_input_embeddings()(anatomy.ids).to(anatomy.states[0].device)
     plain = embedded.shape == anatomy.states[0].shape and torch.allclose(embedded, anatomy.states[0])
     findings = [
         Finding("architecture", type(anatomy.model).__name__),

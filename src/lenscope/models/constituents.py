@@ -18,6 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from lenscope.models.offloaded import OnDisk, offloaded_weights, tied_names
+
+# a tensor, or one that is read from disk when its numbers are looked at
+Part = Tensor | OnDisk
+
 # Attributes of modules and fields of configurations that move no logits ...
 _NO_SETTING = {
     *("training", "name_or_path", "_name_or_path", "generation_config", "gradient_checkpointing", "kernel_config"),
@@ -33,10 +38,23 @@ _NO_SETTING = {
 _NO_SETTING_LIKE = re.compile(r"_(attn|experts)_implementation|.*_token_id$|.*_cached?$|_is_|_hf_|_old_")
 # RoPE that changes with the length of what ran last; what it was at the start stands beside it, as original_inv_freq.
 _CHANGING = ("dynamic", "longrope")
+# what accelerate puts in place of a model's methods: to bring weights in, and to warn those who move it
+_MOVES = {"forward", "to", "cuda", "npu", "mlu", "sdaa", "musa", "xpu", "neuron"}
 _PLAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity, nn.Dropout, nn.ParameterList)
 
 
-def stored(model: nn.Module) -> dict[str, Tensor]:
+def parameters(model: nn.Module, within: nn.Module | None = None) -> dict[str, Part]:
+    """The parameters of a model, or of a module of it by its own names, wherever they are."""
+    waiting = offloaded_weights(model)
+    path = next((n for n, m in model.named_modules() if m is within), "")
+    at = f"{path}." if path else ""
+    own = {n: waiting.get(at + n, p) for n, p in (within or model).named_parameters()}
+    # the same weight under another name
+    again = {n for n, one in (tied_names(model) if waiting else {}).items() if n in own and one in own}
+    return {n: p for n, p in own.items() if n not in again}
+
+
+def stored(model: nn.Module) -> dict[str, Part]:
     """As `tensors`, without the buffers that checkpoints do not store."""
     computed = {
         f"{path}.{name}" if path else name
@@ -46,15 +64,25 @@ def stored(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in tensors(model).items() if name not in computed}
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors(model: nn.Module) -> dict[str, Part]:
     """All tensors that a model's numbers come from, by name, each once: parameters, buffers, parts of packed weights.
 
     Buffers that runs set anew, as RoPE does that changes with the length, are left out for what they are made from.
+    Offloaded weights are those that wait elsewhere.
     """
-    by_name: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    by_name: dict[str, Part] = {}
+    seen: set[int | str] = set()
+    waiting = offloaded_weights(model)
+    ties = tied_names(model) if waiting else {}
 
     def add(name: str, value: Any, depth: int = 0) -> None:
+        if name in waiting:
+            # the same weight under another name
+            one = ties.get(name, name)
+            if one not in seen:
+                seen.add(one)
+                by_name[name] = waiting[name]
+            return
         if isinstance(value, Tensor):
             if id(value) in seen:
                 return
@@ -130,9 +158,9 @@ def _plain_parts(value: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "", value
 
 
-def absent(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers are not in the memory of this process: offloaded, or split among processes."""
-    return tensor.is_meta or hasattr(tensor, "to_local")
+def absent(tensor: Part) -> bool:
+    """Whether nothing here says what a tensor's numbers are: it has none, or they are split among processes."""
+    return isinstance(tensor, Tensor) and (tensor.is_meta or hasattr(tensor, "to_local"))
 
 
 def settings(model: nn.Module) -> tuple[str, ...]:
@@ -141,7 +169,9 @@ def settings(model: nn.Module) -> tuple[str, ...]:
     configs: dict[int, PreTrainedConfig] = {}
     for path, module in model.named_modules():
         own = vars(module)
-        replaced = own.get("forward") if "_hf_hook" not in own else None
+        replaced = own.get("_old_forward" if "_hf_hook" in own else "forward")
+        if getattr(replaced, "__func__", None) is type(module).forward:
+            replaced = None
         line = f"{path} {type(module).__qualname__}" + (f" forward {_setting_text(replaced)}" if replaced else "")
         if type(module) not in _PLAIN:
             public = _known_class(module)
@@ -151,6 +181,7 @@ def settings(model: nn.Module) -> tuple[str, ...]:
                 elif (
                     value is not None
                     and name not in _NO_SETTING
+                    and not (name in _MOVES if "_hf_hook" in own else name == "forward" and replaced is None)
                     and not (name[0] == "_" and (public or name in _MODULE))
                     and not isinstance(value, Tensor | torch.device | torch.dtype)
                     and not _NO_SETTING_LIKE.match(name)

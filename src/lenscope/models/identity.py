@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lenscope.models.constituents import absent, settings, stored, tensors
+from lenscope.models.constituents import Part, absent, parameters, settings, stored, tensors
+from lenscope.models.offloaded import OnDisk
 
 Sum = Tensor | int
 
@@ -44,14 +45,20 @@ class _Known:
 
 
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+# hashes of models that say nothing of themselves any more, since their weights are split among processes
+_kept: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+
+# digests by name of tensors, rounded to a dtype or not (None)
+Digests = Callable[[Mapping[str, Part], torch.dtype | None], dict[str, bytes]]
 
 
 def model_hash(model: nn.Module) -> str:
     """The identity of a model: "sha256:" and the SHA-256 of its tensors, by name, shape, dtype and byte, and settings.
 
     It moves with whatever moves the logits, changes under `.data` or by numpy among them: every call reads all tensors
-    once (20 ms for 500 MB) and hashes them only where a sum has moved. Weights that are not in memory, offloaded or
-    split among processes, cannot be compared: the identity is then a word of its own that no other model has.
+    once (20 ms for 500 MB) and hashes them only where a sum has moved. Weights that wait on disk are read once, and
+    again where their file has changed. Those that are split among processes are what they were when `keep_hashes` was
+    told of it; else the identity is a word of its own that no other model has.
     """
     return _hashes(model, _sum_of_tensor, {"own": None})[0]
 
@@ -91,27 +98,45 @@ def glanced(model: nn.Module) -> dict[str, Any]:
 
 def parameters_hash(model: nn.Module, dtype: str | None = None) -> str | None:
     """The identity in files of version 0.1.0: of parameters alone, rounded to a dtype if one is given."""
-    parameters = dict(model.named_parameters())
-    if any(map(absent, parameters.values())):
-        return None
-    make = functools.partial(_hash, parameters, ROUNDED[dtype] if dtype else None, ())
-    return _hashes(model, _sum_of_tensor, {f"parameters {dtype}": make})[0]
+    return _hashes(model, _sum_of_tensor, {f"parameters {dtype}": lambda: _of_parameters(model, dtype)})[0] or None
+
+
+def keep_hashes(model: nn.Module, digests: Digests | None = None) -> None:
+    """From now on all hashes of a model are those of now, whatever becomes of its weights.
+
+    For a model whose weights are about to be split among processes, or are: then `digests` knows how they are hashed.
+    """
+    parts, whole, acting = tensors(model), parameters(model), settings(model)
+    head = _head_parameters(model)
+    every = {**parts, **whole, **{f"#head {n}": t for n, t in head.items()}}
+    wide = any(t.dtype in (torch.float32, torch.float64) for t in parts.values())
+    hashes: dict[str, str] = {}
+    for name in (None, *(d for d in ROUNDED if d != "float32" or wide)):
+        dtype = ROUNDED[name] if name else None
+        done, kinds = (digests or _digests)(every, dtype), _kinds(every, dtype)
+        hashes[name or "own"] = _combined(parts, done, kinds, acting)
+        hashes[f"stored {name or 'own'}"] = _combined(stored(model), done, kinds, ())
+        hashes[f"parameters {name}"] = _combined(whole, done, kinds, ())
+        if name is None and head:
+            hashes["head"] = _combined(head, {n: done[f"#head {n}"] for n in head}, {}, ())
+    _kept[model] = hashes
+
+
+def hashes_are_kept(model: nn.Module) -> bool:
+    """Whether a model's hashes are those of the time before its weights were split (`keep_hashes`)."""
+    return model in _kept
 
 
 def _describe_with(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequence[str]) -> dict[str, Any]:
-    named = getattr(model, "get_output_embeddings", None)
-    head = None if named is None else named()
-    parameters = dict(head.named_parameters()) if isinstance(head, nn.Module) else {}
-    wanted: dict[str, Callable[[], str] | None] = {"own": None}
-    if parameters and not any(map(absent, parameters.values())):
-        wanted["head"] = functools.partial(_hash, parameters, None, ())
+    wanted: dict[str, Callable[[], str] | None] = {"own": None, "head": lambda: _of_head(model)}
     wanted |= {dtype: functools.partial(_rounded, model, dtype) for dtype in dtypes}
     named_in = ["own", *dtypes] if dtypes else []
     wanted |= {f"stored {dtype}": functools.partial(_stored, model, dtype) for dtype in named_in}
     hashes = dict(zip(wanted, _hashes(model, look, wanted), strict=True))
     rounded = {dtype: hashes[dtype] for dtype in dtypes}
     stored_hashes = {dtype: hashes[f"stored {dtype}"] for dtype in named_in}
-    return {"model_hash": hashes["own"], "head_hash": hashes.get("head"), "rounded": rounded, "stored": stored_hashes}
+    head = hashes["head"] or None
+    return {"model_hash": hashes["own"], "head_hash": head, "rounded": rounded, "stored": stored_hashes}
 
 
 def _rounded(model: nn.Module, dtype: str) -> str:
@@ -122,10 +147,29 @@ def _stored(model: nn.Module, dtype: str) -> str:
     return _hash(stored(model), ROUNDED.get(dtype), ())
 
 
+def _of_head(model: nn.Module) -> str:
+    """The hash of the output embedding's parameters; "" where there are none, or nothing says what they are."""
+    own = _head_parameters(model)
+    return "" if not own or any(map(absent, own.values())) else _hash(own, None, ())
+
+
+def _head_parameters(model: nn.Module) -> dict[str, Part]:
+    named = getattr(model, "get_output_embeddings", None)
+    head = None if named is None else named()
+    return parameters(model, head) if isinstance(head, nn.Module) else {}
+
+
+def _of_parameters(model: nn.Module, dtype: str | None) -> str:
+    own = parameters(model)
+    return "" if any(map(absent, own.values())) else _hash(own, ROUNDED[dtype] if dtype else None, ())
+
+
 def _hashes(
     model: nn.Module, look: Callable[[Tensor], Sum], wanted: Mapping[str, Callable[[], str] | None]
 ) -> list[str]:
     """Hashes by name, kept while marks, settings and what `look` sees of each tensor stay as they were."""
+    if model in _kept:
+        return [_kept[model].get(name, "") for name in wanted]
     parts, acting = tensors(model), settings(model)
     marks = {name: _mark(name, t) for name, t in parts.items()}
     known = _known.get(model)
@@ -139,7 +183,7 @@ def _hashes(
 
 
 def _seen(
-    model: nn.Module, parts: dict[str, Tensor], marks: dict[str, tuple[Any, ...]], acting: tuple[str, ...]
+    model: nn.Module, parts: dict[str, Part], marks: dict[str, tuple[Any, ...]], acting: tuple[str, ...]
 ) -> _Known:
     """All that is kept of a model; digests of tensors that have not moved are those of before."""
     before = _known.get(model)
@@ -158,8 +202,10 @@ def _seen(
 # -- how bytes are looked at
 
 
-def _mark(name: str, t: Tensor) -> tuple[Any, ...]:
+def _mark(name: str, t: Part) -> tuple[Any, ...]:
     """Where a tensor is and how often it was changed in the usual way."""
+    if isinstance(t, OnDisk):
+        return t.shape, t.dtype, t.mark
     # parts that are made from packed weights when they are looked at, and weights elsewhere, have no place
     if "#" in name or absent(t):
         return t.shape, t.dtype, t.device
@@ -171,13 +217,14 @@ def _flat(t: Tensor) -> Tensor:
     return t.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _looked(parts: dict[str, Tensor], look: Callable[[Tensor], Sum]) -> dict[str, int]:
-    """What `look` says of every tensor, as integers, brought from each device at once."""
-    seen = {n: 0 if absent(t) or not t.numel() else look(t) for n, t in parts.items()}
+def _looked(parts: dict[str, Part], look: Callable[[Tensor], Sum]) -> dict[str, int]:
+    """What `look` says of every tensor in memory, as integers, brought from each device at once."""
+    here = {n: t for n, t in parts.items() if isinstance(t, Tensor) and not absent(t) and t.numel()}
+    seen: dict[str, Sum] = {n: look(here[n]) if n in here else 0 for n in parts}
     whole = {n: s for n, s in seen.items() if isinstance(s, int)}
     for device in {s.device for s in seen.values() if isinstance(s, Tensor)}:
-        here = {n: s for n, s in seen.items() if isinstance(s, Tensor) and s.device == device}
-        whole.update(zip(here, torch.stack(list(here.values())).tolist(), strict=True))
+        there = {n: s for n, s in seen.items() if isinstance(s, Tensor) and s.device == device}
+        whole.update(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
     return whole
 
 
@@ -212,13 +259,16 @@ def _glance(t: Tensor) -> Sum:
 # -- how bytes are hashed
 
 
-def _hash(parts: Mapping[str, Tensor], dtype: torch.dtype | None, acting: Iterable[str]) -> str:
-    kinds = {n: dtype for n, t in parts.items() if dtype is not None and t.is_floating_point()}
-    return _combined(parts, _digests(parts, dtype), kinds, acting)
+def _hash(parts: Mapping[str, Part], dtype: torch.dtype | None, acting: Iterable[str]) -> str:
+    return _combined(parts, _digests(parts, dtype), _kinds(parts, dtype), acting)
+
+
+def _kinds(parts: Mapping[str, Part], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    return {n: dtype for n, t in parts.items() if dtype is not None and t.dtype.is_floating_point}
 
 
 def _combined(
-    parts: Mapping[str, Tensor], digests: dict[str, bytes], kinds: dict[str, torch.dtype], acting: Iterable[str]
+    parts: Mapping[str, Part], digests: dict[str, bytes], kinds: dict[str, torch.dtype], acting: Iterable[str]
 ) -> str:
     total = hashlib.sha256()
     for name in sorted(parts):
@@ -229,14 +279,19 @@ def _combined(
     return f"sha256:{total.hexdigest()}"
 
 
-def _digests(parts: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, bytes]:
+def _digests(parts: Mapping[str, Part], dtype: torch.dtype | None) -> dict[str, bytes]:
+    here = {n: t for n, t in parts.items() if isinstance(t, Tensor)}
     with ThreadPoolExecutor() as pool:
-        return dict(zip(parts, pool.map(lambda t: _digest(t, dtype), parts.values()), strict=True))
+        done = dict(zip(here, pool.map(lambda t: digest_of(t, dtype), here.values()), strict=True))
+    # one at a time: memory does not hold all those that wait on disk
+    return {n: done[n] if n in done else digest_of(t, dtype) for n, t in parts.items()}
 
 
-def _digest(t: Tensor, dtype: torch.dtype | None) -> bytes:
-    if absent(t):  # equal to nothing else
+def digest_of(part: Part, dtype: torch.dtype | None) -> bytes:
+    """The SHA-256 of a tensor's bytes, rounded to `dtype` where it has fractions; of what is absent a random one."""
+    if absent(part):  # equal to nothing else
         return secrets.token_bytes(32)
+    t = part.read() if isinstance(part, OnDisk) else part
     total = hashlib.sha256()
     kind = dtype if dtype is not None and t.is_floating_point() else t.dtype
     for piece in _byte_views(t.detach(), kind):

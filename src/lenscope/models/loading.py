@@ -6,6 +6,7 @@ Does not know: how models work.
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import tempfile
@@ -60,6 +61,8 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
+    max_memory: dict[Any, Any] | None = None,
+    offload_folder: str | Path | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
     revision: str | None = None,
@@ -73,7 +76,11 @@ def load(
             alone or with its tokenizer: load(model, tokenizer) or load((model, tokenizer)).
         tokenizer: that of a model in memory.
         dtype: None keeps the checkpoint's own (float32 for GGUF files).
-        device_map: where the weights go.
+        device_map: where the weights go: "cpu", "cuda", "auto" (over all devices, then memory, then disk; needs
+            accelerate), or a device, "cpu" or "disk" for every module by name. Weights that wait in memory or on disk
+            are brought in when a module runs; numbers, and the model's identity, are those of the whole model.
+        max_memory: with "auto", how much each device takes at most, such as {0: "20GB", "cpu": "60GB"}.
+        offload_folder: where weights for "disk" are written that are not in the checkpoint as the model needs them.
         attn_implementation: which attention the model computes with.
         quantization_config: how weights are quantised while they are loaded.
         revision: a branch, tag or commit on the hub.
@@ -81,9 +88,14 @@ def load(
     Raises LenscopeError if there is no such model, its files cannot be read or lack weights, or its readout cannot be
     verified. Weights in the files that the model has no place for are named by `LM.unused`.
     """
+    if device_map is None and (max_memory is not None or offload_folder is not None):
+        given = "offload_folder" if max_memory is None else "max_memory"
+        raise LenscopeError(f"{given}: applies to a device_map, such as device_map='auto'")
     options = {
         "dtype": dtype,
         "device_map": device_map,
+        "max_memory": max_memory,
+        "offload_folder": None if offload_folder is None else os.fspath(offload_folder),
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
     }
@@ -287,6 +299,10 @@ def _plain_errors(source: str, what: str) -> Iterator[None]:
     """Loading fails in a hundred ways, all of them about the files: one line, with the cause kept as __cause__."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    # what waits elsewhere was asked to
+    placing = logging.getLogger("accelerate.big_modeling")
+    level = placing.level
+    placing.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         yield
@@ -300,5 +316,6 @@ def _plain_errors(source: str, what: str) -> Iterator[None]:
         reason = reason if len(reason) <= 300 else reason[:299] + "…"
         raise LenscopeError(f"{source}: {what}: {reason or type(error).__name__}") from error
     finally:
+        placing.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()

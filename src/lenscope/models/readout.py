@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lenscope.errors import LenscopeError
 from lenscope.models.deviations import FAILURES, TOLERANCE, deviation
 from lenscope.models.exclusive_runs import lock_of
+from lenscope.models.offloaded import computes_in_place
 from lenscope.models.residual_stream import Anatomy, embedding, forward_kwargs, with_output_state
 
 
@@ -80,21 +81,23 @@ class Traced:
     @property
     def splits(self) -> bool:
         """Whether the head is a plain Linear, whose rows are the vocabulary."""
-        # Exactly a Linear, without hooks: a subclass may be quantised, offloaded or sharded.
+        # Exactly a Linear, without hooks that change it: a subclass may be quantised, offloaded or sharded.
         return self._linear is not None
 
     @property
     def _linear(self) -> nn.Linear | None:
         head = self.chain[-1][1]
-        if type(head) is not nn.Linear or "forward" in vars(head) or type(head.weight) is not nn.Parameter:
+        if type(head) is not nn.Linear or not computes_in_place(head) or type(head.weight) is not nn.Parameter:
             return None
         return None if head._forward_hooks or head._forward_pre_hooks or head.weight.is_meta else head
 
     def prepare(self, h: Tensor) -> Tensor:
         """(N, D) → the input of the head, or logits where the head cannot be split."""
+        x = h
         for _, module in self.chain[:-1] if self.splits else self.chain:
-            h = module(h)
-        return h
+            x = module(x)
+        # modules of a model on several devices leave it on their own
+        return x.to(h.device)
 
     def columns(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Logits (N, stop - start) of the tokens start…stop-1."""
@@ -103,7 +106,7 @@ class Traced:
             z = x[:, start:stop].clone()
         else:
             bias = None if head.bias is None else head.bias[start:stop]
-            z = F.linear(x, head.weight[start:stop], bias)
+            z = F.linear(x.to(head.weight.device), head.weight[start:stop], bias).to(x.device)
         return self.finish(z)
 
     def tokens(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -111,13 +114,14 @@ class Traced:
         head = self._linear
         if head is None:
             return self.finish(x.gather(1, ids[:, None])[:, 0])
-        z = torch.linalg.vecdot(x, head.weight[ids])
-        return self.finish(z if head.bias is None else z + head.bias[ids])
+        weight, bias = _rows(head, ids, x.device)
+        z = torch.linalg.vecdot(x, weight)
+        return self.finish(z if bias is None else z + bias)
 
     def head(self, ids: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Weights (k, D') and bias (k,) of some tokens where the head is a plain Linear."""
         head = self._linear
-        return None if head is None else (head.weight[ids], None if head.bias is None else head.bias[ids])
+        return None if head is None else _rows(head, ids, ids.device)
 
     def finish(self, z: Tensor) -> Tensor:
         """Scale and cap, in place."""
@@ -126,6 +130,12 @@ class Traced:
         if self.softcap is not None:
             z = z.div_(self.softcap).tanh_().mul_(self.softcap)
         return z
+
+
+def _rows(head: nn.Linear, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The weights (k, D') and biases (k,) of some tokens, on a device."""
+    at = ids.to(head.weight.device)
+    return head.weight[at].to(device), None if head.bias is None else head.bias[at].to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +160,7 @@ class Replayed:
         # One token per row: a final norm and head act on each position alone, and no context window is exceeded.
         ids = self.anatomy.ids[:1, :1].expand(len(h), 1)
         with stubbed(self.anatomy, stream.unpack(h[:, None])):
-            return model(input_ids=ids, **forward_kwargs(model, use_cache=False)).logits[:, -1]
+            return model(input_ids=ids, **forward_kwargs(model, use_cache=False)).logits[:, -1].to(h.device)
 
     def columns(self, x: Tensor, start: int, stop: int) -> Tensor:
         """A copy of the logits of the tokens start…stop-1."""
@@ -266,10 +276,13 @@ def verify(readout: Readout, anatomy: Anatomy) -> VerifiedReadout:
 def _foreign_states(anatomy: Anatomy) -> Tensor:
     """States (N, D) the last block did not return: early layers, noise, and vectors that make single logits large."""
     last = anatomy.states[-1].flatten(0, 1)
-    early = [h[0, :2] for h in anatomy.states[:: max(1, anatomy.n_layers // 3)]]
+    early = [h[0, :2].to(last.device) for h in anatomy.states[:: max(1, anatomy.n_layers // 3)]]
     noise = torch.randn(4, last.shape[1], generator=torch.Generator().manual_seed(0)).to(last)
     weight = embedding(anatomy.model)
-    rows = last.new_empty(0, 0) if weight.is_meta else weight[anatomy.ids[0]].to(last)
+    # what is offloaded, or split among processes, only the module itself brings in
+    elsewhere = weight.is_meta or hasattr(weight, "to_local")
+    rows = anatomy.model.get_input_embeddings()(anatomy.ids[0]) if elsewhere else weight[anatomy.ids[0]]
+    rows = rows.to(last)
     loud = [rows * last.norm(dim=-1).mean() / rows.norm(dim=-1, keepdim=True).clamp_min(1e-6)]
     if rows.shape[1] != last.shape[1]:
         loud = []
@@ -290,6 +303,7 @@ def trace(anatomy: Anatomy) -> Traced | None:
     logits = anatomy.logits.flatten(0, 1)
     if not isinstance(y, Tensor) or y.shape != logits.shape:
         return None
+    y = y.to(logits.device)
     plain = Traced(anatomy.tail)
     if deviation(y, logits) <= TOLERANCE.get(logits.dtype, 1e-4) / 50:
         return plain

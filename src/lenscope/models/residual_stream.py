@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.models.deviations import TOLERANCE, deviation
+from lenscope.models.offloaded import OnDisk, offloaded_weights
 
 # Batch and length of the observation run: unlikely sizes for a stream axis, so that a stream of another layout than
 # (batch, time, width), such as Gemma 3n's four parallel streams, shows which of its axes is which.
@@ -131,14 +132,18 @@ def forward_kwargs(model: PreTrainedModel, **kwargs: Any) -> dict[str, Any]:
 def first_bad_parameter(model: nn.Module) -> str | None:
     """The name of the first parameter or buffer with a NaN or infinity, if any; one pass over the weights.
 
-    Buffers may hold -inf, as masks do.
+    Offloaded weights are read for it, those of other processes are not. Buffers may hold -inf, as masks do.
     """
+    waiting = offloaded_weights(model)
     for name, p in [*model.named_parameters(), *model.named_buffers()]:
-        # Meta tensors are offloaded weights that cannot be read here.
-        if p.is_meta or not (p.is_floating_point() or p.is_complex()) or not p.numel():
+        part = waiting.get(name, p)
+        held = part.read() if isinstance(part, OnDisk) else part.detach()
+        # what is split among processes, this one's part of it
+        values = held.to_local() if hasattr(held, "to_local") else held
+        if values.is_meta or not (values.is_floating_point() or values.is_complex()) or not values.numel():
             continue
         # eight bits have no sum of their own
-        values = p.detach().float() if p.element_size() == 1 else p.detach()
+        values = values.float() if values.element_size() == 1 else values
         # A sum is not finite if any term is not.
         if torch.isfinite(values.sum(dtype=torch.float32 if values.element_size() == 2 else None)):
             continue

@@ -11,7 +11,15 @@ import torch
 import transformers
 
 from lenscope.models.deviations import TOLERANCE, deviation
-from lenscope.models.identity import ROUNDED, describe_weights, model_hash, parameters_hash, rounded_hash, stored_hash
+from lenscope.models.identity import (
+    ROUNDED,
+    describe_weights,
+    hashes_are_kept,
+    model_hash,
+    parameters_hash,
+    rounded_hash,
+    stored_hash,
+)
 from lenscope.models.language_model import LM
 
 # how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
@@ -40,7 +48,7 @@ def model_identity(lm: LM) -> dict[str, Any]:
 def is_same_model(known: Mapping[str, Any], lm: LM) -> bool:
     """Whether what is kept of a model, by `model_identity` or by version 0.1.0, is of `lm`, in its dtype or another.
 
-    Names and sizes are no evidence: where no hash was kept, or weights are offloaded here, the answer is no. Another
+    Names and sizes are no evidence: where no hash was kept, the answer is no. Another
     version of transformers or torch, or another processor, may name settings anew and round what is made of them, such
     as RoPE's frequencies: there the stored weights must be equal, and the logits of two short texts.
     """
@@ -78,7 +86,16 @@ def _environment(lm: LM) -> str:
 
 
 def _some_logits(lm: LM) -> list[float]:
-    """Some logits of two short texts, to three digits."""
+    """Some logits of two short texts, to three digits.
+
+    Those of a model that is split among processes are what they were when first asked for: one process may ask alone.
+    """
+    if hashes_are_kept(lm.model):
+        return lm.runner.measured.once(("some logits",), lambda: _read_some_logits(lm))
+    return _read_some_logits(lm)
+
+
+def _read_some_logits(lm: LM) -> list[float]:
     step = max(1, lm.vocab_size // COMPARED_LOGITS)
     texts = (lm.runner.anatomy.ids[row].tolist() for row in (0, 2))
     logits = torch.cat([lm.unembed(lm.runner.read_plain(ids)[-1])[::step][:COMPARED_LOGITS] for ids in texts])

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
+from lenscope.models.offloaded import whole_weight
 
 # texts → unit vectors (N, D), a row of zeros where a text has none
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -101,8 +101,7 @@ def embedder(lm: LM) -> Embed:
     words of like use make two texts alike; their order does not count. Any two short texts are alike to some degree
     (cosines about .6 with SmolLM2): what counts is how much more a text is like its own reference than like others.
     """
-    weight: Any = lm.model.get_input_embeddings().weight
-    table: Tensor = weight.detach()
+    table = whole_weight(lm.model, lm.model.get_input_embeddings())
     middle = table.float().mean(0)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
