@@ -46,7 +46,7 @@ class _Known:
 
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 # hashes of models that say nothing of themselves any more, since their weights are split among processes
-_kept: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+_lasting: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 # digests by name of tensors, rounded to a dtype or not (None)
 Digests = Callable[[Mapping[str, Part], torch.dtype | None], dict[str, bytes]]
@@ -113,18 +113,18 @@ def keep_hashes(model: nn.Module, digests: Digests | None = None) -> None:
     hashes: dict[str, str] = {}
     for name in (None, *(d for d in ROUNDED if d != "float32" or wide)):
         dtype = ROUNDED[name] if name else None
-        done, kinds = (digests or _digests)(every, dtype), _kinds(every, dtype)
+        done, kinds = (digests or _digests)(every, dtype), _rounded_kinds(every, dtype)
         hashes[name or "own"] = _combined(parts, done, kinds, acting)
         hashes[f"stored {name or 'own'}"] = _combined(stored(model), done, kinds, ())
         hashes[f"parameters {name}"] = _combined(whole, done, kinds, ())
         if name is None and head:
             hashes["head"] = _combined(head, {n: done[f"#head {n}"] for n in head}, {}, ())
-    _kept[model] = hashes
+    _lasting[model] = hashes
 
 
 def hashes_are_kept(model: nn.Module) -> bool:
     """Whether a model's hashes are those of the time before its weights were split (`keep_hashes`)."""
-    return model in _kept
+    return model in _lasting
 
 
 def _describe_with(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequence[str]) -> dict[str, Any]:
@@ -168,8 +168,8 @@ def _hashes(
     model: nn.Module, look: Callable[[Tensor], Sum], wanted: Mapping[str, Callable[[], str] | None]
 ) -> list[str]:
     """Hashes by name, kept while marks, settings and what `look` sees of each tensor stay as they were."""
-    if model in _kept:
-        return [_kept[model].get(name, "") for name in wanted]
+    if model in _lasting:
+        return [_lasting[model].get(name, "") for name in wanted]
     parts, acting = tensors(model), settings(model)
     marks = {name: _mark(name, t) for name, t in parts.items()}
     known = _known.get(model)
@@ -260,10 +260,10 @@ def _glance(t: Tensor) -> Sum:
 
 
 def _hash(parts: Mapping[str, Part], dtype: torch.dtype | None, acting: Iterable[str]) -> str:
-    return _combined(parts, _digests(parts, dtype), _kinds(parts, dtype), acting)
+    return _combined(parts, _digests(parts, dtype), _rounded_kinds(parts, dtype), acting)
 
 
-def _kinds(parts: Mapping[str, Part], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+def _rounded_kinds(parts: Mapping[str, Part], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
     return {n: dtype for n, t in parts.items() if dtype is not None and t.dtype.is_floating_point}
 
 

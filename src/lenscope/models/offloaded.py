@@ -94,7 +94,13 @@ def _waiting(waiting: Any, name: str, t: Tensor) -> Tensor | OnDisk:
     file = about.get("safetensors_file") or Path(getattr(place, "save_folder", None) or ".", f"{key}.dat")
     try:
         status = Path(file).stat()
-        mark = (str(file), about.get("weight_name", key), status.st_ino, status.st_size, status.st_mtime_ns)
+        mark: tuple[Any, ...] = (
+            str(file),
+            about.get("weight_name", key),
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+        )
     except OSError:
         mark = (str(file), key)
     return OnDisk(t.shape, t.dtype, mark, lambda: at[name].detach().to(t.dtype))

@@ -114,14 +114,14 @@ class Traced:
         head = self._linear
         if head is None:
             return self.finish(x.gather(1, ids[:, None])[:, 0])
-        weight, bias = _rows(head, ids, x.device)
+        weight, bias = _head_rows(head, ids, x.device)
         z = torch.linalg.vecdot(x, weight)
         return self.finish(z if bias is None else z + bias)
 
     def head(self, ids: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Weights (k, D') and bias (k,) of some tokens where the head is a plain Linear."""
         head = self._linear
-        return None if head is None else _rows(head, ids, ids.device)
+        return None if head is None else _head_rows(head, ids, ids.device)
 
     def finish(self, z: Tensor) -> Tensor:
         """Scale and cap, in place."""
@@ -132,7 +132,7 @@ class Traced:
         return z
 
 
-def _rows(head: nn.Linear, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _head_rows(head: nn.Linear, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The weights (k, D') and biases (k,) of some tokens, on a device."""
     at = ids.to(head.weight.device)
     return head.weight[at].to(device), None if head.bias is None else head.bias[at].to(device)
