@@ -15,9 +15,9 @@ def test_ridges_are_least_squares_whatever_the_size_of_the_states():
         constant = float(h.square().mean().sqrt()) * scale
         x = with_constant(h * scale, constant)
         moments = SecondMoments(12, torch.device("cpu"))
-        for part in range(0, 200, 64):
-            moments.add(x[part : part + 64], y[part : part + 64])
-        return x, moments.ridges((1e-3, 1e-1))
+        moments.add((x[part : part + 64], y[part : part + 64]) for part in range(0, 128, 64))
+        moments.add([(x[128:], y[128:])])
+        return x, moments.ridges(torch.device("cpu"), (1e-3, 1e-1))
 
     x, found = solved(1.0)
     for ridge, t in zip((1e-3, 1e-1), found, strict=True):

@@ -5,6 +5,7 @@ layer, norms that are not 1, multipliers and soft caps that bite. Does not know:
 """
 
 import math
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -186,13 +187,18 @@ def config(model_type: str) -> PretrainedConfig:
     return _small(CONFIG_MAPPING[model_type], OVERRIDES.get(model_type, {}))
 
 
-def model(model_type: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+def model(
+    model_type: str, dtype: torch.dtype = torch.float32, seed: int = 0, *, layers: int | None = None
+) -> PreTrainedModel:
     """A tiny random model in eval mode, the same for the same seed and, up to rounding, for every dtype.
 
     Every one runs in float32. inkling2_text runs in nothing else (its router must stay there), xglm not in float64,
     where a few others give their logits in float32.
     """
     cfg = config(model_type)
+    if layers is not None:
+        cfg = deepcopy(cfg)
+        cfg.num_hidden_layers = layers
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModelForCausalLM.from_config(cfg).parameters())
     if size > LARGEST:

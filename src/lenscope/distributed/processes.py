@@ -1,11 +1,11 @@
-"""Processes that torchrun started: which one this is, sums over all of them, and waiting for all.
+"""Processes that torchrun started: which one this is, sums over all of them, what they send, waiting for all.
 
 Knows: torch.distributed. One process is the same path with nothing to do.
 Does not know: what is summed, how a model is split among processes (sharding.py).
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -35,6 +35,34 @@ class Group:
             for t, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
                 t.copy_(part.view_as(t))
 
+    def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        """Send a tensor to each process of `outgoing`, and put what each of `incoming` sends here into its tensor.
+
+        All are contiguous; what one sends has the size and dtype of what the other has room for.
+        """
+        # named in torch's documentation, and not in its annotations
+        sends = [dist.P2POp(dist.isend, t, rank) for rank, t in outgoing.items() if t.numel()]
+        waits = [dist.P2POp(dist.irecv, t, rank) for rank, t in incoming.items() if t.numel()]
+        if sends or waits:
+            for work in dist.batch_isend_irecv([*sends, *waits]):
+                work.wait()
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process has as `value`: JSON values."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What all processes have as `value`, JSON values, by their ranks."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world > 1:
@@ -54,6 +82,9 @@ def joined(device: torch.device) -> Iterator[Group]:
         yield Group()
         return
     store, rank, world = _meeting_place()
+    if device.type == "cuda" and device.index is not None:
+        # what is sent that is no tensor goes through the device that is current
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())

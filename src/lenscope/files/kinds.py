@@ -41,7 +41,11 @@ def kind_of_path(path: str | os.PathLike[str]) -> str | None:
     try:
         if path.is_dir():
             config = read_json(path / CONFIG)
-            stem = re.match(r"([a-z]+)(-[0-9a-f]{16})?\.safetensors$", str(config.get("weights", "")))
+            if config.get("kind") == "checkpoint":
+                return "checkpoint"
+            weights = config.get("weights", "")
+            first = weights[0] if isinstance(weights, list) else weights
+            stem = re.match(r"([a-z]+)(-[0-9a-f]{16})?\.safetensors$", str(first))
             if stem is None and "d_model" in config and "model_type" not in config:
                 return "tuned-lens"
             # before weights had names of their own

@@ -1,4 +1,4 @@
-"""A folder with config.json and one file of weights, which is replaced whole or not at all.
+"""A folder with config.json and files of weights, one or several, which is replaced whole or not at all.
 
 Knows: in which order files are written, how they are known to belong together and to be as they were written.
 Does not know: what the config says, what the weights are for.
@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files import kinds
 from lenscope.files.kinds import refusal
 from lenscope.files.untrusted import checked_reading, escaped, read_json, read_safetensors
-from lenscope.files.writing import folder_lock, temporary, write_text
+from lenscope.files.writing import Temporary, folder_lock, write_text
 
 CONFIG = kinds.CONFIG
 # where the weights' file keeps the digest of the config they were written with
@@ -40,31 +41,80 @@ def write_folder(folder: str | os.PathLike[str], stem: str, config: dict[str, An
     weights' file holds the SHA-256 of the config. Raises LenscopeError for a folder that cannot be written to, or that
     another run is writing to.
     """
+    with _written_to(Path(folder)), folder_lock(folder, wait=_WAIT):
+        part = write_part(folder, stem, config, tensors)
+        join_parts(folder, stem, config, [part])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of weights in a folder: its name, its SHA-256, and whether equal weights lay there before."""
+
+    name: str
+    sha256: str
+    there: bool = False
+
+
+def write_part(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
+    """Write some of an artifact's tensors into a folder; `join_parts`, with an equal config, makes the artifact of all.
+
+    Several processes may do so at once, while one of them holds the folder's lock. Raises LenscopeError as
+    `write_folder` does.
+    """
     folder = Path(folder)
-    try:
-        full = json.loads(json.dumps(config, allow_nan=False))
-        with folder_lock(folder, wait=_WAIT), temporary(folder) as making:
+    with _written_to(folder):
+        # nothing is cleared away here: files that others are writing may look as if their writers were gone
+        making = Temporary(folder)
+        try:
             # one entry only: safetensors writes several in any order, and equal artifacts are equal files
-            safetensors.torch.save_file(tensors, making.path, metadata={_CONFIG_DIGEST: _config_digest(full)})
+            about = {_CONFIG_DIGEST: _config_digest(_plain(config))}
+            safetensors.torch.save_file(tensors, making.path, metadata=about)
             digest = _digest_of_file(making.path)
             weights = folder / f"{stem}-{digest[:16]}.safetensors"
             there = weights.exists()
             making.becomes(weights)
-            full = {**full, "weights": weights.name, "sha256": digest}
-            try:
-                write_text(folder / CONFIG, json.dumps(full, ensure_ascii=False, allow_nan=False, indent=1))
-            except BaseException:
-                # equal weights that were there before are those of the config that stays
-                if not there:
+        finally:
+            making.remove()
+        return Part(weights.name, digest, there)
+
+
+def join_parts(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], parts: Sequence[Part]) -> None:
+    """Write the config of an artifact whose parts are there, and remove the weights of earlier ones.
+
+    Raises LenscopeError as `write_folder` does; parts that are new are then taken away.
+    """
+    folder, names = Path(folder), [part.name for part in parts]
+    with _written_to(folder):
+        # one file is named as it always was
+        weights, digests = names, [part.sha256 for part in parts]
+        about = dict(zip(_ABOUT_WEIGHTS, (weights, digests) if len(parts) > 1 else (*weights, *digests), strict=True))
+        try:
+            text = json.dumps({**_plain(config), **about}, ensure_ascii=False, allow_nan=False, indent=1)
+            write_text(folder / CONFIG, text)
+        except BaseException:
+            # equal weights that were there before are those of the config that stays
+            for part in parts:
+                if not part.there:
                     with suppress(OSError):
-                        weights.unlink(missing_ok=True)
-                raise
-            for old in folder.iterdir():
-                if old != weights and re.fullmatch(re.escape(stem) + r"(-[0-9a-f]{16})?\.safetensors", old.name):
-                    with suppress(OSError):
-                        old.unlink(missing_ok=True)
+                        (folder / part.name).unlink(missing_ok=True)
+            raise
+        for old in folder.iterdir():
+            if old.name not in names and re.fullmatch(re.escape(stem) + r"(-[0-9a-f]{16})?\.safetensors", old.name):
+                with suppress(OSError):
+                    old.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as JSON gives it again."""
+    return dict(json.loads(json.dumps(config, allow_nan=False)))
 
 
 @contextmanager
@@ -97,16 +147,18 @@ def read_folder(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, An
             config = read_json(folder / CONFIG)
         except LenscopeError as error:
             raise refusal(folder, stem, f"{CONFIG}{str(error).removeprefix(escaped(folder / CONFIG))}") from error
-        path = _weights(folder, stem, config)
-        if path is None:
+        parts = _parts(folder, stem, config)
+        if parts is None:
             raise refusal(folder, stem, f"its {CONFIG} does not name a weights file of a {kinds.KINDS[stem][0]}")
         with checked_reading(folder, damaged.removeprefix(f"{folder}: ")):
-            if path.is_file() and _digest_of_file(path) == config["sha256"]:
-                tensors = read_safetensors(path)
-                with safe_open(path, framework="pt") as file:
-                    digest = (file.metadata() or {}).get(_CONFIG_DIGEST)
-                if digest is not None and digest != _config_digest(config):
-                    raise LenscopeError(f"{folder}: {CONFIG} is damaged or was changed; save it again")
+            if all(path.is_file() and _digest_of_file(path) == digest for path, digest in parts.items()):
+                tensors: dict[str, Tensor] = {}
+                for path in parts:
+                    tensors.update(read_safetensors(path))
+                    with safe_open(path, framework="pt") as file:
+                        digest = (file.metadata() or {}).get(_CONFIG_DIGEST)
+                    if digest is not None and digest != _config_digest(config):
+                        raise LenscopeError(f"{folder}: {CONFIG} is damaged or was changed; save it again")
                 return config, tensors
             # another artifact may have taken its place between config and weights
             if read_json(folder / CONFIG) == config:
@@ -114,15 +166,24 @@ def read_folder(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, An
     raise LenscopeError(damaged)
 
 
-def _weights(folder: Path, stem: str, config: Any) -> Path | None:
-    """The file that a config names, or None where it names none of this stem in that folder."""
+def names_of_weights(config: Any) -> list[str]:
+    """The files of weights that a config names, if they are names of files: one or several."""
+    names = config.get("weights") if isinstance(config, dict) else None
+    names = names if isinstance(names, list) else [names]
+    return names if all(isinstance(n, str) and Path(n).name == n and "\0" not in n for n in names) else []
+
+
+def _parts(folder: Path, stem: str, config: Any) -> dict[Path, Any] | None:
+    """The files that a config names, and their digests, or None where it names none of this stem in that folder."""
     if not isinstance(config, dict):
         return None
     # before weights had names of their own
-    name = config.get("weights", f"{stem}.safetensors" if "sha256" in config else None)
-    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+    named = {"weights": f"{stem}.safetensors", **config} if "sha256" in config else config
+    names, digests = names_of_weights(named), config.get("sha256")
+    digests = digests if isinstance(digests, list) else [digests]
+    if not names or any(not n.startswith(stem) or not n.endswith(".safetensors") for n in names):
         return None
-    return folder / name if name.startswith(stem) and name.endswith(".safetensors") else None
+    return dict(zip((folder / n for n in names), digests, strict=True)) if len(names) == len(digests) else None
 
 
 def _config_digest(config: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenscope.distributed.processes import Group
+from lenscope.distributed.layer_owners import LayerOwners
 from lenscope.errors import LenscopeError
 from lenscope.fitting.closed_form import with_constant
 from lenscope.fitting.schedule import ROWS_TOGETHER
@@ -37,83 +37,84 @@ MEASURED_BYTES = 32 << 20
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Positions of held-out text: this process's in `block`, and `document` (n,), which of `documents` each is of.
+    """Positions of held-out text, and `document` (n,), which of `documents` each is of.
 
-    `tokens` counts the positions of all processes of the `group`.
+    `block` has their states at this process's layers.
     """
 
     lm: LM
-    group: Group
+    owners: LayerOwners
     block: StateBlock
     document: Tensor
     documents: int
-    tokens: int
 
     @staticmethod
-    def read(lm: LM, rows: Sequence[TokenBatch], group: Group, low: torch.dtype | None) -> "HeldOut":
+    def read(lm: LM, rows: Sequence[TokenBatch], owners: LayerOwners, low: torch.dtype | None) -> "HeldOut":
         """Run the model on the rows of a part, this process on its share of them, and keep the states that count."""
         blocks: list[StateBlock] = []
-        mine: list[Tensor] = []
         for batch in rows:
-            own = masked_rows(batch, batch.row % group.world == group.rank)
-            block = StateBlock(lm, len(own.row), own.ids.shape[1], low)
-            block.read(own)
+            block = StateBlock(lm, owners, len(batch.row), batch.ids.shape[1], low)
+            own = masked_rows(batch, batch.row % owners.text.world == owners.text.rank)
+            block.read(own, range(int(batch.row[0]), int(batch.row[-1]) + 1))
             block.forget_uncounted()
             blocks.append(block)
-            mine.append(own.document[own.counted])
-        # all processes see all rows, and so number documents alike
-        everyone = torch.cat([batch.document[batch.counted] for batch in rows])
-        numbers = everyone.unique()
-        at = torch.searchsorted(numbers, torch.cat(mine)).to(lm.device)
-        return HeldOut(lm, group, StateBlock.joined(blocks), at, len(numbers), len(everyone))
+        every = torch.cat([batch.document[batch.counted] for batch in rows])
+        numbers = every.unique()
+        at = torch.searchsorted(numbers, every).to(lm.device)
+        return HeldOut(lm, owners, StateBlock.joined(blocks), at, len(numbers))
+
+    @property
+    def tokens(self) -> int:
+        """How many positions there are."""
+        return len(self.document)
 
     def sampled_kl(
         self, candidates: Sequence[Sequence[Tensor]], constants: Sequence[float], objective: SampledKL
     ) -> Tensor:
         """Mean KL(model ‖ lens) of some weights for each layer, with the layers' constants: (candidates, n_layers).
 
-        Over the columns that the objective draws first.
+        A candidate has the weights of this process's layers. Over the columns that the objective draws first.
         """
         block = self.block
         columns = objective.draw(0)
         target = objective.target(block.last[block.counted], columns)
-        kl = torch.zeros(len(candidates), len(constants), dtype=torch.float64, device=self.lm.device)
-        for layer, constant in enumerate(constants):
-            x = with_constant(block.states[layer][block.counted], constant)
+        own = self.owners.own
+        kl = torch.zeros(len(own), len(candidates), dtype=torch.float64, device=self.lm.device)
+        for number, layer in enumerate(own):
+            x = with_constant(block.states[number][block.counted], constants[layer])
             for n, weights in enumerate(candidates):
-                kl[n, layer] = objective.loss(x @ weights[layer], target, columns)
-        count = block.counted.sum()
-        self.group.sum([kl, count])
-        return (kl / count).cpu()
+                kl[number, n] = objective.loss(x @ weights[number].to(x.device), target, columns)
+        return (self.owners.everywhere(kl).T / block.counted.sum()).cpu()
 
     def whole_kl(
         self, lenses: Sequence[Sequence[Tensor]], constants: Sequence[float], seed: int
     ) -> tuple[list[Estimate], ...]:
         """Mean KL(model ‖ lens) by layer of two lenses, and the second's less the first's, with intervals.
 
-        Over the whole vocabulary, in the model's own precision; documents are resampled.
+        A lens is the weights of this process's layers. Over the whole vocabulary, in the model's own precision;
+        documents are resampled.
         """
-        lm, block, layers = self.lm, self.block, self.lm.n_layers
+        lm, block, layers = self.lm, self.block, len(self.owners.own)
         sums = torch.zeros(2 * layers, self.documents, dtype=torch.float64, device=lm.device)
-        if len(block.last):
-            at = [(n, layer) for n in range(2) for layer in range(layers)]
-            # the model's own distribution is made once for as many layers as are held together
-            size = max(1, MEASURED_BYTES // (block.last.numel() * lm.dtype.itemsize))
-            for part in torch.arange(len(at)).split(size):
-                mapped = torch.stack(
-                    [self._mapped(layer, lenses[n][layer], constants) for n, layer in (at[k] for k in part)]
-                )
-                kl = reduce(lm.runner.readout, lm.vocab_size, mapped, block.last, None, 1, False).kl.to(sums)
-                sums.index_put_((part.to(lm.device)[:, None], self.document), kl, accumulate=True)
+        at = [(n, number) for n in range(2) for number in range(layers)]
+        # the model's own distribution is made once for as many layers as are held together
+        size = max(1, MEASURED_BYTES // (block.last.numel() * lm.dtype.itemsize))
+        for part in torch.arange(len(at)).split(size) if at else ():
+            mapped = torch.stack(
+                [self._mapped(number, lenses[n][number], constants) for n, number in (at[k] for k in part)]
+            )
+            kl = reduce(lm.runner.readout, lm.vocab_size, mapped, block.last, None, 1, False).kl.to(sums)
+            sums.index_put_((part.to(lm.device)[:, None], self.document), kl, accumulate=True)
         counts = torch.zeros(self.documents, dtype=torch.float64, device=lm.device)
         counts.index_put_((self.document,), counts.new_ones(()), accumulate=True)
-        self.group.sum([sums, counts])
-        fitted, own = sums.T.cpu().split(layers, 1)
+        by_layer = sums.view(2, layers, self.documents).transpose(0, 1).contiguous()
+        fitted, own = self.owners.everywhere(by_layer).permute(2, 1, 0).cpu().unbind(1)
         by_document = counts.cpu().numpy()
         return tuple(ratios(total.numpy(), by_document, seed=seed) for total in (fitted, own, own - fitted))
 
-    def _mapped(self, layer: int, weights: Tensor, constants: Sequence[float]) -> Tensor:
-        return (with_constant(self.block.states[layer], constants[layer]) @ weights).to(self.lm.dtype)
+    def _mapped(self, number: int, weights: Tensor, constants: Sequence[float]) -> Tensor:
+        x = with_constant(self.block.states[number], constants[self.owners.own[number]])
+        return (x @ weights.to(x.device)).to(self.lm.dtype)
 
 
 def halves(held: Corpus) -> tuple[Corpus, Corpus]:
@@ -171,10 +172,10 @@ def layer_rows(
 
     Args:
         measure: the text that measures, over the whole vocabulary.
-        weights: what each layer keeps, (D + 1, D).
-        identity: the weights of the logit lens.
-        names: which candidate each layer keeps.
-        constants: the constant behind each layer's states.
+        weights: what each of this process's layers keeps, (D + 1, D).
+        identity: the weights of the logit lens, for each of them.
+        names: which candidate each layer of all processes keeps.
+        constants: the constant behind each layer's states, also of all.
         seed: of the draws of documents.
     """
     fitted, own, gain = measure.whole_kl([weights, identity], constants, seed)

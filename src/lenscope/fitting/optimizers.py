@@ -1,7 +1,7 @@
 """Optimizers of translators: what a step makes of the gradients of all layers.
 
 Knows: Muon, and SGD with Nesterov momentum as in the tuned lens' published recipe; their state, to be saved.
-Does not know: models, losses, text, several processes (gradients arrive summed).
+Does not know: models, losses, text, which process has which layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,16 @@ from torch import Tensor
 
 
 class Optimizer(Protocol):
-    """Changes the weights it was made with; `state` are the tensors that a run needs to go on exactly."""
+    """Changes the weights it was made with: those of this process's layers, which may be none.
 
-    state: list[Tensor]
+    One that needs numbers of the layers of all processes has an attribute `everywhere`: the function that a run puts
+    there makes of the numbers (own layers,) of each process those of all (n_layers,).
+    """
+
+    @property
+    def state(self) -> Sequence[Sequence[Tensor]]:
+        """For each weight the tensors, of one dimension or more, that a run needs to go on exactly."""
+        ...
 
     def step(self, gradients: Sequence[Tensor], decay: float) -> None:
         """One step against the gradients, one per weight; `decay` goes from 1 to 0 over the run."""
@@ -24,8 +31,8 @@ class Optimizer(Protocol):
 
 # how large each input (D + 1,) and each output (D,) of a layer's weights is beside the others: root mean squares
 Units = tuple[Tensor, Tensor]
-# makes an optimizer of all layers' weights (D + 1, D), the last row being the bias, of their held-out KL in nats, and
-# of their units
+# makes an optimizer of the weights (D + 1, D) of a process's layers, the last row being the bias, of their held-out KL
+# in nats, and of their units
 MakeOptimizer = Callable[[list[Tensor], Sequence[float], Sequence[Units]], Optimizer]
 
 
@@ -45,26 +52,27 @@ class Muon:
         most: float = 0.075, momentum: float = 0.8, low: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.weights, self.momentum, self.low = weights, momentum, low
-        self.units = [(u.clone(), v.clone()) for u, v in units] or [
+        scales = [(u.clone(), v.clone()) for u, v in units] or [
             (w.new_ones(len(w)), w.new_ones(w.shape[1])) for w in weights
         ]
         rates = [min(lr * abs(k), most) if isfinite(k) else most for k in kl]
         sizes = [
             rate * float((w * u[:, None] / v).norm()) / min(w.shape) ** 0.5
-            for w, (u, v), rate in zip(weights, self.units, rates, strict=True)
+            for w, (u, v), rate in zip(weights, scales, rates, strict=True)
         ]
-        flat = [t for unit in self.units for t in unit]
-        self.state = [*(torch.zeros_like(w) for w in weights), *flat, torch.tensor(sizes)]
+        self.state = [
+            (torch.zeros_like(w), u, v, torch.tensor([size]))
+            for w, (u, v), size in zip(weights, scales, sizes, strict=True)
+        ]
 
     def step(self, gradients: Sequence[Tensor], decay: float) -> None:
         """One step."""
-        sizes = self.state[-1].tolist()
-        for w, g, buffer, (u, v), size in zip(self.weights, gradients, self.state, self.units, sizes, strict=False):
+        for w, g, (buffer, u, v, size) in zip(self.weights, gradients, self.state, strict=True):
             # of W': the gradient; a step of W' is one of W by the same ratio
             ratio = v / u[:, None]
             pull = g * ratio
             buffer.mul_(self.momentum).add_(pull)
-            w.sub_(orthogonal(pull.add_(buffer, alpha=self.momentum), self.low) * ratio, alpha=decay * size)
+            w.sub_(orthogonal(pull.add_(buffer, alpha=self.momentum), self.low) * ratio, alpha=decay * size.item())
 
 
 @final
@@ -87,15 +95,17 @@ class Nesterov:
         clip: float = 1.0,
     ) -> None:
         self.weights, self.lr, self.momentum, self.weight_decay, self.clip = weights, lr, momentum, weight_decay, clip
-        n = len(weights)
-        self.state = [torch.zeros_like(w) for w in weights] + [w.clone() for w in weights]
-        self.start = self.state[n:]
+        # momentum, and where the weights began
+        self.state = [(torch.zeros_like(w), w.clone()) for w in weights]
+        # of one process that has all layers
+        self.everywhere: Callable[[Tensor], Tensor] = torch.clone
 
     def step(self, gradients: Sequence[Tensor], decay: float) -> None:
         """One step."""
-        norm = torch.stack([g.norm() for g in gradients]).norm()
+        norms = torch.stack([g.norm() for g in gradients]) if gradients else torch.zeros(0)
+        norm = self.everywhere(norms).norm()
         factor = float((self.clip / (norm + 1e-6)).clamp_max(1.0))
-        for w, g, buffer, start in zip(self.weights, gradients, self.state, self.start, strict=False):
+        for w, g, (buffer, start) in zip(self.weights, gradients, self.state, strict=True):
             pull = g * factor + self.weight_decay * (w - start)
             buffer.mul_(self.momentum).add_(pull)
             w.sub_(pull + self.momentum * buffer, alpha=self.lr * (1 - self.momentum) * decay)

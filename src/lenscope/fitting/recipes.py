@@ -76,17 +76,18 @@ def named_recipe(recipe: str | Recipe) -> tuple[str, Recipe]:
 def make_optimizer(
     recipe: Recipe, low: torch.dtype | None, weights: list[Tensor], kl: Sequence[float], units: Sequence[Units]
 ) -> Optimizer:
-    """The optimizer of a recipe, Muon where it has none (whose state a checkpoint then holds).
+    """The optimizer of a recipe that has one.
 
     Args:
         recipe: whose optimizer it is.
         low: the dtype of Muon's products where those of the model are made in 16 bits, None: float32.
-        weights: the weights (D + 1, D) of all layers, which the optimizer changes in place.
+        weights: the weights (D + 1, D) of this process's layers, which the optimizer changes in place.
         kl: the held-out KL in nats of each layer's weights.
         units: the sizes of each layer's inputs and outputs.
     """
+    assert recipe.optimizer is not None
     # where products are made in 16 bits, Muon's may be too
-    make = partial(Muon, low=low) if recipe.optimizer is Muon else recipe.optimizer or Muon
+    make = partial(Muon, low=low) if recipe.optimizer is Muon else recipe.optimizer
     return make(weights, kl, units)
 
 

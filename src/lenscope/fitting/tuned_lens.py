@@ -15,17 +15,19 @@ from shutil import rmtree
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lenscope.distributed.layer_owners import LayerOwners
 from lenscope.distributed.processes import Group, joined
-from lenscope.distributed.sharding import described, is_sharded
+from lenscope.distributed.sharding import described, is_sharded, text_share
 from lenscope.errors import LenscopeError
-from lenscope.files.weights_folder import CONFIG
+from lenscope.files.weights_folder import CONFIG, Part
 from lenscope.files.writing import folder_lock
 from lenscope.fitting.held_out import MEASURING, choose_rows, describe_held_out, halves
 from lenscope.fitting.recipes import RECIPES, Recipe, named_recipe, recipe_as_json
 from lenscope.fitting.schedule import Schedule
 from lenscope.fitting.tuned_lens_run import TunedLensRun
-from lenscope.mappings.mapping import Affine, PairMapping, load_mapping
+from lenscope.mappings.mapping import Affine, Pair, PairMapping, load_mapping
 from lenscope.models.language_model import LM
 from lenscope.models.precision import fast_products, low_precision
 from lenscope.models.progress import Progress
@@ -47,6 +49,7 @@ def fit(
     seed: int = 0,
     room: int = STATES_BYTES,
     folder: str | Path | None = None,
+    moments_on: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Affine:
     """A tuned lens of `lm` (Belrose et al. 2023, Eq. 8): an affine map of each layer's states to the last layer's.
@@ -75,11 +78,14 @@ def fit(
         seed: fixes whatever is drawn.
         room: bytes for the states of a block of text.
         folder: where checkpoints and the lens are saved; None: nowhere.
+        moments_on: the device, such as "cpu", that keeps second moments and what the closed form gave; None: the
+            model's own.
         progress: called with how many tokens are read, and how many there are.
     """
     named, recipe = named_recipe(recipe)
     if tokens < 1 or room < 1:
         raise LenscopeError(f"tokens {tokens}, room {room}: give at least 1 of each")
+    aside = None if moments_on is None else _device(moments_on)
     began = time.perf_counter()
     corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, seed=seed)
     text, held = corpus.split(held_out)
@@ -114,7 +120,11 @@ def fit(
                     f"{folder}: holds a lens of another run ({other}); give another folder, or remove it"
                 )
             return finished
-        run = TunedLensRun(lm, text, recipe, plan, group, seed=seed, low=low, fast=fast_products(lm), progress=progress)
+        owners = LayerOwners(lm.n_layers, group, text_share(lm, group))
+        run = TunedLensRun(
+            lm, text, recipe, plan, owners, seed=seed, low=low, fast=fast_products(lm), progress=progress,
+            moments_on=aside,
+        )  # fmt: skip
         select = run.go(choosing, settings, None if folder is None else Path(folder) / "checkpoint")
         weights, layers, measure = run.choose(select, measuring)
         report = {
@@ -131,14 +141,65 @@ def fit(
             "spent": {work: round(seconds, 2) for work, seconds in run.spent.items()},
             "model": made_with,
         }
-        maps = enumerate(weights)
-        lens = Affine({(n, lm.n_layers): (t[:-1].T, t[-1] * run.constants[n]) for n, t in maps}, me, me, report)
-        if folder is not None:
-            if group.rank == 0:
-                lens.save(folder)
-                rmtree(Path(folder) / "checkpoint", ignore_errors=True)
-            group.barrier()
+        own: dict[Pair, tuple[Tensor, ...]] = {}
+        for layer in owners.own:
+            # each goes as its layer's map comes
+            t = weights.pop(0)
+            own[layer, lm.n_layers] = (t[:-1].T.contiguous(), t[-1] * run.constants[layer])
+            del t
+        lens = _of_all_layers(own, owners, me, group.from_first(report), folder)
+        if folder is not None and group.rank == 0:
+            rmtree(Path(folder) / "checkpoint", ignore_errors=True)
     return lens
+
+
+def _of_all_layers(
+    own: dict[Pair, tuple[Tensor, ...]],
+    owners: LayerOwners,
+    model: dict[str, Any],
+    report: dict[str, Any],
+    folder: str | Path | None,
+) -> Affine:
+    """The lens of all processes' layers, saved where there is a folder, from which several processes then read it."""
+    group, last = owners.group, owners.n_layers
+    pairs: list[Pair] = [(layer, last) for layer in range(last)]
+    if group.world > 1 and folder is None:
+        # on the processors' side: a device may have no room for all
+        for pair in pairs:
+            size = model["hidden_size"]
+            mine = own.get(pair) or (torch.zeros(size, size), torch.zeros(size))
+            device = next(iter(own.values()))[0].device if own else torch.device("cpu")
+            moved = [t.to(device) for t in mine]
+            group.sum(moved)
+            own[pair] = tuple(t.cpu() for t in moved)
+    lens = Affine(own, model, model, report) if own else None
+    if folder is not None:
+        part: Part | str | None = None
+        try:
+            part = None if lens is None else lens.save_part(folder, pairs)
+        except LenscopeError as error:
+            part = str(error)
+        parts = group.gathered(part)
+        failed = next((p for p in parts if isinstance(p, str)), None)
+        if failed is not None:
+            raise LenscopeError(failed)
+        if lens is not None and group.rank == 0:
+            lens.join_mapping(folder, pairs, [p for p in parts if p is not None])
+        group.barrier()
+        if group.world > 1:
+            # whole, and mapped from the file: what is used of it is read
+            loaded = load_mapping(folder)
+            assert isinstance(loaded, Affine)
+            return loaded
+    assert lens is not None
+    return lens
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LenscopeError(f"moments_on {str(name)!r}: there is no such device here; give 'cpu', or None") from error
 
 
 def finished_lens(folder: str | Path) -> Affine | None:

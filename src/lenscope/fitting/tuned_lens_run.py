@@ -1,7 +1,6 @@
 """The run of a fit: states of a stream of text in blocks, the closed form, then steps.
 
-Knows: what is read when, which tokens make a step, how processes share the work, which
-candidate each layer keeps.
+Knows: what is read when, which tokens make a step, which candidate each layer keeps.
 Does not know: what a checkpoint holds (fit_checkpoints.py), the loss (sampled_kl.py), optimizers, recipes' names, what
 a fitted lens says of itself (tuned_lens.py).
 """
@@ -16,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenscope.distributed.processes import Group
+from lenscope.distributed.layer_owners import LayerOwners
 from lenscope.errors import LenscopeError
-from lenscope.files import weights_folder as artifacts
 from lenscope.fitting.closed_form import SecondMoments, with_constant
-from lenscope.fitting.fit_checkpoints import load_checkpoint, save_checkpoint
+from lenscope.fitting.fit_checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from lenscope.fitting.held_out import COMPARED_COLUMNS, HeldOut, layer_rows
 from lenscope.fitting.optimizers import Optimizer, Units
 from lenscope.fitting.recipes import Recipe, make_optimizer
@@ -38,11 +36,16 @@ MEAN_TOKENS = 512
 
 
 class TunedLensRun:
-    """Translators of all layers below the last, as weights (D + 1, D) on x = [h, c], and how they come about."""
+    """Translators of a process's layers, as weights (D + 1, D) on x = [h, c], and how they come about.
+
+    `weights`, `start`, `units`, `moments`, `gradients` and the optimizer's state are of these layers alone;
+    `constants`, `loss` and `mean` are of all, and equal in all processes.
+    """
 
     def __init__(
-        self, lm: LM, corpus: Corpus, recipe: Recipe, schedule: Schedule, group: Group, *, seed: int,
+        self, lm: LM, corpus: Corpus, recipe: Recipe, schedule: Schedule, owners: LayerOwners, *, seed: int,
         low: torch.dtype | None, fast: torch.dtype | None, progress: Progress | None,
+        moments_on: torch.device | None = None,
     ) -> None:  # fmt: skip
         """A run that has read nothing yet.
 
@@ -51,13 +54,15 @@ class TunedLensRun:
             corpus: the text that is fitted.
             recipe: where translators begin and what changes them.
             schedule: what is read, and on what steps are made.
-            group: the processes that share the work.
+            owners: which process has which layers.
             seed: of the order of tokens and of the columns of the vocabulary.
             low: the dtype in which the model's products are made, None: its own.
             fast: the dtype of the optimizer's products, None: float32.
-            progress: told how many of all tokens are read, in the group's first process.
+            progress: told how many of all tokens are read, in the first process.
+            moments_on: where second moments are kept, and what they give, which no step touches; None: with the model.
         """
-        self.lm, self.corpus, self.recipe, self.schedule, self.group = lm, corpus, recipe, schedule, group
+        self.lm, self.corpus, self.recipe, self.schedule, self.owners = lm, corpus, recipe, schedule, owners
+        self.aside = moments_on or lm.device
         self.seed, self.low, self.fast, self.progress = seed, low, fast, progress
         self.weights: list[Tensor] = []
         self.constants: list[float] = []
@@ -67,9 +72,10 @@ class TunedLensRun:
         self.loss: list[float | None] = []
         self.mean = torch.empty(0)
         self.moments: list[SecondMoments] = []
-        # of the step that is being made: Σ of the loss' gradients, and Σ of the loss and the count of tokens
+        # of the step that is being made: Σ of the loss' gradients and of the loss, by layer, and the count of tokens
         self.gradients: list[Tensor] = []
-        self.sums = torch.zeros(2, device=lm.device)
+        self.losses = torch.zeros(len(owners.own), dtype=torch.float64, device=lm.device)
+        self.count = 0
         # seconds of each kind of work
         self.spent: dict[str, float] = {}
 
@@ -82,12 +88,13 @@ class TunedLensRun:
         rows of. Raises LenscopeError for a checkpoint of other settings, or a damaged one.
         """
         with self.timed("held-out text"):
-            select = HeldOut.read(self.lm, choosing, self.group, self.low)
+            select = HeldOut.read(self.lm, choosing, self.owners, self.low)
         plan, ridge = self.schedule, self.recipe.start == "ridge"
-        # a run that was killed while it wrote its first one leaves a folder without
-        begun = folder is not None and (folder / artifacts.CONFIG).exists()
-        optimizer = load_checkpoint(self, folder, settings) if folder is not None and begun else None
-        objective = None if optimizer is None else self._objective()
+        optimizer: Optimizer | None = None
+        objective: SampledKL | None = None
+        if folder is not None and has_checkpoint(self, folder):
+            optimizer = self._joined(load_checkpoint(self, folder, settings))
+            objective = self._objective()
         for block in self.blocks():
             if not self.constants:
                 self.find_sizes(block)
@@ -99,29 +106,31 @@ class TunedLensRun:
                     self.close(select.block) if ridge else self.identity()
                     self.find_mean(block)
                     objective = self._objective()
-                    optimizer = self._optimizer(select, objective)
-            if self.recipe.optimizer is not None and optimizer is not None and objective is not None:
+                    optimizer = self._joined(self._optimizer(select, objective))
+            if optimizer is not None and objective is not None:
                 with self.timed("steps"):
                     self.take_steps(block, objective, optimizer)
             self.number += 1
-            if folder is not None and optimizer is not None and self.number < plan.blocks:
+            if folder is not None and objective is not None and self.number < plan.blocks:
                 save_checkpoint(self, folder, settings, optimizer)
             del block
+        self.gradients = []
         return select
 
     def choose(
         self, select: HeldOut, measuring: Sequence[TokenBatch]
     ) -> tuple[list[Tensor], list[dict[str, Any]], HeldOut]:
-        """The weights that each layer keeps, a row of the report for each layer, and the text that measured them.
+        """The weights that own layers keep, a row of the report for every layer, and the text that measured them.
 
         Each layer keeps the candidate with the lowest KL on the text `select`, over sampled columns; where the recipe
         does not choose, the last candidate. What is kept is measured on other text, of the rows `measuring`.
         """
         lm = self.lm
         with self.timed("measuring"):
-            measure = HeldOut.read(lm, measuring, self.group, None)
+            measure = HeldOut.read(lm, measuring, self.owners, None)
         plain = torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device)
-        candidates = {"identity": [plain] * lm.n_layers, "start": self.start}
+        own = self.owners.own
+        candidates = {"identity": [plain] * len(own), "start": self.start}
         if self.recipe.optimizer is not None:
             candidates["steps"] = self.weights
         names = list(candidates)
@@ -131,20 +140,29 @@ class TunedLensRun:
                 compare = SampledKL(lm, self.mean, COMPARED_COLUMNS, self.seed, self.low)
                 kl = select.sampled_kl(list(candidates.values()), self.constants, compare)
                 best = [names[int(n)] for n in kl.nan_to_num(torch.inf, torch.inf).argmin(0)]
-        weights = [candidates[name][layer] for layer, name in enumerate(best)]
+        weights = [candidates[best[layer]][number] for number, layer in enumerate(own)]
+        del candidates
+        self.start, self.weights = [], []
         with self.timed("measuring"):
-            rows = layer_rows(measure, weights, candidates["identity"], best, self.constants, self.seed)
+            rows = layer_rows(measure, weights, [plain] * len(own), best, self.constants, self.seed)
         return weights, rows, measure
 
     def _objective(self) -> SampledKL:
         recipe = self.recipe
         return SampledKL(self.lm, self.mean, recipe.columns, self.seed, self.low, next_token=recipe.loss != "kl")
 
-    def _optimizer(self, select: HeldOut, objective: SampledKL) -> Optimizer:
-        kl = torch.zeros(self.lm.n_layers)
-        if self.recipe.optimizer is not None:
-            (kl,) = select.sampled_kl([self.weights], self.constants, objective)
-        return make_optimizer(self.recipe, self.fast, self.weights, kl.tolist(), self.units)
+    def _optimizer(self, select: HeldOut, objective: SampledKL) -> Optimizer | None:
+        if self.recipe.optimizer is None:
+            return None
+        (kl,) = select.sampled_kl([self.weights], self.constants, objective)
+        own = kl[self.owners.own.start : self.owners.own.stop]
+        return make_optimizer(self.recipe, self.fast, self.weights, own.tolist(), self.units)
+
+    def _joined(self, optimizer: Any) -> Any:
+        """An optimizer, given what it asks for of the layers of other processes."""
+        if hasattr(optimizer, "everywhere"):
+            optimizer.everywhere = lambda own: self.owners.everywhere(own.to(self.lm.device))
+        return optimizer
 
     @contextmanager
     def timed(self, work: str) -> Iterator[None]:
@@ -161,8 +179,8 @@ class TunedLensRun:
     # -- reading
 
     def blocks(self) -> Iterator["StateBlock"]:
-        """The blocks from where the run stands, each with this process's rows; a block is freed before the next."""
-        plan, rank, world = self.schedule, self.group.rank, self.group.world
+        """The blocks from where the run stands, read by all processes; a block is freed before the next."""
+        plan, rank, world = self.schedule, self.owners.text.rank, self.owners.text.world
         number, at, block = self.number, self.number * plan.block, None
         rows = max(1, ROWS_TOGETHER // world)
         for batch in self.corpus.batches(plan.rows * plan.length, rows, start=at, rank=rank, world=world):
@@ -171,12 +189,11 @@ class TunedLensRun:
                 first, end = number * plan.block, number * plan.block + plan.size(number)
                 stop = min(end, batch.next_row)
                 if block is None:
-                    mine = sum(row % world == rank for row in range(first, end))
-                    block = StateBlock(self.lm, mine, plan.length, self.low)
+                    block = StateBlock(self.lm, self.owners, end - first, plan.length, self.low)
                 with self.timed("reading"):
-                    block.read(masked_rows(batch, (batch.row >= at) & (batch.row < stop)))
+                    block.read(masked_rows(batch, (batch.row >= at) & (batch.row < stop)), range(at, stop))
                 at = stop
-                if self.progress is not None and rank == 0:
+                if self.progress is not None and self.owners.group.rank == 0:
                     self.progress(at * plan.length, plan.rows * plan.length)
                 if at == end:
                     yield block
@@ -186,17 +203,14 @@ class TunedLensRun:
 
     def find_sizes(self, block: "StateBlock") -> None:
         """Each layer's constant, the root mean square of its states' numbers, and its units, over a block."""
-        layers = range(self.lm.n_layers)
-        squares = torch.zeros(len(layers) + 2, self.lm.hidden_size, dtype=torch.float64)
-        for layer in layers:
-            squares[layer] = block.states[layer][block.counted].float().square().sum(0)
-        squares[-2] = block.last[block.counted].float().square().sum(0)
-        squares[-1] = block.counted.sum()
-        squares = squares.to(self.lm.device, torch.float32)
-        self.group.sum([squares])
-        if squares[-1, 0] < 1:
+        own, tokens = self.owners.own, block.counted
+        squares = torch.empty(len(own), self.lm.hidden_size, device=self.lm.device)
+        for number in range(len(own)):
+            squares[number] = block.states[number][tokens].float().square().sum(0)
+        if not tokens.any():
             raise LenscopeError(f"{self.corpus.name}: no position counts; give longer rows or a smaller skip")
-        means = squares[:-1] / squares[-1]
+        last = block.last[tokens].float().square().sum(0)
+        means = torch.cat([self.owners.everywhere(squares), last[None]]) / tokens.sum().float()
         self.constants = means[:-1].mean(-1).sqrt().clamp_min(1e-6).tolist()
         for layer, constant in enumerate(self.constants):
             if not isfinite(constant):
@@ -206,37 +220,37 @@ class TunedLensRun:
                 )
         roots = means.sqrt()
         outputs = relative_sizes(roots[-1])
-        inputs = (torch.cat([r, r.new_tensor([c])]) for r, c in zip(roots, self.constants, strict=False))
+        inputs = (torch.cat([roots[n], roots.new_tensor([self.constants[n]])]) for n in own)
         self.units = [(relative_sizes(r), outputs) for r in inputs]
 
     def gather(self, block: "StateBlock") -> None:
         """Take a block into the moments."""
+        own = self.owners.own
         if not self.moments:
-            self.moments = [SecondMoments(self.lm.hidden_size, self.lm.device) for _ in self.constants]
-        for tokens in block.counted.nonzero()[:, 0].split(8192):
-            y = block.last[tokens].float()
-            for layer, moments in enumerate(self.moments):
-                moments.add(with_constant(block.states[layer][tokens], self.constants[layer]), y)
+            self.moments = [SecondMoments(self.lm.hidden_size, self.aside) for _ in own]
+        parts = block.counted.nonzero()[:, 0].split(8192)
+        for number, moments in enumerate(self.moments):
+            states, constant = block.states[number], self.constants[own[number]]
+            moments.add((with_constant(states[tokens], constant), block.last[tokens].float()) for tokens in parts)
 
     def close(self, select: "StateBlock") -> None:
         """Ridge regressions of each layer onto the last; of the penalties the one that does best on `select`."""
         y = select.last[select.counted].float()
-        for layer, constant in enumerate(self.constants):
+        for number, layer in enumerate(self.owners.own):
             # the moments go as the solutions come
-            moments = self.moments.pop(0)
-            self.group.sum([moments.xx, moments.xy])
-            x = with_constant(select.states[layer][select.counted], constant)
-            solutions = moments.ridges()
+            solutions = self.moments.pop(0).ridges(self.lm.device)
+            x = with_constant(select.states[number][select.counted], self.constants[layer])
             errors = torch.stack([(y - x @ t).square().sum() for t in solutions])
-            self.group.sum([errors])
-            self.start.append(solutions[int(errors.argmin())])
-        self.weights = [t.clone() for t in self.start]
+            self.start.append(solutions[int(errors.argmin())].to(self.aside))
+        if self.recipe.optimizer is not None:
+            self.weights = [t.to(self.lm.device, copy=True) for t in self.start]
 
     def identity(self) -> None:
         """Translators that change nothing."""
         size = self.lm.hidden_size
-        self.start = [torch.eye(size + 1, size, device=self.lm.device) for _ in self.constants]
-        self.weights = [t.clone() for t in self.start]
+        plain = torch.eye(size + 1, size, device=self.lm.device)
+        self.start = [plain] * len(self.owners.own)
+        self.weights = [] if self.recipe.optimizer is None else [t.clone() for t in self.start]
 
     def find_mean(self, block: "StateBlock") -> None:
         """The model's mean distribution over some of a block's tokens, (V,)."""
@@ -245,8 +259,9 @@ class TunedLensRun:
         for part in block.last[block.find(self._shuffled()[:MEAN_TOKENS])].split(64):
             if len(part):
                 total += lm.unembed(part).softmax(-1).sum(0).double().cpu()
-        mean = total.to(lm.device, torch.float32)
-        self.group.sum([mean])
+        # all have the same tokens: the first process's is all processes', to the last bit
+        mean = total.to(lm.device, torch.float32) * (self.owners.group.rank == 0)
+        self.owners.group.sum([mean])
         self.mean = mean / mean.sum().clamp_min(1e-30)
 
     def _shuffled(self) -> Tensor:
@@ -281,23 +296,25 @@ class TunedLensRun:
             target = objective.following(block.following[tokens])
         else:
             target = objective.target(block.last[tokens], columns)
-        for layer, (w, g) in enumerate(zip(self.weights, self.gradients, strict=True)):
-            x = with_constant(block.states[layer][tokens], self.constants[layer], self.low)
+        for number, layer in enumerate(self.owners.own):
+            w, g = self.weights[number], self.gradients[number]
+            x = with_constant(block.states[number][tokens], self.constants[layer], self.low)
             loss, pull = objective.gradient((x @ w.to(x.dtype)).float(), target, columns)
             g += x.T @ pull.to(x.dtype)
-            self.sums[0] += loss
-        self.sums[1] += len(tokens)
+            self.losses[number] += loss
+        self.count += len(tokens)
 
     def _step(self, optimizer: Optimizer) -> None:
-        self.group.sum([*self.gradients, self.sums])
-        loss, count = self.sums.tolist()
+        # a layer's owner has all tokens of the step: nothing of its gradient is elsewhere
+        count = max(1, self.count)
         for g in self.gradients:
-            g.div_(max(1.0, count))
+            g.div_(count)
             if self.recipe.bias_only:
                 g[:-1] = 0
         optimizer.step(self.gradients, 1 - self.step / self.schedule.steps)
-        mean = loss / max(1.0, count) / len(self.gradients)
+        mean = self.owners.everywhere(self.losses).mean().item() / count
         self.loss.append(mean if isfinite(mean) else None)
         self.step += 1
-        for t in (*self.gradients, self.sums):
+        self.count = 0
+        for t in (*self.gradients, self.losses):
             t.zero_()

@@ -13,6 +13,7 @@ from lenscope.files import hub
 from lenscope.files.kinds import CONFIG
 from lenscope.files.tensors import ENDINGS, read_tensors
 from lenscope.files.untrusted import read_json
+from lenscope.files.weights_folder import names_of_weights
 from lenscope.mappings.foreign_formats import (
     PARAMS,
     describes_tuned_lens,
@@ -99,8 +100,10 @@ def _lens_from_hub(name: str, lm: LM) -> PairMapping:
             path = hub.fetch_file(name, file) if file else None
             if path is not None:
                 return _from_file(path, lm, f"{name}/{file}")
-        elif any(hub.fetch_file(name, file) for file in _files_beside(name, config)):
-            return _from_folder(config.parent, lm)
+        else:
+            there = [hub.fetch_file(name, file) is not None for file in _files_beside(name, config)]
+            if any(there):
+                return _from_folder(config.parent, lm)
     if len(parts) <= 2:
         config = hub.fetch_file(SPACE, f"lens/{name}/{CONFIG}", "space", name)
         if config is not None and hub.fetch_file(SPACE, f"lens/{name}/{PARAMS[0]}", "space", name):
@@ -115,7 +118,7 @@ def _files_beside(name: str, path: Path) -> tuple[str, ...]:
     """The files that may go with the config of a repository; none with that of a model."""
     config = _config(path)
     if "kind" in config:
-        return (str(config.get("weights")),)
+        return tuple(names_of_weights(config))
     return PARAMS if describes_tuned_lens(config) else ()
 
 

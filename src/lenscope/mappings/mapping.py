@@ -14,7 +14,7 @@ import inspect
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakKeyDictionary
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.files.weights_folder import opened_folder, write_folder
+from lenscope.files.weights_folder import Part, join_parts, opened_folder, write_folder, write_part
 from lenscope.models.identity import model_hash
 from lenscope.models.same_model import is_same_model, model_identity
 
@@ -206,15 +206,28 @@ class PairMapping:
 
         Whenever writing ends, the folder holds the old mapping or the new one, whole.
         """
-        config = {
+        write_folder(folder, STEM, self._config(list(self.weights)), self._tensors())
+
+    def save_part(self, folder: str | os.PathLike[str], pairs: Sequence[Pair]) -> Part:
+        """Write the weights as a part of those of a mapping of `pairs`, which has this one's models and report.
+
+        `join_mapping` makes that mapping of all its parts.
+        """
+        return write_part(folder, STEM, self._config(pairs), self._tensors())
+
+    def join_mapping(self, folder: str | os.PathLike[str], pairs: Sequence[Pair], parts: Sequence[Part]) -> None:
+        """Make a mapping of `pairs` of the parts that were saved in a folder, this mapping's among them."""
+        join_parts(folder, STEM, self._config(pairs), parts)
+
+    def _config(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "kind": self.kind,
-            "pairs": list(self.weights),
+            "pairs": list(pairs),
             "source": self.source,
             "target": self.target,
             "report": self.report,
         }
-        write_folder(folder, STEM, config, self._tensors())
 
     def push(self, repo_id: str) -> str:
         """Save to a model repository on the Hugging Face hub, in one commit; returns its address.
