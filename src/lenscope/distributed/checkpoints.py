@@ -42,7 +42,7 @@ def write_tensors(
         every = {name: number for part in group.gathered(dict(files)) for name, number in part.items()}
         writer = HuggingFaceStorageWriter(str(folder), every, save_distributed=True)
         save(dict(tensors), storage_writer=writer, no_dist=group.world == 1)
-        digests = _digests(folder, sorted(p.name for p in folder.glob(f"*{_ENDING}"))[group.rank :: group.world])
+        digests = _sha256_of(folder, sorted(p.name for p in folder.glob(f"*{_ENDING}"))[group.rank :: group.world])
     return {name: digest for part in group.gathered(digests) for name, digest in part.items()}
 
 
@@ -62,14 +62,14 @@ def read_tensors_into(folder: Path, tensors: Mapping[str, Tensor], digests: Mapp
 
     names = sorted(p.name for p in folder.glob(f"*{_ENDING}"))
     mine = names[group.rank :: group.world]
-    whole = names == sorted(digests) and _digests(folder, mine) == {name: digests[name] for name in mine}
+    whole = names == sorted(digests) and _sha256_of(folder, mine) == {name: digests[name] for name in mine}
     if not all(group.gathered(whole)):
         raise LenscopeError(f"{folder}: its files are damaged, or not those that were written")
     with _one_line(folder, "cannot be read"):
         load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=group.world == 1)
 
 
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+def _sha256_of(folder: Path, names: list[str]) -> dict[str, str]:
     digests = {}
     for name in names:
         with (folder / name).open("rb") as file:
@@ -92,11 +92,11 @@ def _one_line(folder: Path, what: str) -> Iterator[None]:
         stops = [failure for failure in why if isinstance(failure, KeyboardInterrupt)]
         if stops:
             raise stops[0] from error
-        raise LenscopeError(f"{folder}: {what} ({_brief(why[0])})") from error
+        raise LenscopeError(f"{folder}: {what} ({_why(why[0])})") from error
     except OSError as error:
         raise LenscopeError(f"{folder}: {what} ({error.strerror or error})") from error
 
 
-def _brief(error: BaseException) -> str:
+def _why(error: BaseException) -> str:
     own = error.strerror if isinstance(error, OSError) else None
     return own or " ".join(str(error).split())[:200] or type(error).__name__

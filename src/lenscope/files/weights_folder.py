@@ -67,7 +67,7 @@ def write_part(folder: str | os.PathLike[str], stem: str, config: dict[str, Any]
         making = Temporary(folder)
         try:
             # one entry only: safetensors writes several in any order, and equal artifacts are equal files
-            about = {_CONFIG_DIGEST: _config_digest(_plain(config))}
+            about = {_CONFIG_DIGEST: _config_digest(_json_of(config))}
             safetensors.torch.save_file(tensors, making.path, metadata=about)
             digest = _digest_of_file(making.path)
             weights = folder / f"{stem}-{digest[:16]}.safetensors"
@@ -89,7 +89,7 @@ def join_parts(folder: str | os.PathLike[str], stem: str, config: dict[str, Any]
         weights, digests = names, [part.sha256 for part in parts]
         about = dict(zip(_ABOUT_WEIGHTS, (weights, digests) if len(parts) > 1 else (*weights, *digests), strict=True))
         try:
-            text = json.dumps({**_plain(config), **about}, ensure_ascii=False, allow_nan=False, indent=1)
+            text = json.dumps({**_json_of(config), **about}, ensure_ascii=False, allow_nan=False, indent=1)
             write_text(folder / CONFIG, text)
         except BaseException:
             # equal weights that were there before are those of the config that stays
@@ -112,7 +112,7 @@ def _written_to(folder: Path) -> Iterator[None]:
         raise LenscopeError(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _json_of(config: dict[str, Any]) -> dict[str, Any]:
     """A config as JSON gives it again."""
     return dict(json.loads(json.dumps(config, allow_nan=False)))
 
