@@ -42,12 +42,12 @@ def write_folder(folder: str | os.PathLike[str], stem: str, config: dict[str, An
     another run is writing to.
     """
     with _written_to(Path(folder)), folder_lock(folder, wait=_WAIT):
-        part = write_part(folder, stem, config, tensors)
-        join_parts(folder, stem, config, [part])
+        part = write_weights_file(folder, stem, config, tensors)
+        join_weights_files(folder, stem, config, [part])
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightsFile:
     """A file of weights in a folder: its name, its SHA-256, and whether equal weights lay there before."""
 
     name: str
@@ -55,8 +55,10 @@ class Part:
     there: bool = False
 
 
-def write_part(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
-    """Write some of an artifact's tensors into a folder; `join_parts`, with an equal config, makes the artifact of all.
+def write_weights_file(
+    folder: str | os.PathLike[str], stem: str, config: dict[str, Any], tensors: dict[str, Tensor]
+) -> WeightsFile:
+    """Write some of an artifact's tensors into a folder; `join_weights_files`, with an equal config, makes the artifact of all.
 
     Several processes may do so at once, while one of them holds the folder's lock. Raises LenscopeError as
     `write_folder` does.
@@ -75,10 +77,12 @@ def write_part(folder: str | os.PathLike[str], stem: str, config: dict[str, Any]
             making.becomes(weights)
         finally:
             making.remove()
-        return Part(weights.name, digest, there)
+        return WeightsFile(weights.name, digest, there)
 
 
-def join_parts(folder: str | os.PathLike[str], stem: str, config: dict[str, Any], parts: Sequence[Part]) -> None:
+def join_weights_files(
+    folder: str | os.PathLike[str], stem: str, config: dict[str, Any], parts: Sequence[WeightsFile]
+) -> None:
     """Write the config of an artifact whose parts are there, and remove the weights of earlier ones.
 
     Raises LenscopeError as `write_folder` does; parts that are new are then taken away.

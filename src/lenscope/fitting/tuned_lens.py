@@ -21,7 +21,7 @@ from lenscope.distributed.layer_owners import LayerOwners
 from lenscope.distributed.processes import Group, joined
 from lenscope.distributed.sharding import described, is_sharded, text_share
 from lenscope.errors import LenscopeError
-from lenscope.files.weights_folder import CONFIG, Part
+from lenscope.files.weights_folder import CONFIG, WeightsFile
 from lenscope.files.writing import folder_lock
 from lenscope.fitting.held_out import MEASURING, choose_rows, describe_held_out, halves
 from lenscope.fitting.recipes import RECIPES, Recipe, named_recipe, recipe_as_json
@@ -174,7 +174,7 @@ def _of_all_layers(
             own[pair] = tuple(t.cpu() for t in moved)
     lens = Affine(own, model, model, report) if own else None
     if folder is not None:
-        part: Part | str | None = None
+        part: WeightsFile | str | None = None
         try:
             part = None if lens is None else lens.save_part(folder, pairs)
         except LenscopeError as error:

@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.files.weights_folder import Part, join_parts, opened_folder, write_folder, write_part
+from lenscope.files.weights_folder import (
+    WeightsFile,
+    join_weights_files,
+    opened_folder,
+    write_folder,
+    write_weights_file,
+)
 from lenscope.models.identity import model_hash
 from lenscope.models.same_model import is_same_model, model_identity
 
@@ -208,16 +214,16 @@ class PairMapping:
         """
         write_folder(folder, STEM, self._config(list(self.weights)), self._tensors())
 
-    def save_part(self, folder: str | os.PathLike[str], pairs: Sequence[Pair]) -> Part:
+    def save_part(self, folder: str | os.PathLike[str], pairs: Sequence[Pair]) -> WeightsFile:
         """Write the weights as a part of those of a mapping of `pairs`, which has this one's models and report.
 
         `join_mapping` makes that mapping of all its parts.
         """
-        return write_part(folder, STEM, self._config(pairs), self._tensors())
+        return write_weights_file(folder, STEM, self._config(pairs), self._tensors())
 
-    def join_mapping(self, folder: str | os.PathLike[str], pairs: Sequence[Pair], parts: Sequence[Part]) -> None:
+    def join_mapping(self, folder: str | os.PathLike[str], pairs: Sequence[Pair], parts: Sequence[WeightsFile]) -> None:
         """Make a mapping of `pairs` of the parts that were saved in a folder, this mapping's among them."""
-        join_parts(folder, STEM, self._config(pairs), parts)
+        join_weights_files(folder, STEM, self._config(pairs), parts)
 
     def _config(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         return {
