@@ -58,7 +58,7 @@ class WeightsFile:
 def write_weights_file(
     folder: str | os.PathLike[str], stem: str, config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> WeightsFile:
-    """Write some of an artifact's tensors into a folder; `join_weights_files`, with an equal config, makes the artifact of all.
+    """Write some of an artifact's tensors into a folder; `join_weights_files`, with an equal config, joins all of them.
 
     Several processes may do so at once, while one of them holds the folder's lock. Raises LenscopeError as
     `write_folder` does.
