@@ -25,6 +25,7 @@ ROOMS = (
     "interventions",
     "directions",
     "tasks",
+    "planning",
     "sweeps",
     "web",
     "detection",

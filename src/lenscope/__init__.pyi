@@ -11,6 +11,7 @@ from lenscope import mappings as mappings
 from lenscope import measures as measures
 from lenscope import models as models
 from lenscope import patchscopes as patchscopes
+from lenscope import planning as planning
 from lenscope import statistics as statistics
 from lenscope import sweeps as sweeps
 from lenscope import tasks as tasks

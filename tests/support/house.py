@@ -19,7 +19,7 @@ FLOORS = (
     ("engine",),
     ("text", "patchscopes"),
     ("lenses", "fitting"),
-    ("interventions", "directions", "tasks"),
+    ("interventions", "directions", "tasks", "planning"),
     ("detection", "sweeps", "web"),
     ("saved_results", "experiments"),
     ("cli",),

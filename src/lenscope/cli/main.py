@@ -60,6 +60,7 @@ def command_line() -> "Typer":
     from lenscope.cli.fit import fit_command
     from lenscope.cli.lens import lens_command
     from lenscope.cli.patch import patch_command
+    from lenscope.cli.plan import plan_command
     from lenscope.cli.reproduce import reproduce_command
     from lenscope.cli.serve import serve_command
     from lenscope.cli.sweep import sweep_command
@@ -81,6 +82,7 @@ def command_line() -> "Typer":
     app.command("export")(export_command)
     app.command("causal")(causal_command)
     app.command("reproduce")(reproduce_command)
+    app.command("plan")(plan_command)
     app.command("demo")(demo_command)
     app.command("serve")(serve_command)
     app.add_typer(detect_commands)

@@ -6,14 +6,32 @@ Does not know: states, how text is read, what a step does.
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Protocol
 
 import torch
-
-from lenscope.models.language_model import LM
 
 # rows that all processes together read at once; those of a block are a multiple of it, so that a resumed run reads the
 # same batches
 ROWS_TOGETHER = 8
+
+
+class ModelSizes(Protocol):
+    """What of a model decides how much of a block fits: an LM has it, and the shape of one that is not there."""
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the size of a state."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of states."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,12 +51,12 @@ class Schedule:
 
     @staticmethod
     def of(
-        lm: LM, tokens: int, length: int, *, room: int, per_step: int, ridge: bool, low: torch.dtype | None
+        lm: ModelSizes, tokens: int, length: int, *, room: int, per_step: int, ridge: bool, low: torch.dtype | None
     ) -> "Schedule":
         """For `tokens` tokens, with `room` bytes for the states of a block, but at least 8 rows.
 
         Args:
-            lm: the model whose states are read.
+            lm: the model whose states are read, or its sizes.
             tokens: how many tokens are read.
             length: tokens of a row.
             room: bytes for the states of a block.

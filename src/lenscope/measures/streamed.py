@@ -20,10 +20,16 @@ from lenscope.models.readout import Readout, wide
 # Bytes of one piece of logits: small enough that the passes over it find it in the processor's cache, and that malloc
 # hands the same pages out again. Measured: 2 MB costs what the product alone costs, 16 MB 1.4 times that.
 PIECE_BYTES = 2 << 20
+# The same on an accelerator, which has no cache of that kind: a product of 2 MB takes less time there than its kernels
+# take to start.
+PIECE_BYTES_ACCELERATOR = 256 << 20
 # Bytes of logits where a readout makes whole rows of them: too few rows at once would waste the product.
 WHOLE_ROWS_BYTES = 32 << 20
 # Bytes of prepared states that one walk over the vocabulary serves: every piece of the head is read once per walk.
 STATES_BYTES = 64 << 20
+STATES_BYTES_ACCELERATOR = 512 << 20
+# States that share one product of a piece.
+PRODUCT_ROWS, PRODUCT_ROWS_ACCELERATOR = 512, 2048
 # Bytes of exponentials kept until their normalisers are known, where distributions are averaged: enough rows for a
 # product to run at full speed.
 EXPONENTIALS_BYTES = 256 << 20
@@ -133,11 +139,12 @@ class VocabularySums:
     def _count(self, z: Tensor, start: int) -> None:
         assert self.targets is not None
         assert self.target_logits is not None
-        inside = (self.targets >= start) & (self.targets < start + z.shape[-1])
-        if inside.any():
-            # The same logit from another product differs in its last bits: the target must not outrank itself.
-            at = inside.nonzero()[:, 0]
-            z[:, at, self.targets[at] - start] = self.target_logits[:, at]
+        # The same logit from another product differs in its last bits: the target must not outrank itself. Nothing here
+        # asks what the numbers are, for which an accelerator would have to wait.
+        at = self.targets - start
+        inside = (at >= 0) & (at < z.shape[-1])
+        column = at.clamp(0, z.shape[-1] - 1).expand(z.shape[:-1])[..., None]
+        z.scatter_(-1, column, torch.where(inside[:, None], self.target_logits[..., None], z.gather(-1, column)))
         above = (z > self.target_logits[..., None]).sum(-1, dtype=torch.int32)
         self.rank = above if self.rank is None else self.rank + above
 
@@ -301,14 +308,22 @@ def logits_of_piece(readout: Readout, x: Tensor, start: int, stop: int) -> Tenso
 def row_pieces(readout: Readout, vocab: int, h: Tensor) -> Iterator[slice]:
     """Positions of the states h (L, P, D) that one walk over the vocabulary serves, piece after piece."""
     layers, positions, width = h.shape
-    most = STATES_BYTES // (layers * width * 4) if readout.splits else WHOLE_ROWS_BYTES // (vocab * 4)
+    bytes_at_once = STATES_BYTES if h.device.type == "cpu" else STATES_BYTES_ACCELERATOR
+    most = bytes_at_once // (layers * width * 4) if readout.splits else WHOLE_ROWS_BYTES // (vocab * 4)
     most = max(1, most)
     return (slice(at, at + most) for at in range(0, positions, most))
 
 
+def piece_bytes(device: str) -> int:
+    """Bytes of one piece of logits on a device of this type ("cpu", "cuda" …)."""
+    return PIECE_BYTES if device == "cpu" else PIECE_BYTES_ACCELERATOR
+
+
 def layers_at_once(readout: Readout, vocab: int, h: Tensor) -> int:
     """How many layers share one product: many when there are few positions."""
-    rows = 512 if readout.splits else max(1, WHOLE_ROWS_BYTES // (vocab * 4))
+    rows = PRODUCT_ROWS if h.device.type == "cpu" else PRODUCT_ROWS_ACCELERATOR
+    if not readout.splits:
+        rows = max(1, WHOLE_ROWS_BYTES // (vocab * 4))
     return max(1, rows // max(1, h.shape[1]))
 
 
@@ -317,7 +332,7 @@ def vocabulary_pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int
     if not readout.splits:
         return [(0, vocab)]
     rows = h.shape[1] * min(len(h), layers_at_once(readout, vocab, h))
-    size = max(256, PIECE_BYTES // (rows * 4))
+    size = max(256, piece_bytes(h.device.type) // (rows * 4))
     return [(at, min(at + size, vocab)) for at in range(0, vocab, size)]
 
 
@@ -330,7 +345,7 @@ def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
     for part in h.split(1024 if readout.splits else max(1, WHOLE_ROWS_BYTES // (4 * vocab))):
         x = readout.prepare(part)
-        size = max(256, PIECE_BYTES // (4 * len(part))) if readout.splits else vocab
+        size = max(256, piece_bytes(h.device.type) // (4 * len(part))) if readout.splits else vocab
         best = ids = total = torch.empty(0)
         for start in range(0, vocab, size):
             check_interruption()

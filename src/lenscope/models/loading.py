@@ -177,6 +177,12 @@ def _load_built_in(name: str, built_in: BuiltIn, options: dict[str, Any], revisi
     return _language_model(_from_pretrained(str(_dequantised(name, files)), options, None), name, built_in.parts[0])
 
 
+def built_in_folder(name: str) -> Path | None:
+    """The cached folder of a built-in model, made where it is not there; None where its package is not installed."""
+    files = _package_files(BUILT_IN[name])
+    return None if files is None else _dequantised(name, files)
+
+
 def _package_files(built_in: BuiltIn) -> list[Path] | None:
     """The GGUF file, or its parts in order, of an installed package, found without importing it."""
     paths: list[Path] = []

@@ -192,7 +192,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
     order, a stream whose axes cannot be told, an attention that looks ahead.
     """
     ids = trial_ids(model)
-    candidates = _block_lists(model)
+    candidates = block_lists(model)
     if not candidates:
         raise LenscopeError(f"{type(model).__name__}: found no list of blocks to read between")
     try:
@@ -235,7 +235,7 @@ class _Event:
     returned: Any = None
 
 
-def _block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...], int]]:
+def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...], int]]:
     """(name, blocks, how much speaks for it) of every list that may be the stack of blocks."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
