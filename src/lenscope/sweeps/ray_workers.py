@@ -17,15 +17,16 @@ import torch
 
 from lenscope.errors import LenscopeError
 from lenscope.files.untrusted import reason
+from lenscope.files.writing import write_text
 from lenscope.sweeps.configurations import Bench
-from lenscope.sweeps.part_files import write_part
+from lenscope.sweeps.part_files import PARTS, write_part
 from lenscope.sweeps.part_runs import PartRunner
 from lenscope.sweeps.parts import Part, SweepRows
 from lenscope.sweeps.spec import SweepSpec
 from lenscope.sweeps.swept_models import load_models, model_identities
 
-# how often an actor that died is started again, and what it was running is given out again
-RETRIES = 5
+# how often a part is begun: Ray starts an actor that died again without end, and gives it the part that ended it
+TRIES = 5
 # Bytes of shared memory that Ray takes on this machine: what actors hand over is a number for each part.
 SHARED = 160 << 20
 
@@ -80,8 +81,28 @@ class PartWorker:
         """Run and write the parts of a batch, and give back their numbers."""
         for number in batch["part"].tolist():
             part = self.job.rows.parts[number]
-            write_part(self.job.folder, part, self.runner.run(part))
+            with counted_try(self.job.folder, part):
+                write_part(self.job.folder, part, self.runner.run(part))
         return batch
+
+
+@contextmanager
+def counted_try(folder: Path, part: Part) -> Iterator[None]:
+    """Count how often a part is begun, in a file that is gone when it ends; LenscopeError where that is too often."""
+    path = _tries(folder, part)
+    before = int(path.read_text() or 0) if path.is_file() else 0
+    if before >= TRIES:
+        raise LenscopeError(
+            f"engine ray: part {part.number} ended its worker {before} times, as one that is out of memory does; give "
+            "the workers more of it, or fewer workers"
+        )
+    write_text(path, str(before + 1))
+    yield
+    path.unlink(missing_ok=True)
+
+
+def _tries(folder: Path, part: Part) -> Path:
+    return folder / PARTS / f"{part.name}.tries"
 
 
 def require_ray() -> None:
@@ -108,11 +129,15 @@ def run_with_ray(
         parts: what is run.
         advance: called with the rows of a part when it is written.
     """
-    with _started(workers) as ray:
+    with _started(workers) as (ray, mine):
         import ray.data as data
         from ray.exceptions import RayError
 
         number = workers.workers or _as_many_as_fit(ray.cluster_resources(), workers)
+        if mine:
+            _require_resources(ray.cluster_resources(), workers, number)
+        for part in parts:
+            _tries(folder, part).unlink(missing_ok=True)
         threads = max(1, int(workers.cpus))
         job = ray.put(SweepJob(spec, rows, models, folder.resolve(), threads))
         items = data.from_items([{"part": p.number} for p in parts], override_num_blocks=min(len(parts), 10_000))
@@ -123,8 +148,6 @@ def run_with_ray(
             compute=data.ActorPoolStrategy(size=min(number, len(parts))),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
         )
         try:
             for row in done.iter_rows():
@@ -137,17 +160,25 @@ def _as_many_as_fit(resources: Mapping[str, float], workers: RayWorkers) -> int:
     fits = resources.get("CPU", 1) // workers.cpus
     if workers.gpus:
         fits = min(fits, resources.get("GPU", 0) // workers.gpus)
-    if fits < 1:
+    return max(1, int(fits))
+
+
+def _require_resources(resources: Mapping[str, float], workers: RayWorkers, number: int) -> None:
+    """Ray waits without end for what there is not."""
+    if number * workers.gpus > resources.get("GPU", 0) or number * workers.cpus > resources.get("CPU", 0):
         raise LenscopeError(
-            f"engine ray: no worker with {workers.cpus:g} processors and {workers.gpus:g} devices fits into "
-            f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}; give fewer of them to a worker"
+            f"engine ray: {number} workers with {workers.cpus:g} processors and {workers.gpus:g} devices each do not "
+            f"fit into {resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}; give fewer workers, or less to each"
         )
-    return int(fits)
 
 
 @contextmanager
-def _started(workers: RayWorkers) -> Iterator[Any]:
-    """Ray, started without pages, prints and reports where it does not run already; then it ends with the block."""
+def _started(workers: RayWorkers) -> Iterator[tuple[Any, bool]]:
+    """Ray, started without pages, prints and reports where it does not run already; then it ends with the block.
+
+    With it comes whether it is this machine alone, which grows no further.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -170,7 +201,7 @@ def _started(workers: RayWorkers) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = context.enable_auto_log_stats = False
     try:
-        yield ray
+        yield ray, mine and not os.environ.get("RAY_ADDRESS")
     finally:
         if mine:
             ray.shutdown()

@@ -79,6 +79,7 @@ def read_spots(listed: Iterable[ListedPrompt], lm: LM) -> Spots:
     answers: dict[str, int] = {}
     layer_sets: dict[tuple[int, ...], int] = {}
     by_list: dict[str, tuple[int, int]] = {}
+    places: dict[tuple[str, str], list[int]] = {}
     rows: list[np.ndarray] = []
     digests: list[bytes] = []
     given: dict[tuple[int, int], int] = {}
@@ -91,14 +92,16 @@ def read_spots(listed: Iterable[ListedPrompt], lm: LM) -> Spots:
                 raise LenscopeError(f"{_named(one)}: {error}") from error
             layers = layer_sets.setdefault(tuple(sorted(set(numbers))), len(layer_sets))
             by_list[key] = layers, len(numbers)
-        try:
-            prompt = lm.prompt(one.text)
-            positions = _positions(prompt, one.positions)
-        except LenscopeError as error:
-            raise LenscopeError(f"{_named(one)}: {error}") from error
         number = texts.setdefault(one.text, len(texts))
-        if number == len(digests):
-            digests.append(hashlib.blake2b(np.array(prompt.ids, dtype="<i8").tobytes(), digest_size=16).digest())
+        positions = places.get((one.text, repr(one.positions)))
+        if positions is None:
+            try:
+                prompt = lm.prompt(one.text)
+                positions = places[one.text, repr(one.positions)] = _positions(prompt, one.positions)
+            except LenscopeError as error:
+                raise LenscopeError(f"{_named(one)}: {error}") from error
+            if number == len(digests):
+                digests.append(hashlib.blake2b(np.array(prompt.ids, dtype="<i8").tobytes(), digest_size=16).digest())
         answer = -1 if one.answer is None else answers.setdefault(one.answer, len(answers))
         given[by_list[key]] = given.get(by_list[key], 0) + len(positions)
         block = np.empty((len(positions), 4), dtype=np.int32)
