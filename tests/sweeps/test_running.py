@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import random
 import shutil
+import signal
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -136,6 +139,26 @@ def test_a_run_in_pieces_writes_the_same_bytes(lm, whole, tmp_path):
     again = ls.sweep(SPEC, tmp_path, models={"tiny": lm})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()} == before
     assert again.damaged == ()
+
+
+def _run(lm, folder):
+    ls.sweep(SPEC, folder, models={"tiny": lm})
+
+
+def test_killed_at_random_moments_it_is_the_unbroken_sweep(lm, whole, tmp_path):
+    """kill -9, wherever the process is; tests/support/killed_sweeps.py does the same to the command."""
+    draw, killed = random.Random(0), 0
+    for parts in (0, 1, 5, 12, 20):
+        process = multiprocessing.get_context("fork").Process(target=_run, args=(lm, tmp_path))
+        process.start()
+        while process.is_alive() and len([*tmp_path.glob("parts/*.parquet")]) < parts:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.15))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= 4
+    assert parts_of(ls.sweep(SPEC, tmp_path, models={"tiny": lm})) == parts_of(whole)
 
 
 @pytest.mark.parametrize("how", ["bit", "cut", "exchanged", "empty"])
