@@ -143,6 +143,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": _QWEN4,
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local"] * 4},
     "xlm": {"causal": True},
+    # its cache has the sizes of its layers only where these are multiples of 64
+    "xlstm": {"hidden_size": 128},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {**_ZAMBA, "attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": _ZAMBA,

@@ -1,20 +1,21 @@
 """What going on from a model's cache must know of it, seen in short runs: whose keys are where, what blocks are given.
 
 Knows: which arguments of the blocks have a batch axis, which layers of the cache each block writes, whether keys and
-values are made from what is cached only after it was read, how many bytes a token takes.
+values are made from what is cached only after it was read, how many bytes a token takes, and a row.
 Does not know: how a prefix is kept (prefix_cache.py), which rows go on from it (staircase.py).
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lenscope.engine.shared_attention import SharedLayer, Unshareable, cascading
+from lenscope.models.carried_states import CarriedStates, nothing_read
 from lenscope.models.deviations import FAILURES
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
@@ -31,12 +32,14 @@ class CacheLayout:
 
     `batched` are the arguments that have a batch axis; `layers` has for each block the layers of the cache that it
     writes; `late` says that keys and values are made from what is cached when it is read (multi-head latent attention).
+    `bytes_per_row` are those of states that do not grow with the text.
     """
 
     batched: Batched
     layers: tuple[tuple[int, ...], ...]
     late: bool
     bytes_per_token: int
+    bytes_per_row: int
 
 
 def cache_layout(lm: LM) -> CacheLayout:
@@ -51,9 +54,12 @@ def cache_layout(lm: LM) -> CacheLayout:
             writers.append(layers)
         two, three = shapes
         batched = {p: n // 2 for p, n in two.items() if n % 2 == 0 and n > 0 and three.get(p) == n // 2 * 3}
-        cache = _cache_after(lm, lm.runner.anatomy.ids)
-        bytes_per_token = 1 + size(cache) // lm.runner.anatomy.ids.numel()
-        return CacheLayout(batched, writers[0], _makes_keys_late(lm), bytes_per_token)
+        ids = lm.runner.anatomy.ids
+        half = ids.shape[1] // 2
+        short, long = (size(_carried_after(lm, part), writers[0]) // len(ids) for part in (ids[:, :half], ids))
+        per_token = 1 + max(0, long - short) // (ids.shape[1] - half)
+        per_row = max(0, long - per_token * ids.shape[1])
+        return CacheLayout(batched, writers[0], _makes_keys_late(lm), per_token, per_row)
 
     return lm.runner.measured.once(("cache layout",), seen)
 
@@ -70,17 +76,27 @@ def tensors_within(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tup
             yield from tensors_within(v, (*path, n))
 
 
-def size(cache: Cache) -> int:
-    """The bytes of everything a cache holds."""
-    return sum(t.numel() * t.element_size() for layer in cache.layers for _, t in tensors_within(vars(layer)))
+def size(carried: CarriedStates, layers: Sequence[Sequence[int]]) -> int:
+    """The bytes of all that is carried; `layers` has for each block those of the cache that it writes."""
+    total = 0
+
+    def count(one: Any) -> Any:
+        nonlocal total
+        parts = one if isinstance(one, Tensor | dict | tuple | list) else vars(one)
+        total += sum(t.numel() * t.element_size() for _, t in tensors_within(parts))
+        return one
+
+    for block, own in enumerate(layers):
+        carried.arrange(block, own, count)
+    return total
 
 
-def _cache_after(lm: LM, ids: Tensor) -> Any:
-    """The model's own cache after reading ids (B, T)."""
-    cache = DynamicCache(config=lm.model.config)
-    with lm.runner.exclusive.alone(), torch.no_grad():
-        lm.model(input_ids=ids, **forward_kwargs(lm.model, use_cache=True, past_key_values=cache, logits_to_keep=1))
-    return cache
+def _carried_after(lm: LM, ids: Tensor) -> CarriedStates:
+    """What the model carries after reading ids (B, T)."""
+    carried = nothing_read(lm.runner)
+    with lm.runner.exclusive.alone(), torch.no_grad(), carried.passed(ids) as given:
+        lm.model(input_ids=ids, **forward_kwargs(lm.model, logits_to_keep=1), **given)
+    return carried
 
 
 def _watched(lm: LM, ids: Tensor) -> tuple[dict[tuple[str | int, ...], int], tuple[tuple[int, ...], ...]]:
@@ -91,15 +107,15 @@ def _watched(lm: LM, ids: Tensor) -> tuple[dict[tuple[str | int, ...], int], tup
     shapes: dict[tuple[str | int, ...], int] = {}
     wrote: list[tuple[int, ...]] = []
     before: list[list[Any]] = []
-    cache = _cache_after(lm, ids[:, :4])
+    carried = _carried_after(lm, ids[:, :4])
 
     def contents() -> list[list[Any]]:
         # the tensors themselves are held, so that none of them is another's successor in memory
-        return [[(t, t._version) for _, t in tensors_within(vars(layer))] for layer in cache.layers]
+        return [[(t, t._version) for _, t in tensors_within(vars(layer))] for layer in carried.layers]
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for path, t in tensors_within({**dict(enumerate(args)), **kwargs}):
-            if path not in ((0,), ("hidden_states",)) and t.ndim:
+            if path not in ((0,), ("hidden_states",)) and path[0] not in carried.arguments and t.ndim:
                 shapes[path] = t.shape[0]
         before[:] = contents()
 
@@ -112,7 +128,8 @@ def _watched(lm: LM, ids: Tensor) -> tuple[dict[tuple[str | int, ...], int], tup
         for block in lm.runner.anatomy.blocks:
             undo.callback(block.register_forward_pre_hook(begin, with_kwargs=True).remove)
             undo.callback(block.register_forward_hook(end).remove)
-        lm.model(input_ids=ids[:, 4:6], **forward_kwargs(lm.model, use_cache=True, past_key_values=cache))
+        given = undo.enter_context(carried.passed(ids[:, 4:6]))
+        lm.model(input_ids=ids[:, 4:6], **given)
     return shapes, tuple(wrote)
 
 

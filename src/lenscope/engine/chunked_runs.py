@@ -24,7 +24,7 @@ from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
 
 # modes, ways to run rows, fastest first
-MODES = ("cascade", "fork", "plain")
+MODES = ("cascade", "fork", "steps", "plain")
 # Bytes that the states, keys and values of the rows of one chunk may take.
 CHUNK_BYTES = 2 << 30
 # Rows of a chunk: more of them do not make a product faster.
@@ -170,9 +170,15 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
         packs.setdefault((target if mode == "cascade" and not few else -1, start, length, mode), []).extend(members)
     for (target, start, length, mode), members in packs.items():
         held = length - start + new + (start if target < 0 else 0)
-        bytes_per_token = 0 if mode == "plain" else cache_layout(lm).bytes_per_token
+        bytes_per_token, bytes_per_row = 0, 0
+        if mode != "plain":
+            bytes_per_token, bytes_per_row = cache_layout(lm).bytes_per_token, cache_layout(lm).bytes_per_row
         # a state and what a block makes of it; the inner layer of an MLP is several states wide
-        room = held * bytes_per_token + (length - start) * 40 * lm.hidden_size * rows.vectors.element_size()
+        room = (
+            bytes_per_row
+            + held * bytes_per_token
+            + (length - start) * 40 * lm.hidden_size * rows.vectors.element_size()
+        )
         most = int(max(1, min(MOST_ROWS, budget // room)))
         for at in range(0, len(members), most):
             part = np.array(members[at : at + most])
@@ -203,4 +209,5 @@ def _prepare(
         cache = prefixes.own([rows.prompts[t].ids[:start] for t in targets.tolist()])
     diverges_at = rows.diverges_at(lm.n_layers)[chunk.rows]
     hidden_keys = HiddenKeys(rows, chunk.rows) if len(rows.hidden_keys) else None
-    return Staircase(lm, cache, origin, diverges_at, cache_layout(lm), patches.apply, hidden_keys), ids
+    one_by_one = chunk.mode == "steps"
+    return Staircase(lm, cache, origin, diverges_at, cache_layout(lm), patches.apply, hidden_keys, one_by_one), ids

@@ -17,8 +17,9 @@ from lenscope.models.edits import Operation
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 
-# change(layer, h, rows): patch, in place, the states h (n, S, D) of the rows `rows` (n,), numbered as at first
-ApplyPatches = Callable[[int, Tensor, np.ndarray], None]
+# change(layer, h, rows, fed): patch, in place, the states h (n, S, D) of the rows `rows` (n,), numbered as at first;
+# `fed` others were fed before them
+ApplyPatches = Callable[[int, Tensor, np.ndarray, int], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,15 +131,15 @@ class Patches:
             self.by_layer.setdefault(layer, []).append((op, place[0, these], place[2, these] - start, vectors))
         self.layers = sorted(self.by_layer)
 
-    def apply(self, layer: int, h: Tensor, rows: np.ndarray) -> None:
-        """Patch h (n, S, D), the states of the chunk's rows `rows` (n,), in place."""
+    def apply(self, layer: int, h: Tensor, rows: np.ndarray, fed: int) -> None:
+        """Patch h (n, S, D), the states of the chunk's rows `rows` (n,) behind the first `fed`, in place."""
         for op, row, position, vectors in self.by_layer.get(layer, ()):
             where = np.full(max(int(rows.max()), int(row.max())) + 1, -1)
             where[rows] = np.arange(len(rows))
-            here = np.flatnonzero(where[row] >= 0)
+            here = np.flatnonzero((where[row] >= 0) & (position >= fed) & (position < fed + h.shape[1]))
             if not len(here):
                 continue
-            i, j = torch.from_numpy(where[row[here]]).to(h.device), torch.from_numpy(position[here]).to(h.device)
+            i, j = torch.from_numpy(where[row[here]]).to(h.device), torch.from_numpy(position[here] - fed).to(h.device)
             v = vectors[torch.from_numpy(here)].to(h.device)
             h[i, j] = self.ops[op](h[i, j], v).to(h)
 

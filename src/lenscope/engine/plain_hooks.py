@@ -44,7 +44,7 @@ class HookRunner:
 
         def patched(layer: int, h: Tensor) -> Tensor:
             h = h.clone()
-            self.change(layer, h, rows)
+            self.change(layer, h, rows, 0)
             return h
 
         with self.lm.runner.exclusive.alone(), ExitStack() as undo:

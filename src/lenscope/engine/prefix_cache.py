@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer
 
 from lenscope.engine.cache_layout import ATTENTION, cache_layout
-from lenscope.engine.shared_attention import SharedLayer
+from lenscope.engine.shared_attention import SharedLayer, Unshareable
+from lenscope.models.carried_states import CacheStates, CarriedStates, nothing_read
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
 
@@ -24,35 +25,37 @@ class Prefixes:
         self.ids: tuple[int, ...] = ()
         self.cache: Any = None
 
-    def own(self, prefixes: Sequence[tuple[int, ...]]) -> Cache:
-        """The model's own cache after reading prefixes (G, P): a row each."""
-        cache = DynamicCache(config=self.lm.model.config)
+    def own(self, prefixes: Sequence[tuple[int, ...]]) -> CarriedStates:
+        """What the model carries after reading prefixes (G, P): a row each."""
+        carried = nothing_read(self.lm.runner)
         if prefixes[0]:
-            self._read(prefixes, cache)
-        return cache
+            self._read(prefixes, carried)
+        return carried
 
-    def shared(self, prompt: tuple[int, ...], length: int, rows: int, room: int) -> Cache:
+    def shared(self, prompt: tuple[int, ...], length: int, rows: int, room: int) -> CarriedStates:
         """A cache for `rows` rows that go on from the first `length` tokens of `prompt`, with `room` tokens each.
 
         Attention layers hold the prefix once; layers of other kinds are the model's own.
         """
-        cache: Any = DynamicCache(config=self.lm.model.config)
+        carried = nothing_read(self.lm.runner)
+        if not isinstance(carried, CacheStates):
+            raise Unshareable("there are no keys and values to share")
+        cache: Any = carried.cache
         plain = [type(layer) in ATTENTION for layer in cache.layers]
         # blocks that read the keys of others have nothing of their own
         if not all(known or type(layer) is DummyLayer for known, layer in zip(plain, cache.layers, strict=True)):
             # a recurrent state cannot be cut back to a shorter prefix: read exactly this one
-            read = self._fresh(cache)
+            carried.cache = cache = self._fresh(cache)
             if length:
-                self._read([prompt[:length]], read)
-            cache = read
+                self._read([prompt[:length]], carried)
         else:
-            cache = self._attention(prompt, length)
+            cache = self._attention(prompt, length, carried)
         sharing = DynamicCache(config=self.lm.model.config)
         for n, (layer, attention) in enumerate(zip(cache.layers, plain, strict=True)):
             sharing.layers[n] = layer if not attention else self._shared(layer, length, rows, room)
-        return sharing
+        return carried.with_cache(sharing, length)
 
-    def _attention(self, prompt: tuple[int, ...], length: int) -> Any:
+    def _attention(self, prompt: tuple[int, ...], length: int, empty: CacheStates) -> Any:
         """The cache of at least `length` tokens of `prompt`, kept for the next call."""
         known = next((n for n, (a, b) in enumerate(zip(self.ids, prompt, strict=False)) if a != b), None)
         known = min(len(self.ids), len(prompt)) if known is None else known
@@ -68,7 +71,7 @@ class Prefixes:
             else:
                 known = 0
             if known < length:
-                self._read([prompt[known:length]], fresh)
+                self._read([prompt[known:length]], empty.with_cache(fresh, known))
             self.ids, self.cache = prompt[:length], fresh
         return self.cache
 
@@ -77,11 +80,10 @@ class Prefixes:
         cache.layers = [DynamicLayer() if type(layer) in ATTENTION else layer for layer in cache.layers]
         return cache
 
-    def _read(self, ids: Sequence[tuple[int, ...]], cache: Cache) -> None:
-        device = self.lm.runner.input_device
-        wanted = forward_kwargs(self.lm.model, use_cache=True, past_key_values=cache, logits_to_keep=1)
-        with self.lm.runner.exclusive.alone(), torch.no_grad():
-            self.lm.model(input_ids=torch.tensor(ids, device=device), **wanted)
+    def _read(self, ids: Sequence[tuple[int, ...]], carried: CarriedStates) -> None:
+        read = torch.tensor(ids, device=self.lm.runner.input_device)
+        with self.lm.runner.exclusive.alone(), torch.no_grad(), carried.passed(read) as given:
+            self.lm.model(input_ids=read, **forward_kwargs(self.lm.model, logits_to_keep=1), **given)
 
     def _shared(self, layer: Any, length: int, rows: int, room: int) -> SharedLayer:
         late = cache_layout(self.lm).late

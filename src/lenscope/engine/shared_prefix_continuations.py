@@ -111,5 +111,5 @@ def _continue_together(lm: LM, prompts: Sequence[Prompt], new: int, prefixes: Pr
     return [tuple(one) for one in written]
 
 
-def _nothing(layer: int, h: Tensor, rows: np.ndarray) -> None:
+def _nothing(layer: int, h: Tensor, rows: np.ndarray, fed: int) -> None:
     """No row is patched."""

@@ -6,7 +6,6 @@ their first patches. Does not know: what a patch is, what is read from the last 
 (chunked_runs.py).
 """
 
-import copy
 from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from functools import partial
@@ -15,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from lenscope.engine.cache_layout import CacheLayout, tensors_within
 from lenscope.engine.hidden_keys import HiddenKeys
 from lenscope.engine.patched_rows import ApplyPatches
 from lenscope.engine.shared_attention import SharedLayer, cascading, follow, layer_shown
+from lenscope.models.carried_states import CarriedStates, picked_rows
 from lenscope.models.language_model import LM
-from lenscope.models.residual_stream import forward_kwargs
 from lenscope.models.runner import EnoughRead
 
 # pick(path, tensor) -> the tensor as a block is to have it
@@ -36,31 +34,35 @@ class Staircase:
 
     Args:
         lm: the model.
-        prefix: the cache that rows go on from.
+        prefix: what the rows go on from.
         origin: (N,) which row of `prefix` each row goes on from.
         diverges_at: (N,), ascending, the layer from which on a row is like no other: that of its first patch
             (n_layers + 1: never).
         layout: what belongs to which row and block (`cache_layout`).
         change: patches states in place.
         hidden_keys: which keys the rows may not see; None: they see all.
+        one_by_one: whether tokens are fed one at a time, as some models need that carry recurrent states.
     """
 
     def __init__(
         self,
         lm: LM,
-        prefix: Cache,
+        prefix: CarriedStates,
         origin: np.ndarray,
         diverges_at: np.ndarray,
         layout: CacheLayout,
         change: ApplyPatches,
         hidden_keys: HiddenKeys | None = None,
+        one_by_one: bool = False,
     ) -> None:
         self.lm = lm
         self.layout = layout
         self.change = change
         self.hidden_keys = hidden_keys
-        self.cache = copy.copy(prefix)
-        self.cache.layers = list(prefix.layers)
+        self.carried = prefix.twin()
+        self.one_by_one = one_by_one
+        # tokens of each row that were fed, and those of its prompt: only these are patched
+        self.fed, self.in_prompt = 0, 0
         self.diverges_at = diverges_at
         self.rows = np.arange(len(diverges_at))
         # Rows of equal history have read the same tokens; `cached` has, per block, how many parted rows stand in the
@@ -71,6 +73,19 @@ class Staircase:
 
     def run(self, ids: Tensor, last: int = 1) -> Tensor:
         """Feed ids (N, S), each row's next tokens; returns the last layer's states (N, last, D) of the last ones."""
+        self.in_prompt = self.in_prompt or ids.shape[1]
+        if not self.one_by_one:
+            return self._feed(ids, last)
+        states = []
+        for at in range(ids.shape[1]):
+            if at:
+                self.grow(np.arange(len(self.rows)), ids[:, at - 1].cpu().numpy())
+            h = self._feed(ids[:, at : at + 1], 1)
+            if at >= ids.shape[1] - last:
+                states.append(h)
+        return torch.cat(states, 1)
+
+    def _feed(self, ids: Tensor, last: int) -> Tensor:
         counts = np.searchsorted(self.diverges_at, np.arange(self.lm.n_layers + 1), side="right")
         classes = [np.unique(self.history[c:]) for c in counts]
         first = np.concatenate([np.arange(counts[0]), counts[0] + _first_of(self.history[counts[0] :], classes[0])])
@@ -83,9 +98,9 @@ class Staircase:
             moved = layer > 0 and count > counts[layer - 1]
             if moved:
                 h = h[_index(self._place(layer - 1, layer, counts, classes), h)]
-            if count and not self.cached:
+            if count and self.fed < self.in_prompt:
                 h = h if moved else h.clone()
-                self.change(layer, h[:count], self.rows[:count])
+                self.change(layer, h[:count], self.rows[:count], self.fed)
             if layer < self.lm.n_layers:
                 self._arrange(layer, count, classes[layer], ids.shape[1])
                 return h
@@ -127,14 +142,17 @@ class Staircase:
             for layer, block in enumerate(self.lm.runner.anatomy.blocks):
                 undo.callback(block.register_forward_pre_hook(partial(fit, layer), with_kwargs=True).remove)
                 undo.callback(block.register_forward_hook(partial(note, layer), with_kwargs=True).remove)
-            if any(isinstance(layer, SharedLayer) for layer in self.cache.layers):
+            if any(isinstance(layer, SharedLayer) for layer in self.carried.layers):
                 undo.enter_context(cascading(self.lm.model))
             undo.enter_context(torch.no_grad())
-            wanted = forward_kwargs(self.lm.model, use_cache=True, past_key_values=self.cache)
+            fed = ids[_index(first, ids)]
+            # last, to replace what blocks are given in the end
+            given = undo.enter_context(self.carried.passed(fed))
             try:
-                self.lm.model(input_ids=ids[_index(first, ids)], **wanted)
+                self.lm.model(input_ids=fed, **given)
             except EnoughRead:
                 pass
+        self.fed += ids.shape[1]
         self.cached = [(int(c), known) for c, known in zip(counts, classes, strict=True)]
         return out[0]
 
@@ -158,16 +176,20 @@ class Staircase:
             before, known = self.cached[layer]
             index = np.concatenate([self.going_on[:count], before + np.searchsorted(known, self.parent[classes])])
             size = before + len(known)
+            # what was copied for these rows before may stay
+            stays = len(index) == size and bool((index == np.arange(size)).all())
         else:
-            index, size = np.concatenate([self.history[:count], classes]), None
-        for n in self.layout.layers[layer]:
-            cached = self.cache.layers[n]
+            index, size, stays = np.concatenate([self.history[:count], classes]), None, False
+
+        def pick(cached: Any) -> Any:
             if isinstance(cached, SharedLayer):
                 cached.select(torch.from_numpy(index))
                 self._hide(cached, layer, count, len(index), queries, cached.get_seq_length() + queries)
-            else:
-                # a copy in any case: the prefix stays as it is for others
-                self.cache.layers[n] = _selected_rows(cached, index, size)
+                return cached
+            # a copy at first: the prefix stays as it is for others
+            return cached if stays else picked_rows(cached, torch.from_numpy(index), size)
+
+        self.carried.arrange(layer, self.layout.layers[layer], pick)
 
     def _hide(self, cached: SharedLayer, block: int, count: int, batch: int, queries: int, keys: int) -> None:
         """Say to a layer which of its keys the rows in the batch of a block may see there."""
@@ -192,22 +214,6 @@ def _arranged(value: Any, path: tuple[str | int, ...], pick: Pick) -> Any:
         for k, v in list(value.items()):
             value[k] = _arranged(v, (*path, k), pick)
     return value
-
-
-def _selected_rows(cached: Any, index: np.ndarray, size: int | None) -> Any:
-    """A copy of a cache's layer with its rows arranged by `index`; `size`: how many it has (None: any)."""
-
-    def pick(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim > 1 and size in (None, value.shape[0]):
-            return value[_index(index, value)]
-        if type(value) is dict:
-            return {k: pick(v) for k, v in value.items()}
-        return type(value)(map(pick, value)) if type(value) in (tuple, list) else value
-
-    selected = copy.copy(cached)
-    for name, value in vars(cached).items():
-        setattr(selected, name, pick(value))
-    return selected
 
 
 def _first_of(history: np.ndarray, classes: np.ndarray) -> np.ndarray:

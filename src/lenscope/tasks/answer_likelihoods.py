@@ -223,7 +223,7 @@ def _states_from_cache(lm: LM, prompt: Prompt, inner: Sequence[tuple[int, ...]],
     yield torch.stack([last[n] for n in layers])
     within: dict[int, Tensor] = {}
 
-    def take(layer: int, h: Tensor, _: Any) -> None:
+    def take(layer: int, h: Tensor, *_: Any) -> None:
         within[layer] = h.to(lm.device, copy=True)
 
     longest = max(map(len, inner))
