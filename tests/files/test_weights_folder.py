@@ -12,6 +12,7 @@ from handmade import rewritten
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
+from lenscope.files import kinds
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.writing import folder_lock
 
@@ -65,6 +66,45 @@ def test_what_is_written_is_read_and_equal_artifacts_are_equal_files(tmp_path):
     assert [(p.name, p.read_bytes()) for p in sorted((tmp_path / "a").iterdir())] == [
         (p.name, p.read_bytes()) for p in sorted((tmp_path / "b").iterdir())
     ]
+
+
+def in_two_files(folder, value=0.0):
+    """An artifact whose tensors two writers wrote."""
+    folder.mkdir(exist_ok=True)
+    tensors = {"v": torch.full((2, 2), value), "w": torch.full((3, 2), value + 1)}
+    parts = [artifacts.write_weights_file(folder, "mapping", CONFIG, {name: t}) for name, t in tensors.items()]
+    artifacts.join_weights_files(folder, "mapping", CONFIG, parts)
+    return [folder / part.name for part in parts]
+
+
+def test_weights_in_several_files_are_read_as_one_and_replaced_as_one(tmp_path):
+    files = in_two_files(tmp_path)
+    config, tensors = artifacts.read_folder(tmp_path, "mapping")
+    assert {name: config[name] for name in CONFIG} == CONFIG
+    assert artifacts.names_of_weights(config) == [path.name for path in files]
+    assert sorted(tensors) == ["v", "w"]
+    assert kinds.kind_of_path(tmp_path) == "mapping"
+    for path in files:
+        content = path.read_bytes()
+        for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), files[files[0] == path].read_bytes()):
+            path.write_bytes(damaged)
+            with pytest.raises(LenscopeError, match="damaged"):
+                artifacts.read_folder(tmp_path, "mapping")
+        path.write_bytes(content)
+    again = in_two_files(tmp_path, 5.0)
+    assert sorted(tmp_path.glob("*.safetensors")) == sorted(again)
+    write(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_several_files_outside_of_the_folder_are_not_read(tmp_path):
+    in_two_files(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    for names in ([f"../a/{n}" for n in config["weights"]], config["weights"][:1], [], [3, None]):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / "config.json").write_text(json.dumps({**config, "weights": names}))
+        with pytest.raises(LenscopeError, match="does not name a weights file of a"):
+            artifacts.read_folder(tmp_path / "b", "mapping")
 
 
 def test_every_flipped_bit_of_config_and_weights_is_seen(tmp_path):

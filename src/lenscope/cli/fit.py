@@ -66,6 +66,10 @@ def fit_command(
     shard: Annotated[
         bool, typer.Option("--shard", help="Each process of torchrun keeps only its share of the model's blocks.")
     ] = False,
+    moments_on: Annotated[
+        str | None,
+        typer.Option("--moments-on", help="Where sums over text and the closed form are kept, such as cpu."),
+    ] = None,
     *,
     common: CommonOptions,
 ) -> None:
@@ -104,7 +108,7 @@ def fit_command(
     other = "" if finished is None else other_run(finished, lm, corpus, **how)
     if other:
         raise LenscopeError(f"{folder}: holds a lens of another run ({other}); give another folder, or remove it")
-    lens = finished or _fit_or_stop(lm, corpus, folder, how, shard)
+    lens = finished or _fit_or_stop(lm, corpus, folder, {**how, "moments_on": moments_on}, shard)
     if not first:
         return
     if finished is not None:

@@ -61,12 +61,21 @@ def fit(
     decided by what measures: a layer that is worse than the logit lens there says so. Weights are float32 whatever the
     model's dtype.
 
-    Memory: `room` bytes of states, of all processes together, but at least 8 rows of text; plus 16 · n_layers · D²
-    bytes for weights, momentum and moments. Processes that torchrun started share the text and take the same steps as
-    one would. With a `folder` (one that all processes see) the run leaves a checkpoint in it after each block of text,
-    and goes on from there when it is called again, on any number of processes; at the end the lens is saved there, and
-    a further call reads it. Raises LenscopeError, before the model runs, for text that is too short, recipes that do
-    not exist, and numbers out of range; and for a folder of another run, or one that another run is writing to.
+    Processes that torchrun started share the text and take the same steps as one would. Each owns k = ⌈n_layers /
+    processes⌉ layers at most, and gets the states of all text at these. What one holds besides the model, in bytes:
+    16 k D² while steps are made, 4 k D² each for weights, what the closed form gave, gradients and momentum (Nesterov
+    keeps 4 k D² more, a recipe without steps nothing but what the closed form gave); before that 8 k D² of second
+    moments and, while they are solved, 64 D²; `room` · (k + 1) / (n_layers + 1) of states, but at least those of 8
+    rows; and with several processes the states of all layers of the 8 / processes rows that it reads at once. Moments
+    and what they gave can be kept elsewhere (`moments_on`). `lenscope plan` counts all of it.
+
+    With a `folder` (one that all processes see) the run leaves a checkpoint in it after each block of text, each of
+    them writing what it owns, and goes on from there when it is called again, on any number of processes; at the end
+    the lens is saved there, and a further call reads it. Every process returns the whole lens: one alone as it has it;
+    several read it from the folder, mapped into memory, and without a folder send each other all weights.
+
+    Raises LenscopeError, before the model runs, for text that is too short, recipes that do not exist, and numbers out
+    of range; and for a folder of another run, or one that another run is writing to.
 
     Args:
         lm: the model that the lens is of.
