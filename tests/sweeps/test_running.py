@@ -248,7 +248,11 @@ def test_a_folder_of_another_sweep_is_refused(lm, lm64, whole, tmp_path):
         ({"target_layers": [5]}, "target_layers: layer 5: tiny-llama has layers 0–4"),
         ({"targets": [{"text": "a b", "at": "x"}]}, r"targets\[0\]: position 'x': not in the prompt"),
         ({"targets": [{"text": "a b", "layers": [7]}]}, r"targets\[0\].layers: layer 7"),
-        ({"methods": [{"generate": 60}]}, "reads at most 64"),
+        ({"methods": [{"generate": 60}]}, r"methods\[0\]: targets\[0\]: .* reads at most 64"),
+        (
+            {"sources": {"prompts": [{"text": "a", "answer": "cat " * 40}]}, "controls": []},
+            "answer 'cat cat .* are more than tiny-llama reads",
+        ),
         ({"mappings": ["no/such/place"]}, r"mappings\[0\]: no/such/place"),
         ({"sources": {"prompts": ["the cat"]}, "controls": ["other-source"]}, "other-source needs other prompts"),
         ({"sources": {"file": "nothing.txt"}}, "sources.file: nothing.txt: no such file"),

@@ -22,7 +22,7 @@ from lenscope.mappings.mapping import PairMapping, load_mapping, mapping_hash
 from lenscope.models.language_model import LM
 from lenscope.patchscopes import methods
 from lenscope.patchscopes.patchscope import Patchscope, Target
-from lenscope.sweeps.spec import OPERATIONS, SweepMapping, SweepMethod, SweepSpec, SweepTarget
+from lenscope.sweeps.spec import OPERATIONS, SweepMapping, SweepSpec, SweepTarget
 from lenscope.sweeps.spots import named_layers
 from lenscope.sweeps.swept_models import identity_of
 
@@ -85,7 +85,7 @@ class Bench:
             for m, method in enumerate(spec.methods):
                 for t in range(len(spec.targets)) if method.kind != "lens" else [-1]:
                     if t >= 0:
-                        self._require_room(e, t, method)
+                        self._require_room(e, t, m)
                     for f in range(len(spec.mappings)):
                         for op in spec.operations if t >= 0 else ["replace"]:
                             pairs = self._pairs(e, t, f, layer_sets)
@@ -159,11 +159,31 @@ class Bench:
         self._require_fitted(e, f, tables)
         return tuple(tables), len(fixed) + sum(one == "same" for one in given)
 
-    def _require_room(self, e: int, t: int, method: SweepMethod) -> None:
-        lm = self.explainers[e]
+    def require_answers(self, answers: Sequence[str]) -> None:
+        """LenscopeError for an answer that is no token of an explaining model, or too long behind a target prompt."""
+        if not answers or all(method.kind == "generate" for method in self.spec.methods):
+            return
+        for lm, targets in zip(self.explainers, self.targets, strict=True):
+            for prompt in [target.resolve(lm)[0] for target, _ in targets] or [lm.prompt(answers[0])]:
+                try:
+                    ids = lm.encoder.answer_ids(prompt, answers)
+                except LenscopeError as error:
+                    raise LenscopeError(f"sources: {error}") from error
+                longest = max(range(len(ids)), key=lambda n: len(ids[n]))
+                if targets and lm.context is not None and len(prompt) + len(ids[longest]) - 1 > lm.context:
+                    raise LenscopeError(
+                        f"sources: answer {answers[longest][:60]!r}: its {len(ids[longest])} tokens behind a target "
+                        f"prompt of {len(prompt)} are more than {lm.name} reads ({lm.context})"
+                    )
+
+    def _require_room(self, e: int, t: int, m: int) -> None:
+        lm, method = self.explainers[e], self.spec.methods[m]
         prompt, _ = self.targets[e][t][0].resolve(lm)
         if method.kind == "generate":
-            lm.encoder.require_room(len(prompt), method.max_new_tokens)
+            try:
+                lm.encoder.require_room(len(prompt), method.max_new_tokens)
+            except LenscopeError as error:
+                raise LenscopeError(f"methods[{m}]: targets[{t}]: {error}") from error
 
     def _require_fitted(self, e: int, number: int, tables: Sequence[LayerPairs]) -> None:
         """LenscopeError where a mapping has no weights for a pair of layers."""

@@ -133,6 +133,7 @@ def prepare_sweep(spec: SweepSpec, models: Mapping[str, LM] | None = None) -> Pr
     try:
         spots = read_spots(listed, lms[0])
         bench = Bench(spec, lms)
+        bench.require_answers(spots.answers)
         rows = sweep_rows(spots, bench.configurations(spots.layer_sets), spec.seed, spec.rows_per_part)
     except LenscopeError as error:
         raise LenscopeError(f"spec: {error}") from error

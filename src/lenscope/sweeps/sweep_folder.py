@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from rich.table import Table
 
 from lenscope.display.tables import TableColumn, dim, plain_table
@@ -107,11 +108,14 @@ class Sweep:
 
         Raises LenscopeError where none is done.
         """
+        return ds.dataset(self._paths(), format="parquet")
+
+    def _paths(self) -> list[str]:
         paths = [self.folder / PARTS / part.name for part in self.parts]
         there = [str(path) for path in paths if path.is_file()]
         if not there:
             raise LenscopeError(f"{escaped(self.folder)}: no row of the sweep is done; run it first")
-        return ds.dataset(there, format="parquet")
+        return there
 
     def to_dataframe(self) -> Any:
         """The rows that are done as a data frame of pandas, or of polars where only that is installed."""
@@ -119,17 +123,16 @@ class Sweep:
 
     def table(self) -> Table:
         """For a terminal: the rows that are done by method, target, mapping, control, with means of their numbers."""
-        rows = self.dataset().to_table(columns=[*_GROUPS, *_MEANS])
-        rows = rows.set_column(rows.column_names.index("correct"), "correct", rows["correct"].cast(pa.float32()))
-        groups = rows.group_by(list(_GROUPS)).aggregate([([], "count_all"), *((name, "mean") for name in _MEANS)])
-        groups = groups.sort_by([(name, "ascending") for name in _GROUPS])
-        means = [name for name in _MEANS if groups[f"{name}_mean"].null_count < len(groups)]
-        shown = [name for name in _GROUPS if pc.count_distinct(groups[name]).as_py() > 1 or name == "method"]
+        groups = pa.concat_tables(map(_summary, self._paths())).group_by(list(_GROUPS))
+        sums = [(f"{name}_{what}", "sum") for name in _MEANS for what in ("sum", "count")]
+        totals = groups.aggregate([("count_all", "sum"), *sums]).sort_by([(name, "ascending") for name in _GROUPS])
+        means = [name for name in _MEANS if pc.sum(totals[f"{name}_count_sum"]).as_py()]
+        shown = [name for name in _GROUPS if pc.count_distinct(totals[name]).as_py() > 1 or name == "method"]
         lines: list[list[Any]] = []
-        for group in groups.to_pylist():
+        for group in totals.to_pylist():
             names = [dim("–") if not group[name] else printable(_short(group[name])) for name in shown]
-            numbers = [_mean_shown(group[f"{name}_mean"]) for name in means]
-            lines.append([*names, f"{group['count_all']:,}", *numbers])
+            numbers = [_mean_shown(group[f"{name}_sum_sum"], group[f"{name}_count_sum"]) for name in means]
+            lines.append([*names, f"{group['count_all_sum']:,}", *numbers])
         columns = [TableColumn(name.replace("_", " ")) for name in shown]
         columns += [TableColumn(head, "right") for head in ("rows", *(_MEANS[name] for name in means))]
         caption = (
@@ -166,5 +169,13 @@ def _short(text: str, most: int = 18) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _mean_shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _summary(path: str) -> pa.Table:
+    """Counts and sums of a part by group, so that no more than a part is in memory."""
+    rows = pq.read_table(path, columns=[*_GROUPS, *_MEANS])
+    rows = rows.set_column(rows.column_names.index("correct"), "correct", rows["correct"].cast(pa.float32()))
+    sums: list[Any] = [(name, what) for name in _MEANS for what in ("sum", "count")]
+    return rows.replace_schema_metadata(None).group_by(list(_GROUPS)).aggregate([([], "count_all"), *sums])
+
+
+def _mean_shown(total: float | None, count: int) -> str:
+    return f"{total / count:.3f}" if count and total is not None else "–"
