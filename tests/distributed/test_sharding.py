@@ -93,6 +93,10 @@ def work(folder: Path) -> None:
         lens.save(folder / f"{name}-{os.environ['RANK']}")
         if name in ("plain", "five", "one"):
             (folder / f"kept-{name}-{os.environ['RANK']}.txt").write_text(" ".join(map(str, kept.tolist())))
+    # as where all run one model together, and read the same rows
+    tuning.text_share = lambda lm, group: Group()
+    fit_case("plain").save(folder / f"together-plain-{os.environ['RANK']}")
+    tuning.text_share = text_share
     with joined(lm.device) as group:
         # a checkpoint of one process, and one for one process; what is saved is what all return
         lens = fitted(lm, recipe=SMALL, folder=folder / "of-one")
@@ -188,7 +192,7 @@ def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
 
     one = {name: fit_case(name) for name in CASES}
     for name, lens in one.items():
-        for kind in ("", "sharded-") if name in SPLIT else ("",):
+        for kind in ("", *["sharded-"] * (name in SPLIT), *["together-"] * (name == "plain")):
             made = [load_mapping(tmp_path / f"{kind}{name}-{n}") for n in range(2)]
             assert [m.report["processes"] for m in made] == [2, 2]
             assert same(*made)

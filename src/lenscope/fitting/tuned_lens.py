@@ -156,7 +156,7 @@ def fit(
             t = weights.pop(0)
             own[layer, lm.n_layers] = (t[:-1].T.contiguous(), t[-1] * run.constants[layer])
             del t
-        lens = _of_all_layers(own, owners, me, group.from_first(report), folder)
+        lens = _of_all_layers(own, owners, lm.device, me, group.from_first(report), folder)
         if folder is not None and group.rank == 0:
             rmtree(Path(folder) / "checkpoint", ignore_errors=True)
     return lens
@@ -165,6 +165,7 @@ def fit(
 def _of_all_layers(
     own: dict[Pair, tuple[Tensor, ...]],
     owners: LayerOwners,
+    device: torch.device,
     model: dict[str, Any],
     report: dict[str, Any],
     folder: str | Path | None,
@@ -177,7 +178,6 @@ def _of_all_layers(
         for pair in pairs:
             size = model["hidden_size"]
             mine = own.get(pair) or (torch.zeros(size, size), torch.zeros(size))
-            device = next(iter(own.values()))[0].device if own else torch.device("cpu")
             moved = [t.to(device) for t in mine]
             group.sum(moved)
             own[pair] = tuple(t.cpu() for t in moved)
