@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -164,6 +165,29 @@ def test_equal_weights_stay_where_the_config_cannot_be_written(tmp_path, monkeyp
         write(tmp_path, 1.0)
     assert names(tmp_path) == before
     artifacts.read_folder(tmp_path, "mapping")
+
+
+def test_a_killed_writer_of_weights_leaves_nothing_for_long(tmp_path):
+    """safetensors writes into a file of its own first, which nobody would clear away where it lay beside the others."""
+    tensors = {"a": torch.zeros(10_000_000)}
+    child = os.fork()
+    if not child:
+
+        def watch():
+            while not any(name.startswith(".tmp") for _, _, names in os.walk(tmp_path) for name in names):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.Thread(target=watch).start()
+        artifacts.write_folder(tmp_path, "thing", {}, tensors)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert list(tmp_path.rglob(".tmp*"))
+    artifacts.write_folder(tmp_path, "thing", {"n": 1}, {"a": torch.zeros(3)})
+    (weights,) = tmp_path.glob("thing-*.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", weights.name]
+    # whoever may read the one may read the other
+    assert weights.stat().st_mode == (tmp_path / "config.json").stat().st_mode
 
 
 def test_what_killed_writers_left_goes_with_the_next_writing(tmp_path):

@@ -13,9 +13,11 @@ from killing import Command
 from safetensors import safe_open
 from saved_models import save_model
 from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 import lenscope as ls
+from lenscope.cli.main import command_line
 
 TEXT = "the cat sat on a mat in this capital city of France and Paris is it while tests of tokens go on"
 # of what is saved: when and how fast it was made, and where
@@ -80,7 +82,9 @@ def commands(place: Path) -> dict[str, Command]:
     save.start()
     save.join()
     model, text = str(place / "tiny-llama"), str(write_documents(place / "text.jsonl"))
-    # what is imported here is not imported in each life
+    # what is imported and made here is not in each life
+    command_line()
+    get_checkpoint_conversion_mapping("llama")
     assert all((ls.fit, ls.evaluate, ls.load, AutoModelForCausalLM, LlamaForCausalLM))
     common = ["-m", model, "-d", text, "--length", "32"]
     return {

@@ -93,7 +93,7 @@ def fit_command(
     from lenscope.fitting.recipes import RECIPES
 
     require_name("recipe", recipe, RECIPES)
-    from lenscope.fitting.tuned_lens import finished_lens, other_run
+    from lenscope.fitting.tuned_lens import finished_lens, other_run, remove_fit_checkpoint
 
     folder = Path(output)
     finished = finished_lens(folder)
@@ -112,6 +112,7 @@ def fit_command(
     if not first:
         return
     if finished is not None:
+        remove_fit_checkpoint(folder)
         tell(f"{folder}: this run was finished before; this is its lens")
     if common.as_json:
         print_json({"kind": "fit", "folder": str(folder), **lens.report})

@@ -22,7 +22,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files import kinds
 from lenscope.files.kinds import refusal
 from lenscope.files.untrusted import checked_reading, escaped, read_json, read_safetensors
-from lenscope.files.writing import Temporary, folder_lock, write_text
+from lenscope.files.writing import clear_left_folders, folder_lock, temporary_folder, write_text
 
 CONFIG = kinds.CONFIG
 # where the weights' file keeps the digest of the config they were written with
@@ -66,17 +66,19 @@ def write_weights_file(
     folder = Path(folder)
     with _written_to(folder):
         # nothing is cleared away here: files that others are writing may look as if their writers were gone
-        making = Temporary(folder)
-        try:
+        with temporary_folder(folder) as making:
+            path = making / "weights"
+            # safetensors writes a file of its own beside it, which only the owner may read, and which it then renames
+            path.touch()
+            mode = path.stat().st_mode
             # one entry only: safetensors writes several in any order, and equal artifacts are equal files
             about = {_CONFIG_DIGEST: _config_digest(_json_of(config))}
-            safetensors.torch.save_file(tensors, making.path, metadata=about)
-            digest = _digest_of_file(making.path)
+            safetensors.torch.save_file(tensors, path, metadata=about)
+            path.chmod(mode)
+            digest = _digest_of_file(path)
             weights = folder / f"{stem}-{digest[:16]}.safetensors"
             there = weights.exists()
-            making.becomes(weights)
-        finally:
-            making.remove()
+            path.replace(weights)
         return WeightsFile(weights.name, digest, there)
 
 
@@ -102,6 +104,8 @@ def join_weights_files(
                     with suppress(OSError):
                         (folder / part.name).unlink(missing_ok=True)
             raise
+        # all that writes here now has written
+        clear_left_folders(folder)
         for old in folder.iterdir():
             if old.name not in names and re.fullmatch(re.escape(stem) + r"(-[0-9a-f]{16})?\.safetensors", old.name):
                 with suppress(OSError):

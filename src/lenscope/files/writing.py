@@ -70,12 +70,8 @@ def whole_files(folder: str | os.PathLike[str], last: Sequence[str] = ()) -> Ite
         raise LenscopeError(f"{folder}: is no folder; make it first")
     try:
         with folder_lock(folder, wait=10.0):
-            # whoever made these is gone, or would hold the lock
-            for left in folder.glob(f"{_PREFIX}*{_FILES}"):
-                shutil.rmtree(left, ignore_errors=True)
-            making = folder / f"{_PREFIX}{secrets.token_hex(8)}{_FILES}"
-            making.mkdir()
-            try:
+            clear_left_folders(folder)
+            with temporary_folder(folder) as making:
                 yield making
                 names = sorted((p.name for p in making.iterdir()), key=lambda name: (name in last, name))
                 for name in names:
@@ -83,10 +79,25 @@ def whole_files(folder: str | os.PathLike[str], last: Sequence[str] = ()) -> Ite
                         raise LenscopeError(f"{folder / name}: is no regular file; take it away")
                 for name in names:
                     (making / name).replace(folder / name)
-            finally:
-                shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
         raise LenscopeError(f"{folder}: cannot be written to ({error.strerror or error})") from error
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A new, empty folder in another one, under a name that no other writer has; gone at the end with all in it."""
+    making = folder / f"{_PREFIX}{secrets.token_hex(8)}{_FILES}"
+    making.mkdir()
+    try:
+        yield making
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def clear_left_folders(folder: Path) -> None:
+    """Remove the temporary folders that killed writers left; for who holds the folder's lock, so that all are left."""
+    for left in folder.glob(f"{_PREFIX}*{_FILES}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

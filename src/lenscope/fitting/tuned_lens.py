@@ -7,7 +7,7 @@ Does not know: how a run reads and steps (tuned_lens_run.py), the loss (sampled_
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -128,6 +128,9 @@ def fit(
                 raise LenscopeError(
                     f"{folder}: holds a lens of another run ({other}); give another folder, or remove it"
                 )
+            if group.rank == 0:
+                # of a run that was killed after it had saved the lens
+                remove_fit_checkpoint(folder)
             return finished
         owners = LayerOwners(lm.n_layers, group, text_share(lm, group))
         run = TunedLensRun(
@@ -158,7 +161,7 @@ def fit(
             del t
         lens = _of_all_layers(own, owners, lm.device, me, group.from_first(report), folder)
         if folder is not None and group.rank == 0:
-            rmtree(Path(folder) / "checkpoint", ignore_errors=True)
+            remove_fit_checkpoint(folder)
     return lens
 
 
@@ -209,6 +212,13 @@ def _device(name: str | torch.device) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise LenscopeError(f"moments_on {str(name)!r}: there is no such device here; give 'cpu', or None") from error
+
+
+def remove_fit_checkpoint(folder: str | Path | None) -> None:
+    """Remove what a run that has saved its lens goes on from no more, unless another run is writing there."""
+    if folder is not None and (Path(folder) / "checkpoint").exists():
+        with suppress(LenscopeError), folder_lock(folder):
+            rmtree(Path(folder) / "checkpoint", ignore_errors=True)
 
 
 def finished_lens(folder: str | Path) -> Affine | None:
