@@ -15,6 +15,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from lenscope.errors import LenscopeError
+
 
 @final
 @dataclass(frozen=True)
@@ -73,10 +75,13 @@ class Group:
 def joined(device: torch.device) -> Iterator[Group]:
     """The group of this process: all those that torchrun started together, or this one alone.
 
-    Joins the group that is there, else makes one for the time of the block: NCCL for CUDA, Gloo otherwise.
+    Joins the group that is there, else makes one for the time of the block: NCCL for CUDA, Gloo otherwise. Raises
+    LenscopeError where another process has ended within the block: as soon as this one waits for it, or after torch's
+    own time-out (30 minutes, for Gloo) where its machine is gone without a word.
     """
     if dist.is_available() and dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size())
+        with _lost_ones_named():
+            yield Group(dist.get_rank(), dist.get_world_size())
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Group()
@@ -85,11 +90,29 @@ def joined(device: torch.device) -> Iterator[Group]:
     if device.type == "cuda" and device.index is not None:
         # what is sent that is no tensor goes through the device that is current
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+    with _lost_ones_named():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+        try:
+            yield Group(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_ones_named() -> Iterator[None]:
+    """What torch says of a process that does not answer becomes one line."""
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        # Gloo has no error of its own
+        if not isinstance(error, dist.DistError) and "gloo" not in text:
+            raise
+        brief = text.rpartition("] ")[2].partition(". ")[0][:120]
+        raise LenscopeError(
+            f"processes: another process of this run has ended, or cannot be reached ({brief}); see what it said and "
+            "start all of them again: a fit with a folder goes on from its last checkpoint"
+        ) from error
 
 
 # the store through which the processes meet, how many groups met there, and this process among all
