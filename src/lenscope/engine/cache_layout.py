@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+)
 
 from lenscope.engine.shared_attention import SharedLayer, Unshareable, cascading
 from lenscope.models.carried_states import CarriedStates, nothing_read
@@ -22,6 +28,8 @@ from lenscope.models.residual_stream import forward_kwargs
 
 # plain attention layers: a prefix of theirs can be cut, and shared
 ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer)
+# those that keep a recurrent or convolution state beside their keys, which cannot be cut
+BESIDE_STATE = (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
 # Where in a block's arguments a tensor stands (names, and indices of tuples), and how many rows it has per row
 Batched = dict[tuple[str | int, ...], int]
 
@@ -31,13 +39,15 @@ class CacheLayout:
     """What of a model's cache and of its blocks' arguments belongs to which row and which block.
 
     `batched` are the arguments that have a batch axis; `layers` has for each block the layers of the cache that it
-    writes; `late` says that keys and values are made from what is cached when it is read (multi-head latent attention).
+    writes; `late` says that keys and values are made from what is cached when it is read (multi-head latent attention);
+    `maskable` that there are keys, all in layers that can be shared, so that attention can be told what not to see.
     `bytes_per_row` are those of states that do not grow with the text.
     """
 
     batched: Batched
     layers: tuple[tuple[int, ...], ...]
     late: bool
+    maskable: bool
     bytes_per_token: int
     bytes_per_row: int
 
@@ -59,7 +69,9 @@ def cache_layout(lm: LM) -> CacheLayout:
         short, long = (size(_carried_after(lm, part), writers[0]) // len(ids) for part in (ids[:, :half], ids))
         per_token = 1 + max(0, long - short) // (ids.shape[1] - half)
         per_row = max(0, long - per_token * ids.shape[1])
-        return CacheLayout(batched, writers[0], _makes_keys_late(lm), per_token, per_row)
+        kinds = [type(n) for n in _carried_after(lm, ids).layers if isinstance(getattr(n, "keys", None), Tensor)]
+        maskable = bool(kinds) and all(kind in (*ATTENTION, *BESIDE_STATE) for kind in kinds)
+        return CacheLayout(batched, writers[0], _makes_keys_late(lm), maskable, per_token, per_row)
 
     return lm.runner.measured.once(("cache layout",), seen)
 

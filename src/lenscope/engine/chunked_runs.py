@@ -162,7 +162,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
         length = int(lengths[target])
         few = len(members) < ROWS_OF_OWN_CHUNK and not len(rows.hidden_keys) and len(groups) > 1
         mode = mode_of(start, length, new, few)
-        if len(rows.hidden_keys) and mode != "cascade":
+        if len(rows.hidden_keys) and not (mode == "cascade" and cache_layout(lm).maskable):
             raise LenscopeError(
                 f"{lm.name}: its attention cannot be told which keys to leave out, so attention knockout and masked "
                 "placeholders are not supported; the other methods are"

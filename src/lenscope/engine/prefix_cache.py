@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer
+from torch import Tensor
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
-from lenscope.engine.cache_layout import ATTENTION, cache_layout
-from lenscope.engine.shared_attention import SharedLayer, Unshareable
+from lenscope.engine.cache_layout import ATTENTION, BESIDE_STATE, cache_layout
+from lenscope.engine.shared_attention import SharedLayer, SharedLayerBesideState, Unshareable
 from lenscope.models.carried_states import CacheStates, CarriedStates, nothing_read
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import forward_kwargs
@@ -52,7 +53,12 @@ class Prefixes:
             cache = self._attention(prompt, length, carried)
         sharing = DynamicCache(config=self.lm.model.config)
         for n, (layer, attention) in enumerate(zip(cache.layers, plain, strict=True)):
-            sharing.layers[n] = layer if not attention else self._shared(layer, length, rows, room)
+            if attention:
+                sharing.layers[n] = self._shared(layer, length, rows, room)
+            elif type(layer) in BESIDE_STATE:
+                sharing.layers[n] = SharedLayerBesideState(layer, self._shared(layer, length, rows, room))
+            else:
+                sharing.layers[n] = layer
         return carried.with_cache(sharing, length)
 
     def _attention(self, prompt: tuple[int, ...], length: int, empty: CacheStates) -> Any:
@@ -77,7 +83,14 @@ class Prefixes:
 
     def _fresh(self, cache: Any) -> Any:
         # sliding layers forget what later positions cannot see, but the mask sees to that
-        cache.layers = [DynamicLayer() if type(layer) in ATTENTION else layer for layer in cache.layers]
+        cache.layers = [
+            DynamicLayer()
+            if type(layer) in ATTENTION
+            else LinearAttentionAndFullAttentionLayer(layer.number_of_states)
+            if type(layer) in BESIDE_STATE
+            else layer
+            for layer in cache.layers
+        ]
         return cache
 
     def _read(self, ids: Sequence[tuple[int, ...]], carried: CarriedStates) -> None:
@@ -87,6 +100,6 @@ class Prefixes:
 
     def _shared(self, layer: Any, length: int, rows: int, room: int) -> SharedLayer:
         late = cache_layout(self.lm).late
-        if layer.is_initialized and length:
+        if isinstance(layer.keys, Tensor) and length:
             return SharedLayer(layer.keys[:, :, :length], layer.values[:, :, :length], rows, room, late)
         return SharedLayer(None, None, rows, room, late)

@@ -5,6 +5,7 @@ joined in one softmax (cascade attention); how a model is told to use it.
 Does not know: which rows share what (staircase.py), what a sweep is.
 """
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lenscope.errors import LenscopeError
@@ -107,6 +108,27 @@ class SharedLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """All keys are there, whatever the window: the mask decides."""
         return self.get_seq_length() + query_length, 0
+
+
+class SharedLayerBesideState(LinearAttentionLayer, SharedLayer):
+    """A `SharedLayer` of a block that keeps a recurrent or convolution state too: a row's own, after the prefix."""
+
+    device: Any
+    dtype: Any
+    is_croppable: Any = False
+
+    def __init__(self, read: LinearAttentionLayer, shared: SharedLayer) -> None:
+        LinearAttentionLayer.__init__(self, read.number_of_states)
+        SharedLayer.__init__(self, shared.keys, shared.values, shared.rows, shared.room, shared.late)
+        for name in vars(LinearAttentionLayer(read.number_of_states)):
+            setattr(self, name, copy.copy(getattr(read, name)))
+
+    def select(self, index: Tensor) -> None:
+        """As that of `SharedLayer`; states are copied in any case: the prefix stays as it is for others."""
+        super().select(index)
+        for states in (self.conv_states, self.recurrent_states):
+            for n, state in states.items():
+                states[n] = None if state is None else state[index.to(state.device)]
 
 
 def _as_rows(prefix: Tensor, length: int) -> Tensor:
