@@ -20,7 +20,7 @@ from transformers.cache_utils import (
     LinearAttentionAndSlidingWindowAttentionLayer,
 )
 
-from lenscope.engine.shared_attention import SharedLayer, Unshareable, cascading
+from lenscope.engine.shared_attention import SharedLayer, SharedLayerBesideState, Unshareable, cascading
 from lenscope.models.carried_states import CarriedStates, nothing_read
 from lenscope.models.deviations import FAILURES
 from lenscope.models.language_model import LM
@@ -152,7 +152,11 @@ def _unchanged(before: list[Any], now: list[Any]) -> bool:
 def _makes_keys_late(lm: LM) -> bool:
     """Whether attention sees other keys or values than those that its cache gave back."""
     cache: Any = DynamicCache(config=lm.model.config)
-    cache.layers = [SharedLayer(None, None, 2, 2) if type(layer) in ATTENTION else layer for layer in cache.layers]
+    for n, layer in enumerate(cache.layers):
+        if type(layer) in ATTENTION:
+            cache.layers[n] = SharedLayer(None, None, 2, 2)
+        elif type(layer) in BESIDE_STATE:
+            cache.layers[n] = SharedLayerBesideState(layer, SharedLayer(None, None, 2, 2))
     ids = lm.runner.anatomy.ids[:2, :2]
     try:
         with lm.runner.exclusive.alone(), cascading(lm.model), torch.no_grad():
