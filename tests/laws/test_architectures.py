@@ -171,6 +171,7 @@ FORKED = {
     "gpt_neo",
     "gpt_neox_japanese",
     "gptj",
+    "inkling_text",
     "megatron-bert",
     "minimax",
     "mpt",
