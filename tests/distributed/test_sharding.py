@@ -5,7 +5,6 @@ Run as a program, with the environment that torchrun sets, this is one of the pr
 
 import math
 import os
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +12,14 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from several_processes import exact, near, started
 from small_fits import SMALL, documents, fitted, make, same, stop_at
-from torch import distributed as dist
 
 import lenscope as ls
 from lenscope.distributed.layer_owners import LayerOwners
 from lenscope.distributed.processes import Group, joined
 from lenscope.distributed.sharding import sharded, text_share
 from lenscope.fitting import state_block
-from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
 from lenscope.fitting.optimizers import Nesterov
 from lenscope.fitting.recipes import Recipe
@@ -43,15 +41,6 @@ CASES = {
 }
 # those that are fitted once more with a model whose blocks are split
 SPLIT = ("plain", "short", "published")
-
-
-def exact(monkeypatch=None):
-    """Products in float32: those in 16 bits depend on how many rows are read together."""
-    if monkeypatch is None:
-        tuning.low_precision = tuning.fast_products = lambda lm: None
-    else:
-        for name in ("low_precision", "fast_products"):
-            monkeypatch.setattr(tuning, name, lambda lm: None)
 
 
 def fit_case(name, lm=None, **more):
@@ -137,50 +126,6 @@ def stop(tokens):
             raise KeyboardInterrupt
 
     state_block.StateBlock.read = read
-
-
-def started(folder, world, command):
-    """Run `command` as `world` processes, as torchrun does: this process holds the store through which they meet.
-
-    A port that is only looked up and let go again may be another test's by the time that the first process opens it.
-    """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *command, str(folder)],
-            env={**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for n in range(world)
-    ]  # fmt: skip
-    try:
-        # one that fails closes its connections, which ends the others; the limit is for those that wait for each other
-        outputs = [r.communicate(timeout=600)[0].decode() for r in ranks]
-    finally:
-        for r in ranks:
-            r.kill()
-    assert all(r.returncode == 0 for r in ranks), "\n".join(outputs)
-
-
-def near(a, b):
-    """As equal as sums in another order are, and not the same by chance."""
-    for pair, found in a.weights.items():
-        for x, y in zip(found, b.weights[pair], strict=True):
-            assert (x - y).abs().max() < 1e-4 * max(1.0, float(y.abs().max()))
-    for x, y in zip(a.report["layers"], b.report["layers"], strict=True):
-        assert x["kl"] == pytest.approx(y["kl"], rel=1e-4)
-        assert x["kl_logit_lens"] == pytest.approx(y["kl_logit_lens"], rel=1e-4)
-    assert a.report["held_out"] == b.report["held_out"]
-    assert a.report["loss"] == pytest.approx(b.report["loss"], rel=1e-4)
 
 
 def test_two_processes_do_what_one_does(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from lenscope.errors import LenscopeError
 FILES = ["config.json", "params.pt"]
 
 
-@common_options("attention")
+@common_options("attention", "placement")
 def export_command(
     lens: Annotated[str, typer.Argument(metavar="LENS", help="A fitted lens: folder, file or hub repository.")],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where config.json and params.pt go.")],

@@ -5,8 +5,6 @@ leaves. Does not know: how lenses are fitted (fitting/tuned_lens.py).
 """
 
 import json
-import os
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +24,7 @@ from lenscope.cli.options import (
     open_corpus,
     parse_amount,
 )
-from lenscope.cli.streams import print_json, tell
+from lenscope.cli.streams import first_process, print_json, several_processes, tell
 from lenscope.cli.terminal import Screen, Stopped, fitted_table, headline, progress_bar, show
 from lenscope.cli.validation import (
     make_folder,
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
 FITTED = 200_000
 
 
-@common_options()
+@common_options(all_write=True)
 def fit_command(
     output: Annotated[str, typer.Option("-o", "--output", help="The folder for the lens, and for what resumes it.")],
     data: Data = None,
@@ -63,9 +61,7 @@ def fit_command(
     ] = 0.1,
     length: Length = None,
     seed: Seed = 0,
-    shard: Annotated[
-        bool, typer.Option("--shard", help="Each process of torchrun keeps only its share of the model's blocks.")
-    ] = False,
+    shard: Annotated[bool, typer.Option("--shard", help="The name of --placement fsdp in version 0.1.0.")] = False,
     moments_on: Annotated[
         str | None,
         typer.Option("--moments-on", help="Where sums over text and the closed form are kept, such as cpu."),
@@ -86,7 +82,7 @@ def fit_command(
     require_effect(
         "--shard",
         shard,
-        int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        several_processes(),
         "splits the model among the processes of torchrun, and this is one alone",
     )
     require_model(common.model)
@@ -99,17 +95,15 @@ def fit_command(
     finished = finished_lens(folder)
     if finished is None:
         make_folder(folder)
-    first, local = int(os.environ.get("RANK", "0")) == 0, os.environ.get("LOCAL_RANK")
-    own_device = f"cuda:{local}" if common.device == "cuda" and local else common.device
-    lm = replace(common, device=own_device).load()
+    lm = (replace(common, placement="fsdp") if shard else common).load()
     corpus = open_corpus(lm, data, field, length=length, seed=seed, epochs=epochs or 1)
     wanted = available_tokens(corpus.split(held_out)[0], wanted, tokens is not None)
     how: dict[str, Any] = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
     other = "" if finished is None else other_run(finished, lm, corpus, **how)
     if other:
         raise LenscopeError(f"{folder}: holds a lens of another run ({other}); give another folder, or remove it")
-    lens = finished or _fit_or_stop(lm, corpus, folder, {**how, "moments_on": moments_on}, shard)
-    if not first:
+    lens = finished or _fit_or_stop(lm, corpus, folder, {**how, "moments_on": moments_on})
+    if not first_process():
         return
     if finished is not None:
         remove_fit_checkpoint(folder)
@@ -128,12 +122,11 @@ def fit_command(
         tell(f"saved {output}")
 
 
-def _fit_or_stop(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any], shard: bool) -> "PairMapping":
-    from lenscope.distributed.sharding import sharded
+def _fit_or_stop(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any]) -> "PairMapping":
     from lenscope.fitting.tuned_lens import fit
 
     try:
-        with progress_bar("tokens") as advance, sharded(lm) if shard else nullcontext():
+        with progress_bar("tokens") as advance:
             return fit(lm, corpus, folder=folder, progress=advance, **how)
     except KeyboardInterrupt as stop:
         raise Stopped(_what_is_left(folder)) from stop

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if mine:
             signal.signal(signal.SIGINT, press)
-        with streams.usable():
+        with streams.usable(), streams.quiet_unless_first():
             status = _guarded(sys.argv[1:] if arguments is None else list(arguments), pressed)
     except KeyboardInterrupt:
         tell("interrupted")
@@ -117,6 +117,8 @@ def _guarded(arguments: list[str], pressed: threading.Event) -> int:
             raise KeyboardInterrupt from error
         if _out_of_memory(error):
             return _failed(f"out of memory ({error}): give less at once, or a smaller model")
+        if streams.several_processes() and _other_ended(error):
+            return _failed("another process of this run ended, and this one with it")
         raise
 
 
@@ -156,8 +158,20 @@ def _unwritten(error: OSError | None) -> int:
 
 
 def _failed(line: str) -> int:
-    tell(line)
+    if not streams.several_processes():
+        tell(line)
+        return 2
+    # of several processes that fail the first one to do so says why
+    from lenscope.distributed.processes import fails_first
+
+    if fails_first():
+        tell(line, everyone=True)
     return 2
+
+
+def _other_ended(error: Exception) -> bool:
+    """Whether torch says that another process, which this one waits for, has gone."""
+    return type(error).__name__.startswith("Dist") or "onnection closed by peer" in str(error)
 
 
 def _out_of_memory(error: Exception) -> bool:

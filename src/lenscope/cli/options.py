@@ -5,14 +5,17 @@ Knows: the words of options, which model, lens and text they name. Does not know
 
 import inspect
 import re
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lenscope.cli.streams import first_process, several_processes
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import read_lines
 from lenscope.visible_text import printable
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16, float16; default: the checkpoint's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto …: where the model goes (transformers' device_map).")]
+Placement = Annotated[
+    str,
+    typer.Option(
+        help="whole; auto: over all devices, memory and disk; under torchrun fsdp or tensor: divided among processes."
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Attention = Annotated[str | None, typer.Option("--attn", help="Attention backend: eager, sdpa, flash_attention_2 …")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
@@ -66,19 +75,37 @@ class CommonOptions:
     device: Device = None
     revision: Revision = None
     attention: Attention = None
+    placement: Placement = "whole"
+    # what ends with the command: models that are divided among processes
+    opened: ExitStack = field(default_factory=ExitStack, compare=False)
 
     def load(self) -> "LM":
         """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
         if self.dtype not in (None, "float32", "float64", "bfloat16", "float16"):
             raise LenscopeError(f"--dtype {self.dtype}: give float32, float64, bfloat16 or float16")
-        from lenscope.models.loading import load
+        how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "revision": self.revision}
+        if self.placement == "whole" and not several_processes():
+            from lenscope.models.loading import load
 
-        how: dict[str, Any] = {"dtype": self.dtype, "device_map": self.device, "attn_implementation": self.attention}
-        return load(self.model, revision=self.revision, **how)
+            return load(self.model, device_map=self.device, **how)
+        from lenscope.distributed.placement import placed
+
+        try:
+            return self.opened.enter_context(placed(self.model, self.placement, device=self.device, **how))
+        except LenscopeError as error:
+            raise LenscopeError(f"--{error}" if str(error).startswith("placement ") else str(error)) from error
+
+    def require_one_process(self, why: str) -> None:
+        """Raise LenscopeError for a model that is divided among processes, for a command that only one can do."""
+        if self.placement not in ("whole", "auto"):
+            raise LenscopeError(f"--placement {self.placement}: {why}; give whole or auto")
 
 
-def common_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def common_options(*without: str, all_write: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of `CommonOptions`, which its last parameter, `common`, holds.
+
+    Of several processes that torchrun started only the first one writes its results where they are wanted, unless the
+    command sees to that itself (`all_write`).
 
     They stand behind the command's own ones, but where the command itself has a parameter of the same name: that one
     stands where the command has it, and is in `common` too. Those in `without` are not offered.
@@ -87,12 +114,17 @@ def common_options(*without: str) -> Callable[[Callable[..., None]], Callable[..
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         *own, _ = inspect.signature(command).parameters.values()
         names = [p.name for p in own]
-        shared = [p for p in inspect.signature(CommonOptions).parameters.values() if p.name not in without]
+        shared = [p for p in inspect.signature(CommonOptions).parameters.values() if p.name not in ("opened", *without)]
 
         @wraps(command)
         def called(**values: Any) -> None:
             common = CommonOptions(**{p.name: values[p.name] for p in shared})
-            command(**{name: values[name] for name in names}, common=common)
+            with common.opened:
+                if not all_write and several_processes() and not first_process():
+                    aside = Path(common.opened.enter_context(tempfile.TemporaryDirectory()))
+                    for name in {"output", "html"} & {n for n in names if values[n]}:
+                        values[name] = str(aside / Path(values[name]).name)
+                command(**{name: values[name] for name in names}, common=common)
 
         signed: Any = called
         signed.__signature__ = inspect.Signature([*own, *(p for p in shared if p.name not in names)])

@@ -83,6 +83,7 @@ def reproduce_command(
             raise LenscopeError(f"{given}: there is no such file; {name} takes {experiment(name).data} as --data")
     for given in text or ():
         require_path(given, "file")
+    common.require_one_process("experiments go on from results that one process has")
     require_model(common.model)
     if target_model is not None:
         require_model(target_model)

@@ -90,6 +90,7 @@ def _served(
     from lenscope.web.limits import Limits
     from lenscope.web.served import Served, ServedLens, ServedMapping, ServedModel
 
+    common.require_one_process("the server runs in one process")
     lm = common.load()
     how = {
         "dtype": common.dtype, "device_map": common.device, "attn_implementation": common.attention,

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from lenscope.visible_text import printable
@@ -29,6 +29,26 @@ _UNSAFE = re.compile(
 )
 
 _failure: OSError | None = None
+
+
+def several_processes() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def first_process() -> bool:
+    """Whether this process speaks: the only one, or the first of those that torchrun started."""
+    return not several_processes() or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """Within the block what is written to stdout goes nowhere in all but the first of several processes."""
+    if first_process():
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -107,8 +127,10 @@ def as_json(value: Any) -> str:
     return _UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
-def tell(line: str) -> None:
-    """One line on stderr; where stderr cannot be written to, nothing."""
+def tell(line: str, everyone: bool = False) -> None:
+    """One line on stderr, of `everyone` or the first of several processes; nothing where stderr cannot be written."""
+    if not everyone and not first_process():
+        return
     try:
         print("lenscope: " + printable(" ".join(line.split())), file=sys.stderr, flush=True)
     except OSError:

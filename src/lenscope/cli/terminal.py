@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.streams import flush, print_json, tell, writing
+from lenscope.cli.streams import first_process, flush, print_json, tell, writing
 from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Screen(Console):
     """A console on which text is text: no markup, no emoji codes, and no character that a terminal acts on."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=not first_process())
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What is drawn, every part of its text visible; tables and lines make their text visible before, to fit."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, final
 
 import torch
@@ -113,6 +114,20 @@ def _lost_ones_named() -> Iterator[None]:
             f"processes: another process of this run has ended, or cannot be reached ({brief}); see what it said and "
             "start all of them again: a fit with a folder goes on from its last checkpoint"
         ) from error
+
+
+def fails_first() -> bool:
+    """Whether this process is the first of those that torchrun started to fail, and so the one that says why."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    try:
+        if not _meetings:
+            _meetings.append(next(rendezvous("env://", timeout=timedelta(seconds=10))))
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return int(_meetings[0][0].add(f"lenscope-failures-{restart}", 1)) == 1
+    except (RuntimeError, ValueError, OSError):
+        # nobody is left who could say it
+        return True
 
 
 # the store through which the processes meet, how many groups met there, and this process among all

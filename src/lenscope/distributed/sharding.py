@@ -5,14 +5,16 @@ Does not know: what a model is run for, how processes share other work (processe
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from lenscope.distributed.parted_models import keep_identity, together
 from lenscope.distributed.processes import Group, joined
 from lenscope.distributed.tensor_parallel import is_tensor_parallel
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
+from lenscope.models.offloaded import bring_in
 from lenscope.models.provenance import provenance
 from lenscope.models.same_model import model_identity
 
@@ -24,9 +26,11 @@ _whole: WeakKeyDictionary[LM, tuple[dict[str, Any], dict[str, Any]]] = WeakKeyDi
 def sharded(lm: LM) -> Iterator[None]:
     """Within the block, each process keeps only its share of the weights of `lm`'s blocks (FSDP2); numbers stay equal.
 
-    A block's weights are brought together when it runs, so that all processes have to run the model equally often;
-    `fit` does. Embedding, norms and head stay whole. The model cannot be run after the block. One process: nothing
-    happens. Raises LenscopeError for a model whose readout runs its blocks, since lenses run on different states.
+    A block's weights are brought together when it runs, so that all processes have to run the model equally often:
+    all make the same calls, and `fit` and `evaluate` divide the text so that they do. Embedding, norms and head stay
+    whole. Blocks that wait on disk are brought in one by one, so that no process ever holds the whole model. The model
+    cannot be run after the block. One process: nothing happens. Raises LenscopeError for a model whose readout runs its
+    blocks, since lenses run on different states.
     """
     with joined(lm.device) as group:
         if group.world > 1:
@@ -34,9 +38,11 @@ def sharded(lm: LM) -> Iterator[None]:
                 raise LenscopeError(
                     f"{lm.name}: its readout is {lm.runner.readout.description}; only a plain head can be sharded"
                 )
+            keep_identity(lm, group)
             _whole[lm] = model_identity(lm), provenance(lm)
             _shard(lm, group.world)
-        yield
+        with together(lm, group) if group.world > 1 else nullcontext():
+            yield
 
 
 def is_sharded(lm: LM) -> bool:
@@ -64,5 +70,6 @@ def _shard(lm: LM, world: int) -> None:
 
     mesh = init_device_mesh(lm.device.type, (world,))
     for block in lm.runner.anatomy.blocks:
+        bring_in(lm.model, block, lm.device)
         # each is the root of its own tree, which would keep its weights
         fully_shard(block, mesh=mesh, reshard_after_forward=True)

@@ -7,6 +7,7 @@ results look.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenscope.distributed.processes import Group, joined
+from lenscope.distributed.sharding import is_sharded, text_share
 from lenscope.errors import LenscopeError
 from lenscope.lenses.evaluation_checkpoints import ResumableSums, evaluation_settings, kept_in, readable_checkpoint
 from lenscope.lenses.evaluation_results import Evaluation
@@ -36,7 +39,8 @@ from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
-from lenscope.text.predictions import Predictions, ReadBefore, TextRows, predictions
+from lenscope.text.corpus import TokenBatch
+from lenscope.text.predictions import Predictions, ReadBefore, TextRows, TextShare, each_row, predictions
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
@@ -82,6 +86,9 @@ def evaluate(
     is called again with the same model, lenses and layers and the same text as far as it was read, it goes on from
     there: what comes out is that of a run that was not interrupted, to the last bit. At the end the result is saved
     there in place of the sums, and a further call reads it. `remove_checkpoint(folder)` removes it.
+
+    Processes that torchrun started are given the same text and divide it, batch by batch; all of them get the result,
+    which is that of one process up to the order of sums. They leave no checkpoints.
 
     Raises LenscopeError for text without a prediction that counts, be it one row, layers out of range, lenses of other
     models, and states that are not numbers; for a folder of another run, or one that another run is writing to; and
@@ -211,7 +218,10 @@ def _measured(
     folder: str | Path | None,
     progress: Progress | None,
 ) -> R:
-    """The result on a text, whose sums a folder keeps."""
+    """The result on a text, whose sums a folder keeps; several processes divide the text, and keep nothing."""
+    with joined(lm.device) as group:
+        if group.world > 1:
+            return _measured_together(lm, rows, layers, measurement, group, progress)
     with kept_in(folder, measurement.settings) as checkpoint:
         sums, finished, before = measurement.nothing, None, None
         other = f"{checkpoint.folder}: is of another run, whose text was another; remove it to begin anew"
@@ -239,6 +249,34 @@ def _measured(
             finished = measurement.result(sums)
             checkpoint.finish(sums, finished)
         return finished
+
+
+def _measured_together(
+    lm: LM,
+    rows: TextRows,
+    layers: tuple[int, ...],
+    measurement: _Measurement[S, R],
+    group: Group,
+    progress: Progress | None,
+) -> R:
+    """The result on a text of which each process reads its share; all processes get it."""
+    text: Any = rows
+    divided = text_share(lm, group).world > 1
+    if divided and is_sharded(lm):
+        # processes that run a model equally often divide rows of one length; else all of them read all rows
+        given = iter(each_row(rows))
+        begin = list(islice(given, 1))
+        text = chain(begin, given)
+        divided = bool(begin) and isinstance(begin[0], TokenBatch)
+    share = TextShare(group if divided else Group(), divided and is_sharded(lm))
+    sums = measurement.nothing
+    try:
+        for batch in predictions(lm, text, layers, progress if group.rank == 0 else None, None, share):
+            sums = measurement.plus(sums, batch)
+    except KeyboardInterrupt as stop:
+        # what the others have read is not known
+        raise EvaluationInterrupted(None) from stop
+    return measurement.result(sums.over_all(share, lm.device))
 
 
 def _layers_asked_for(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from lenscope.distributed.sharding import described
@@ -23,6 +24,7 @@ from lenscope.files.writing import folder_lock
 from lenscope.lenses.lens import Lens
 from lenscope.mappings import mapping as mappings
 from lenscope.models.language_model import LM
+from lenscope.text.predictions import TextShare
 
 STEM, FORMAT = "sums", 1
 # the part of the time that is spent on writing, at most; and bytes a second of the first writing, before any was timed
@@ -51,6 +53,10 @@ class ResumableSums(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, which share memory with them."""
+        ...
+
+    def over_all(self, share: TextShare, device: torch.device) -> Self:
+        """The sums over the whole text, of which each process has those of its batches."""
         ...
 
 

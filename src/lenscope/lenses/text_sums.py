@@ -18,7 +18,7 @@ from lenscope.files.json_values import text_value, whole_number
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import Reduced, average, averaged_at_once
 from lenscope.models.language_model import LM
-from lenscope.text.predictions import Predictions, ReadBefore
+from lenscope.text.predictions import Predictions, ReadBefore, TextShare
 
 BINS = 15
 # groups of units whose summed distributions are kept apart, for the intervals of the bias
@@ -58,6 +58,27 @@ class TextSums:
         longer = {group: m.add_(self.means[group]) if group in self.means else m for group, m in means.items()}
         tokens, rows, digest = self.tokens + len(batch.targets), self.rows + batch.rows, batch.hashed(self.digest)
         return TextSums(sums, counts, sizes, {**self.means, **longer}, tokens, rows, digest.hexdigest(), digest)
+
+    def over_all(self, share: TextShare, device: torch.device) -> "TextSums":
+        """The sums over the whole text, of which each process has those of its batches."""
+        known = self.sizes is not None
+        arrays = [self.sums, self.counts, np.zeros(len(self.counts)) if self.sizes is None else self.sizes]
+        every = [torch.from_numpy(_longer(array, share.units)).to(device) for array in arrays]
+        numbers = torch.tensor([self.tokens, known], dtype=torch.float64, device=device)
+        share.group.sum([*every, numbers])
+        sums, counts, sizes = (t.cpu().numpy() for t in every)
+        most = max(share.group.gathered([m.shape[1] for m in self.means.values()][:1]))
+        nothing = torch.zeros(self.sums.shape[1], *most, dtype=torch.float64)
+        means: dict[int, Tensor] = {}
+        for group in dict.fromkeys(n % GROUPS for n in np.flatnonzero(counts).tolist()):
+            mean = self.means.get(group, nothing).to(device, copy=True)
+            share.group.sum([mean])
+            means[group] = mean.cpu()
+        tokens, all_known = int(numbers[0]), int(numbers[1]) == share.group.world
+        digest = share.digest
+        return TextSums(
+            sums, counts, sizes if all_known else None, means, tokens, share.rows, digest.hexdigest(), digest
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file; they share memory with these."""
@@ -122,6 +143,13 @@ class TransferSums:
         """With the sums (2, translators, layers) of more predictions."""
         tokens, rows, digest = self.tokens + len(batch.targets), self.rows + batch.rows, batch.hashed(self.digest)
         return TransferSums(self.sums + sums, tokens, rows, digest.hexdigest(), digest)
+
+    def over_all(self, share: TextShare, device: torch.device) -> "TransferSums":
+        """The sums over the whole text, of which each process has those of its batches."""
+        sums = torch.from_numpy(self.sums).to(device)
+        tokens = torch.tensor(self.tokens, device=device)
+        share.group.sum([sums, tokens])
+        return TransferSums(sums.cpu().numpy(), int(tokens), share.rows, share.digest.hexdigest(), share.digest)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file; they share memory with these."""

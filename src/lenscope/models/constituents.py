@@ -170,7 +170,9 @@ def settings(model: nn.Module) -> tuple[str, ...]:
     for path, module in model.named_modules():
         own = vars(module)
         replaced = own.get("_old_forward" if "_hf_hook" in own else "forward")
-        if getattr(replaced, "__func__", None) is type(module).forward:
+        # or by transformers, which divides products among processes
+        by_library = str(getattr(replaced, "__module__", "")).startswith("transformers.")
+        if by_library or getattr(replaced, "__func__", None) is type(module).forward:
             replaced = None
         line = f"{path} {type(module).__qualname__}" + (f" forward {_setting_text(replaced)}" if replaced else "")
         if type(module) not in _PLAIN:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lenscope.errors import LenscopeError
 from lenscope.models.interruption import held, may_stop, stoppable
 from lenscope.models.residual_stream import Anatomy, embedding
 
@@ -40,6 +41,8 @@ class Exclusive:
         self.model, self.renew = model, renew
         self.lock = lock_of(model)
         self._asking = False
+        # why the model can be run no more, in a line
+        self.ended = ""
 
     def watch(self, anatomy: Anatomy) -> None:
         """From now on changes are those since the model had this anatomy."""
@@ -53,9 +56,12 @@ class Exclusive:
     def alone(self) -> Iterator[None]:
         """Within the block no other thread runs this model, which is as it was observed, or edits it.
 
-        Where that may be interrupted (see interruption.py), the model's blocks ask before they run.
+        Where that may be interrupted (see interruption.py), the model's blocks ask before they run. Raises
+        LenscopeError for a model that has `ended`.
         """
         with held(self.lock):
+            if self.ended:
+                raise LenscopeError(self.ended)
             change = self.changed()
             if change:
                 self.renew(change)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
 from lenscope.models import cached_folders, refusals
 from lenscope.models.language_model import LM
+from lenscope.models.residual_stream import likeliest_blocks
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -102,6 +103,20 @@ def load(
     options = {name: value for name, value in options.items() if value is not None}
     if not isinstance(source, str | os.PathLike):
         return _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
+    return load_with(source, tokenizer, options, revision)
+
+
+def load_with(
+    source: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: dict[str, Any],
+    revision: str | None,
+) -> LM:
+    """As `load`, of files, with `options` as transformers' `from_pretrained` takes them, and two more.
+
+    `blocks_on_disk` is a device: all weights go there but those of the blocks, which wait on disk (GGUF files: all go
+    there). `look` is called with the model before it runs.
+    """
     name = os.fspath(source)
     if tokenizer is not None:
         raise LenscopeError(f"{name}: a tokenizer goes with a model in memory; a checkpoint brings its own")
@@ -249,6 +264,9 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
             raise LenscopeError(f"{path}: is not a GGUF file (it does not start with the letters GGUF)")
     refusals.require_one_part(path)
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    device = options.pop("blocks_on_disk", None)
+    options |= {} if device is None else {"device_map": device}
+    look = options.pop("look", None)
     with _plain_errors(str(path), "cannot be read as a GGUF model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, **{"dtype": torch.float32, **options}, **where, **_TOLD
@@ -260,6 +278,8 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     vars(model)["hf_quantizer"] = None
+    if look is not None:
+        look(model)
     return model, tokenizer, unused
 
 
@@ -285,7 +305,10 @@ def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Lo
 
 def _from_pretrained(source: str, options: dict[str, Any], revision: str | None) -> _Loaded:
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    look, device = options.pop("look", None), options.pop("blocks_on_disk", None)
     with _plain_errors(source, "cannot be loaded as a causal language model"):
+        if device is not None:
+            options["device_map"] = _blocks_on_disk(source, where, device)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, **options, **_TOLD)
         local = {name: value for name, value in options.items() if name == "local_files_only"}
         tokenizer = AutoTokenizer.from_pretrained(source, **where, **local)
@@ -293,7 +316,26 @@ def _from_pretrained(source: str, options: dict[str, Any], revision: str | None)
     unused = refusals.require_whole(source, model, info)
     if getattr(model, "_hf_peft_config_loaded", False):
         refusals.require_whole_below(source, model)
+    if look is not None:
+        look(model)
     return model, tokenizer, unused
+
+
+def _blocks_on_disk(source: str, where: dict[str, Any], device: str) -> dict[str, str]:
+    """A place for every part of a model: its blocks on disk, all else on a device."""
+    config = AutoConfig.from_pretrained(source, **where)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    blocks = likeliest_blocks(model)
+    places = {f"{blocks}.{name}": "disk" for name, _ in model.get_submodule(blocks).named_children()}
+    path = ""
+    for step in blocks.split("."):
+        inside = model.get_submodule(path) if path else model
+        at = f"{path}." if path else ""
+        beside = [*inside.named_children(), *inside.named_parameters(recurse=False)]
+        places |= {f"{at}{name}": device for name, _ in beside if name != step}
+        path = f"{at}{step}"
+    return places
 
 
 # what was not found in the files is told by transformers, and refused here, with names

@@ -75,6 +75,25 @@ def whole_weight(model: nn.Module, module: Any) -> Tensor:
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
+def bring_in(model: nn.Module, module: nn.Module, device: torch.device) -> None:
+    """Put the weights of one of a model's modules on a device, for good; those that wait nowhere stay as they are."""
+    path = next(name for name, m in model.named_modules() if m is module)
+    waiting = {n: part for n, part in offloaded_weights(model).items() if n.startswith(f"{path}.")}
+    if not waiting:
+        return
+    from accelerate.hooks import remove_hook_from_module
+
+    brought = {n: part.read() if isinstance(part, OnDisk) else part for n, part in waiting.items()}
+    remove_hook_from_module(module, recurse=True)
+    for name, value in brought.items():
+        owner, _, last = name.rpartition(".")
+        held_by = model.get_submodule(owner)
+        if last in held_by._parameters:
+            held_by._parameters[last] = nn.Parameter(value.to(device), requires_grad=False)
+        else:
+            held_by._buffers[last] = value.to(device)
+
+
 def _hooks(hook: Any) -> list[Any]:
     if hook is None:
         return []

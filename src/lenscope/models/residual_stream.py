@@ -258,6 +258,17 @@ def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]
     return candidates
 
 
+def likeliest_blocks(model: PreTrainedModel) -> str:
+    """The name of the list that is most likely the stack of blocks of a model that has not run yet.
+
+    Raises LenscopeError where there is none.
+    """
+    candidates = block_lists(model)
+    if not candidates:
+        raise LenscopeError(f"{type(model).__name__}: found no list of blocks to read between")
+    return max(candidates, key=lambda c: c[2])[0]
+
+
 def _recorded_classes(model: PreTrainedModel) -> Iterator[type[nn.Module]]:
     """The block classes that the library itself records hidden states from."""
     for module in model.modules():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
+from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.models.batches import in_order
 from lenscope.models.inputs import elements, is_integer, shown
@@ -78,14 +79,64 @@ class ReadBefore:
     refusal: str = "rows: are not those that were read before; give the same text"
 
 
+@dataclass
+class TextShare:
+    """The batches of a text that this process reads, every world-th of them, and what the whole text is.
+
+    `rows` counts the rows that count of all processes, `units` their units, `digest` is the SHA-256 of their ids. With
+    `evenly` all processes run the model equally often, on rows of one length, as one whose blocks are divided must.
+    """
+
+    group: Group
+    evenly: bool
+    rows: int = 0
+    units: int = 0
+    batches: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    first: Prompt | None = None
+
+    def take(self, group: list[Row], known: dict[tuple[str, int], int]) -> None:
+        """Count a batch, whoever reads it; `known` numbers its units. LenscopeError for another length."""
+        self.first = group[0].prompt if self.first is None else self.first
+        if self.evenly and {len(row.prompt) for row in group} != {len(self.first)}:
+            raise LenscopeError(
+                "rows: are of several lengths, and a model whose blocks are divided reads rows of one length; give the "
+                "batches of one corpus"
+            )
+        numbers = _numbered(group, known)
+        self.units = max(self.units, int(numbers.max()) + 1)
+        self.rows, self.batches = self.rows + len(group), self.batches + 1
+        self.digest.update(_bytes_of_ids(group))
+
+    @property
+    def runs_once_more(self) -> bool:
+        """Whether others have read a batch more than this process, which has to run the model as often."""
+        over = self.batches % self.group.world
+        return self.evenly and 0 < over <= self.group.rank
+
+
 def predictions(
-    lm: LM, rows: TextRows, layers: tuple[int, ...], progress: Progress | None, before: ReadBefore | None = None
+    lm: LM,
+    rows: TextRows,
+    layers: tuple[int, ...],
+    progress: Progress | None,
+    before: ReadBefore | None = None,
+    share: TextShare | None = None,
 ) -> Iterator[Predictions]:
     """The predictions of the text in batches whose states fit in memory together; LenscopeError where there is none.
 
     Of a corpus, rows without any are left out; one's own texts and rows of ids without any are refused. What was read
     `before` is passed over, and what is behind it comes in the batches of a reading from the start; LenscopeError for
-    a text that begins with other rows.
+    a text that begins with other rows. Of a text that several processes `share` each gets the batches of its own, with
+    units as in the whole text.
+
+    Args:
+        lm: the model that predicts.
+        rows: the text.
+        layers: which layers are read.
+        progress: called with how much of the text is read, and how much there is.
+        before: what is passed over.
+        share: which batches are this process's; None: all.
     """
     total, done, any_read = length_hint(rows, 0), 0, False
     known: dict[tuple[str, int], int] = {}
@@ -99,6 +150,11 @@ def predictions(
 
     for group in in_order(each(), lambda row: len(row.prompt)):
         any_read = True
+        if share is not None:
+            mine = share.batches % share.group.world == share.group.rank
+            share.take(group, known)
+            if not mine:
+                continue
         if before is not None and passed < before.rows:
             passed += len(group)
             before.digest.update(_bytes_of_ids(group))
@@ -113,6 +169,8 @@ def predictions(
             progress(done, total)
     if before is not None and passed < before.rows:
         raise LenscopeError(before.refusal)
+    if share is not None and share.first is not None and share.runs_once_more:
+        lm.read(share.first, layers)
     if not any_read:
         raise nothing_counts("prediction")
 
