@@ -20,6 +20,7 @@ from lenscope.distributed.layer_owners import LayerOwners
 from lenscope.distributed.processes import Group, joined
 from lenscope.distributed.sharding import sharded, text_share
 from lenscope.fitting import state_block
+from lenscope.fitting import tuned_lens as tuning
 from lenscope.fitting import tuned_lens_run as training
 from lenscope.fitting.optimizers import Nesterov
 from lenscope.fitting.recipes import Recipe
