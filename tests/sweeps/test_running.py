@@ -37,6 +37,21 @@ SPEC = {
     "rows_per_part": 40,
 }
 
+# as many parts, of fewer rows, for what is run over and over
+SMALL = {
+    **SPEC,
+    "targets": "identity",
+    "methods": ["predict", {"generate": 2}],
+    "mappings": "identity",
+    "controls": "random",
+    "rows_per_part": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def small(lm, tmp_path_factory):
+    return ls.sweep(SMALL, tmp_path_factory.mktemp("sweep") / "small", models={"tiny": lm})
+
 
 @pytest.fixture(scope="module")
 def whole(lm, tmp_path_factory):
@@ -114,11 +129,11 @@ def test_controls_are_other_states_at_the_same_places(lm, whole):
     assert unpatched["log_probs"] == pytest.approx(log_probs.topk(5).values.tolist(), abs=1e-4)
 
 
-def test_a_run_in_pieces_writes_the_same_bytes(lm, whole, tmp_path):
+def test_a_run_in_pieces_writes_the_same_bytes(lm, small, tmp_path):
     """Ended by a limit, then killed in the middle of a part, then completed: as if it never ended."""
-    first = ls.sweep(SPEC, tmp_path, models={"tiny": lm}, limit=100)
+    first = ls.sweep(SMALL, tmp_path, models={"tiny": lm}, limit=30)
     reached = first.status()
-    assert 100 <= reached.rows_done < whole.rows
+    assert 30 <= reached.rows_done < small.rows
 
     class Killed(BaseException):
         pass
@@ -131,41 +146,41 @@ def test_a_run_in_pieces_writes_the_same_bytes(lm, whole, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        ls.sweep(SPEC, tmp_path, models={"tiny": lm}, progress=kill)
-    assert seen[0] == (reached.rows_done, whole.rows)
-    last = ls.sweep(SPEC, tmp_path, models={"tiny": lm})
-    assert parts_of(last) == parts_of(whole)
+        ls.sweep(SMALL, tmp_path, models={"tiny": lm}, progress=kill)
+    assert seen[0] == (reached.rows_done, small.rows)
+    last = ls.sweep(SMALL, tmp_path, models={"tiny": lm})
+    assert parts_of(last) == parts_of(small)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
-    again = ls.sweep(SPEC, tmp_path, models={"tiny": lm})
+    again = ls.sweep(SMALL, tmp_path, models={"tiny": lm})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()} == before
     assert again.damaged == ()
 
 
 def _run(lm, folder):
-    ls.sweep(SPEC, folder, models={"tiny": lm})
+    ls.sweep(SMALL, folder, models={"tiny": lm})
 
 
-def test_killed_at_random_moments_it_is_the_unbroken_sweep(lm, whole, tmp_path):
+def test_killed_at_random_moments_it_is_the_unbroken_sweep(lm, small, tmp_path):
     """kill -9, wherever the process is; tests/support/killed_sweeps.py does the same to the command."""
     draw, killed = random.Random(0), 0
-    for parts in (0, 1, 5, 12, 20):
+    for parts in (0, 1, 5, 8, 11):
         process = multiprocessing.get_context("fork").Process(target=_run, args=(lm, tmp_path))
         process.start()
         while process.is_alive() and len([*tmp_path.glob("parts/*.parquet")]) < parts:
             time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.15))
+        time.sleep(draw.uniform(0, 0.1))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
     assert killed >= 4
-    assert parts_of(ls.sweep(SPEC, tmp_path, models={"tiny": lm})) == parts_of(whole)
+    assert parts_of(ls.sweep(SMALL, tmp_path, models={"tiny": lm})) == parts_of(small)
 
 
 @pytest.mark.parametrize("how", ["bit", "cut", "exchanged", "empty"])
-def test_a_damaged_part_is_seen_and_run_again(lm, whole, tmp_path, how):
+def test_a_damaged_part_is_seen_and_run_again(lm, small, tmp_path, how):
     folder = tmp_path / "copy"
-    shutil.copytree(whole.folder, folder)
-    names = [part.name for part in whole.parts]
+    shutil.copytree(small.folder, folder)
+    names = [part.name for part in small.parts]
     path = folder / "parts" / names[2]
     content = bytearray(path.read_bytes())
     if how == "bit":
@@ -177,13 +192,13 @@ def test_a_damaged_part_is_seen_and_run_again(lm, whole, tmp_path, how):
     else:
         content = bytearray()
     path.write_bytes(content)
-    assert open_sweep(folder, SPEC).status().damaged == (f"parts/{names[2]}",)
-    mended = ls.sweep(SPEC, folder, models={"tiny": lm})
+    assert open_sweep(folder, SMALL).status().damaged == (f"parts/{names[2]}",)
+    mended = ls.sweep(SMALL, folder, models={"tiny": lm})
     assert mended.damaged == (f"parts/{names[2]}",)
-    assert parts_of(mended) == parts_of(whole)
+    assert parts_of(mended) == parts_of(small)
 
 
-def test_a_disk_that_is_full_is_one_line_and_leaves_what_was_written(lm, whole, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_is_one_line_and_leaves_what_was_written(lm, small, tmp_path, monkeypatch):
     """The third part does not fit; no temporary file is left, and the next run goes on."""
     written = []
 
@@ -196,10 +211,10 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_what_was_written(lm, whole, 
     whole_file = part_files.whole_file
     monkeypatch.setattr(part_files, "whole_file", full)
     with pytest.raises(ls.LenscopeError, match="No space left on device"):
-        ls.sweep(SPEC, tmp_path, models={"tiny": lm})
+        ls.sweep(SMALL, tmp_path, models={"tiny": lm})
     monkeypatch.undo()
     assert len([*(tmp_path / "parts").iterdir()]) == open_sweep(tmp_path).status().parts_done == 2
-    assert parts_of(ls.sweep(SPEC, tmp_path, models={"tiny": lm})) == parts_of(whole)
+    assert parts_of(ls.sweep(SMALL, tmp_path, models={"tiny": lm})) == parts_of(small)
 
 
 def _hold(folder, held, done):

@@ -93,7 +93,7 @@ def sweep(
         if before is not None:
             # what is seen without a model is seen at once
             require_same_sweep(folder, before, spec_head(known_spec))
-        prepared = prepare_sweep(known_spec, models)
+        prepared = prepare_sweep(known_spec, models, anywhere=ray_workers is not None)
         bench: Bench | None = prepared.bench
         rows, manifest = prepared.rows, prepared.manifest
         del prepared
@@ -126,10 +126,13 @@ def sweep(
         return Sweep(folder, manifest, damaged)
 
 
-def prepare_sweep(spec: SweepSpec, models: Mapping[str, LM] | None = None) -> PreparedSweep:
-    """Load the models of a spec and check every row of it; LenscopeError, in one line, for what cannot be run."""
+def prepare_sweep(spec: SweepSpec, models: Mapping[str, LM] | None = None, anywhere: bool = False) -> PreparedSweep:
+    """Load the models of a spec and check every row of it; LenscopeError, in one line, for what cannot be run.
+
+    `models` are those in memory, by their names in the spec. `anywhere`: the others are loaded to the CPU.
+    """
     listed = listed_prompts(spec.sources)
-    lms = load_models(spec.models, models or {})
+    lms = load_models(spec.models, models or {}, anywhere)
     try:
         spots = read_spots(listed, lms[0])
         bench = Bench(spec, lms)
