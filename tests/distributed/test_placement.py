@@ -31,7 +31,7 @@ DIVIDED = {
     "fsdp": ("llama", "gpt2", "gpt_neox", "gemma2", "qwen3_moe"),
     "tensor": ("llama", "mistral", "gpt_neox", "gemma2", "qwen3_moe"),
 }
-PROMPTS = ["The cat sat on the mat", "is a test", "of"]
+PROMPTS = ["The cat sat on the mat", "is a test"]
 TEXTS = ["The capital of France is Paris.", "The cat sat on the mat.", "This is a test of the tokenizer.", "The mat."]
 
 
@@ -44,7 +44,7 @@ def results(lm):
     vectors = lm.read(PROMPTS[0], positions=-1)
     with lm.edit(ls.Edit(2, -1, states[0])):
         edited = lm.read(PROMPTS).tensor
-        written = [one.ids for one in lm.generate(PROMPTS, 3)]
+        written = [one.ids for one in lm.generate(PROMPTS, 2)]
     evaluation = ls.evaluate(lm, TEXTS)
     return {
         "states": lm.read(PROMPTS).tensor.numpy(),
@@ -52,7 +52,7 @@ def results(lm):
         "kl": trajectory.kl,
         "edited": edited.numpy(),
         "written": np.array([i for ids in written for i in ids]),
-        "patched": grid.generate(vectors, layers=[0, 2, 4], max_new_tokens=2).ids,
+        "patched": grid.generate(vectors, layers=[0, 3], max_new_tokens=2).ids,
         "modes": np.array([fastest_exact_mode(lm) == "cascade"], dtype=float),
         **{f"evaluated {name}": values for name, values in evaluation.values.items()},
     }
@@ -92,23 +92,17 @@ def work(folder: Path) -> None:
     rank, said = int(os.environ["RANK"]), {}
     for placement, kinds in DIVIDED.items():
         for kind in kinds:
-            whole = ls.load(folder / kind)
             with placed(folder / kind, placement) as lm:
                 assert (is_sharded(lm), is_tensor_parallel(lm)) == (placement == "fsdp", placement == "tensor")
                 size = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in lm.model.parameters())
-                gap, gaps = apart(results(whole), results(lm))
-                same_model = describe_weights(lm.model, list(ROUNDED)) == describe_weights(whole.model, list(ROUNDED))
-                known = provenance(lm)["model_hash"] == provenance(whole)["model_hash"]
+                np.savez(folder / f"{placement}-{kind}-{rank}.npz", **results(lm))
                 # one process may ask alone who the model is
-                if rank == 0:
-                    same_model &= describe_weights(lm.model)["head_hash"] == describe_weights(whole.model)["head_hash"]
+                known = (describe_weights(lm.model, list(ROUNDED)) if rank else {}), provenance(lm)["model_hash"]
                 if kind == "llama":
-                    lens = fitted(lm, recipe=SMALL, tokens=1000)
-                    lens.save(folder / f"{placement}-{rank}")
-                    lens.check(whole, whole)
+                    fitted(lm, recipe=SMALL, tokens=1000).save(folder / f"{placement}-{rank}")
                 if kind == "llama" and placement == "tensor":
                     said["different"] = refused(lambda lm=lm: lm.read(PROMPTS[rank]))
-            said[f"{placement} {kind}"] = [gap, gaps, size, same_model and known]
+            said[f"{placement} {kind}"] = size, *known
             said[f"after {placement}"] = refused(lambda lm=lm: lm.read("a"))
     for name, source in (("no plan", "gpt2"), ("heads", "odd")):
         with_plan = placed(folder / source, "tensor")
@@ -142,15 +136,18 @@ def said(folder, rank):
     return json.loads((folder / f"said-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("placement", DIVIDED)
-def test_two_processes_read_patch_write_and_measure_what_one_does(folder, placement):
-    for kind in DIVIDED[placement]:
-        whole = sum(p.numel() for p in tiny.model(kind).parameters())
+@pytest.mark.parametrize("kind", sorted({*DIVIDED["fsdp"], *DIVIDED["tensor"]}))
+def test_two_processes_read_patch_write_and_measure_what_one_does(folder, kind):
+    lm = ls.load(folder / kind)
+    whole, size = results(lm), sum(p.numel() for p in lm.model.parameters())
+    for placement in (p for p in DIVIDED if kind in DIVIDED[p]):
         for rank in range(2):
-            gap, gaps, size, same_model = said(folder, rank)[f"{placement} {kind}"]
-            assert gap < 1e-4, (kind, rank, gaps)
-            assert size < 0.85 * whole, (kind, rank)
-            assert same_model, (kind, rank)
+            own, described, model_hash = said(folder, rank)[f"{placement} {kind}"]
+            gap, gaps = apart(whole, np.load(folder / f"{placement}-{kind}-{rank}.npz"))
+            assert gap < 1e-4, (placement, rank, gaps)
+            assert own < 0.85 * size
+            assert described == (describe_weights(lm.model, list(ROUNDED)) if rank else {})
+            assert model_hash == provenance(lm)["model_hash"]
 
 
 @pytest.mark.parametrize("placement", DIVIDED)

@@ -8,17 +8,20 @@ share other work (processes.py).
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lenscope.distributed.parted_models import keep_identity, together
+from lenscope.distributed.parted_models import keep_identity, together, whole_tensor
 from lenscope.distributed.processes import Group, joined
 from lenscope.errors import LenscopeError
+from lenscope.models.deviations import TOLERANCE
 from lenscope.models.language_model import LM
 from lenscope.models.loading import load_with
+from lenscope.models.readout import Traced, verify
 from lenscope.models.residual_stream import first_bad_parameter
 
 # the last parts of names of products that make keys, which can be divided by whole heads only
@@ -55,6 +58,7 @@ def tensor_parallel(source: Any, options: dict[str, Any], revision: str | None, 
                 f"{source}: transformers has no tensor-parallel plan for models of its kind; split its blocks instead "
                 "(placement fsdp)"
             ) from error
+        _hold_whole_head(lm)
         watch = lm.model.register_forward_pre_hook(_same_text(lm, group), with_kwargs=True)
         keep_identity(lm, group)
         try:
@@ -68,6 +72,31 @@ def _divided_by(world: int) -> Any:
     from transformers.distributed.configuration_utils import DistributedConfig
 
     return DistributedConfig(tp_size=world)
+
+
+def _hold_whole_head(lm: LM) -> None:
+    """Decode with the whole head in each process: a head that all compute together needs the same states in all.
+
+    Where each process decodes the layers that it owns, a divided head would mix what they give it. Raises LenscopeError
+    for a readout that is no plain head, and one that does not give the model's logits.
+    """
+    runner = lm.runner
+    readout = runner.readout
+    name, head = readout.chain[-1] if isinstance(readout, Traced) else ("", None)
+    if not isinstance(readout, Traced) or type(head) is not nn.Linear:
+        raise LenscopeError(f"{lm.name}: its readout is {readout.description}; only a plain head can be divided")
+    if readout.splits:
+        return
+    with torch.device("meta"):
+        whole = nn.Linear(head.in_features, head.out_features, head.bias is not None)
+    whole.weight = nn.Parameter(whole_tensor(head.weight).clone(), requires_grad=False)
+    if head.bias is not None:
+        whole.bias = nn.Parameter(whole_tensor(head.bias).clone(), requires_grad=False)
+    verified = verify(replace(readout, chain=(*readout.chain[:-1], (name, whole))), runner.anatomy)
+    worst = max(verified.deviation, verified.elsewhere or 0.0)
+    if not worst <= TOLERANCE.get(lm.dtype, 1e-4):
+        raise LenscopeError(f"{lm.name}: its whole head is off by {worst:.2g} standard deviations of the logits")
+    runner.verified, runner.readout = verified, verified.readout
 
 
 def _require_whole_heads(name: str, model: PreTrainedModel, world: int) -> None:
