@@ -30,7 +30,7 @@ def test_tensors_of_a_run_have_the_bytes_that_are_planned(llama, shape, document
         d = shape.width
         seen["translators"] = sum(t.numel() for t in (*run.weights, *run.start)) * 4
         seen["gradients"] = sum(t.numel() for t in run.gradients) * 4
-        seen["momentum"] = sum(t.numel() for t in optimizer.state if t.shape == (d + 1, d)) * 4
+        seen["momentum"] = sum(t.numel() for of_layer in optimizer.state for t in of_layer if t.shape == (d + 1, d)) * 4
         seen["states"] = block.states.nbytes + block.last.nbytes
 
     def gathered(run, block):
