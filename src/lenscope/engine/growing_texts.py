@@ -9,10 +9,10 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
 
 from lenscope.errors import LenscopeError
 from lenscope.models.batches import Batch, Running
+from lenscope.models.carried_states import CarriedStates, nothing_read
 from lenscope.models.deviations import deviation
 from lenscope.models.exactness import measured_deviation, tolerance
 from lenscope.models.language_model import LM
@@ -56,7 +56,7 @@ class GrowingTexts:
         self.longest = len(prompts[0]) + new
         self.without_edits = False
         self.ids = torch.empty(len(prompts), 0, dtype=torch.long, device=lm.runner.input_device)
-        self.cache: Cache | None = None
+        self.cache: CarriedStates | None = None
         # up to which length the cache in use gives the model's own numbers
         self.reach = 0
         self.running: Running | None = None
@@ -80,9 +80,11 @@ class GrowingTexts:
         """The states of the tokens behind the first `before`."""
         length = self.ids.shape[1]
         if self.cache is not None and length <= self.reach:
-            return self._run(self.ids[:, before:], before)
+            # one by one, as it was measured
+            steps = [self._run(self.ids[:, n : n + 1], n) for n in range(before, length)]
+            return {layer: torch.cat([step[layer] for step in steps], 1) for layer in self.layers}
         self.reach = 0 if length >= self.longest else self._reach(length)
-        self.cache = DynamicCache(config=self.lm.model.config) if self.reach > length else None
+        self.cache = nothing_read(self.lm.runner) if self.reach > length else None
         # the prompts themselves, without what was written: edits name their positions
         lengths = (length,) * len(self.ids)
         batch = Batch(self.ids, torch.ones_like(self.ids), (0,) * len(self.ids), lengths)
@@ -113,9 +115,12 @@ class GrowingTexts:
         with runner.running(self.running), ExitStack() as undo:
             for layer in sorted({*self.layers, *self.changes}):
                 undo.callback(runner.hook(layer, lambda h, layer=layer: arrive(layer, h)).remove)
-            cached = {"use_cache": True, "past_key_values": self.cache} if self.cache is not None else {}
+            if self.cache is None:
+                given = forward_kwargs(self.lm.model, use_cache=False)
+            else:
+                given = undo.enter_context(self.cache.passed(ids))
             try:
-                self.lm.model(input_ids=ids, **forward_kwargs(self.lm.model, **{"use_cache": False, **cached}))
+                self.lm.model(input_ids=ids, **given)
             except EnoughRead:
                 pass
         if len(states) != len(self.layers):

@@ -21,6 +21,7 @@ from lenscope.models.prompts import Prompt
 from lenscope.models.readout import wide
 from lenscope.models.residual_stream import trial_text
 from lenscope.models.runner import Runner
+from lenscope.models.single_tokens import single_tokens_as_texts
 
 # tokens written to measure a cache, and to measure it across a length from which on a model may behave differently
 TRIAL_TOKENS, CROSSING_TOKENS = 4, 6
@@ -70,8 +71,10 @@ def check_generation(runner: Runner) -> GenerationCheck:
 def _checked(runner: Runner) -> GenerationCheck:
     prompts = [runner.encoder.prompt(trial_text(runner.anatomy, n, row)) for n, row in ((7, 0), (4, 2))]
     try:
-        alone = [_gap(runner, [p]) for p in prompts]
-        return GenerationCheck(max(alone), _gap(runner, prompts))
+        # rows of one length, since some models mix them up; and one that is shorter
+        equal = runner.encoder.prompt(trial_text(runner.anatomy, 7, 2))
+        gaps = [_gap(runner, [prompts[0], equal]), _gap(runner, prompts[1:])]
+        return GenerationCheck(max(gaps), _gap(runner, prompts))
     except LenscopeError as error:
         return GenerationCheck(float("inf"), float("inf"), str(error))
 
@@ -165,7 +168,8 @@ def _generate(runner: Runner, running: Running, max_new_tokens: int, ends: list[
             runner.model.generation_config = pinned
             model: Any = runner.model  # its generate comes from a mixin that type checkers do not see
             try:
-                ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
+                with single_tokens_as_texts(runner.anatomy.blocks):
+                    ids: Tensor = model.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens)
             finally:
                 runner.model.generation_config = own_config
     except FAILURES as error:
