@@ -49,7 +49,7 @@ class SweepEstimate:
             f"rows    {self.rows:,} distinct{twice}, in {self.parts:,} parts",
             f"time    about {duration(self.seconds)} in one process like this one",
             f"memory  {self.memory / 1e9:.2f} GB{device}; {self.disk / 1e6:,.1f} MB of parts",
-            f"sample  {self.sample_rows:,} rows of {self.sample_parts} {'part' if self.sample_parts == 1 else 'parts'}, run in {self.sample_seconds:.1f} s",
+            f"sample  {self.sample_rows:,} rows, {self.sample_parts} of the parts, run in {self.sample_seconds:.1f} s",
         ]
 
     def to_json(self) -> dict[str, Any]:
