@@ -90,14 +90,14 @@ def commands(place: Path) -> dict[str, Command]:
     return {
         "fit": Command(
             "fit",
-            lambda folder: ["fit", *common, "--tokens", "6000", "-o", str(folder)],
+            lambda folder: ["fit", *common, "--tokens", "4000", "-o", str(folder)],
             folder_of_weights,
             lambda folder: (folder / "checkpoint" / "config.json").exists(),
             small_blocks,
         ),
         "eval": Command(
             "eval",
-            lambda folder: ["eval", *common, "--tokens", "12k", "-o", str(folder / "e.json")],
+            lambda folder: ["eval", *common, "--tokens", "6000", "-o", str(folder / "e.json")],
             lambda folder: json_result(folder / "e.json"),
             lambda folder: (folder / "e.json.partial" / "checkpoint" / "config.json").exists(),
             frequent_checkpoints,
