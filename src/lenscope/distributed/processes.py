@@ -109,8 +109,8 @@ def _lost_ones_named() -> Iterator[None]:
         # Gloo has no error of its own
         if not isinstance(error, dist.DistError) and "gloo" not in text:
             raise
-        # behind the place in Gloo's source and the address
-        brief = text.rpartition("]: " if "]: " in text else "] ")[2].partition(". ")[0][:120]
+        # behind the place in Gloo's own source
+        brief = text.rpartition("] ")[2].partition(". ")[0][:120]
         raise LenscopeError(
             f"processes: another process of this run has ended, or cannot be reached ({brief}); see what it said and "
             "start all of them again: a fit with a folder goes on from its last checkpoint"
