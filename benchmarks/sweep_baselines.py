@@ -77,7 +77,7 @@ def batched(
     parts = []
     for start in range(0, len(order), batch):
         part = [cells[n] for n in order[start : start + batch]]
-        ids = torch.tensor([target]).expand(len(part), -1)
+        ids = torch.tensor([target], device=model.device).expand(len(part), -1)
         with ExitStack() as undo:
             for layer in {t for _, t in part}:
                 rows = [row for row, (_, t) in enumerate(part) if t == layer]
@@ -101,7 +101,7 @@ def one_by_one(
 
     Kinder than the authors' code in one respect, the head: theirs unembeds every position of both passes.
     """
-    ids = torch.tensor([target])
+    ids = torch.tensor([target], device=model.device)
     parts = []
     for source_layer, target_layer in cells:
         vector = last_states(model, source)[source_layer : source_layer + 1]
@@ -125,7 +125,7 @@ def last_states(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
         undo.callback(first.remove)
         for block in blocks:
             undo.callback(block.register_forward_hook(lambda _, args, output: states.append(output[0, -1])).remove)
-        model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=1)
+        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1)
     return torch.stack(states)
 
 
@@ -155,7 +155,8 @@ def patched(model: PreTrainedModel, layer: int, rows: list[int], vectors: Tensor
 
 
 def cached(model: PreTrainedModel, ids: Sequence[int]) -> Cache:
-    return model(input_ids=torch.tensor([ids]), use_cache=True, logits_to_keep=1).past_key_values
+    read = torch.tensor([ids], device=model.device)
+    return model(input_ids=read, use_cache=True, logits_to_keep=1).past_key_values
 
 
 def copied(cache: Cache, rows: int) -> Cache:
