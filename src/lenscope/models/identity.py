@@ -245,8 +245,11 @@ def _sum_of_tensor(t: Tensor) -> Sum:
 
 
 def _glance(t: Tensor) -> Sum:
-    """As `_sum`, of a number in every row and every column of a large tensor on the CPU; elsewhere reading is cheap."""
-    if t.device.type != "cpu" or t.ndim < 2 or t.numel() * t.element_size() <= GLANCED or not t.is_contiguous():
+    """As `_sum_of_tensor`, of a number in every row and every column of a large tensor.
+
+    Also on an accelerator, which would else read all bytes of a large model before each trajectory.
+    """
+    if t.ndim < 2 or t.numel() * t.element_size() <= GLANCED or not t.is_contiguous():
         return _sum_of_tensor(t)
     columns = t.shape[-1]
     step = max(1, min(columns, t.numel() // columns) - 1)

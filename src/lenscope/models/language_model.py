@@ -144,6 +144,8 @@ class LM:
         batched, many = self.encoder.prompts(prompts)
         numbers = check_layers(slice(None) if layers is None else layers, self.n_layers, self.name)
         places = [p.positions(positions) for p in many]
+        # neighbours as a slice, which no index has to be made for
+        chosen = [slice(p[0], p[-1] + 1) if p and p == tuple(range(p[0], p[-1] + 1)) else list(p) for p in places]
         shape = (len(many), len(numbers), max(map(len, places)), self.hidden_size)
         out = torch.zeros(shape, dtype=self.dtype, device=self.device)
         for group in length_groups(many, lambda short, long: exactness.reads_together(self.runner, short, long)):
@@ -151,7 +153,7 @@ class LM:
             def keep(layer: int, h: Tensor, group: Sequence[int] = group) -> None:
                 for at in (at for at, n in enumerate(numbers) if n == layer):
                     for row, i in enumerate(group):
-                        out[i, at, : len(places[i])] = h[row, list(places[i])].to(self.device)
+                        out[i, at, : len(places[i])] = h[row, chosen[i]].to(self.device)
 
             together = [many[i] for i in group]
             running = Running(together, group, len(many), pad(together, "right", self.runner.input_device))

@@ -5,7 +5,7 @@ Does not know: what edits and readings mean (language_model.py), which shortcuts
 generated (generation.py).
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -216,12 +216,15 @@ class Runner:
         Raises LenscopeError for states that are not finite, and where a layer that is asked for did not run.
         """
         batch, highest, ran = running.batch, max(layers), set()
+        ends: list[tuple[int, Tensor]] = []
         for length in () if running.without_edits else set(batch.lengths):
             self.require_causal_at(length)
 
         def take(layer: int, h: Tensor) -> None:
             ran.add(layer)
-            self.require_finite(h[batch.mask.to(h.device, torch.bool)] if batch.padded else h, layer)
+            if h.numel():
+                seen = h.masked_fill(batch.mask.to(h.device)[..., None] == 0, 0) if batch.padded else h
+                ends.append((layer, torch.stack(torch.aminmax(seen.detach()))))
             keep(layer, h)
             if layer == highest:
                 raise EnoughRead
@@ -234,6 +237,11 @@ class Runner:
                 self.model(input_ids=batch.ids, **forward_kwargs(self.model, use_cache=False, **mask))
             except EnoughRead:
                 pass
+            except Exception:
+                # what states that are not finite lead to says less than that they are not
+                self._require_finite_ends(ends)
+                raise
+        self._require_finite_ends(ends)
         if ran != set(layers):
             missing = min(set(layers) - ran)
             raise LenscopeError(f"layer {missing}: did not run; {self.name} was changed after loading, load it again")
@@ -251,8 +259,18 @@ class Runner:
     def require_finite(self, h: Tensor, layer: int) -> None:
         """Raise LenscopeError where states of a layer hold NaN or infinity: whatever is read of them means nothing."""
         if h.numel():
-            low, high = torch.aminmax(h.detach())
-            if not (torch.isfinite(low) and torch.isfinite(high)):
+            self._require_finite_ends([(layer, torch.stack(torch.aminmax(h.detach())))])
+
+    def _require_finite_ends(self, ends: Sequence[tuple[int, Tensor]]) -> None:
+        """As `require_finite`, of the least and the largest number (2,) of states of several layers.
+
+        An accelerator is waited for once, and not after each layer.
+        """
+        for device in {least.device for _, least in ends}:
+            here = [(layer, t) for layer, t in ends if t.device == device]
+            finite = torch.stack([torch.isfinite(t).all() for _, t in here]).tolist()
+            if not all(finite):
+                layer = here[finite.index(False)][0]
                 dtype = str(self.dtype).removeprefix("torch.")
                 wider = "" if self.dtype in (torch.float32, torch.float64) else "; load it in float32 or bfloat16"
                 raise LenscopeError(
