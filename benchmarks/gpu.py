@@ -207,7 +207,9 @@ def ceiling(args: argparse.Namespace) -> tuple[float, float]:
     for run in runs.values():
         for _ in range(3):
             run()
-    times = timing.in_turn({name: timing.clock(run, device=args.device) for name, run in runs.items()}, 9)
+    times = timing.in_turn(
+        {name: timing.clock(run, device=args.device) for name, run in runs.items()}, 2 if args.tiny else 9
+    )
     return (
         2 * n**3 / timing.spread(times["product"]).middle,
         2 * source.nbytes / timing.spread(times["copy"]).middle,

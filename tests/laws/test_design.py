@@ -21,6 +21,11 @@ def test_the_picture_of_the_house_is_current():
     assert done.returncode == 0, "draw it again: python docs/draw_house.py"
 
 
+def test_the_tables_of_scale_are_current():
+    done = subprocess.run([sys.executable, DOCS / "make_scale.py", "--check"], check=False)
+    assert done.returncode == 0, "write them again: python docs/make_scale.py"
+
+
 def test_the_table_of_rooms_has_every_room_on_its_floor():
     page = (DOCS / "design.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (`[^|]+`) \|", page, re.MULTILINE)

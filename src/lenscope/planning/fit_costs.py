@@ -44,6 +44,11 @@ class FitSizes:
         return ceil(self.shape.layers / self.fleet.owners)
 
     @property
+    def at_once(self) -> int:
+        """The most layers whose translators and states one process holds: a stream's wait on disk for their turn."""
+        return 1 if self.fleet.placement == "stream" else self.own
+
+    @property
     def orthogonalises(self) -> bool:
         """Whether steps are Muon's."""
         optimizer: Any = self.recipe.optimizer
@@ -87,7 +92,7 @@ def fit_bytes(sizes: FitSizes) -> dict[str, float]:
     "translators" are the weights and what they began as, "gradients", "momentum" and "moments" as the run has them,
     "states" those of a block of text, "held-out" those that choose, "passing" what comes and goes.
     """
-    shape, plan, d, own = sizes.shape, sizes.schedule, sizes.shape.width, sizes.own
+    shape, plan, d, own = sizes.shape, sizes.schedule, sizes.shape.width, sizes.at_once
     block = min(plan.block, plan.rows) * plan.length
     wide = shape.dtype.itemsize
     each = d * (own * sizes.state_size + wide)
@@ -127,9 +132,9 @@ def fit_work(sizes: FitSizes, room: float = 0.0) -> list[Work]:
     translated = 16 if sizes.low else 32
     traffic = weight_traffic(shape, fleet, room)
     held_rows = 2 * spread(plan.length)[0]
-    # a stream reads its blocks once for the sums, and once for what measures
-    at_once = max(ROWS_TOGETHER, fleet.readers)
-    passes = 2 if fleet.placement == "stream" else ceil(plan.rows / at_once) + ceil(held_rows / at_once)
+    # a stream reads its blocks once, for all texts
+    at_once, streamed = max(ROWS_TOGETHER, fleet.readers), fleet.placement == "stream"
+    passes = 1 if streamed else ceil(plan.rows / at_once) + ceil(held_rows / at_once)
     tokens = sizes.tokens + held_rows * plan.length
     reading = model_work(shape, fleet, "reading", tokens, plan.length, passes, bits=model_bits)
     others = (fleet.owners - 1) / fleet.owners
@@ -140,7 +145,8 @@ def fit_work(sizes: FitSizes, room: float = 0.0) -> list[Work]:
         Work(
             "reading", reading.flops, model_bits, reading.moved, "reading", reading.calls,
             sent=given + passes * traffic.sent + exchanged(shape, fleet, tokens), far=fleet.far,
-            read=passes * traffic.read, fetched=passes * traffic.fetched,
+            read=passes * traffic.read + streamed * 2 * tokens * d * shape.layers * sizes.state_size,
+            fetched=passes * traffic.fetched,
         )
     ]  # fmt: skip
     own, stepping = sizes.own, sizes.recipe.optimizer is not None

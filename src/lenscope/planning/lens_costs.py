@@ -59,11 +59,13 @@ def lens_work(shape: ModelShape, fleet: Fleet, tokens: int, length: int, tuned: 
     walks = ceil(mine * layers * d * 4 / STATES_BYTES)
     moved = logits * logit_bytes(fleet.machine) + walks * shape.vocab * d * size + mine * layers * d * size * 6.0
     pieces = ceil(logits * 4 / piece_bytes("cpu" if fleet.machine.cached else "cuda"))
+    # what a stream reads of all texts waits on disk, written once and read once
+    waiting = (fleet.placement == "stream") * 2.0 * mine * layers * d * size
     works = [
         Work(
             "reading", reading.flops, reading.bits, reading.moved, "reading", reading.calls,
             sent=passes * traffic.sent + exchanged(shape, fleet, tokens), far=fleet.far,
-            read=passes * traffic.read, fetched=passes * traffic.fetched,
+            read=passes * traffic.read + waiting, fetched=passes * traffic.fetched,
         ),
         Work("unembedding", 2.0 * logits * d, 8 * size, moved, "readout", pieces * 20.0),
     ]  # fmt: skip

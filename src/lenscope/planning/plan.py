@@ -6,6 +6,7 @@ Does not know: how costs are counted (fit_costs.py and its neighbours), how plan
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import Any, final
 
 import torch
@@ -151,8 +152,16 @@ def plan(shape: ModelShape, task: Task, machine: Machine, gpus: int = 1) -> Task
     """
     if gpus < 1:
         raise LenscopeError(f"gpus {gpus}: give at least 1")
-    names = placements_of(task, machine, gpus)
-    return TaskPlan(shape, task, machine, gpus, tuple(_placed(shape, task, Fleet(machine, gpus, n)) for n in names))
+    placed = []
+    for name in placements_of(task, machine, gpus):
+        part, together = task, gpus
+        if name == "tensor" and task.kind != "fit" and gpus > machine.together:
+            # products are shared within a machine; each machine reads its own texts and rows
+            together = machine.together
+            tokens, rows = task.tokens or TOKENS.get(task.kind, 0), task.rows or ROWS
+            part = replace(task, tokens=ceil(tokens * together / gpus) or None, rows=ceil(rows * together / gpus))
+        placed.append(_placed(shape, part, Fleet(machine, together, name)))
+    return TaskPlan(shape, task, machine, gpus, tuple(placed))
 
 
 def placements_of(task: Task, machine: Machine, gpus: int) -> list[str]:
@@ -212,9 +221,15 @@ def fit_sizes(shape: ModelShape, task: Task, fleet: Fleet) -> FitSizes:
 def command_for(task: Task, model: str, placement: str, where: TaskPlan) -> str:
     """The command line of a task under a placement."""
     gpus, cpu = where.gpus, where.machine.cached
-    device = {"whole": "" if cpu else " --device cuda", "offload": " --device auto", "stream": " --stream"}
-    how = {"fsdp": " --device cuda --shard", "tensor": " --device cuda --placement tensor"} | device
-    how["spread"] = " --device auto"
+    device = "" if cpu else " --device cuda"
+    how = {
+        "whole": device,
+        "fsdp": f"{device} --placement fsdp",
+        "tensor": f"{device} --placement tensor",
+        "spread": " --placement auto",
+        "offload": " --placement auto",
+        "stream": " --stream",
+    }
     each = min(gpus, where.machine.together)
     nodes = f"--nnodes {gpus // each} " if gpus > each else ""
     together = placement in ("fsdp", "tensor") or (task.kind == "fit" and placement == "whole")
