@@ -111,7 +111,7 @@ def work(folder: Path) -> None:
         where = folder / f"{placement}.json"
         how = "-m", folder / "llama", "--placement", placement, "--json"
         said[f"lens {placement}"] = called("lens", PROMPTS[0], *how, "-o", where)
-        said[f"eval {placement}"] = called("eval", "-d", folder / "text.txt", "--length", 16, "--tokens", 320, *how)
+        said[f"eval {placement}"] = called("eval", "-d", folder / "text.txt", "--length", 16, "--tokens", 3200, *how)
     said["wrong"] = called("lens", "a", "-m", folder / "llama", "--placement", "auto")
     (folder / f"said-{rank}.json").write_text(json.dumps(said))
 
@@ -127,7 +127,7 @@ def folder(tmp_path_factory):
     odd.num_key_value_heads = 1
     tiny.AutoModelForCausalLM.from_config(odd).save_pretrained(root / "odd")
     tiny.tokenizer().save_pretrained(root / "odd")
-    (root / "text.txt").write_text("\n\n".join(TEXTS * 30))
+    (root / "text.txt").write_text("\n\n".join(TEXTS * 300))
     started(root, 2, [__file__])
     return root
 
@@ -178,7 +178,7 @@ def test_the_first_process_alone_speaks_and_writes(folder, placement, run):
         assert (code, json.loads(out)["model"]) == (0, "llama")
         assert "saved" in err or command == "eval"
     assert (folder / f"{placement}.json").exists()
-    code, out, _ = run("eval", "-d", str(folder / "text.txt"), "--length", "16", "--tokens", "320", "--json",
+    code, out, _ = run("eval", "-d", str(folder / "text.txt"), "--length", "16", "--tokens", "3200", "--json",
                        "-m", str(folder / "llama"))  # fmt: skip
     ours, theirs = json.loads(out), json.loads(first[f"eval {placement}"][1])
     for name in ("kl", "cross_entropy", "bias", "bits_per_byte"):
