@@ -82,8 +82,8 @@ MACHINES = {
     "a100": _gpu("a100", 312e12, 19.5e12, 2.039e12, 80e9, source="NVIDIA A100 80GB SXM data sheet", **_AMPERE),
 }
 
-# Of this machine's largest products, what each kind of work reaches on a processor: benchmarks/plan.py --calibrate, on
-# a random Llama of 16 layers and width 768, 2026-11-29, one thread of an AMD EPYC with AVX-512.
+# Of this machine's largest products, what each kind of work reaches on a processor: assumed, not measured yet.
+# `benchmarks/plan.py --calibrate` prints what a random Llama of 16 layers and width 768 reaches on a quiet machine.
 CPU_SHARES = {
     "reading": 0.5,
     "readout": 0.8,
