@@ -19,6 +19,7 @@ from lenscope.cli.options import (
     Field,
     Length,
     Seed,
+    Stream,
     available_tokens,
     common_options,
     open_corpus,
@@ -61,6 +62,7 @@ def fit_command(
     ] = 0.1,
     length: Length = None,
     seed: Seed = 0,
+    stream: Stream = False,
     shard: Annotated[bool, typer.Option("--shard", help="The name of --placement fsdp in version 0.1.0.")] = False,
     moments_on: Annotated[
         str | None,
@@ -89,13 +91,22 @@ def fit_command(
     from lenscope.fitting.recipes import RECIPES
 
     require_name("recipe", recipe, RECIPES)
+    if stream and recipe != "ridge":
+        raise LenscopeError(f"--recipe {recipe}: takes steps, each with all weights; with --stream give --recipe ridge")
+    if stream and not data:
+        raise LenscopeError("--stream: the model's own samples read all weights once a token; give text with --data")
+    require_effect("--moments-on", moments_on, not stream, "--stream keeps those of one layer at a time")
     from lenscope.fitting.tuned_lens import finished_lens, other_run, remove_fit_checkpoint
 
     folder = Path(output)
     finished = finished_lens(folder)
     if finished is None:
         make_folder(folder)
-    lm = (replace(common, placement="fsdp") if shard else common).load()
+    if stream:
+        with progress_bar("blocks") as advance:
+            lm = common.load_in_blocks(advance, identify=True)
+    else:
+        lm = (replace(common, placement="fsdp") if shard else common).load()
     corpus = open_corpus(lm, data, field, length=length, seed=seed, epochs=epochs or 1)
     wanted = available_tokens(corpus.split(held_out)[0], wanted, tokens is not None)
     how: dict[str, Any] = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
@@ -108,6 +119,8 @@ def fit_command(
     if finished is not None:
         remove_fit_checkpoint(folder)
         tell(f"{folder}: this run was finished before; this is its lens")
+    if lm.runner.stream is not None:
+        tell(f"read the weights of {lm.name} {lm.runner.stream.passes:.3g} times")
     if common.as_json:
         print_json({"kind": "fit", "folder": str(folder), **lens.report})
         return
@@ -125,15 +138,23 @@ def fit_command(
 def _fit_or_stop(lm: "LM", corpus: "Corpus", folder: Path, how: dict[str, Any]) -> "PairMapping":
     from lenscope.fitting.tuned_lens import fit
 
+    unit = "tokens" if lm.runner.stream is None else "blocks and layers"
     try:
-        with progress_bar("tokens") as advance:
+        with progress_bar(unit) as advance:
             return fit(lm, corpus, folder=folder, progress=advance, **how)
     except KeyboardInterrupt as stop:
-        raise Stopped(_what_is_left(folder)) from stop
+        raise Stopped(_what_is_left(folder, lm.runner.stream is not None)) from stop
 
 
-def _what_is_left(folder: Path) -> str:
+def _what_is_left(folder: Path, streamed: bool) -> str:
     """What an interrupted fit leaves."""
+    if streamed:
+        from lenscope.fitting.streamed_ridge import solved_layers
+
+        solved = solved_layers(folder / "checkpoint")
+        if solved is None:
+            return "interrupted before all blocks were read: nothing is kept"
+        return f"interrupted: {folder} keeps all states, and {solved} layers are solved; the same command goes on"
     try:
         config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
         plan = config["settings"]["schedule"]

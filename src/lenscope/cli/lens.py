@@ -19,6 +19,7 @@ from lenscope.cli.options import (
     PageFile,
     Prompts,
     ResultFile,
+    Stream,
     Transferred,
     TunedLens,
     common_options,
@@ -30,7 +31,7 @@ from lenscope.cli.options import (
 )
 from lenscope.cli.streams import failure as failure_of_stdout
 from lenscope.cli.streams import flush, print_json, say, tell
-from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, rank_line, show, show_and_save
+from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, progress_bar, rank_line, show, show_and_save
 from lenscope.cli.validation import (
     require_effect,
     require_lens,
@@ -88,6 +89,7 @@ def lens_command(
     seed: Annotated[int | None, typer.Option(help="Of --temperature: fixes the draws; default: 0.")] = None,
     output: ResultFile = None,
     html: PageFile = None,
+    stream: Stream = False,
     *,
     common: CommonOptions,
 ) -> None:
@@ -132,7 +134,11 @@ def lens_command(
     if measure is not None:
         require_name("measure", measure, DISTANCES if compare is not None else MEASURES)
 
-    lm = common.load()
+    if stream:
+        with progress_bar("blocks") as advance:
+            lm = common.load_in_blocks(advance)
+    else:
+        lm = common.load()
     from lenscope.lenses.lens import Lens
     from lenscope.lenses.trajectory_files import TrajectoryFile
 
@@ -162,15 +168,19 @@ def lens_command(
             show_one as shown,
             item_bar(len(ready) if common.as_json or not Screen().is_terminal else 1, "prompts") as progress,
         ):
-            for prompt in ready:
-                how: Any = {"target": target, "top_k": keep}
+            how: Any = {"target": target, "top_k": keep}
+            # those that share a reading of the weights
+            read = (
+                _read_block_by_block(one, ready, chosen, wanted_positions, how) if stream and generate is None else None
+            )
+            for n, prompt in enumerate(ready):
                 if generate is None:
-                    trajectory = one.trajectory(prompt, chosen, wanted_positions, **how)
+                    trajectory = read[n] if read else one.trajectory(prompt, chosen, wanted_positions, **how)
                     # the terminal first: what cannot be saved is still seen
                     shown(trajectory)
                 else:
-                    how |= {"temperature": temperature or 0.0, "seed": seed or 0}
-                    writing = one.generate(prompt, generate, chosen, wanted_positions, **how)
+                    draws: Any = {"temperature": temperature or 0.0, "seed": seed or 0}
+                    writing = one.generate(prompt, generate, chosen, wanted_positions, **how, **draws)
                     try:
                         shown(writing)
                     except KeyboardInterrupt as stop:
@@ -192,10 +202,21 @@ def lens_command(
                 tell(f"saved {saved.path}")
         except LenscopeError as error:
             failure = failure or error
+    if lm.runner.stream is not None:
+        tell(f"read the weights of {lm.name} {lm.runner.stream.passes:.3g} times")
     if isinstance(failure, KeyboardInterrupt) and done:
         raise Stopped(f"interrupted: {done} of {len(ready)} prompts done; they are {'kept' if files else 'shown'}")
     if failure is not None:
         raise failure
+
+
+def _read_block_by_block(one: "Lens", prompts: Any, layers: Any, positions: Any, how: Any) -> "list[Trajectory]":
+    """The trajectories of all prompts, block by block."""
+    with progress_bar("blocks") as advance:
+        if one.lm.runner.stream is not None:
+            one.lm.runner.stream.progress = advance
+        trajectories: Any = one.trajectory(prompts, layers, positions, **how)
+        return list(trajectories)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from lenscope.visible_text import printable
 if TYPE_CHECKING:
     from lenscope.mappings.mapping import PairMapping
     from lenscope.models.language_model import LM
+    from lenscope.models.progress import Progress
     from lenscope.text.corpus import Corpus
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
@@ -60,6 +61,13 @@ Field = Annotated[
     str | None, typer.Option(help="The field or column of the data that has the text; default: text.")
 ]  # fmt: skip
 Length = Annotated[int | None, typer.Option(help="Tokens per row; default: 512, or the model's context.")]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="For models larger than memory: blocks are read from disk, one after the other, for all texts together.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the order of the text, what is held out, samples and resamples.")]
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -79,10 +87,26 @@ class CommonOptions:
     # what ends with the command: models that are divided among processes
     opened: ExitStack = field(default_factory=ExitStack, compare=False)
 
-    def load(self) -> "LM":
-        """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
+    def load_in_blocks(self, progress: "Progress | None", *, identify: bool = False) -> "LM":
+        """Load the model but for its blocks, which are read from disk as they run; LenscopeError as `load`."""
+        for option, value, usual in (("device", self.device, "cpu"), ("placement", self.placement, "whole")):
+            if value not in (None, usual):
+                raise LenscopeError(f"--{option} {value}: --stream runs in one process, on the CPU; leave it out")
+        if several_processes():
+            raise LenscopeError("--stream: runs in one process; run it without torchrun")
+        self._require_dtype()
+        from lenscope.models.streamed_loading import load_streamed
+
+        how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "identify": identify}
+        return load_streamed(self.model, revision=self.revision, progress=progress, **how)
+
+    def _require_dtype(self) -> None:
         if self.dtype not in (None, "float32", "float64", "bfloat16", "float16"):
             raise LenscopeError(f"--dtype {self.dtype}: give float32, float64, bfloat16 or float16")
+
+    def load(self) -> "LM":
+        """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
+        self._require_dtype()
         how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "revision": self.revision}
         if self.placement == "whole" and not several_processes():
             from lenscope.models.loading import load

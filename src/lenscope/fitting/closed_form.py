@@ -54,6 +54,28 @@ class SecondMoments:
             solutions.append(solved.float().contiguous())
         return solutions
 
+    def best_ridge(self, x: Tensor, y: Tensor, ridges: Sequence[float] = RIDGES) -> Tensor:
+        """Of `ridges` the solution T (D + 1, D) that is nearest to states y (n, D) from x (n, D + 1); in float64.
+
+        As many columns are solved for as there are tokens, for each ridge, and all of them for the best alone: with
+        fewer tokens than dimensions that is faster than trying whole solutions.
+        """
+        unit = self.xx.to(torch.float64, copy=True)
+        scale = unit.diagonal().clamp_min(1e-300).rsqrt()
+        unit.mul_(scale[:, None]).mul_(scale)
+        right = self.xy.to(torch.float64, copy=True).mul_(scale[:, None])
+        tried = (x.double() * scale).T
+        best: tuple[float, Tensor] | None = None
+        for ridge in ridges:
+            penalised = unit.clone()
+            penalised.diagonal().add_(ridge)
+            lower = torch.linalg.cholesky(penalised)
+            error = float((y - torch.cholesky_solve(tried, lower).T @ right).square().sum())
+            if best is None or error < best[0]:
+                best = error, lower
+        assert best is not None
+        return torch.cholesky_solve(right, best[1]).mul_(scale[:, None]).float().contiguous()
+
 
 def with_constant(h: Tensor, constant: float, dtype: torch.dtype | None = None) -> Tensor:
     """x = [h, c] (n, D + 1), in float32 or another dtype."""

@@ -26,6 +26,7 @@ from lenscope.files.writing import folder_lock
 from lenscope.fitting.held_out import MEASURING, choose_rows, describe_held_out, halves
 from lenscope.fitting.recipes import RECIPES, Recipe, named_recipe, recipe_as_json
 from lenscope.fitting.schedule import Schedule
+from lenscope.fitting.streamed_ridge import StreamedRidge, require_streamable
 from lenscope.fitting.tuned_lens_run import TunedLensRun
 from lenscope.mappings.mapping import Affine, Pair, PairMapping, load_mapping
 from lenscope.models.language_model import LM
@@ -74,6 +75,11 @@ def fit(
     the lens is saved there, and a further call reads it. Every process returns the whole lens: one alone as it has it;
     several read it from the folder, mapped into memory, and without a folder send each other all weights.
 
+    A model whose weights are streamed from disk (`lenscope.models.load_streamed`) is fitted by the recipe "ridge" into
+    a folder: its states go there in one reading of the weights, (n_layers + 1) · D numbers for each of at most 8 · D
+    tokens, and layers are solved from there, one by one; a killed run goes on with the next layer, or reads anew where
+    it had not read all. The lens is the same, to the last bit.
+
     Raises LenscopeError, before the model runs, for text that is too short, recipes that do not exist, and numbers out
     of range; and for a folder of another run, or one that another run is writing to.
 
@@ -102,6 +108,8 @@ def fit(
         raise LenscopeError(
             f"{text.name}: a model whose weights are spread over processes cannot write samples; give text to fit on"
         )
+    if lm.runner.stream is not None:
+        require_streamable(lm, named, recipe, text, folder)
     # whatever is wrong with the text shows before the model runs
     digest = text.digest(tokens)
     first, second = halves(held)
@@ -133,10 +141,14 @@ def fit(
                 remove_fit_checkpoint(folder)
             return finished
         owners = LayerOwners(lm.n_layers, group, text_share(lm, group))
-        run = TunedLensRun(
-            lm, text, recipe, plan, owners, seed=seed, low=low, fast=fast_products(lm), progress=progress,
-            moments_on=aside,
-        )  # fmt: skip
+        run: TunedLensRun | StreamedRidge
+        if lm.runner.stream is None:
+            run = TunedLensRun(
+                lm, text, recipe, plan, owners, seed=seed, low=low, fast=fast_products(lm), progress=progress,
+                moments_on=aside,
+            )  # fmt: skip
+        else:
+            run = StreamedRidge(lm, text, plan, measuring, seed=seed, low=low, progress=progress)
         select = run.go(choosing, settings, None if folder is None else Path(folder) / "checkpoint")
         weights, layers, measure = run.choose(select, measuring)
         report = {
@@ -153,12 +165,13 @@ def fit(
             "spent": {work: round(seconds, 2) for work, seconds in run.spent.items()},
             "model": made_with,
         }
-        own: dict[Pair, tuple[Tensor, ...]] = {}
-        for layer in owners.own:
-            # each goes as its layer's map comes
-            t = weights.pop(0)
-            own[layer, lm.n_layers] = (t[:-1].T.contiguous(), t[-1] * run.constants[layer])
-            del t
+        own: dict[Pair, tuple[Tensor, ...]] = run.maps() if isinstance(run, StreamedRidge) else {}
+        if isinstance(weights, list):
+            for layer in owners.own:
+                # each goes as its layer's map comes
+                t = weights.pop(0)
+                own[layer, lm.n_layers] = (t[:-1].T.contiguous(), t[-1] * run.constants[layer])
+                del t
         lens = _of_all_layers(own, owners, lm.device, me, group.from_first(report), folder)
         if folder is not None and group.rank == 0:
             remove_fit_checkpoint(folder)

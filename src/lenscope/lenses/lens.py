@@ -120,7 +120,7 @@ class Lens:
         numbers = self._layers(layers)
         source = provenance(self.lm)
         trajectories = []
-        for run in in_order(many, len):
+        for run in in_order(many, len, self.lm.runner.tokens_together):
             for states in self.lm.read(run, self._with_last(numbers), positions).split():
                 trajectories.append(self._reduced(states, numbers, chosen, top_k, source))
         return trajectories if batched else trajectories[0]

@@ -243,12 +243,17 @@ class PairMapping:
         return hub.push_folder(repo_id, self.save, f"lenscope: {self!r}", f"{STEM}-*.safetensors")
 
     def _tensors(self) -> dict[str, Tensor]:
-        # cloned, because safetensors refuses tensors that share memory
-        return {
-            f"{_pair_key(pair)}.{name}": w.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for pair, weights in self.weights.items()
-            for name, w in zip(self.names, weights, strict=True)
-        }
+        tensors, seen = {}, set()
+        for pair, weights in self.weights.items():
+            for name, w in zip(self.names, weights, strict=True):
+                t = w.detach().cpu()
+                memory = t.untyped_storage()
+                # cloned, because safetensors refuses tensors that share memory; others may be larger than memory
+                if not t.is_contiguous() or memory.nbytes() != t.nbytes or memory.data_ptr() in seen:
+                    t = t.clone(memory_format=torch.contiguous_format)
+                seen.add(t.untyped_storage().data_ptr())
+                tensors[f"{_pair_key(pair)}.{name}"] = t
+        return tensors
 
     def _checked(self, pair: Pair, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         sizes = (self.source["hidden_size"], self.target["hidden_size"])

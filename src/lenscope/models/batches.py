@@ -110,16 +110,18 @@ def rows_per_run(length: int) -> int:
     return max(1, TOKENS_PER_RUN // length)
 
 
-def in_order(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
+def in_order(
+    items: Iterable[Item], length: Callable[[Item], int], most: int = TOKENS_PER_RUN // PARTS
+) -> Iterator[list[Item]]:
     """Items that are read together, in their order: as many as fit in memory, padded, with all their layers.
 
-    No item is taken from `items` before those in front of it are needed.
+    These are `most` tokens. No item is taken from `items` before those in front of it are needed.
     """
     group: list[Item] = []
     longest = 0
     for item in items:
         longest = max(longest, length(item))
-        if group and longest * (len(group) + 1) > TOKENS_PER_RUN // PARTS:
+        if group and longest * (len(group) + 1) > most:
             yield group
             group, longest = [], length(item)
         group.append(item)

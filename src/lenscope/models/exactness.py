@@ -123,5 +123,10 @@ def _padded_deviation(runner: Runner, short: int, long: int) -> float:
 
 
 def reads_together(runner: Runner, short: int, long: int) -> bool:
-    """Whether prompts of `short` to `long` tokens, padded on the right, are each as if they were read alone."""
+    """Whether prompts of `short` to `long` tokens, padded on the right, are each as if they were read alone.
+
+    Of streamed weights that is not measured, which would read them a dozen times: batches share their reading anyway.
+    """
+    if runner.stream is not None:
+        return False
     return right_padding_deviation(runner, short, long) <= tolerance(runner)

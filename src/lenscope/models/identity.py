@@ -11,8 +11,10 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,6 +50,32 @@ _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 # hashes of models that say nothing of themselves any more, since their weights are split among processes
 _lasting: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 
+
+class Elsewhere(Protocol):
+    """Who knows the digests of weights that come to a model only for as long as they are needed."""
+
+    def resting(self) -> AbstractContextManager[None]:
+        """A block within which none of them are there."""
+        ...
+
+    def digests(self, names: Iterable[str], dtype: torch.dtype | None) -> dict[str, bytes]:
+        """The SHA-256 of those of `names` that it knows, in their own dtype or rounded."""
+        ...
+
+
+_elsewhere: WeakKeyDictionary[nn.Module, Elsewhere] = WeakKeyDictionary()
+
+
+def weights_elsewhere(model: nn.Module, source: Elsewhere) -> None:
+    """From now on what of the weights of a model is not in memory is what `source` says that it is."""
+    _elsewhere[model] = source
+
+
+def coarser_dtypes(dtype: torch.dtype) -> list[str]:
+    """The dtypes that weights of a dtype are known again in."""
+    return [name for name in ROUNDED if name != "float32" or dtype in (torch.float32, torch.float64)]
+
+
 # digests by name of tensors, rounded to a dtype or not (None)
 Digests = Callable[[Mapping[str, Part], torch.dtype | None], dict[str, bytes]]
 
@@ -57,8 +85,9 @@ def model_hash(model: nn.Module) -> str:
 
     It moves with whatever moves the logits, changes under `.data` or by numpy among them: every call reads all tensors
     once (20 ms for 500 MB) and hashes them only where a sum has moved. Weights that wait on disk are read once, and
-    again where their file has changed. Those that are split among processes are what they were when `keep_hashes` was
-    told of it; else the identity is a word of its own that no other model has.
+    again where their file has changed; those that are streamed from files are hashed as they pass by. Those that are
+    split among processes are what they were when `keep_hashes` was told of it; else the identity is a word of its own
+    that no other model has.
     """
     return _hashes(model, _sum_of_tensor, {"own": None})[0]
 
@@ -113,7 +142,7 @@ def keep_hashes(model: nn.Module, digests: Digests | None = None) -> None:
     hashes: dict[str, str] = {}
     for name in (None, *(d for d in ROUNDED if d != "float32" or wide)):
         dtype = ROUNDED[name] if name else None
-        done, kinds = (digests or _digests)(every, dtype), _rounded_kinds(every, dtype)
+        done, kinds = (digests or partial(_digests, model))(every, dtype), _rounded_kinds(every, dtype)
         hashes[name or "own"] = _combined(parts, done, kinds, acting)
         hashes[f"stored {name or 'own'}"] = _combined(stored(model), done, kinds, ())
         hashes[f"parameters {name}"] = _combined(whole, done, kinds, ())
@@ -140,17 +169,17 @@ def _describe_with(model: nn.Module, look: Callable[[Tensor], Sum], dtypes: Sequ
 
 
 def _rounded(model: nn.Module, dtype: str) -> str:
-    return _hash(tensors(model), ROUNDED[dtype], settings(model))
+    return _hash(model, tensors(model), ROUNDED[dtype], settings(model))
 
 
 def _stored(model: nn.Module, dtype: str) -> str:
-    return _hash(stored(model), ROUNDED.get(dtype), ())
+    return _hash(model, stored(model), ROUNDED.get(dtype), ())
 
 
 def _of_head(model: nn.Module) -> str:
     """The hash of the output embedding's parameters; "" where there are none, or nothing says what they are."""
     own = _head_parameters(model)
-    return "" if not own or any(map(absent, own.values())) else _hash(own, None, ())
+    return "" if not own or any(map(absent, own.values())) else _hash(model, own, None, ())
 
 
 def _head_parameters(model: nn.Module) -> dict[str, Part]:
@@ -161,7 +190,7 @@ def _head_parameters(model: nn.Module) -> dict[str, Part]:
 
 def _of_parameters(model: nn.Module, dtype: str | None) -> str:
     own = parameters(model)
-    return "" if any(map(absent, own.values())) else _hash(own, ROUNDED[dtype] if dtype else None, ())
+    return "" if any(map(absent, own.values())) else _hash(model, own, ROUNDED[dtype] if dtype else None, ())
 
 
 def _hashes(
@@ -170,6 +199,14 @@ def _hashes(
     """Hashes by name, kept while marks, settings and what `look` sees of each tensor stay as they were."""
     if model in _lasting:
         return [_lasting[model].get(name, "") for name in wanted]
+    source = _elsewhere.get(model)
+    with nullcontext() if source is None else source.resting():
+        return _hashes_at_rest(model, look, wanted)
+
+
+def _hashes_at_rest(
+    model: nn.Module, look: Callable[[Tensor], Sum], wanted: Mapping[str, Callable[[], str] | None]
+) -> list[str]:
     parts, acting = tensors(model), settings(model)
     marks = {name: _mark(name, t) for name, t in parts.items()}
     known = _known.get(model)
@@ -195,7 +232,7 @@ def _seen(
             for n, d in before.digests.items()
             if n in sums and (before.marks[n], before.sums[n]) == (marks[n], sums[n])
         }
-    fresh = _digests({n: t for n, t in parts.items() if n not in unmoved}, None)
+    fresh = _digests(model, {n: t for n, t in parts.items() if n not in unmoved}, None)
     return _Known(marks, acting, sums, glances, {**unmoved, **fresh})
 
 
@@ -262,8 +299,8 @@ def _glance(t: Tensor) -> Sum:
 # -- how bytes are hashed
 
 
-def _hash(parts: Mapping[str, Part], dtype: torch.dtype | None, acting: Iterable[str]) -> str:
-    return _combined(parts, _digests(parts, dtype), _rounded_kinds(parts, dtype), acting)
+def _hash(model: nn.Module, parts: Mapping[str, Part], dtype: torch.dtype | None, acting: Iterable[str]) -> str:
+    return _combined(parts, _digests(model, parts, dtype), _rounded_kinds(parts, dtype), acting)
 
 
 def _rounded_kinds(parts: Mapping[str, Part], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
@@ -282,10 +319,12 @@ def _combined(
     return f"sha256:{total.hexdigest()}"
 
 
-def _digests(parts: Mapping[str, Part], dtype: torch.dtype | None) -> dict[str, bytes]:
-    here = {n: t for n, t in parts.items() if isinstance(t, Tensor)}
+def _digests(model: nn.Module, parts: Mapping[str, Part], dtype: torch.dtype | None) -> dict[str, bytes]:
+    source, away = _elsewhere.get(model), [n for n, t in parts.items() if absent(t)]
+    known = source.digests(away, dtype) if source is not None and away else {}
+    here = {n: t for n, t in parts.items() if isinstance(t, Tensor) and n not in known}
     with ThreadPoolExecutor() as pool:
-        done = dict(zip(here, pool.map(lambda t: digest_of(t, dtype), here.values()), strict=True))
+        done = known | dict(zip(here, pool.map(lambda t: digest_of(t, dtype), here.values()), strict=True))
     # one at a time: memory does not hold all those that wait on disk
     return {n: done[n] if n in done else digest_of(t, dtype) for n, t in parts.items()}
 

@@ -25,7 +25,7 @@ from lenscope.models.length_regimes import Regimes
 from lenscope.models.prompts import Encoder, Positions, Prompt
 from lenscope.models.readout import wide
 from lenscope.models.residual_stream import first_bad_parameter
-from lenscope.models.runner import Runner
+from lenscope.models.runner import Capture, Runner
 
 PromptLike = str | Prompt | Sequence[int]
 
@@ -148,6 +148,7 @@ class LM:
         chosen = [slice(p[0], p[-1] + 1) if p and p == tuple(range(p[0], p[-1] + 1)) else list(p) for p in places]
         shape = (len(many), len(numbers), max(map(len, places)), self.hidden_size)
         out = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        runs: list[Capture] = []
         for group in length_groups(many, lambda short, long: exactness.reads_together(self.runner, short, long)):
 
             def keep(layer: int, h: Tensor, group: Sequence[int] = group) -> None:
@@ -157,7 +158,8 @@ class LM:
 
             together = [many[i] for i in group]
             running = Running(together, group, len(many), pad(together, "right", self.runner.input_device))
-            self.runner.capture(running, set(numbers), keep)
+            runs.append((running, set(numbers), keep))
+        self.runner.capture_all(runs)
         return HiddenStates(out, numbers, self.n_layers, tuple(many), tuple(places), batched, self.name)
 
     def unembed(self, h: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ class Measurements:
             value: Value = self.values[key]
             return value
 
+    def holds(self, key: Key) -> bool:
+        """Whether there is something under this key."""
+        return key in self.values
+
     def forget(self) -> None:
         """Forget everything: the model is another one now."""
         self.values = {}

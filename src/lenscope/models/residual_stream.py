@@ -140,19 +140,23 @@ def first_bad_parameter(model: nn.Module) -> str | None:
         held = part.read() if isinstance(part, OnDisk) else part.detach()
         # what is split among processes, this one's part of it
         values = held.to_local() if hasattr(held, "to_local") else held
-        if values.is_meta or not (values.is_floating_point() or values.is_complex()) or not values.numel():
-            continue
-        # eight bits have no sum of their own
-        values = values.float() if values.element_size() == 1 else values
-        # A sum is not finite if any term is not.
-        if torch.isfinite(values.sum(dtype=torch.float32 if values.element_size() == 2 else None)):
-            continue
-        good = (
-            torch.isfinite(values) if isinstance(p, nn.Parameter) else torch.isfinite(values) | (values == -torch.inf)
-        )
-        if not good.all():
+        if not values.is_meta and not is_finite(values, buffer=not isinstance(p, nn.Parameter)):
             return name
     return None
+
+
+def is_finite(t: Tensor, *, buffer: bool = False) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; a buffer may hold -inf, as masks do."""
+    if not (t.is_floating_point() or t.is_complex()) or not t.numel():
+        return True
+    # eight bits and complex numbers have no order of their own
+    values = t.detach().float() if t.element_size() == 1 else t.detach()
+    # 20 times as fast as looking at each number: the ends are NaN where any number is
+    ends = torch.aminmax(torch.view_as_real(values.resolve_conj()) if values.is_complex() else values)
+    if torch.isfinite(ends.min) and torch.isfinite(ends.max):
+        return True
+    good = torch.isfinite(values)
+    return bool((good | (values == -torch.inf) if buffer else good).all())
 
 
 def trial_ids(model: PreTrainedModel) -> Tensor:
@@ -261,12 +265,22 @@ def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]
 def likeliest_blocks(model: PreTrainedModel) -> str:
     """The name of the list that is most likely the stack of blocks of a model that has not run yet.
 
-    Raises LenscopeError where there is none.
+    Of several that are as likely it is the one nearest to the tokens' embedding, then the largest: others are of images
+    or sound. Raises LenscopeError where there is none.
     """
     candidates = block_lists(model)
     if not candidates:
         raise LenscopeError(f"{type(model).__name__}: found no list of blocks to read between")
-    return max(candidates, key=lambda c: c[2])[0]
+    tokens = model.get_input_embeddings()
+    place = next((name for name, module in model.named_modules() if module is tokens), "").split(".")
+
+    def likelihood(candidate: tuple[str, tuple[nn.Module, ...], int]) -> tuple[int, int, int]:
+        name, blocks, weight = candidate
+        both = zip(name.split("."), place, strict=False)
+        shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], both)))
+        return weight, shared, sum(p.numel() for block in blocks for p in block.parameters())
+
+    return max(candidates, key=likelihood)[0]
 
 
 def _recorded_classes(model: PreTrainedModel) -> Iterator[type[nn.Module]]:

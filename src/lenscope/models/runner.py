@@ -7,6 +7,8 @@ generated (generation.py).
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lenscope.errors import LenscopeError
-from lenscope.models.batches import Running
+from lenscope.models.batches import PARTS, TOKENS_PER_RUN, Running
 from lenscope.models.context_length import find_context
 from lenscope.models.edits import EditBlock, open_blocks
 from lenscope.models.exclusive_runs import Exclusive
@@ -33,6 +35,13 @@ from lenscope.models.residual_stream import (
     with_input_state,
     with_output_state,
 )
+from lenscope.models.runs_by_block import take_turns
+from lenscope.models.weight_stream import stream_of
+
+# bytes of states that share a reading of streamed weights
+STREAMED_STATES = 2 << 30
+# a batch, the layers whose states (B, T, D) are wanted, and what gets each
+Capture = tuple[Running, Collection[int], Callable[[int, Tensor], None]]
 
 
 class EnoughRead(Exception):
@@ -44,8 +53,9 @@ class Runner:
 
     `anatomy` is where its blocks and stream are, `readout` (`verified`) how its last states become logits, `regimes`
     the ranges of lengths in which it behaves alike, `measured` what was measured of it so far, `exclusive` the lock
-    that every run holds, `encoder` its tokenizer. A model whose modules or configuration changed is verified anew
-    before its next run, and all that was measured of it forgotten.
+    that every run holds, `encoder` its tokenizer, `stream` where its blocks' weights come from if not from memory. A
+    model whose modules or configuration changed is verified anew before its next run, and all that was measured of it
+    forgotten.
 
     Raises LenscopeError if the model is not causal or its readout cannot be verified.
     """
@@ -57,6 +67,7 @@ class Runner:
         self._open = 0
         self.exclusive = Exclusive(model, self._renew)
         self.measured = Measurements(self.exclusive.lock)
+        self.stream = stream_of(model)
         self._verify(observe(model))
         n_inputs = min(self.anatomy.n_inputs, self.vocab_size)
         self.encoder = Encoder(tokenizer, n_inputs, find_context(self.anatomy), name)
@@ -114,6 +125,14 @@ class Runner:
     def input_device(self) -> torch.device:
         """Where token ids are put before they are run."""
         return self.anatomy.ids.device
+
+    @property
+    def tokens_together(self) -> int:
+        """How many tokens are read together with all their layers: more where that reads all weights from disk."""
+        few = TOKENS_PER_RUN // PARTS
+        if self.stream is None:
+            return few
+        return max(few, STREAMED_STATES // ((self.n_layers + 1) * self.hidden_size * self.dtype.itemsize))
 
     def own_logits(self, h: Tensor) -> Tensor:
         """Logits (N, V) of the last layer's states (N, D), in the model's own dtype."""
@@ -190,10 +209,7 @@ class Runner:
     @contextmanager
     def running(self, running: Running) -> Iterator[None]:
         """Say to the edits what runs within the block, without gradients, and keep other threads from running."""
-        if self.exclusive.training:
-            raise LenscopeError(
-                f"{self.name} is in training mode, where dropout changes the numbers: call model.eval()"
-            )
+        self._require_eval()
 
         def count(*_: Any) -> None:
             running.passes += 1
@@ -215,36 +231,40 @@ class Runner:
 
         Raises LenscopeError for states that are not finite, and where a layer that is asked for did not run.
         """
-        batch, highest, ran = running.batch, max(layers), set()
-        ends: list[tuple[int, Tensor]] = []
-        for length in () if running.without_edits else set(batch.lengths):
+        for length in () if running.without_edits else set(running.batch.lengths):
             self.require_causal_at(length)
-
-        def take(layer: int, h: Tensor) -> None:
-            ran.add(layer)
-            if h.numel():
-                seen = h.masked_fill(batch.mask.to(h.device)[..., None] == 0, 0) if batch.padded else h
-                ends.append((layer, torch.stack(torch.aminmax(seen.detach()))))
-            keep(layer, h)
-            if layer == highest:
-                raise EnoughRead
-
+        reading = _Reading(self, running, layers, keep)
         with self.running(running), ExitStack() as undo:
             for layer in layers:
-                undo.callback(self.hook(layer, lambda h, layer=layer: take(layer, h)).remove)
-            mask = {"attention_mask": batch.mask} if batch.padded else {}
-            try:
-                self.model(input_ids=batch.ids, **forward_kwargs(self.model, use_cache=False, **mask))
-            except EnoughRead:
-                pass
-            except Exception:
-                # what states that are not finite lead to says less than that they are not
-                self._require_finite_ends(ends)
-                raise
-        self._require_finite_ends(ends)
-        if ran != set(layers):
-            missing = min(set(layers) - ran)
-            raise LenscopeError(f"layer {missing}: did not run; {self.name} was changed after loading, load it again")
+                undo.callback(self.hook(layer, partial(reading.take, layer)).remove)
+            reading.run()
+
+    def capture_all(self, runs: Sequence[Capture]) -> None:
+        """`capture` several batches, each as if it ran alone.
+
+        Where weights are streamed from disk, all of them go through a block before any goes on, so that weights are
+        read once; with edits in force, one after the other.
+        """
+        # "dynamic" rotary embeddings keep the length of the batch that began last
+        if self.stream is None or self.editing or self.exclusive.dynamic:
+            for running, layers, keep in runs:
+                self.capture(running, layers, keep)
+            return
+        lengths = {length for running, _, _ in runs if not running.without_edits for length in running.batch.lengths}
+        unmeasured: dict[int, int] = {}
+        for length in sorted(lengths):
+            regime = self.regimes.of(length)
+            if regime and not self.measured.holds(("causal", regime)):
+                unmeasured.setdefault(regime, length)
+        together = [*runs, *(self._causal_trial(length) for length in unmeasured.values())]
+        readings = [_Reading(self, *run) for run in together]
+        with self.exclusive.alone(), ExitStack() as undo:
+            self._require_eval()
+            for layer in sorted({layer for reading in readings for layer in reading.layers}):
+                undo.callback(self.hook(layer, partial(_take_here, layer)).remove)
+            take_turns(self.stream, [reading.run_in_turn for reading in readings])
+        for regime in unmeasured:
+            self.measured.once(("causal", regime), lambda: True)
 
     def read_plain(self, ids: list[int], layer: int | None = None) -> Tensor:
         """The states (T, D) of some ids at a layer, by default the last, whatever edits are in force."""
@@ -256,12 +276,18 @@ class Runner:
 
     # -- what a run must give
 
+    def _require_eval(self) -> None:
+        if self.exclusive.training:
+            raise LenscopeError(
+                f"{self.name} is in training mode, where dropout changes the numbers: call model.eval()"
+            )
+
     def require_finite(self, h: Tensor, layer: int) -> None:
         """Raise LenscopeError where states of a layer hold NaN or infinity: whatever is read of them means nothing."""
         if h.numel():
-            self._require_finite_ends([(layer, torch.stack(torch.aminmax(h.detach())))])
+            self.require_finite_ends([(layer, torch.stack(torch.aminmax(h.detach())))])
 
-    def _require_finite_ends(self, ends: Sequence[tuple[int, Tensor]]) -> None:
+    def require_finite_ends(self, ends: Sequence[tuple[int, Tensor]]) -> None:
         """As `require_finite`, of the least and the largest number (2,) of states of several layers.
 
         An accelerator is waited for once, and not after each layer.
@@ -287,6 +313,10 @@ class Runner:
             self.measured.once(("causal", regime), lambda: self._compare_causal(length))
 
     def _compare_causal(self, length: int) -> bool:
+        self.capture(*self._causal_trial(length))
+        return True
+
+    def _causal_trial(self, length: int) -> Capture:
         ids = trial_text(self.anatomy, length)
         other = [*ids[:-1], (ids[-1] + self.anatomy.n_inputs // 2) % self.anatomy.n_inputs]
         prompts = [self.encoder.prompt(ids), self.encoder.prompt(other)]
@@ -295,5 +325,59 @@ class Runner:
             require_causal(self.model, layer, h[1, :-1], h[0, :-1])
 
         running = Running.of_prompts(prompts, self.input_device, without_edits=True)
-        self.capture(running, range(self.n_layers + 1), compare)
-        return True
+        return running, range(self.n_layers + 1), compare
+
+
+class _Reading:
+    """A batch whose states are captured: what is still missing of it, and the ends of what was seen."""
+
+    def __init__(
+        self, runner: Runner, running: Running, layers: Collection[int], keep: Callable[[int, Tensor], None]
+    ) -> None:
+        self.runner, self.batch, self.layers, self.keep = runner, running.batch, set(layers), keep
+        self.missing, self.highest = set(layers), max(layers)
+        self.ends: list[tuple[int, Tensor]] = []
+
+    def take(self, layer: int, h: Tensor) -> None:
+        """Give the state of a layer to `keep`, if it is wanted."""
+        if layer in self.layers:
+            self.missing.discard(layer)
+            if h.numel():
+                seen = h.masked_fill(self.batch.mask.to(h.device)[..., None] == 0, 0) if self.batch.padded else h
+                self.ends.append((layer, torch.stack(torch.aminmax(seen.detach()))))
+            self.keep(layer, h)
+        if layer == self.highest:
+            raise EnoughRead
+
+    def run(self) -> None:
+        """Run the model on the batch; LenscopeError for states that are not finite, and layers that did not run."""
+        runner, model = self.runner, self.runner.model
+        mask = {"attention_mask": self.batch.mask} if self.batch.padded else {}
+        try:
+            model(input_ids=self.batch.ids, **forward_kwargs(model, use_cache=False, **mask))
+        except EnoughRead:
+            pass
+        except Exception:
+            # what states that are not finite lead to says less than that they are not
+            runner.require_finite_ends(self.ends)
+            raise
+        runner.require_finite_ends(self.ends)
+        if self.missing:
+            raise LenscopeError(
+                f"layer {min(self.missing)}: did not run; {runner.name} was changed after loading, load it again"
+            )
+
+    def run_in_turn(self) -> None:
+        """As `run`, beside other batches, in a thread of its own."""
+        _taking.set(self.take)
+        self.run()
+
+
+# what takes the states of the batch that runs in this thread
+_taking: ContextVar[Callable[[int, Tensor], None] | None] = ContextVar("lenscope_taking", default=None)
+
+
+def _take_here(layer: int, h: Tensor) -> None:
+    take = _taking.get()
+    if take is not None:
+        take(layer, h)

@@ -13,6 +13,7 @@ import transformers
 from lenscope.models.deviations import TOLERANCE, deviation
 from lenscope.models.identity import (
     ROUNDED,
+    coarser_dtypes,
     describe_weights,
     hashes_are_kept,
     model_hash,
@@ -32,11 +33,10 @@ ACROSS = 0.2
 
 def model_identity(lm: LM) -> dict[str, Any]:
     """What is kept of a model to know it again, also in another dtype, as JSON values: see `is_same_model`."""
-    coarser = [d for d in ROUNDED if d != "float32" or _dtype(lm) in ("float32", "float64")]
     return {
         "model": lm.name,
         "identity": IDENTITY,
-        **describe_weights(lm.model, coarser),
+        **describe_weights(lm.model, coarser_dtypes(lm.dtype)),
         "environment": _environment(lm),
         "probe": _some_logits(lm),
         "dtype": _dtype(lm),
@@ -89,6 +89,7 @@ def _some_logits(lm: LM) -> list[float]:
     """Some logits of two short texts, to three digits.
 
     Those of a model that is split among processes are what they were when first asked for: one process may ask alone.
+    Those of a model that is streamed from disk are of the run that it was observed in, since another reads all weights.
     """
     if hashes_are_kept(lm.model):
         return lm.runner.measured.once(("some logits",), lambda: _read_some_logits(lm))
@@ -97,8 +98,12 @@ def _some_logits(lm: LM) -> list[float]:
 
 def _read_some_logits(lm: LM) -> list[float]:
     step = max(1, lm.vocab_size // COMPARED_LOGITS)
-    texts = (lm.runner.anatomy.ids[row].tolist() for row in (0, 2))
-    logits = torch.cat([lm.unembed(lm.runner.read_plain(ids)[-1])[::step][:COMPARED_LOGITS] for ids in texts])
+    anatomy, two = lm.runner.anatomy, (0, 2)
+    if lm.runner.stream is None:
+        both = [lm.unembed(lm.runner.read_plain(anatomy.ids[row].tolist())[-1]) for row in two]
+    else:
+        both = [lm.unembed(anatomy.states[-1][row, -1]) for row in two]
+    logits = torch.cat([row[::step][:COMPARED_LOGITS] for row in both])
     return [float(f"{value:.3g}") for value in logits.tolist()]
 
 
