@@ -161,8 +161,10 @@ def size(folder: Path) -> int:
 
 def table(args: argparse.Namespace, rows: list[tuple[str, float, float, float, str]]) -> list[str]:
     """The runs so far as a table in markdown."""
+    config = json.loads((Path(args.folder) / "checkpoint" / "config.json").read_text(encoding="utf-8"))
+    on_disk = size(Path(args.folder) / "checkpoint") / 1e9
     lines = [
-        f"{args.blocks} blocks, D {args.width}, {size(Path(args.folder) / 'checkpoint') / 1e9:.1f} GB on disk, "
+        f"{config['num_hidden_layers']} blocks, D {config['hidden_size']}, {on_disk:.1f} GB on disk, "
         f"{torch.get_num_threads()} threads, fit of {args.tokens} tokens in rows of {args.length}",
         "",
         "| command | seconds | peak anonymous memory, GiB | peak resident memory, GiB | |",

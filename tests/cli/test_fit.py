@@ -28,6 +28,17 @@ def test_fit_is_the_library_s_fit_and_its_table_the_report(run, model, text, tmp
     assert f"-m {model}" in out
 
 
+def test_a_streamed_fit_is_the_same_lens(run, model, text, lens, tmp_path):
+    status, _, err = run(*fitting(model, text, tmp_path / "streamed", "--stream", "--json"))
+    assert status == 0, err
+    assert "read the weights of tiny-llama" in err
+    plain, streamed = ls.load_mapping(lens), ls.load_mapping(tmp_path / "streamed")
+    for pair, weights in plain.weights.items():
+        for a, b in zip(weights, streamed.weights[pair], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert plain.source == streamed.source
+
+
 def test_json_is_the_report_and_a_finished_run_is_not_run_again(run, model, text, lens, monkeypatch):
     before = {p.name: p.read_bytes() for p in lens.iterdir()}
     monkeypatch.setattr(tuning, "fit", None)
@@ -128,6 +139,8 @@ def test_other_processes_are_silent(run, model, text, lens, monkeypatch):
         (["fit", "-m", "MODEL", "-d", "/nowhere.txt", "-o", "NEW"], "/nowhere.txt"),
         (["fit", "-m", "MODEL", "-d", "EMPTY", "-o", "NEW"], "holds no text"),
         (["fit", "-m", "MODEL", "-d", "SHORT", "-o", "NEW"], "less than one row of 64 tokens"),
+        (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--stream"], "with --stream give --recipe ridge"),
+        (["fit", "-m", "MODEL", "-o", "NEW", "--recipe", "ridge", "--stream"], "give text with --data"),
         (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--recipe", "soup"], "recipe 'soup': there are muon"),
         (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--tokens", "many"], "--tokens many: give a whole number"),
         (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--tokens", "0"], "--tokens 0: give a whole number"),

@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 
 import lenscope as ls
@@ -28,6 +29,17 @@ def test_json_is_all_there_is_on_stdout(run, model):
     assert json.loads(out)["holds"] is True
     status, out, _ = run("lens", "Hello", "-m", model, "--compare", "Jello", "--json")
     assert json.loads(out)["kind"] == "comparison"
+
+
+def test_streamed_prompts_share_a_reading_and_give_the_same(run, model):
+    prompts = ("The cat sat on the mat.", "The capital", "is a test")
+    outputs = [run("lens", *prompts, "-m", model, "--json", *more) for more in ([], ["--stream"])]
+    assert [status for status, _, _ in outputs] == [0, 0]
+    assert "read the weights of tiny-llama 2 times" in outputs[1][2]
+    for plain, streamed in zip(*(json.loads(out) for _, out, _ in outputs), strict=True):
+        assert plain["provenance"]["model_hash"] == streamed["provenance"]["model_hash"]
+        assert plain["text"] == streamed["text"]
+        assert np.allclose(plain["entropy"], streamed["entropy"], atol=1e-4)
 
 
 def test_a_comparison_goes_onto_a_page(run, model, tmp_path):
