@@ -38,8 +38,8 @@ def test_streamed_prompts_share_a_reading_and_give_the_same(run, model):
     assert "read the weights of tiny-llama 2 times" in outputs[1][2]
     for plain, streamed in zip(*(json.loads(out) for _, out, _ in outputs), strict=True):
         assert plain["provenance"]["model_hash"] == streamed["provenance"]["model_hash"]
-        assert plain["text"] == streamed["text"]
-        assert np.allclose(plain["entropy"], streamed["entropy"], atol=1e-4)
+        assert plain["prompt"] == streamed["prompt"]
+        assert np.allclose(plain["measures"]["entropy"], streamed["measures"]["entropy"], atol=1e-4)
 
 
 def test_a_comparison_goes_onto_a_page(run, model, tmp_path):
