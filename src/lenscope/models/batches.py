@@ -110,13 +110,13 @@ def rows_per_run(length: int) -> int:
     return max(1, TOKENS_PER_RUN // length)
 
 
-def in_order(
-    items: Iterable[Item], length: Callable[[Item], int], most: int = TOKENS_PER_RUN // PARTS
-) -> Iterator[list[Item]]:
+def in_order(items: Iterable[Item], length: Callable[[Item], int], most: int | None = None) -> Iterator[list[Item]]:
     """Items that are read together, in their order: as many as fit in memory, padded, with all their layers.
 
-    These are `most` tokens. No item is taken from `items` before those in front of it are needed.
+    These are `most` tokens, by default what a pass reads. No item is taken from `items` before those in front of it are
+    needed.
     """
+    most = TOKENS_PER_RUN // PARTS if most is None else most
     group: list[Item] = []
     longest = 0
     for item in items:
