@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from evaluated import affine, contents, rows_of
 
 import lenscope as ls
+from lenscope.distributed.processes import Group
 from lenscope.files.weights_folder import read_folder, write_folder
 from lenscope.lenses import evaluation_checkpoints as checkpoints
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
@@ -136,6 +138,15 @@ def test_other_settings_are_refused_in_one_line(lm, tmp_path):
             call()
     with pytest.raises(ls.LenscopeError, match="lens f: is a function, which a checkpoint cannot tell from another"):
         evaluate(lm, rows, {"f": lambda h: h}, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_processes_that_measure_together_refuse_a_folder(lm, tmp_path, monkeypatch):
+    """What they would leave, each with sums of its own, could not be gone on from."""
+    monkeypatch.setitem(evaluate.__globals__, "joined", lambda device: nullcontext(Group(0, 2)))
+    for measure in (evaluate, lambda *rows, folder: transfer(*rows, affine(lm, [1, 2]), folder=folder)):
+        with pytest.raises(ls.LenscopeError, match="2 processes that measure together leave no checkpoints"):
+            measure(lm, rows_of(lm, LENGTHS), folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

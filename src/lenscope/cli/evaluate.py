@@ -31,7 +31,7 @@ from lenscope.cli.options import (
     parse_indices,
     resolve_layers,
 )
-from lenscope.cli.streams import tell
+from lenscope.cli.streams import first_process, several_processes, tell
 from lenscope.cli.terminal import Stopped, progress_bar, show_and_save
 from lenscope.cli.validation import (
     require_corpus,
@@ -82,7 +82,8 @@ def evaluate_command(
 ) -> None:
     """How well lenses tell what the model will predict, layer by layer, on text; the last row is the model itself.
 
-    With -o FILE a run that is killed or interrupted leaves FILE.partial, and the same command goes on from there.
+    With -o FILE a run that is killed or interrupted leaves FILE.partial, and the same command goes on from there; not
+    under torchrun, whose processes share the text and leave nothing.
     """
     require_effect(
         "--measure", measure, not common.as_json, "chooses what the table shows, and --json has every measure"
@@ -126,6 +127,8 @@ def evaluate_command(
     at = None if chosen is None else resolve_layers(chosen, lm.n_layers)
     # what a killed run leaves, beside its result
     partial = None if output is None else Path(f"{output}.partial")
+    # processes that measure together leave no checkpoints
+    resumed = None if several_processes() else partial
     left = ""
     try:
         with progress_bar("rows") as advance:
@@ -137,10 +140,10 @@ def evaluate_command(
             if transfer:
                 (f,) = lenses.values()
                 at = at or list(range(0, lm.n_layers, ceil(lm.n_layers / CROSSED_LAYERS)))
-                result: Any = measure_transfer(lm, rows, f, at, folder=partial, progress=progress)
+                result: Any = measure_transfer(lm, rows, f, at, folder=resumed, progress=progress)
             else:
                 named = {"logit lens": None, **lenses}
-                result = evaluate(lm, rows, named, at, seed=seed, folder=partial, progress=progress)
+                result = evaluate(lm, rows, named, at, seed=seed, folder=resumed, progress=progress)
     except EvaluationInterrupted as interrupted:
         if interrupted.result is None:
             raise
@@ -156,7 +159,7 @@ def evaluate_command(
     show_and_save(result, lm, f"on {corpus.name}", method, columns, common.as_json, output, html)
     if left:
         raise Stopped(left)
-    if partial is not None:
+    if partial is not None and first_process():
         remove_checkpoint(partial)
 
 

@@ -88,7 +88,7 @@ def evaluate(
     there in place of the sums, and a further call reads it. `remove_checkpoint(folder)` removes it.
 
     Processes that torchrun started are given the same text and divide it, batch by batch; all of them get the result,
-    which is that of one process up to the order of sums. They leave no checkpoints.
+    which is that of one process up to the order of sums. They leave no checkpoints, and a `folder` is refused.
 
     Raises LenscopeError for text without a prediction that counts, be it one row, layers out of range, lenses of other
     models, and states that are not numbers; for a folder of another run, or one that another run is writing to; and
@@ -221,6 +221,11 @@ def _measured(
     """The result on a text, whose sums a folder keeps; several processes divide the text, and keep nothing."""
     with joined(lm.device) as group:
         if group.world > 1:
+            if folder is not None:
+                raise LenscopeError(
+                    f"folder {folder}: {group.world} processes that measure together leave no checkpoints; give no "
+                    "folder, or measure in one process"
+                )
             return _measured_together(lm, rows, layers, measurement, group, progress)
     with kept_in(folder, measurement.settings) as checkpoint:
         sums, finished, before = measurement.nothing, None, None
