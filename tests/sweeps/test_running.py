@@ -192,7 +192,11 @@ def test_a_damaged_part_is_seen_and_run_again(lm, small, tmp_path, how):
     else:
         content = bytearray()
     path.write_bytes(content)
-    assert open_sweep(folder, SMALL).status().damaged == (f"parts/{names[2]}",)
+    damaged = open_sweep(folder, SMALL)
+    assert damaged.status().damaged == (f"parts/{names[2]}",)
+    left = small.dataset().to_table().num_rows - small.parts[2].rows
+    assert len(damaged.to_dataframe()) == damaged.dataset().count_rows() == left
+    assert damaged.table().row_count > 0
     mended = ls.sweep(SMALL, folder, models={"tiny": lm})
     assert mended.damaged == (f"parts/{names[2]}",)
     assert parts_of(mended) == parts_of(small)
@@ -278,6 +282,25 @@ def test_a_row_that_cannot_be_run_is_named_before_any_is_run(lm, tmp_path, monke
     with pytest.raises(ls.LenscopeError, match=line) as raised:
         ls.sweep({**SPEC, **change}, tmp_path, models={"tiny": lm})
     assert "\n" not in str(raised.value)
+
+
+def test_a_target_that_stands_twice_has_the_layers_of_both(lm, tmp_path):
+    targets = [{"name": "identity", "layers": layers} for layers in ([1], [3], [1, 0])]
+    spec = {**SMALL, "targets": targets, "methods": "predict", "controls": ["random", "unpatched"]}
+    spec["sources"] = {"prompts": ["the cat"], "layers": [2, 4]}
+    rows = ls.sweep(spec, tmp_path, models={"tiny": lm}).to_dataframe()
+    rows = rows[rows.control == ""]
+    pairs = [(layer, to) for layer in (2, 4) for to in (0, 1, 3)]
+    assert [*zip(rows.layer, rows.target_layer, strict=True)] == pairs
+    cells = ls.Patchscope(lm, TARGETS["identity"]).predict(lm.read("the cat", positions=-1), pairs)
+    assert [cell.measures["entropy"] for cell in cells] == pytest.approx([*rows.entropy], abs=1e-4)
+
+
+def test_models_of_one_name_are_called_as_they_are_loaded(model, tmp_path):
+    spec = {**SMALL, "model": model, "methods": "predict", "controls": []}
+    spec["explained_by"] = [model, {"name": model, "dtype": "float64"}]
+    rows = ls.sweep(spec, tmp_path).to_dataframe()
+    assert {*rows.explained_by} == {model, f"{model} dtype=float64"}
 
 
 def test_a_layer_out_of_range_in_row_40000_of_a_file(lm, tmp_path, monkeypatch):

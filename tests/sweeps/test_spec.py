@@ -43,6 +43,19 @@ mappings: identity
         ({"top_k": "5"}, "spec: top_k: is '5'; input should be a valid integer"),
         ({"sources": {}}, "spec: sources: give prompts, a list of texts, or file"),
         ({"mappings": [{"path": "a", "scale": 1}]}, "spec: mappings[0]: path and scale: give one of them"),
+        (
+            {"targets": ["entity", {"name": "entity", "below": "none"}]},
+            "spec: targets[1]: rows would call it 'entity', as they do targets[0], which differs; give it a name",
+        ),
+        (
+            {"mappings": [{"scale": 2}, {"scale": 2.0000001}]},
+            "spec: mappings[1]: rows would call it 'scale 2', as they do mappings[0]",
+        ),
+        ({"mappings": [{"scale": 10**400}]}, "spec: mappings[0]: scale inf: give a number"),
+        (
+            {"sources": {"prompts": [{"text": "a", "answer": "\ud800"}]}},
+            "has '\\ud800', half of a surrogate pair",
+        ),
         ({"model": 3}, "spec: model: is 3; give keys and values"),
     ],
 )

@@ -24,7 +24,7 @@ from lenscope.patchscopes import methods
 from lenscope.patchscopes.patchscope import Patchscope, Target
 from lenscope.sweeps.spec import OPERATIONS, SweepMapping, SweepSpec, SweepTarget
 from lenscope.sweeps.spots import named_layers
-from lenscope.sweeps.swept_models import identity_of
+from lenscope.sweeps.swept_models import identity_of, model_label
 
 # the layer pairs (source layer, target layer) of a configuration for one set of source layers, (n, 2), ascending
 LayerPairs = np.ndarray
@@ -36,7 +36,7 @@ class Configuration(Brief):
 
     `control` is "" or one of `spec.CONTROLS`; `digest` is of all that makes its rows what they are beside spots and
     layers. `pairs` has the layer pairs of every set of source layers, `given` how many were asked for of each source
-    layer, also twice, and `times` how often the configuration itself was.
+    layer, also twice, in all `times` that the configuration itself was asked for.
     """
 
     explainer: int
@@ -62,6 +62,9 @@ class Bench:
         self.source = lms[0]
         by_model = dict(zip(spec.models, lms, strict=True))
         self.explainers = [by_model[model] for model in spec.explainers]
+        twice = len({lm.name for lm in lms}) < len(lms)
+        # what rows call the models: how they are loaded, too, where the name is not enough
+        self.names = [model_label(one) if twice else lm.name for one, lm in by_model.items()]
         self.hashes = {id(lm): identity_of(lm) for lm in lms}
         self.targets = [[_target(lm, one, n) for n, one in enumerate(spec.targets)] for lm in self.explainers]
         self.mappings = [[self._mapping(lm, one, n) for n, one in enumerate(spec.mappings)] for lm in self.explainers]
@@ -94,7 +97,7 @@ class Bench:
                                     continue
                                 one = self._configuration(e, m, t, f, op, control, *pairs)
                                 before = built.get(one.digest)
-                                built[one.digest] = one if before is None else replace(before, times=before.times + 1)
+                                built[one.digest] = one if before is None else _united(before, one)
         return list(built.values())
 
     def layers_read(self, layer_sets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -220,6 +223,12 @@ class Bench:
         except LenscopeError as error:
             raise LenscopeError(f"mappings[{number}]: {str(error).removeprefix('mapping: ')}") from error
         return f, mapping_hash(f)
+
+
+def _united(first: Configuration, again: Configuration) -> Configuration:
+    """A configuration that was asked for twice, at the layers of both."""
+    pairs = tuple(np.unique(np.concatenate(both), axis=0) for both in zip(first.pairs, again.pairs, strict=True))
+    return replace(first, pairs=pairs, given=first.given + again.given, times=first.times + again.times)
 
 
 def _target(lm: LM, one: SweepTarget, number: int) -> tuple[Target, list[int] | None]:

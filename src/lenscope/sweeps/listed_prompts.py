@@ -17,6 +17,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files.parquet_footers import declared_sizes
 from lenscope.files.text_files import read_lines, read_table
 from lenscope.files.untrusted import checked_reading, escaped
+from lenscope.models.inputs import sound
 from lenscope.sweeps.spec import SweepSources
 
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -106,6 +107,10 @@ def _listed_row(where: str, row: dict[str, Any], sources: SweepSources, typed: b
     answer = values["answer"]
     if answer is not None and not isinstance(answer, str):
         raise LenscopeError(f"{where}: {columns.answer} is {str(answer)[:60]!r}; give a text")
+    try:
+        answer = sound(answer or "")
+    except LenscopeError as error:
+        raise LenscopeError(f"{where}: {columns.answer}: {error}") from error
     places = {
         name: _own_places(where, getattr(columns, name), values[name], typed) or getattr(sources, name)
         for name in ("positions", "layers")

@@ -84,7 +84,7 @@ def sweep_rows(spots: Spots, configurations: Sequence[Configuration], seed: int,
         digest = _part_digest(spots, configurations[n], others, unpatched, start, stop)
         parts.append(Part(number, n, start, stop, rows, digest))
     given = sum(
-        one.times * sum(places * layers * one.given for (_, layers), places in spots.given.items())
+        sum(places * layers * one.given for (_, layers), places in spots.given.items())
         if one.control != "unpatched"
         else one.times * sum(spots.given.values())
         for one in configurations

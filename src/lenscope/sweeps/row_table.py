@@ -55,7 +55,6 @@ def row_table(
     at = addresses.spot
     patched = len(addresses.spots) > 0
     spots, others = addresses.spots, rows.others[addresses.spots] if one.control == "other-source" else None
-    explainer = bench.explainers[one.explainer]
     target = None if one.target < 0 else spec.targets[one.target]
     texts = [p.text for p in prompts]
     places = rows.spots.position[spots].tolist()
@@ -74,15 +73,15 @@ def row_table(
         "id": pa.array(_row_ids(rows, one, addresses, answers), type=pa.string()),
         "control": _constant(one.control, n),
         "method": _constant(spec.methods[one.method].kind, n),
-        "model": _constant(bench.source.name, n),
-        "explained_by": _constant(explainer.name, n),
+        "model": _constant(bench.names[0], n),
+        "explained_by": _constant(bench.names[spec.models.index(spec.explainers[one.explainer])], n),
         "prompt": of_spots(texts),
         "token": of_spots([p.tokens[place] for p, place in zip(prompts, places, strict=True)]),
         "position": numbers_of_spots(rows.spots.position[spots]),
         "layer": _whole(addresses.layers[:, 0]),
         "other_prompt": of_spots(None if others is None else [rows.spots.texts[p] for p in rows.spots.prompt[others]]),
         "other_position": numbers_of_spots(None if others is None else rows.spots.position[others]),
-        "target": _constant(None if target is None else target.name or target.text, n),
+        "target": _constant(None if target is None else target.label, n),
         "target_layer": _whole(addresses.layers[:, 1]),
         "mapping": _constant(spec.mappings[one.mapping].label if patched else None, n),
         "operation": _constant(one.operation if patched and target is not None else None, n),

@@ -7,7 +7,7 @@ Does not know: models, tokens, rows.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +18,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files.untrusted import escaped
 from lenscope.files.yaml_files import read_document
 from lenscope.models import edits
+from lenscope.models.inputs import sound
 
 Controls = Literal["unpatched", "random", "other-source"]
 Operations = Literal["replace", "add", "add_norm_matched", "replace_norm_matched"]
@@ -41,7 +42,7 @@ def _checked_place(value: Any) -> Any:
         raise ValueError(
             f"is {_shown(value)}; give a whole number or a text (in quotes where YAML reads another value)"
         )
-    return value
+    return value if isinstance(value, int) else _checked_text(value)
 
 
 def _checked_text(value: Any) -> Any:
@@ -49,7 +50,10 @@ def _checked_text(value: Any) -> Any:
         raise ValueError(f"is {_shown(value)}, no text; put it in quotes")
     if not value:
         raise ValueError("is empty; give a text")
-    return value
+    try:
+        return sound(value)
+    except LenscopeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _shown(value: Any) -> str:
@@ -72,10 +76,10 @@ class SweepModel(Strict):
     """A model by its name (built in, hub id, folder, .gguf file) and how it is loaded."""
 
     name: Text
-    revision: str | None = None
+    revision: Text | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
-    device: str | None = None
-    attn: str | None = None
+    device: Text | None = None
+    attn: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -153,6 +157,11 @@ class SweepTarget(Strict):
             raise ValueError(f"at and every: {self.name} has its own placeholders; leave them out")
         return self
 
+    @property
+    def label(self) -> str:
+        """What rows call it."""
+        return str(self.name or self.text)
+
 
 class SweepMapping(Strict):
     """What states are mapped by: the identity, a folder or hub repository with a fitted mapping or lens, a factor."""
@@ -167,7 +176,8 @@ class SweepMapping(Strict):
         if isinstance(value, str):
             return {} if value == "identity" else {"path": value}
         if isinstance(value, dict) and type(value.get("scale")) is int:
-            return {**value, "scale": float(value["scale"])}
+            # a number that no float reaches is told as infinity is
+            return {**value, "scale": float(value["scale"]) if abs(value["scale"]) < 1 << 1023 else float("inf")}
         return value
 
     @model_validator(mode="after")
@@ -237,6 +247,9 @@ class SweepSpec(Strict):
             raise ValueError(
                 "targets: the method lens has no target prompt; leave them out, or add predict or generate"
             )
+        # the layers of a target are a column of their own
+        _require_other_labels("targets", [(one.label, one.model_dump(exclude={"layers"})) for one in self.targets])
+        _require_other_labels("mappings", [(one.label, one.model_dump(exclude={"name"})) for one in self.mappings])
         return self
 
     @property
@@ -252,6 +265,18 @@ class SweepSpec(Strict):
     def document(self) -> dict[str, Any]:
         """The spec as JSON values, everything that was left out filled in."""
         return self.model_dump(mode="json")
+
+
+def _require_other_labels(key: str, labelled: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """ValueError where two that differ have one label, so that their rows could not be told apart."""
+    first: dict[str, int] = {}
+    for n, (label, content) in enumerate(labelled):
+        before = first.setdefault(label, n)
+        if content != labelled[before][1]:
+            raise ValueError(
+                f"{key}[{n}]: rows would call it {label[:40]!r}, as they do {key}[{before}], which differs; give it a "
+                "name of its own" + (" beside its text" if key == "targets" else "")
+            )
 
 
 def spec_digest(spec: SweepSpec) -> str:

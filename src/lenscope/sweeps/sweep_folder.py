@@ -106,13 +106,14 @@ class Sweep:
     def dataset(self) -> ds.Dataset:
         """The rows that are done as one pyarrow data set, which reads columns and rows when they are asked for.
 
-        Raises LenscopeError where none is done.
+        Every part's digest is compared first, and damaged ones are left out. Raises LenscopeError where none is done.
         """
         return ds.dataset(self._paths(), format="parquet")
 
     def _paths(self) -> list[str]:
-        paths = [self.folder / PARTS / part.name for part in self.parts]
-        there = [str(path) for path in paths if path.is_file()]
+        # a part that is damaged would give other numbers than it had, or none
+        whole = [part for part in self.parts if part_state(self.folder, part) == "whole"]
+        there = [str(self.folder / PARTS / part.name) for part in whole]
         if not there:
             raise LenscopeError(f"{escaped(self.folder)}: no row of the sweep is done; run it first")
         return there
