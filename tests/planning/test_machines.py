@@ -15,7 +15,7 @@ def test_a_machine_is_named_or_written_out():
     assert MACHINES["h100"].products(16, "reading") < MACHINES["h100"].matrix[16]
 
 
-@pytest.mark.parametrize("name", ["h101", "", "400T", "1,1", "x,2T", "1.2.3T,2T"])
+@pytest.mark.parametrize("name", ["h101", "", "400T", "1,1", "x,2T", "1.2.3T,2T", "1e400,1e9"])
 def test_what_is_no_machine_is_refused(name):
     with pytest.raises(LenscopeError, match="h100, h200, a100, cpu"):
         machine(name)

@@ -59,6 +59,8 @@ def test_a_shape_in_words_is_a_llama():
     ("words", "why"),
     [
         ("layers=2,width=64,heads=4", "vocab is missing"),
+        ("layers=999999,width=64,heads=4,vocab=9", "give 1 to 1,000"),
+        ("layers=2,width=63,heads=1,vocab=9", "need an even number"),
         ("layers=2,width=65,heads=4,vocab=9", "multiple of heads"),
         ("layers=2,depth=65,heads=4,vocab=9", "'depth=65'"),
         ("layers=-2,width=64,heads=4,vocab=9", "'layers=-2'"),

@@ -112,7 +112,7 @@ def machine(name: str, *, memory: float | None = None, disk: float | None = None
             values = [] if match is None else [float(match[n]) * _SCALE[match[n + 1]] for n in (1, 3)]
         except ValueError:
             values = []
-        if not values or min(values) < 1e6:
+        if not values or min(values) < 1e6 or max(values) > 1e21:
             raise LenscopeError(
                 f"device {name!r}: give {', '.join(MACHINES)}, cpu, or what it does in a second, FLOPS,BANDWIDTH, such "
                 "as 400T,2T"

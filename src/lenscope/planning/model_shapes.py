@@ -28,6 +28,8 @@ WORDS = {
     "inner": "intermediate_size",
     "vocab": "vocab_size",
 }
+# layers of a shape in words: each becomes a module
+MOST_LAYERS = 1000
 # how many experts a token meets, and how many there are, by the names that configurations have for them
 _MET = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -110,6 +112,8 @@ def config_in_words(text: str) -> LlamaConfig:
                 f"shape {part.strip()!r}: give {', '.join(f'{w}=NUMBER' for w in WORDS)}, separated by commas"
             )
         values[word] = int(value)
+        if word == "layers" and values[word] > MOST_LAYERS:
+            raise LenscopeError(f"shape {text!r}: layers {value}: give 1 to {MOST_LAYERS:,}")
     missing = [word for word in ("layers", "width", "heads", "vocab") if word not in values]
     if missing:
         raise LenscopeError(f"shape {text!r}: {missing[0]} is missing; it takes layers, width, heads and vocab")
@@ -118,6 +122,11 @@ def config_in_words(text: str) -> LlamaConfig:
     if values["width"] % heads or heads % kv:
         raise LenscopeError(
             f"shape {text!r}: width has to be a multiple of heads, and heads of kv ({values['width']}, {heads}, {kv})"
+        )
+    if values["width"] // heads % 2:
+        raise LenscopeError(
+            f"shape {text!r}: heads are {values['width'] // heads} wide (width / heads); rotary positions need an even "
+            "number"
         )
     names: dict[str, Any] = {WORDS[word]: value for word, value in values.items()}
     return LlamaConfig(**names, tie_word_embeddings=False, dtype=torch.bfloat16)

@@ -56,6 +56,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             raise ValueError("its parts are not digests and numbers of rows")
         if manifest["rows"] != sum(n for _, n in manifest["parts"]):
             raise ValueError("its rows are not those of its parts")
+        for key in ("spec_sha256", "lenscope"):
+            if not isinstance(manifest[key], str):
+                raise ValueError(f"its {key} is no text")
         return {
             **manifest,
             "spec": dict(manifest["spec"]),
