@@ -127,11 +127,6 @@ def test_all_there_is_where_no_number_is_asked_for(run, model, text, tmp_path):
     assert err.count("\n") == 1
 
 
-def test_other_processes_are_silent(run, model, text, lens, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    assert run(*fitting(model, text, lens)) == (0, "", "")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

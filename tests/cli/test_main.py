@@ -126,3 +126,13 @@ def test_too_little_memory_is_one_line(run, model, monkeypatch, error):
     status, out, err = run("lens", "hi", "-m", model)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "out of memory" in err
+
+
+def test_of_several_processes_the_first_alone_speaks(run, monkeypatch):
+    alone = run("reproduce")
+    assert alone[1]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert run("reproduce") == alone
+    monkeypatch.setenv("RANK", "1")
+    assert run("reproduce") == (0, "", "")

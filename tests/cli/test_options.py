@@ -25,7 +25,7 @@ from lenscope.cli.options import (
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.models import loading
 
-SOURCE = {"--dtype", "--device", "--revision", "--attn"}
+SOURCE = {"--dtype", "--device", "--revision", "--attn", "--placement"}
 LENS = ["lens", "hi"]
 PATCH = ["patch", "hi"]
 EVAL = ["eval", "-d", "TEXT"]
@@ -36,6 +36,7 @@ DETECT = ["detect", "fit", "-d", "PLAIN", "-o", "OUT"]
 ALWAYS = {
     "lens": {
         "--model", "--file", "--chat", "--layers", "--positions", "--lens", "--compare", "--output", "--html", "--json",
+        "--stream",
     },
     "patch": {
         "--at", "--target", "--grid", "--layers", "--target-layers", "--answer", "--below", "--model",
@@ -44,7 +45,10 @@ ALWAYS = {
     "check": {"--json"},
     "fit": {
         "--output", "--data", "--tokens", "--recipe", "--held-out", "--length", "--seed", "--model", "--json",
+        "--moments-on", "--stream",
     },
+    "sweep": {"--output", "--engine", "--status", "--dry-run", "--json"},
+    "plan": {"--task", "--gpus", "--memory", "--disk", "--length", "--json"},
     "eval": {
         "--lens", "--data", "--tokens", "--held-out", "--layers", "--transfer", "--length", "--seed", "--output",
         "--html", "--model", "--json",
@@ -98,6 +102,19 @@ REFUSED = {
     ],
     ("fit", "--epochs"): [(["fit", "-o", "OUT", "--epochs", "2"], "the model's own samples have no end")],
     ("fit", "--shard"): [(["fit", "-o", "OUT", "--shard"], "processes of torchrun")],
+    ("sweep", "--limit"): [
+        (["sweep", "PLAIN", "-o", "OUT", "--status", "--limit", "3"], "nothing is run"),
+        (["sweep", "PLAIN", "--dry-run", "--limit", "3"], "nothing is run"),
+    ],
+    **{
+        ("sweep", option): [(["sweep", "PLAIN", "-o", "OUT", option, "2"], "--engine ray asks for")]
+        for option in ("--workers", "--cpus-per-worker", "--gpus-per-worker")
+    },
+    ("plan", "--tokens"): [(["plan", "x", "--task", "sweep", "--tokens", "4k"], "a sweep has --rows")],
+    ("plan", "--rows"): [(["plan", "x", "--rows", "3"], "are those of a sweep")],
+    ("plan", "--new-tokens"): [(["plan", "x", "--task", "lens", "--new-tokens", "3"], "are those of a sweep")],
+    ("plan", "--recipe"): [(["plan", "x", "--task", "lens", "--recipe", "ridge"], "is that of a fit")],
+    ("plan", "--tuned"): [(["plan", "x", "--tuned"], "says which lens is read")],
     ("eval", "--field"): [
         (["eval", "--field", "x"], "names the field of --data"),
         (["eval", "-d", "PLAIN", "--field", "x"], "text files have none"),

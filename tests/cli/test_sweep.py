@@ -61,7 +61,7 @@ def test_mistakes_of_a_sweep_are_one_line(run, spec, tmp_path, model, monkeypatc
         ([str(wrong), "-o", folder], "wrong.yaml: sources.layer: unknown key; did you mean layers?"),
         ([spec], "-o: give the folder of the sweep"),
         ([spec, "-o", folder, "--engine", "rey"], "there are local, ray; did you mean ray?"),
-        ([spec, "-o", folder, "--workers", "2"], "--workers: is of Ray's actors; give --engine ray with it"),
+        ([spec, "-o", folder, "--workers", "2"], "--workers: is of Ray's actors, which --engine ray asks for"),
         ([spec, "-o", folder, "--limit", "0"], "--limit 0: give at least 1"),
         ([spec, "-o", folder, "--engine", "ray"], "Ray is not installed; run: pip install 'lenscope[ray]'"),
         ([spec, "-o", folder, "--status", "--dry-run"], "give one of them"),

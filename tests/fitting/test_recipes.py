@@ -7,6 +7,7 @@ import torch
 from small_fits import LENGTH, ROOM, documents, fitted
 
 import lenscope as ls
+from lenscope.distributed.layer_owners import LayerOwners
 from lenscope.distributed.processes import Group
 from lenscope.fitting import tuned_lens_run as training
 from lenscope.fitting.recipes import RECIPES, Recipe
@@ -41,7 +42,9 @@ def test_bad_recipes_are_refused(lm):
         fit(lm, [])
     text = Corpus.open(lm, documents(), length=LENGTH)
     plan = Schedule.of(lm, 500, LENGTH, room=ROOM, per_step=64, ridge=True, low=None)
-    run = training.TunedLensRun(lm, text, Recipe(), plan, Group(), seed=0, low=None, fast=None, progress=None)
+    run = training.TunedLensRun(
+        lm, text, Recipe(), plan, LayerOwners(lm.n_layers, Group(), Group()), seed=0, low=None, fast=None, progress=None
+    )
     block = next(run.blocks())
     block.counted[:] = False
     with pytest.raises(ls.LenscopeError, match="no position counts"):

@@ -38,7 +38,7 @@ def sweep_command(
         ("--cpus-per-worker", cpus_per_worker),
         ("--gpus-per-worker", gpus_per_worker),
     ):
-        require_effect(option, value, engine == "ray", "is of Ray's actors; give --engine ray with it")
+        require_effect(option, value, engine == "ray", "is of Ray's actors, which --engine ray asks for")
     if status and dry_run:
         raise LenscopeError("--status and --dry-run: give one of them")
     require_effect("--limit", limit, not (status or dry_run), "ends a run, and nothing is run")
