@@ -82,15 +82,16 @@ MACHINES = {
     "a100": _gpu("a100", 312e12, 19.5e12, 2.039e12, 80e9, source="NVIDIA A100 80GB SXM data sheet", **_AMPERE),
 }
 
-# Of this machine's largest products, what each kind of work reaches on a processor: assumed, not measured yet.
-# `benchmarks/plan.py --calibrate` prints what a random Llama of 16 layers and width 768 reaches on a quiet machine.
+# Of this machine's largest products, what each kind of work reaches on a processor: set by one run of
+# `benchmarks/plan.py --calibrate` (a random Llama of 16 layers and width 768; 2026-11-29, AMD EPYC with AVX-512 bf16,
+# one thread, a quiet machine).
 CPU_SHARES = {
-    "reading": 0.5,
+    "reading": 0.9,
     "readout": 0.8,
     "moments": 0.8,
     "solving": 0.5,
-    "steps": 0.5,
-    "orthogonal": 0.8,
+    "steps": 0.6,
+    "orthogonal": 0.95,
     "rows": 0.6,
     "memory": 0.8,
 }
