@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lenscope.distributed.processes import started_together
 from lenscope.distributed.sharding import sharded
 from lenscope.distributed.tensor_parallel import tensor_parallel
 from lenscope.errors import LenscopeError
@@ -76,7 +77,7 @@ def placed(
 
 def require_placement(placement: str) -> None:
     """Raise LenscopeError for a placement that there is not, or that does not apply to this number of processes."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = started_together()
     if placement not in PLACEMENTS:
         raise LenscopeError(f"placement {placement}: give {', '.join(PLACEMENTS[:-1])} or {PLACEMENTS[-1]}")
     if placement in ("fsdp", "tensor") and world == 1:
@@ -94,7 +95,7 @@ def require_placement(placement: str) -> None:
 def _own_device(device: str | None) -> str | None:
     """The device of this process: of several that torchrun started on a machine, each has a GPU of its own."""
     local = os.environ.get("LOCAL_RANK")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = started_together() > 1
     if several and local and (device == "cuda" or (device is None and torch.cuda.is_available())):
         return f"cuda:{local}"
     return device

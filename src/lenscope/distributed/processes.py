@@ -84,7 +84,7 @@ def joined(device: torch.device) -> Iterator[Group]:
         with _lost_ones_named():
             yield Group(dist.get_rank(), dist.get_world_size())
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_together() == 1:
         yield Group()
         return
     store, rank, world = _meeting_place()
@@ -117,9 +117,14 @@ def _lost_ones_named() -> Iterator[None]:
         ) from error
 
 
+def started_together() -> int:
+    """How many processes torchrun started together, this one among them; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def fails_first() -> bool:
     """Whether this process is the first of those that torchrun started to fail, and so the one that says why."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_together() == 1:
         return True
     try:
         if not _meetings:

@@ -10,7 +10,6 @@ the weights (8 D tokens make a closed form), and the translators that are done.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lenscope.distributed.layer_owners import LayerOwners
-from lenscope.distributed.processes import Group
+from lenscope.distributed.processes import Group, started_together
 from lenscope.errors import LenscopeError
 from lenscope.files.mapped import mapped_tensor, require_room_on_disk
 from lenscope.files.untrusted import read_json
@@ -308,7 +307,7 @@ def require_streamable(lm: LM, name: str, recipe: Recipe, text: Corpus, folder: 
         raise LenscopeError(f"{what} samples of its own would read them once a token; give text to fit on")
     if folder is None:
         raise LenscopeError(f"{what} the states of all layers go to disk; give a folder")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started_together() > 1:
         raise LenscopeError(f"{what} it is fitted in one process; run it without torchrun")
 
 

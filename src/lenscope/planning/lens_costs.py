@@ -22,7 +22,7 @@ def lens_bytes(shape: ModelShape, fleet: Fleet, length: int, tuned: bool) -> dic
     Texts are read together up to 1,024 tokens; longer ones alone.
     """
     size, d, layers = shape.dtype.itemsize, shape.width, shape.layers + 1
-    together = max(length, TOKENS_PER_RUN // PARTS // length * length)
+    together = _tokens_together(length)
     states = layers * together * d * size
     device = "cpu" if fleet.machine.cached else "cuda"
     return {
@@ -49,7 +49,7 @@ def lens_work(shape: ModelShape, fleet: Fleet, tokens: int, length: int, tuned: 
         room: bytes besides the weights, which offloading leaves room for.
     """
     size, d, layers = shape.dtype.itemsize, shape.width, shape.layers + 1
-    together = max(length, TOKENS_PER_RUN // PARTS // length * length)
+    together = _tokens_together(length)
     traffic = weight_traffic(shape, fleet, room)
     passes = 1 if fleet.placement == "stream" else ceil(tokens / together / fleet.readers)
     reading = model_work(shape, fleet, "reading", tokens, length, passes, bits=8 * size)
@@ -72,3 +72,8 @@ def lens_work(shape: ModelShape, fleet: Fleet, tokens: int, length: int, tuned: 
     if tuned:
         works.append(Work("translating", mine * shape.layers * 2.0 * d * d, 32, 0.0, "readout"))
     return works
+
+
+def _tokens_together(length: int) -> int:
+    """Tokens of the texts that are read together: as many whole ones as a pass reads, at least one."""
+    return max(length, TOKENS_PER_RUN // PARTS // length * length)
