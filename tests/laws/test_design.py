@@ -13,7 +13,7 @@ import pytest
 import lenscope
 
 DOCS = house.ROOT / "docs"
-PAGES = [*(p for p in sorted(DOCS.glob("*.md")) if p.name != "log.md"), house.ROOT / "README.md"]
+PAGES = [*(p for p in sorted(DOCS.rglob("*.md")) if p.name != "log.md"), house.ROOT / "README.md"]
 
 
 def test_the_picture_of_the_house_is_current():
@@ -34,14 +34,14 @@ def test_the_table_of_rooms_has_every_room_on_its_floor():
     assert [floor for floor, _ in table] == sorted(floor for floor, _ in table)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(house.ROOT)))
 def test_files_that_a_page_names_are_there(page):
     places = (house.SOURCE, house.ROOT, house.ROOT / "tests", house.ROOT / "tests" / "support")
     names = re.findall(r"`((?:\w+/)+\w+\.py)\b", page.read_text())
     assert not [name for name in names if not any((place / name).exists() for place in places)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(house.ROOT)))
 def test_names_that_a_page_gives_are_there(page):
     """As `lenscope.patchscopes.methods.named_target` and `ls.tasks.mentions`: rooms, modules and what they hold."""
     for name in re.findall(r"\b(?:lenscope|ls)((?:\.\w+)+)", page.read_text()):
