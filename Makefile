@@ -11,7 +11,7 @@ ENGINE = tests/laws/test_architectures.py tests/models/test_language_model.py te
 	tests/lenses/test_evaluate.py tests/patchscopes/test_patchscope.py tests/patchscopes/test_methods.py tests/interventions tests/directions \
 	tests/engine tests/measures/test_streamed.py tests/mappings/test_mapping.py
 
-.PHONY: demo test check install clean
+.PHONY: demo test check site install clean
 
 demo: install
 	$(BIN)/lenscope demo -o demo
@@ -28,6 +28,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# the documentation, docs/_build/html/index.html; a warning, as of a link that leads nowhere, is an error
+site: install
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -q docs docs/_build/html
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -38,4 +42,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo docs/_build
