@@ -145,13 +145,6 @@ def test_every_test_lies_in_the_room_of_what_it_tests():
         assert tested in MODULES or folder.is_dir(), f"{path}: there is no {tested}"
 
 
-def test_the_readmes_python_runs(smollm2):
-    """The examples of the README, in order, as one program."""
-    blocks = re.findall(r"```python\n(.*?)```", (house.ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    exec("\n".join(blocks), {})
-
-
 def test_versions_agree():
     changelog = (house.ROOT / "CHANGELOG.md").read_text()
     assert f"## {lenscope.__version__}" in changelog
