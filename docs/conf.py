@@ -23,7 +23,9 @@ version = release = lenscope.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx_copybutton",
+    "docstrings",
     "site_links",
 ]
 exclude_patterns = ["_build", "specs", "figures"]
@@ -44,6 +46,16 @@ copybutton_only_copy_prompt_lines = True
 copybutton_remove_prompts = True
 copybutton_line_continuation_character = "\\"
 copybutton_selector = "div:not(.highlight-text):not(.highlight-none):not(.output) > div.highlight > pre"
+
+# docstrings: docs/docstrings.py
+autosummary_generate = False
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "inherited-members": "object, tuple, Exception, BaseModel, ABC",
+}
+python_maximum_signature_line_length = 88
+smartquotes = False
 
 html_theme = "furo"
 html_title = "lenscope"
