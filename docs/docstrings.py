@@ -22,8 +22,8 @@ TYPES_PAGE = "reference/rooms/types"
 TYPES = frozenset(re.findall(r"^## (\w+)$", (Path(__file__).parent / f"{TYPES_PAGE}.md").read_text(), re.MULTILINE))
 # classes that a function or a method gives: nobody calls them
 GIVEN = {
-    "Continuation", "Corpus", "Detector", "ExplanationRow", "LM", "PreparedSweep", "StreamedExplanation", "SteeredTexts",
-    "Sweep", "SweepSpec", "WrittenTrajectory",
+    "Continuation", "Corpus", "Detector", "ExplanationRow", "LM", "PreparedSweep", "SteeredTexts",
+    "StreamedExplanation", "Sweep", "SweepSpec", "WrittenTrajectory",
 }  # fmt: skip
 # sections of a docstring that describe names: their heading on a page
 SECTIONS = {"Args:": "param", "Attributes:": "attribute", "Fields:": "attribute"}
@@ -122,7 +122,7 @@ def _code(text: str, owner: str) -> str:
 
 
 def place_of(text: str, owner: str = "") -> str | None:
-    """Where a name that a docstring gives is described, as `lenscope.Lens.trajectory`; None where it is no such name."""
+    """Where a name that a docstring gives is described, as `lenscope.Lens.trajectory`; None for any other word."""
     name = re.sub(r"^(lenscope|ls)\.", "", text)
     first, _, rest = name.partition(".")
     if owner and hasattr_static(owner, name):

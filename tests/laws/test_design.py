@@ -1,5 +1,6 @@
 """The map is true: the picture is what the code says, every room is in the table, files that pages name are there."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import pytest
 import lenscope
 
 DOCS = house.ROOT / "docs"
+_spec = importlib.util.spec_from_file_location("docstrings", DOCS / "docstrings.py")
+docstrings = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(docstrings)
 PAGES = [*(p for p in sorted(DOCS.rglob("*.md")) if p.name != "log.md"), house.ROOT / "README.md"]
 
 
@@ -24,6 +28,26 @@ def test_the_picture_of_the_house_is_current():
 def test_the_tables_of_scale_are_current():
     done = subprocess.run([sys.executable, DOCS / "make_scale.py", "--check"], check=False)
     assert done.returncode == 0, "write them again: python docs/make_scale.py"
+
+
+def test_the_pages_of_commands_are_what_their_help_says():
+    done = subprocess.run([sys.executable, DOCS / "make_commands.py", "--check"], check=False)
+    assert done.returncode == 0, "write them again: python docs/make_commands.py"
+
+
+@pytest.mark.parametrize("room", ["", *lenscope.ROOMS])
+def test_every_public_name_is_described_on_the_page_of_its_room(room):
+    """Each once: a name of the top level on the page of these, and only linked from the page of its room."""
+    text = (DOCS / "reference" / "rooms" / f"{room or 'lenscope'}.md").read_text()
+    names = re.findall(r"^\.\. (?:auto|py:)\w+:: lenscope\.([\w.]+)$", text, re.MULTILINE)
+    assert len(names) == len(set(names))
+    own = {name for name in docstrings.offered(room) if not isinstance(getattr(_room(room), name), ModuleType)}
+    described = {name.removeprefix(f"{room}.") for name in names if name.count(".") == bool(room)}
+    assert described == (own - {*lenscope.__all__} if room else own)
+
+
+def _room(name):
+    return getattr(lenscope, name) if name else lenscope
 
 
 def test_the_table_of_rooms_has_every_room_on_its_floor():
@@ -47,7 +71,7 @@ def test_names_that_a_page_gives_are_there(page):
     for name in re.findall(r"\b(?:lenscope|ls)((?:\.\w+)+)", page.read_text()):
         here: Any = lenscope
         for part in name[1:].split("."):
-            if part in ("com", "json", "cli"):
+            if part in ("com", "json", "cli", "md"):
                 break
             if not hasattr(here, part) and isinstance(here, ModuleType):
                 import_module(f"{here.__name__}.{part}")

@@ -50,24 +50,30 @@ def causal_command(
     data: Data = None,
     field: Field = None,
     layers: Annotated[
-        str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included); default: five of them.")
+        str | None,
+        typer.Option(help="Layers to read: 12, a list 0,6,12 or a range 0:31:5 (without its end); default: five."),
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", help="How many directions per layer.")] = 16,
+    k: Annotated[int, typer.Option("--k", "-k", help="Directions per layer.")] = 16,
     tokens: Annotated[
         str,
-        typer.Option(help="How many tokens directions are found on; their influence is measured on as many others."),
+        typer.Option(help="Tokens to find the directions on; their influence is measured on as many others."),
     ] = TOKENS,
     seed: Seed = 0,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="A folder for the basis and influence.json.")
+        str | None, typer.Option("-o", "--output", help="Folder that the directions and influence.json are written to.")
     ] = None,
     *,
     common: CommonOptions,
 ) -> None:
-    """The directions of each layer that matter most to a lens, what they promote, and whether they matter to the model.
+    """Find the directions of each layer that matter most to a lens.
 
-    The causal basis of Belrose et al. 2023, §4.1: directions whose ablation changes the lens's predictions most. Their
-    influence on lens and model is measured on text that they were not found on; fidelity is its rank correlation.
+    This is the causal basis of Belrose et al. 2023, §4.1: directions whose ablation changes the lens's predictions
+    most. Their influence on the lens and on the model is measured on other text; fidelity is the rank correlation of
+    the two. The table also shows which tokens a direction promotes.
+
+    \b
+    Example:
+      lenscope causal --lens lens --data texts.jsonl
     """
     wanted, chosen = parse_amount(tokens, "tokens"), parse_indices(layers, "layers")
     if k < 1:

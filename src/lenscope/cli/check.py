@@ -18,10 +18,20 @@ from lenscope.visible_text import printable
 
 @common_options()
 def check_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Built-in alias, hub id, folder or .gguf file.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model: a built-in name, a hub id, a folder or a .gguf file.")
+    ],
     common: CommonOptions,
 ) -> None:
-    """What was found in a model, how exactly its readout was verified, and what is unsupported."""
+    """Check that a model can be read, and how exactly.
+
+    Shows where the layers and the readout of the model are, how exactly the readout gives the model's own logits, and
+    which shortcuts are exact for it. Exit status 1 says that a check failed.
+
+    \b
+    Example:
+      lenscope check smollm2-135m
+    """
     require_model(model)
     lm = common.load()
     from lenscope.models.check import check

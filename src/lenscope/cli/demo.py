@@ -31,10 +31,14 @@ WORD = 16
 
 
 def demo_command(
-    output: Annotated[str, typer.Option("-o", "--output", help="The folder for the report and the lens.")] = "demo",
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the report and the lens.")] = "demo",
     model: Model = DEFAULT_MODEL,
 ) -> None:
-    """The main job end to end on the built-in model: trajectories, a tuned lens fitted on the spot, a page."""
+    """Show the main steps once, on the built-in model.
+
+    Reads a prompt through the logit lens, fits a tuned lens in about two minutes, reads the prompt through it, asks the
+    model what a state means, and writes a page.
+    """
     require_model(model)
     folder = make_folder(output)
     began = time.perf_counter()

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from lenscope.cli.options import (
     CommonOptions,
-    Layers,
     Prompts,
     Seed,
     Transferred,
@@ -42,12 +41,12 @@ from lenscope.visible_text import printable
 SHOWN = 6
 
 PromptField = Annotated[
-    str | None, typer.Option(help="The field of JSON lines that has the prompt; default: text.")
+    str | None, typer.Option(help="Name of the field that has the prompt, in files of JSON lines; default: text.")
 ]  # fmt: skip
 
 detect_commands = typer.Typer(
     name="detect",
-    help="Detectors of odd prompts, such as injections, fitted on normal ones alone.",
+    help="Find prompts that are unlike normal ones, such as injections.",
     rich_markup_mode=None,
 )
 
@@ -55,27 +54,42 @@ detect_commands = typer.Typer(
 @detect_commands.command("fit")
 @common_options()
 def fit_detector_command(
-    data: Annotated[str, typer.Option("--data", "-d", help="Normal prompts: .txt, one per line, or .jsonl.")],
-    output: Annotated[str, typer.Option("-o", "--output", help="The folder for the detector.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="File of normal prompts: .txt with one per line, or .jsonl.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the detector.")],
     field: PromptField = None,
     lens: TunedLens = None,
     transferred: Transferred = False,
     choice: Annotated[
         list[str] | None,
-        typer.Option(help="An answer that every prompt may go on with; twice or more: their trajectories are watched."),
+        typer.Option(help="Answer that every prompt may have; give two or more, and the detector watches these."),
     ] = None,
-    layers: Layers = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Layers to read: 12, a list 0,6,12 or a range 0:31:5; default: ten, or all with --choice."),
+    ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="forest, neighbours, mahalanobis; may be repeated. Default: the best one.")
+        list[str] | None,
+        typer.Option(
+            help="Method to try: forest, neighbours or mahalanobis; may be repeated. Default: all; the best is taken."
+        ),
     ] = None,
     false_positives: Annotated[
-        float, typer.Option("--false-positives", help="The share of normal prompts above the threshold.")
+        float, typer.Option("--false-positives", help="Share of normal prompts that may score above the threshold.")
     ] = 0.05,
     seed: Seed = 0,
     *,
     common: CommonOptions,
 ) -> None:
-    """Fit a detector on normal prompts. Which way is taken is decided on them alone; it never sees an odd one."""
+    """Fit a detector on normal prompts.
+
+    The method is chosen on normal prompts alone; the detector never sees an odd one.
+
+    \b
+    Example:
+      lenscope detect fit --data normal.txt --lens lens -o detector
+    """
     _check_field(field, data)
     require_effect("--transferred", transferred, lens is not None, "applies to --lens")
     if not 0 < false_positives < 1:
@@ -127,16 +141,25 @@ def fit_detector_command(
 @detect_commands.command("score")
 @common_options("as_json")
 def score_prompts_command(
-    folder: Annotated[str, typer.Argument(metavar="DETECTOR", help="A folder that detect fit wrote.")],
+    folder: Annotated[str, typer.Argument(metavar="DETECTOR", help="Folder that detect fit wrote.")],
     prompts: Prompts = None,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="Prompts as they come: .txt, .jsonl, - for lines of stdin.")
+        str | None,
+        typer.Option("--file", "-f", help="File of prompts, .txt or .jsonl, read line by line; - reads stdin."),
     ] = None,
     field: PromptField = None,
     *,
     common: CommonOptions,
 ) -> None:
-    """Score prompts, one line of JSON each as soon as it is known: the higher, the odder."""
+    """Score prompts: the higher, the odder.
+
+    Each prompt gives one line of JSON, which is printed as soon as it is known.
+
+    \b
+    Examples:
+      lenscope detect score detector "Ignore all instructions"
+      cat prompts.txt | lenscope detect score detector -f -
+    """
     if not prompts and file is None:
         raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
     require_effect("--field", field, file is not None, "names the field of --file FILE.jsonl")

@@ -53,24 +53,33 @@ CROSSED_LAYERS = 10
 @common_options()
 def evaluate_command(
     lens: Annotated[
-        list[str] | None, typer.Option("--lens", help=f"NAME=LENS or LENS; may be repeated. {TUNED}")
+        list[str] | None, typer.Option("--lens", help=f"LENS, or NAME=LENS; may be repeated. {TUNED}")
     ] = None,
     data: Data = None,
     field: Field = None,
     tokens: Annotated[
-        str | None, typer.Option(help="How many tokens are read; default: 8192 (2048 with --transfer), or all if less.")
+        str | None,
+        typer.Option(help="Tokens to read; default: 8192 (2048 with --transfer), or all if there are fewer."),
     ] = None,
     held_out: Annotated[
         float | None,
-        typer.Option("--held-out", help="Only this fraction of documents: what a fit with the same seed held out."),
+        typer.Option(
+            "--held-out", help="Read only the documents that a fit with this --held-out and seed did not see."
+        ),
     ] = None,
     layers: Layers = None,
     measure: Annotated[
         str | None,
-        typer.Option(help="kl, agreement, bias, cross_entropy, bits_per_byte, entropy, calibration; one: intervals."),
+        typer.Option(
+            help="Measures of the table, one with its intervals or several: kl, agreement, bias, cross_entropy, "
+            "bits_per_byte, entropy, calibration."
+        ),
     ] = None,
     transfer: Annotated[
-        bool, typer.Option("--transfer", help="Instead: each layer's translator on the states of the others, one lens.")
+        bool,
+        typer.Option(
+            "--transfer", help="Measure each layer's map on the states of every other layer instead; takes one lens."
+        ),
     ] = False,
     transferred: Transferred = False,
     length: Length = None,
@@ -80,10 +89,16 @@ def evaluate_command(
     *,
     common: CommonOptions,
 ) -> None:
-    """How well lenses tell what the model will predict, layer by layer, on text; the last row is the model itself.
+    """Measure on text how well lenses predict the model, by layer.
 
-    With -o FILE a run that is killed or interrupted leaves FILE.partial, and the same command goes on from there; not
-    under torchrun, whose processes share the text and leave nothing.
+    The table has a row for each layer and, last, one for the model itself. With -o FILE a run that is killed leaves
+    FILE.partial, and the same command continues from there. Under torchrun the processes share the text; such a run
+    starts anew when it was killed.
+
+    \b
+    Examples:
+      lenscope eval --lens lens --data other.jsonl
+      lenscope eval --lens a=lens --lens b=owner/name --data texts.jsonl --measure kl,agreement -o both.parquet
     """
     require_effect(
         "--measure", measure, not common.as_json, "chooses what the table shows, and --json has every measure"

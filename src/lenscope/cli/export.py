@@ -18,11 +18,18 @@ FILES = ["config.json", "params.pt"]
 
 @common_options("attention", "placement")
 def export_command(
-    lens: Annotated[str, typer.Argument(metavar="LENS", help="A fitted lens: folder, file or hub repository.")],
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where config.json and params.pt go.")],
+    lens: Annotated[str, typer.Argument(metavar="LENS", help="A fitted lens: a folder, a file or a hub repository.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder that config.json and params.pt are written to.")
+    ],
     common: CommonOptions,
 ) -> None:
-    """Write a fitted lens as the package tuned-lens 0.2 reads it."""
+    """Write a fitted lens as the package tuned-lens 0.2 reads it.
+
+    \b
+    Example:
+      lenscope export lens lens-for-tuned-lens
+    """
     require_model(common.model)
     require_lens(lens)
     for name in FILES:

@@ -49,31 +49,42 @@ FITTED = 200_000
 
 @common_options(all_write=True)
 def fit_command(
-    output: Annotated[str, typer.Option("-o", "--output", help="The folder for the lens, and for what resumes it.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the lens and for its checkpoints.")],
     data: Data = None,
     field: Field = None,
     tokens: Annotated[
-        str | None, typer.Option(help="How many tokens are read, such as 200k; default: 200k, or all where less.")
+        str | None, typer.Option(help="Tokens to read, such as 200k; default: 200k, or all if there are fewer.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How often the text is read; default: once.")] = None,
-    recipe: Annotated[str, typer.Option(help="muon, ridge, bias, published or published-ce.")] = "muon",
+    epochs: Annotated[int | None, typer.Option(help="How many times the text is read; default: 1.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="How it is fitted: muon, ridge, bias, published or published-ce.")
+    ] = "muon",
     held_out: Annotated[
-        float, typer.Option("--held-out", help="The fraction of documents that is not fitted but measured on.")
+        float, typer.Option("--held-out", help="Fraction of the documents that is kept for measuring.")
     ] = 0.1,
     length: Length = None,
     seed: Seed = 0,
     stream: Stream = False,
-    shard: Annotated[bool, typer.Option("--shard", help="The name of --placement fsdp in version 0.1.0.")] = False,
+    shard: Annotated[bool, typer.Option("--shard", help="Old name of --placement fsdp.")] = False,
     moments_on: Annotated[
         str | None,
-        typer.Option("--moments-on", help="Where sums over text and the closed form are kept, such as cpu."),
+        typer.Option(
+            "--moments-on", help="Device for the large matrices of the fit, such as cpu; default: that of the model."
+        ),
     ] = None,
     *,
     common: CommonOptions,
 ) -> None:
-    """Fit a tuned lens: an affine map per layer that predicts what the model predicts. Resumes when called again.
+    """Fit a tuned lens on text: an affine map per layer.
 
-    Also under torchrun: the processes share the text, and the first one speaks.
+    The map of a layer is trained so that its prediction comes close to the model's own. The lens is measured on
+    documents that were held out. A run that is killed continues with the same command. Under torchrun the processes
+    share the text, and only the first one prints.
+
+    \b
+    Examples:
+      lenscope fit --data texts.jsonl -o lens
+      lenscope fit --data texts.jsonl --recipe ridge --tokens 50k -o lens
     """
     wanted = FITTED if tokens is None else parse_amount(tokens, "tokens")
     require_corpus(data, field, length, seed)

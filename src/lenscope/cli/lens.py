@@ -58,42 +58,63 @@ def lens_command(
     prompts: Prompts = None,
     model: Model = DEFAULT_MODEL,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="A file with one prompt per line; - for stdin.")
+        str | None, typer.Option("--file", "-f", help="A file with one prompt per line; - reads stdin.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")] = False,
     layers: Layers = None,
     positions: Annotated[
-        str | None, typer.Option(help="Which positions: 3, -1, 0,2,4, -5: or a substring of the prompt.")
+        str | None,
+        typer.Option(
+            help="Positions to read: 3, -1, a list 0,2,4, a range -5: or a substring of the prompt; default: all."
+        ),
     ] = None,
     measure: Annotated[
         str | None,
-        typer.Option(help="Colour: max_probability, entropy, kl, cross_entropy or rank; with --compare js, …"),
+        typer.Option(
+            help="Measure that colours cells: max_probability, entropy, kl, cross_entropy or rank (--compare: js, …)."
+        ),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", help=f"How many tokens per cell; default: 1 in the table, {TOP} in files and --json."),
+        typer.Option("--top-k", help=f"Tokens listed per cell; default: 1 in the table, {TOP} in files and --json."),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help='Follow this token, e.g. " Paris"; default: the prompt\'s next token.')
+        str | None,
+        typer.Option(help='Token to follow through the layers, such as " Paris"; default: the prompt\'s next token.'),
     ] = None,
     tuned: TunedLens = None,
     transferred: Transferred = False,
-    compare: Annotated[str | None, typer.Option(help="A second prompt: show how far the two are apart.")] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="A second prompt; the table shows how far the predictions of the two are apart.")
+    ] = None,
     generate: Annotated[
         int | None,
-        typer.Option("--generate", "-g", help="Let the model write so many tokens, and show what its layers predict."),
+        typer.Option(
+            "--generate", "-g", help="Let the model write this many tokens, and show what every layer predicted."
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Of --generate: draw tokens at this temperature; default: 0, greedy.")
+        float | None,
+        typer.Option(help="With --generate: draw tokens at this temperature; default: 0, the most probable token."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of --temperature: fixes the draws; default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --temperature: seed of the draws; default: 0.")] = None,
     output: ResultFile = None,
     html: PageFile = None,
     stream: Stream = False,
     *,
     common: CommonOptions,
 ) -> None:
-    """The prediction trajectory of each prompt: what every layer would predict, as a table."""
+    """Show what every layer of a model would predict next.
+
+    Each prompt gives a table with a row for each layer and a column for each token. A cell has the most probable next
+    token there. Tables are shown, and files written, as soon as a prompt is done.
+
+    \b
+    Examples:
+      lenscope lens "The capital of France is"
+      lenscope lens "The capital of France is" --target " Paris" --measure rank
+      lenscope lens --file prompts.txt --lens lens -o runs.parquet
+    """
     require_effect("--transferred", transferred, tuned is not None, "applies to --lens")
     require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
     require_effect("--temperature", temperature, generate is not None, "applies to --generate")

@@ -26,49 +26,74 @@ if TYPE_CHECKING:
     from lenscope.models.progress import Progress
     from lenscope.text.corpus import Corpus
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Built-in alias, hub id, folder or .gguf file.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16, float16; default: the checkpoint's own.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto …: where the model goes (transformers' device_map).")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="The model to read: a built-in name, a hub id, a folder or a .gguf file.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Number format of the weights: float32, float64, bfloat16 or float16; default: as they are saved."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Device that the weights go to: cpu, cuda, or auto for all devices; default: cpu.")
+]
 Placement = Annotated[
     str,
     typer.Option(
-        help="whole; auto: over all devices, memory and disk; under torchrun fsdp or tensor: divided among processes."
+        help="How the model is spread: whole, auto (all devices, then memory and disk); under torchrun fsdp, tensor."
     ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Attention = Annotated[str | None, typer.Option("--attn", help="Attention backend: eager, sdpa, flash_attention_2 …")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub; default: main.")]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attn", help="Attention implementation of transformers: eager, sdpa, …; default: transformers' choice."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
 
-Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts.")]
-Layers = Annotated[str | None, typer.Option(help="Which layers: 12, 0,6,12 or 0:31:5 (end not included).")]
-ResultFile = Annotated[str | None, typer.Option("-o", "--output", help="Save to a .parquet or .json file.")]
-PageFile = Annotated[str | None, typer.Option("--html", help="Save a self-contained page.")]
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One prompt or several.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(help="Layers to read: 12, a list 0,6,12 or a range 0:31:5 (without its end); default: all."),
+]
+ResultFile = Annotated[
+    str | None, typer.Option("-o", "--output", help="Save the result to this .parquet or .json file.")
+]
+PageFile = Annotated[
+    str | None, typer.Option("--html", help="Save the result to this .html file, a page that works offline.")
+]
 
-TUNED = "A fitted lens: folder, file or hub repository; default: the logit lens."
+TUNED = "A fitted lens: a folder, a file or a hub repository; default: the logit lens."
 TunedLens = Annotated[str | None, typer.Option("--lens", help=TUNED)]
 Transferred = Annotated[
-    bool, typer.Option("--transferred", help="The lens was fitted for another model of the same size: use it anyway.")
+    bool, typer.Option("--transferred", help="Use the lens although it was fitted for another model of the same size.")
 ]
 
 Data = Annotated[
     list[str] | None,
     typer.Option(
-        "--data", "-d", help="Text: file, folder, pattern or hub data set; may be repeated for files. Default: the "
-        "model's own samples."
+        "--data", "-d", help="Text to read: a file, a folder, a pattern or a hub data set; files may be repeated. "
+        "Default: text that the model writes itself."
     ),
 ]  # fmt: skip
 Field = Annotated[
-    str | None, typer.Option(help="The field or column of the data that has the text; default: text.")
+    str | None, typer.Option(help="Name of the field or column that has the text; default: text.")
 ]  # fmt: skip
-Length = Annotated[int | None, typer.Option(help="Tokens per row; default: 512, or the model's context.")]
+Length = Annotated[
+    int | None, typer.Option(help="Tokens per row of text; default: 512, or the model's context if shorter.")
+]
 Stream = Annotated[
     bool,
     typer.Option(
         "--stream",
-        help="For models larger than memory: blocks are read from disk, one after the other, for all texts together.",
+        help="Read the model's blocks from disk one at a time, for a model larger than memory.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of the order of the text, what is held out, samples and resamples.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything that is drawn: order of texts, held-out texts, samples, intervals.")
+]
 
 DEFAULT_MODEL = "smollm2-135m"
 

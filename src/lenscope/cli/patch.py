@@ -37,48 +37,75 @@ WRITTEN = 12
 
 @common_options("revision")
 def patch_command(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The source prompt.")],
-    at: Annotated[str, typer.Option(help="Which token is explained: a position, or a substring of the prompt.")] = "-1",
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The source prompt, whose hidden states are explained.")
+    ],
+    at: Annotated[str, typer.Option(help="Token to explain: a position, or a substring of the prompt.")] = "-1",
     target: Annotated[
         str,
         typer.Option(
-            "--target", "-t", help="A target prompt: entity, identity, a relation such as country_currency, or a text."
+            "--target",
+            "-t",
+            help="Prompt that states are patched into: entity, identity, a relation as country_currency, or a text.",
         ),
     ] = "entity",
     placeholder: Annotated[
         str | None,
         typer.Option(
-            help="What of a text of your own is patched: a position, or a substring; default: the last token."
+            help="With a --target of your own: its position or substring that is patched; default: the last token."
         ),
     ] = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="Every source layer at every target layer: next tokens.")
+        bool, typer.Option("--grid", help="Patch every source layer into every target layer, and show the next tokens.")
     ] = False,
-    layers: Annotated[str | None, typer.Option(help="Which source layers: 12, 0,6,12 or 0:31:5.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Source layers: 12, a list 0,6,12 or a range 0:31:5 (without its end); default: all."),
+    ] = None,
     target_layers: Annotated[
-        str | None, typer.Option("--target-layers", help="Which target layers; default: the source's own.")
+        str | None,
+        typer.Option("--target-layers", help="Target layers, written as --layers; default: the layer of the source."),
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", "-n", help=f"How many tokens are written, {WRITTEN} by default; 0: next tokens only."),
+        typer.Option(
+            "--tokens", "-n", help=f"Tokens that the model writes; default: {WRITTEN}. 0 shows its next tokens alone."
+        ),
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop where the text contains this; may be repeated.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends what is written; may be repeated.")] = None,
     answer: Annotated[
-        list[str] | None, typer.Option(help="Follow this answer as the next token or tokens; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Answer whose probability is shown, as the next token or tokens; may be repeated."),
     ] = None,
     below: Annotated[
-        str, typer.Option(help="What is seen of the placeholder below the patch: target, none or source.")
+        str,
+        typer.Option(
+            help="What later tokens see of the patched position in layers below the patch: target, none or source."
+        ),
     ] = "target",
-    measure: Annotated[str | None, typer.Option(help="Colour: max_probability, kl, entropy, surprisal, …")] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="Measure that colours the table: max_probability, kl, entropy, surprisal, …")
+    ] = None,
     model: Model = DEFAULT_MODEL,
-    target_model: Annotated[str | None, typer.Option("--target-model", help="The model that explains.")] = None,
-    mapping: Annotated[str | None, typer.Option(help="A folder with a mapping between the two models.")] = None,
+    target_model: Annotated[
+        str | None,
+        typer.Option("--target-model", help="Another model that states are patched into; default: the same model."),
+    ] = None,
+    mapping: Annotated[str | None, typer.Option(help="Folder of a fitted mapping between the two models.")] = None,
     output: ResultFile = None,
     html: PageFile = None,
     *,
     common: CommonOptions,
 ) -> None:
-    """What the model says a hidden state means, layer by layer (Patchscopes)."""
+    """Ask the model in words what a hidden state means (Patchscopes).
+
+    The state of one token, at every layer in turn, is written into another prompt, and the model goes on from there.
+
+    \b
+    Examples:
+      lenscope patch "Diana, Princess of Wales"
+      lenscope patch "The capital of France is the city of" -t identity -n 0 --answer " Paris"
+    """
     predicts = grid or tokens == 0 or bool(answer)
     if tokens is not None and tokens < 0:
         raise LenscopeError(f"--tokens {tokens}: give at least 0")

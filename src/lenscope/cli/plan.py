@@ -27,25 +27,46 @@ SHAPE = "layers=80,width=8192,heads=64,kv=8,inner=28672,vocab=128256"
 
 def plan_command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help=f"Built-in alias, folder, hub id, or a shape such as {SHAPE}.")
+        str, typer.Argument(metavar="MODEL", help=f"A built-in name, a folder, a hub id, or a shape such as {SHAPE}.")
     ],
-    task: Annotated[str, typer.Option("--task", "-t", help="fit, lens or sweep.")] = "fit",
-    gpus: Annotated[int, typer.Option("--gpus", "-n", help="How many GPUs, 8 to a machine.")] = 1,
-    memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GB; default: the device's own.")] = None,
+    task: Annotated[str, typer.Option("--task", "-t", help="What is planned: fit, lens or sweep.")] = "fit",
+    gpus: Annotated[int, typer.Option("--gpus", "-n", help="Number of GPUs; a machine has 8.")] = 1,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each GPU, such as 80GB; default: that of the device.")
+    ] = None,
     device: Annotated[
-        str, typer.Option(help="h100, h200, a100, cpu (this machine, measured now), or FLOPS,BANDWIDTH as 400T,2T.")
+        str,
+        typer.Option(help="h100, h200, a100, cpu (this machine, measured now), or FLOPS,BANDWIDTH such as 400T,2T."),
     ] = "h100",
-    disk: Annotated[str | None, typer.Option(help="What the disk reads in a second, such as 2GB.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens that a fit or a lens reads; default: 200k, 1M.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of a text or prompt; default: 512, of a sweep 32.")] = None,
-    recipe: Annotated[str, typer.Option(help="Of a fit: muon, ridge, bias, published or published-ce.")] = "muon",
-    rows: Annotated[str | None, typer.Option(help="Rows of a sweep; default: 100k.")] = None,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens that a row of a sweep writes.")] = 0,
-    tuned: Annotated[bool, typer.Option("--tuned", help="The lens is a tuned lens.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights; default: the configuration's own.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Bytes that the disk reads in a second, such as 2GB.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens that a fit or a lens reads; default: 200k for a fit, 1M for a lens.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a text or a prompt; default: 512, in a sweep 32.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="With --task fit: muon, ridge, bias, published or published-ce.")
+    ] = "muon",
+    rows: Annotated[str | None, typer.Option(help="With --task sweep: number of rows; default: 100k.")] = None,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", help="With --task sweep: tokens that each row writes.")
+    ] = 0,
+    tuned: Annotated[bool, typer.Option("--tuned", help="With --task lens: read through a tuned lens.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Number format of the weights; default: as the configuration says.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a task would cost on some GPUs: memory, FLOPs, bytes and hours, from the model's configuration alone."""
+    """Estimate memory and time of a task before you run it.
+
+    Everything is counted from the model's configuration; no weights are loaded and nothing is run.
+
+    \b
+    Examples:
+      lenscope plan path/to/70b --task fit --gpus 8 --memory 80GB
+      lenscope plan smollm2-135m --task lens --device cpu
+    """
     require_name("--task", task, ("fit", "lens", "sweep"))
     require_effect("--tokens", tokens, task != "sweep", "are those of a fit or a lens; a sweep has --rows")
     require_effect("--rows", rows, task == "sweep", "are those of a sweep")

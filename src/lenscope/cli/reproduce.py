@@ -36,17 +36,19 @@ if TYPE_CHECKING:
 @common_options()
 def reproduce_command(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Which experiment; without one they are listed.")
+        str | None, typer.Argument(metavar="NAME", help="Name of the experiment; without a name, all are listed.")
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", "-d", help="The experiment's data, text or questions; may be repeated. Default: built in."
+            "--data", "-d", help="Data of the experiment, texts or questions; may be repeated. Default: built in."
         ),
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="Text to fit a lens on where none is given; default: the model's own samples."),
+        typer.Option(
+            "--text", help="Text to fit a lens on if none is given; default: text that the model writes itself."
+        ),
     ] = None,
     lens: Annotated[
         str | None, typer.Option("--lens", help=f"{TUNED.partition(';')[0]}; default: one is fitted.")
@@ -54,17 +56,25 @@ def reproduce_command(
     transferred: Transferred = False,
     target_model: Annotated[
         str | None,
-        typer.Option("--target-model", help="The model that states are patched into; default: the model itself."),
+        typer.Option("--target-model", help="Model that states are patched into; default: the same model."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small run of at most five minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a small version, of at most five minutes.")] = False,
     seed: Seed = 0,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="The folder for the report; default: reproduction/NAME.")
+        str | None, typer.Option("-o", "--output", help="Folder for the report; default: reproduction/NAME.")
     ] = None,
     *,
     common: CommonOptions,
 ) -> None:
-    """Run an experiment of the papers on a model: tables with intervals, figures, and what replicates."""
+    """Run one of the papers' experiments on a model.
+
+    The report has tables with intervals, figures, and says in words what replicates on this model.
+
+    \b
+    Examples:
+      lenscope reproduce
+      lenscope reproduce overthinking --quick -o report
+    """
     if name is None:
         for option, value in (
             ("--data", data), ("--text", text), ("--lens", lens), ("--transferred", transferred),

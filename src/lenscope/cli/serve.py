@@ -34,28 +34,44 @@ def serve_command(
     model: Model = DEFAULT_MODEL,
     lenses: Annotated[
         list[str] | None,
-        typer.Option("--lens", help="A fitted lens beside the logit lens: folder, file or hub repository; repeatable."),
+        typer.Option(
+            "--lens",
+            help="A fitted lens to offer beside the logit lens: a folder, a file or a hub repository; may be repeated.",
+        ),
     ] = None,
     target_models: Annotated[
-        list[str] | None, typer.Option("--target-model", help="Another model that explains; may be repeated.")
+        list[str] | None,
+        typer.Option("--target-model", help="Another model that states may be patched into; may be repeated."),
     ] = None,
     mappings: Annotated[
         list[str] | None,
-        typer.Option("--mapping", help="A folder with a mapping of the model's states; may be repeated."),
+        typer.Option("--mapping", help="Folder of a fitted mapping of the model's states; may be repeated."),
     ] = None,
-    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8765,
-    host: Annotated[str, typer.Option(help="The address to listen at; others than this machine need --token.")] = (
-        "127.0.0.1"
-    ),
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free one.")] = 8765,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; one that other machines can reach needs --token.")
+    ] = ("127.0.0.1"),
     token: Annotated[
-        str | None, typer.Option(help=f"A secret of at least {TOKEN_CHARACTERS} characters that every request carries.")
+        str | None,
+        typer.Option(help=f"A secret of at least {TOKEN_CHARACTERS} characters that every request must carry."),
     ] = None,
-    max_prompt_tokens: Annotated[int, typer.Option("--max-prompt-tokens", help="Longer prompts are refused.")] = 1024,
+    max_prompt_tokens: Annotated[
+        int, typer.Option("--max-prompt-tokens", help="Longest prompt that is accepted, in tokens.")
+    ] = 1024,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     *,
     common: CommonOptions,
 ) -> None:
-    """The web view on this machine: trajectories, explanations and patches to look at and click."""
+    """Open the web view of a model on this machine.
+
+    The page shows trajectories, explanations and patches, and nothing leaves the machine. Ctrl-C ends it. It needs
+    pip install "lenscope[serve]".
+
+    \b
+    Examples:
+      lenscope serve --open
+      lenscope serve --lens demo/lens --open
+    """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise LenscopeError(f'the web view needs {", ".join(missing)}: run pip install "lenscope[serve]"')

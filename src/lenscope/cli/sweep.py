@@ -15,22 +15,43 @@ from lenscope.errors import LenscopeError
 
 
 def sweep_command(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="What is swept: a .yaml or .json file.")],
-    output: Annotated[str | None, typer.Option("-o", "--output", help="The folder of the sweep.")] = None,
-    status: Annotated[bool, typer.Option("--status", help="Say what is done; run nothing, load no model.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check every row, run a sample, and say rows, time and memory.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(help="End after the part in which so many rows were run.")] = None,
-    engine: Annotated[str, typer.Option(help="local: this process; ray: actors of Ray.")] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="Ray: how many actors; default: as many as the processors allow.")
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A .yaml or .json file that says what is patched where.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder of the sweep; it is created if needed.")
     ] = None,
-    cpus_per_worker: Annotated[float | None, typer.Option(help="Ray: processors of an actor, 1 by default.")] = None,
-    gpus_per_worker: Annotated[float | None, typer.Option(help="Ray: devices of an actor, or a share of one.")] = None,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how much is done. Nothing is run and no model is loaded.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check every row, run a sample, and estimate rows, time and memory.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Stop after about this many rows; the same command continues.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Who runs the rows: local (this process) or ray (actors of Ray).")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="With --engine ray: number of actors; default: as many as the processors allow.")
+    ] = None,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(help="With --engine ray: processors of an actor; default: 1.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With --engine ray: GPUs of an actor, or a fraction of one; default: 0.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run many patches of one spec: resumable, each row once, Parquet out."""
+    """Run many patches from one spec file.
+
+    Rows are written to Parquet files part by part. A run that is killed continues with the same command, and each row
+    is run once.
+
+    \b
+    Examples:
+      lenscope sweep spec.yaml -o sweep --dry-run
+      lenscope sweep spec.yaml -o sweep
+    """
     require_path(spec, "file")
     require_name("--engine", engine, ("local", "ray"))
     for option, value in (
