@@ -7,6 +7,7 @@ A warning is an error: a link that leads nowhere, a page that no table of conten
 not there.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -84,8 +85,9 @@ pygments_dark_style = "github-dark"
 def _only_what_is_there(app, page, source):
     """While pages are still written: the first page lists those that are there."""
     if page == "index":
+        names = re.compile(r"[\w-]+(/index)?")
         lines = source[0].split("\n")
-        source[0] = "\n".join(n for n in lines if "*" not in n or any(HERE.glob(f"{n}.md")))
+        source[0] = "\n".join(n for n in lines if not names.fullmatch(n) or (HERE / f"{n}.md").exists())
 
 
 def setup(app):
