@@ -310,15 +310,27 @@ def _from_pretrained(source: str, options: dict[str, Any], revision: str | None)
         if device is not None:
             options["device_map"] = _blocks_on_disk(source, where, device)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, **options, **_TOLD)
+        model, info = loaded
         local = {name: value for name, value in options.items() if name == "local_files_only"}
-        tokenizer = AutoTokenizer.from_pretrained(source, **where, **local)
-    model, info = loaded
+        tokenizer = _saved_tokenizer(source, model, where, local)
     unused = refusals.require_whole(source, model, info)
     if getattr(model, "_hf_peft_config_loaded", False):
         refusals.require_whole_below(source, model)
     if look is not None:
         look(model)
     return model, tokenizer, unused
+
+
+def _saved_tokenizer(source: str, model: Any, where: dict[str, Any], local: dict[str, Any]) -> Any:
+    """The tokenizer of a checkpoint; of an adapter that was saved without one, that of the model below it."""
+    adapters = list(model.peft_config.values()) if getattr(model, "_hf_peft_config_loaded", False) else []
+    if adapters and not refusals.has_tokenizer(source):
+        return AutoTokenizer.from_pretrained(adapters[0].base_model_name_or_path, trust_remote_code=False, **local)
+    try:
+        return AutoTokenizer.from_pretrained(source, **where, **local)
+    except Exception:
+        refusals.require_tokenizer(source)
+        raise
 
 
 def _blocks_on_disk(source: str, where: dict[str, Any], device: str) -> dict[str, str]:
@@ -354,6 +366,8 @@ def _plain_errors(source: str, what: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except LenscopeError:
+        raise
     except MemoryError as error:
         raise LenscopeError(
             f"{source}: does not fit into memory; give a smaller dtype, or device_map='auto'"

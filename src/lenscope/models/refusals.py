@@ -17,8 +17,12 @@ from typing import Any
 from torch import nn
 
 from lenscope.errors import LenscopeError
+from lenscope.files import hub
 
 ADAPTER = "adapter_config.json"
+# what every tokenizer writes, and how the names of what others wrote begin or end
+TOKENIZER = "tokenizer_config.json"
+_TOKENIZERS = ("tokenizer*", "vocab*", "spiece*", "*.model", "*.tiktoken")
 # the parts of a split GGUF file, as llama.cpp names them
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})$")
 # Buffers of positions and counts, which are made from sizes alone and which older checkpoints do not hold.
@@ -93,6 +97,23 @@ def require_peft(source: str, folder: Path) -> None:
         raise LenscopeError(
             f"{source}: is the folder of an adapter ({ADAPTER}), which the package peft reads: pip install peft, or "
             "merge the adapter into its model (merge_and_unload) and save that"
+        )
+
+
+def has_tokenizer(source: str) -> bool:
+    """Whether a folder, or a repository of the hub, has a tokenizer of its own."""
+    if Path(source).is_dir():
+        return (Path(source) / TOKENIZER).is_file()
+    return hub.fetch_if_reachable(source, TOKENIZER) is not None
+
+
+def require_tokenizer(source: str) -> None:
+    """Raise LenscopeError for a folder that holds no file of a tokenizer: `save_pretrained` of a model writes none."""
+    folder = Path(source)
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in _TOKENIZERS):
+        raise LenscopeError(
+            f"{source}: has no tokenizer beside its weights; save it there, too (tokenizer.save_pretrained), or give "
+            "lenscope.load the model and the tokenizer in memory"
         )
 
 
