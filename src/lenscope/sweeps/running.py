@@ -54,10 +54,11 @@ def sweep(
     """Run the rows of a sweep that a folder does not have yet, part by part, and give its rows as one data set.
 
     A spec (a .yaml or .json file, or a dictionary with the same keys) multiplies sources, layers, positions, targets,
-    mappings, models and methods (docs/guide.md has every key); rows that are asked for twice are run once. All rows are
-    checked before any is run. A part is a file, parts/NUMBER-DIGEST.parquet, which is there whole or not at all: a run
-    that was killed is completed by the same call, parts that are damaged are run again, and numbers depend neither on
-    how often a run was killed nor on the engine, to the last bit on machines and numbers of threads that are alike.
+    mappings, models and methods (docs/reference/sweep-specs.md has every key); rows that are asked for twice are run
+    once. All rows are checked before any is run. A part is a file, parts/NUMBER-DIGEST.parquet, which is there whole or
+    not at all: a run that was killed is completed by the same call, parts that are damaged are run again, and numbers
+    depend neither on how often a run was killed nor on the engine, to the last bit on machines and numbers of threads
+    that are alike.
 
     Args:
         spec: what is swept.

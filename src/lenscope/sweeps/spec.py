@@ -222,7 +222,7 @@ class SweepSpec(Strict):
     """A sweep: sources × layers × positions × targets × mappings × models × methods, with controls as further rows.
 
     `model` is read; `explained_by` are the models that its states are patched into, by default itself. Everything else
-    is described in docs/guide.md. One value stands for a list of one, a name for what has this name.
+    is described in docs/reference/sweep-specs.md. One value stands for a list of one, a name for what has this name.
     """
 
     model: SweepModel
