@@ -63,7 +63,12 @@ def offered(room: str) -> list[str]:
 @cache
 def described() -> dict[str, str]:
     """Every public name by its last part, as `Lens`, and where it is described: `lenscope.Lens`."""
-    places = {name: f"lenscope.{room}.{name}" for room in lenscope.ROOMS for name in offered(room)}
+    places = {
+        name: f"lenscope.{room}.{name}"
+        for room in lenscope.ROOMS
+        for name in offered(room)
+        if not inspect.ismodule(getattr(getattr(lenscope, room), name))
+    }
     return {**places, **{name: f"lenscope.{name}" for name in offered("")}}
 
 

@@ -6,4 +6,4 @@ Does not know: who raises it, or how it is shown.
 
 
 class LenscopeError(ValueError):
-    """A user's mistake, said in one line: the value, what would be valid, what to do instead."""
+    """A mistake that you can mend. Its one line names the value, what would be valid, and what to do instead."""

@@ -18,7 +18,7 @@ RESULTS: tuple[type[Record], ...] = (Trajectory, Comparison, Grid, Effects, Eval
 
 
 def load_results(path: str | os.PathLike[str]) -> Any:
-    """Read what `save` or the `save` of any result wrote, equal to what was saved.
+    """Load a saved result of any kind, equal to what was saved.
 
     That is a Trajectory or a list of them (as it was saved), a Comparison, Grid, Effects, Evaluation or Transfer. The
     rows of a Parquet file may be in any order. Raises LenscopeError for a file of something else, whose loader it

@@ -32,10 +32,17 @@ ReportTable = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Report(Drawn):
-    """What an experiment found: `tables` by name, each a list of rows; figures; and the reading, in plain words.
+    """What an experiment found on a model: tables, figures, and what they say, in plain words.
 
-    `claim` is what the paper says and where; `reading` says what replicates here, what does not, and by how much.
-    `settings` is all that a repetition needs. A value of a row is a text, a number, or an Estimate with its interval.
+    Attributes:
+        experiment: the name of the experiment.
+        model: the name of the model.
+        claim: what the paper says, and where.
+        reading: what replicates here, what does not, and by how much.
+        tables: lists of rows by name; a value is a text, a number, or an `Estimate`.
+        figures: the figures.
+        settings: all that a repetition needs.
+        provenance: the model, its identity, and the versions of what it ran on.
     """
 
     experiment: str

@@ -44,23 +44,23 @@ def fit_mapping(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Affine:
-    """Affine maps from the states of each of `layers` of a model to those of each of `target_layers` of another.
+    """Fit affine maps from the states of one model to those of another, or from layer to layer of one model.
 
-    Least squares between two models' states, as in Ghandeharioun et al. 2024, §4.4, with an L2 penalty: with x in
-    units of its standard deviation per dimension and both sides centred, minimises mean ‖y - W x‖² + ridge ‖W‖².
-    The states paired are those of tokens that end at the same character of a text (`aligned`). With one model
-    as both it is the linear shortcut from layer to layer; with `ahead` N each state is paired with that N tokens on in
-    the target's prompt (Future Lens, Pal et al. 2023). `texts` are cut to `length` tokens; layers default to all.
+    There is a map from each of `layers` to each of `target_layers`: least squares between two models' states, as in
+    Ghandeharioun et al. 2024, §4.4, with an L2 penalty. With x in units of its standard deviation per dimension and
+    both sides centred, it minimises mean ‖y - W x‖² + ridge ‖W‖². The states paired are those of tokens that end at the
+    same character of a text (`aligned`). With one model as both it is the linear shortcut from layer to layer; with
+    `ahead` N each state is paired with that N tokens on in the target's prompt (Future Lens, Pal et al. 2023).
 
     A fraction `held_out` of the texts is not fitted: half of it selects each pair's ridge, the other half gives what
     `report` has per pair: `r2` = 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖² with ȳ the fitted texts' mean, and for the target's last
     layer `precision_at_1`, how often unembed(ŷ) and unembed(y) have the same top token. Beside them the same for two
-    controls: `_shuffled`, fitted with each x beside a y of another text, and `_copy`, ŷ = α x + b on the first
-    min(D, D*) dimensions.
+    controls: `_shuffled`, fitted with each x beside a y of another text, and `_copy`, ŷ = α x + b on the first min(D,
+    D*) dimensions.
 
-    Memory: 12 bytes (16 where both models are float64) · layers · target layers · D · D*, of which the mapping keeps
-    4, and the states of 8 texts. Raises LenscopeError for layers out of range, models without tokenizer, and too few
-    texts or tokens.
+    Memory: 12 bytes (16 where both models are float64) · layers · target layers · D · D*, of which the mapping keeps 4,
+    and the states of 8 texts. Raises LenscopeError for layers out of range, models without tokenizer, and too few texts
+    or tokens.
 
     Args:
         source_lm: the model whose states are mapped.

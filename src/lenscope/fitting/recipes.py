@@ -19,13 +19,17 @@ from lenscope.fitting.optimizers import MakeOptimizer, Muon, Nesterov, Optimizer
 @final
 @dataclass(frozen=True)
 class Recipe:
-    """How translators are made. `start` is "ridge", least squares onto the last layer, or "identity".
+    """How a tuned lens is fitted. `fit` also takes the name of a recipe, such as "ridge".
 
-    `optimizer` makes what changes them then, from their weights (D + 1, D), the bias being the last row, their KL and
-    their units; None: nothing does. A step takes `tokens_per_step` tokens and `columns` of the vocabulary (None: all).
-    With `bias_only` the matrices stay as they are at the start. The `loss` is "kl", KL(model ‖ lens), or
-    "cross_entropy" of the token that comes next, over the whole vocabulary; `best` keeps, layer by layer, what has the
-    lowest KL on held-out text of identity, start and result.
+    Args:
+        start: what the maps begin as: "ridge", least squares onto the last layer, or "identity".
+        optimizer: makes the optimizer that changes them then, from their weights (D + 1, D), the bias being the last
+            row, their KL and their units; None: they stay as they begin.
+        tokens_per_step: tokens of a step of the optimizer.
+        columns: how many tokens of the vocabulary a step compares; None: all.
+        bias_only: only the biases are changed.
+        loss: "kl", KL(model ‖ lens), or "cross_entropy" of the token that comes next, over the whole vocabulary.
+        best: keep, layer by layer, what has the lowest KL on held-out text: identity, start or result.
     """
 
     start: str = "ridge"

@@ -53,41 +53,38 @@ def fit(
     moments_on: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Affine:
-    """A tuned lens of `lm` (Belrose et al. 2023, Eq. 8): an affine map of each layer's states to the last layer's.
+    """Fit a tuned lens on text: for each layer, an affine map of its states to the last layer's.
 
-    `data` is text as `Corpus.open` takes it, or a Corpus; None: what the model itself writes. `tokens` of it are read,
-    once, in rows of `length`. A fraction `held_out` of the documents is not fitted: one half of these chooses what each
-    layer keeps, the logit lens among it; the other half, other documents, measures `report["layers"]`: KL(model ‖ lens)
-    in nats of what is kept and of the logit lens, and the gain, each with its 95 % interval over documents. Nothing is
-    decided by what measures: a layer that is worse than the logit lens there says so. Weights are float32 whatever the
-    model's dtype.
+    The lens is that of Belrose et al. 2023, Eq. 8. `tokens` of the text are read, once, in rows of `length`. A fraction
+    `held_out` of the documents is not fitted. One half of these chooses what each layer keeps, the logit lens among it.
+    The other half measures `report["layers"]`: KL(model ‖ lens) in nats of what is kept and of the logit lens, and the
+    gain, each with its 95 % interval over documents. Nothing is decided by what measures: a layer that is worse than
+    the logit lens there says so. Weights are float32 whatever the model's dtype.
+
+    With a `folder` (one that all processes see) the run leaves a checkpoint in it after each block of text, and goes on
+    from there when it is called again, on any number of processes. At the end the lens is saved there, and a further
+    call reads it.
 
     Processes that torchrun started share the text and take the same steps as one would. Each owns k = ⌈n_layers /
-    processes⌉ layers at most, and gets the states of all text at these. What one holds besides the model, in bytes:
-    16 k D² while steps are made, 4 k D² each for weights, what the closed form gave, gradients and momentum (Nesterov
+    processes⌉ layers at most, and gets the states of all text at these. What one holds besides the model, in bytes: 16
+    k D² while steps are made, 4 k D² each for weights, what the closed form gave, gradients and momentum (Nesterov
     keeps 4 k D² more, a recipe without steps nothing but what the closed form gave); before that 8 k D² of second
     moments and, while they are solved, 64 D²; `room` · (k + 1) / (n_layers + 1) of states, but at least those of 8
     rows; and with several processes the states of all layers of the 8 / processes rows that it reads at once. Moments
-    and what they gave can be kept elsewhere (`moments_on`). `lenscope plan` counts all of it.
-
-    With a `folder` (one that all processes see) the run leaves a checkpoint in it after each block of text, each of
-    them writing what it owns, and goes on from there when it is called again, on any number of processes; at the end
-    the lens is saved there, and a further call reads it. Every process returns the whole lens: one alone as it has it;
-    several read it from the folder, mapped into memory, and without a folder send each other all weights.
+    and what they gave can be kept elsewhere (`moments_on`). `lenscope plan` counts all of it. Every process returns the
+    whole lens: one alone as it has it; several read it from the folder, mapped into memory, and without a folder send
+    each other all weights.
 
     A model whose weights are streamed from disk (`lenscope.models.load_streamed`) is fitted by the recipe "ridge" into
     a folder: its states go there in one reading of the weights, (n_layers + 1) · D numbers for each of at most 8 · D
     tokens, and layers are solved from there, one by one; a killed run goes on with the next layer, or reads anew where
     it had not read all. The lens is the same, to the last bit.
 
-    Raises LenscopeError, before the model runs, for text that is too short, recipes that do not exist, and numbers out
-    of range; and for a folder of another run, or one that another run is writing to.
-
     Args:
         lm: the model that the lens is of.
-        data: the text.
+        data: the text, as `Corpus.open` takes it, or a Corpus; None: what the model itself writes.
         tokens: how many tokens of it are read.
-        recipe: how translators are made: a name of RECIPES, or a Recipe.
+        recipe: how it is fitted: "muon", "ridge", "bias", "published", "published-ce", or a Recipe.
         held_out: the fraction of the documents that is not fitted.
         length: tokens of a row; None: the corpus's default.
         seed: fixes whatever is drawn.
@@ -96,6 +93,9 @@ def fit(
         moments_on: the device, such as "cpu", that keeps second moments and what the closed form gave; None: the
             model's own.
         progress: called with how many tokens are read, and how many there are.
+
+    Raises LenscopeError, before the model runs, for text that is too short, recipes that do not exist, and numbers out
+    of range; and for a folder of another run, or one that another run is writing to.
     """
     named, recipe = named_recipe(recipe)
     if tokens < 1 or room < 1:

@@ -34,10 +34,17 @@ DISTANCES = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Record, Drawn):
-    """Two trajectories compared layer by layer: (L, P) each, over paired positions.
+    """How far two predictions are apart, layer by layer. `Lens.compare` makes it.
 
-    js and kl (KL(first ‖ second)), kl_back (KL(second ‖ first)) in nats; total_variation 0 … 1; `same_top` whether
-    the top token is the same; `positions` pairs a position of the first prompt with one of the second.
+    Attributes:
+        layers: the layers that were read.
+        positions: pairs: a position of the first prompt with one of the second.
+        js: Jensen–Shannon divergence in nats, (L, P).
+        total_variation: half the sum of absolute differences, 0–1, (L, P).
+        kl: KL(first ‖ second) in nats, (L, P).
+        kl_back: KL(second ‖ first) in nats, (L, P).
+        first: the trajectory of the first prompt.
+        second: the trajectory of the second.
     """
 
     texts: tuple[str, str]
@@ -62,7 +69,7 @@ class Comparison(Record, Drawn):
 
     @property
     def same_top(self) -> np.ndarray:
-        """(L, P) whether both predict the same token first."""
+        """Whether both predict the same token first, (L, P)."""
         return self.first.top_ids[..., 0] == self.second.top_ids[..., 0]
 
     def _document(self, lists: Lists) -> dict[str, Any]:
@@ -131,12 +138,12 @@ class Comparison(Record, Drawn):
         )
 
     def measure(self, name: str) -> np.ndarray:
-        """One of the distances by name, (L, P)."""
+        """Give one of the distances by name, (L, P)."""
         check_measure(name, DISTANCES)
         return getattr(self, name)
 
     def table(self, measure: str = "js", *, width: int | None = None) -> Table:
-        """Layers × paired positions for a terminal: both top tokens, coloured by a measure of their distance."""
+        """Show both top tokens as a table for a terminal, layers × paired positions, coloured by a distance."""
         return fit_to_width(lambda room: self._drawn(measure, room), width)
 
     def _drawn(self, measure: str, width: int | None) -> Table:
@@ -156,7 +163,7 @@ class Comparison(Record, Drawn):
         )
 
     def figure(self, measure: str = "js") -> Figure:
-        """Layers × paired positions as a figure: both top tokens, coloured by a measure of their distance."""
+        """Draw both top tokens, layers × paired positions, coloured by a distance."""
         values, sides = self.measure(measure), (self.first, self.second)
         heads = [token_names([t.vocabulary[t.ids[p]] for p in t.positions]) for t in sides]
         tops = [[token_names([t.vocabulary.get(i, "") for i in row]) for row in t.top_ids[..., 0]] for t in sides]

@@ -61,22 +61,22 @@ def evaluate(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure how well each lens tells at each layer what the model will predict, and what comes next in the text.
+    """Measure on text how well lenses predict, at each layer, what the model will predict.
 
     All predictions of a next token count except those made at position 0 (an attention sink) and at marks (special
     tokens between documents). For a Corpus, only its `counted` positions count.
 
-    Means over predictions, in nats: cross-entropy against the text, KL(model ‖ lens) (Belrose et al. 2023, Eq. 9),
-    entropy; the share whose top token is the model's. Bits per byte: cross-entropies in bits over the UTF-8 bytes of
-    the tokens predicted. Calibration: the expected calibration error Σ_b |Σ_{i in b} (right_i - confidence_i)| / n
-    of the top token against the text's next, in 15 bins of confidence of equal width (Guo et al. 2017, §2). Bias:
-    KL(mean model ‖ mean lens), the means being over predictions (Belrose et al. 2023, Fig. 3); of few tokens it comes
-    out too large, as the means are still noisy.
+    Measured are, as means over predictions in nats: cross-entropy against the text, KL(model ‖ lens) (Belrose et al.
+    2023, Eq. 9) and entropy; and agreement, the share of predictions whose top token is the model's. Bits per byte are
+    cross-entropies in bits over the UTF-8 bytes of the tokens predicted. Calibration is the expected calibration error
+    Σ_b |Σ_{i in b} (right_i - confidence_i)| / n of the top token against the text's next, in 15 bins of confidence of
+    equal width (Guo et al. 2017, §2). Bias is KL(mean model ‖ mean lens), the means being over predictions (Belrose et
+    al. 2023, Fig. 3). Of few tokens bias and calibration come out too large, as the means are still noisy.
 
     Intervals are percentiles of 1,000 resamples, drawn with `seed`, of documents (corpus) or rows, taken further out
     the fewer of these there are (expanded percentiles: Hesterberg 2015, arXiv 1411.5279); with under about 10 they are
-    still too narrow. Calibration, too, comes out too large of few tokens, and its interval with it. The interval of
-    bias is that of a jackknife over ten groups of units (`statistics.intervals.jackknife`).
+    still too narrow. The interval of bias is that of a jackknife over ten groups of units
+    (`statistics.intervals.jackknife`).
 
     Time is one forward pass and one unembedding per lens and layer; memory 80 bytes · lenses · layers · V, and at most
     256 MB of exponentials. An interrupt raises EvaluationInterrupted with what was measured.
@@ -84,15 +84,11 @@ def evaluate(
     With a `folder` the run leaves a checkpoint of its sums in it now and then, so seldom that writing takes 2 % of the
     time (80 bytes · lenses · layers · V each, and as much memory again meanwhile), and when it is interrupted. When it
     is called again with the same model, lenses and layers and the same text as far as it was read, it goes on from
-    there: what comes out is that of a run that was not interrupted, to the last bit. At the end the result is saved
+    there, and the result is that of a run that was not interrupted, to the last bit. At the end the result is saved
     there in place of the sums, and a further call reads it. `remove_checkpoint(folder)` removes it.
 
     Processes that torchrun started are given the same text and divide it, batch by batch; all of them get the result,
     which is that of one process up to the order of sums. They leave no checkpoints, and a `folder` is refused.
-
-    Raises LenscopeError for text without a prediction that counts, be it one row, layers out of range, lenses of other
-    models, and states that are not numbers; for a folder of another run, or one that another run is writing to; and
-    with a folder for lenses that are functions, since nothing says whether they are the same.
 
     Args:
         lm: the model that predicts.
@@ -102,6 +98,10 @@ def evaluate(
         seed: what resamples are drawn with.
         folder: where checkpoints, and in the end the result, are saved; None: nowhere.
         progress: called with how much of the text is read, and how much there is.
+
+    Raises LenscopeError for text without a prediction that counts, even if it is one row of several, layers out of
+    range, lenses of other models, and states that are not numbers; for a folder of another run, or one that another run
+    is writing to; and with a folder for lenses that are functions, since nothing says whether they are the same.
     """
     by_name = {name: Lens(lm, f, name=name) for name, f in ({"logit lens": None} if lenses is None else lenses).items()}
     if not by_name:
@@ -139,11 +139,11 @@ def transfer(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Measure the translator of every layer of a lens on the states of every other (Belrose et al. 2023, §3, Fig. 7).
+    """Measure the map of every layer of a lens on the states of every other layer.
 
-    Cost: layers² unembeddings per token, 2 · layers² · D · V operations (51 billion for SmolLM2-135M), so a few
-    thousand tokens, or every few layers, must do. Goes on from a `folder` as `evaluate` does. Raises as `evaluate`, and
-    for an f that does not depend on the layer.
+    This is Belrose et al. 2023, §3, Fig. 7. It takes layers² unembeddings per token, 2 · layers² · D · V operations (51
+    billion for SmolLM2-135M), so read a few thousand tokens, or every few layers. It goes on from a `folder` as
+    `evaluate` does. Raises as `evaluate`, and for an f that does not depend on the layer.
 
     Args:
         lm: the model that predicts.

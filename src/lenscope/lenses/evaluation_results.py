@@ -57,13 +57,23 @@ HEADINGS = {"cross_entropy": "CE", "bits_per_byte": "bits/B", "kl": "KL", "agree
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Record, Drawn):
-    """Lenses measured on the same text: per measure (lenses, layers, 3), value, low and high end of the 95 % interval.
+    """How well lenses predict a model on text, by layer. `evaluate` makes it.
 
-    `differences` are those of each lens from the `baseline`, the logit lens (None, and empty, without one), from the
-    same resamples; `own` (3,) are the model's own values. Units are in `MEASURES`; NaN is what could not be measured:
-    bits per byte of text whose bytes are not known, a lens at a layer it has no weights for, intervals of one unit.
-    `rows`, `units`, `tokens` and `bytes` count the text, the units that are resampled (rows, or
-    documents where rows name theirs), the predictions, and the bytes of the tokens predicted.
+    Each measure is an array (lenses, layers, 3): value, low and high end of the 95 % interval. NaN is what could not be
+    measured: bits per byte of text whose bytes are not known, a lens at a layer that it has no weights for, intervals
+    of a single unit.
+
+    Attributes:
+        lenses: the names of the lenses.
+        layers: the layers that were measured.
+        values: the arrays by name; `lenscope.lenses.evaluation_results.MEASURES` has their units.
+        differences: of each lens from the `baseline`, from the same resamples; empty without a baseline.
+        baseline: the name of the logit lens among the lenses, or None.
+        own: the model's own values (3,) by measure.
+        rows: how many rows of text were read.
+        units: how many units were resampled: documents, or rows where these do not name theirs.
+        tokens: how many predictions count.
+        bytes: the bytes of the tokens that were predicted.
     """
 
     model: str
@@ -88,20 +98,21 @@ class Evaluation(Record, Drawn):
         return f"Evaluation({self.model}: {names} × {len(self.layers)} layers, {self.tokens} tokens)"
 
     def measure(self, name: str) -> np.ndarray:
-        """One measure's values, (lenses, layers)."""
+        """Give one measure's values, (lenses, layers)."""
         check_measure(name, MEASURES)
         return self.values[name][..., 0]
 
     def interval(self, name: str) -> np.ndarray:
-        """The low and high ends of one measure's 95 % intervals, (lenses, layers, 2)."""
+        """Give the low and high ends of one measure's 95 % intervals, (lenses, layers, 2)."""
         check_measure(name, MEASURES)
         return self.values[name][..., 1:]
 
     def table(self, measures: str | Sequence[str] = ("kl", "agreement", "bias"), *, width: int | None = None) -> Table:
-        """Layers × lenses for a terminal, the model's own values last: one measure with its intervals, or several.
+        """Show layers × lenses as a table for a terminal: one measure with its intervals, or several.
 
-        Bold is what differs from the baseline by more than the 95 % interval of the difference. What does not fit
-        `width` columns, intervals first, then the last measures, is left out, and the caption says so.
+        The model's own values come last. Bold is what differs from the baseline by more than the 95 % interval of the
+        difference. What does not fit `width` columns, intervals first, then the last measures, is left out, and the
+        caption says so.
         """
         names = [measures] if isinstance(measures, str) else list(measures)
         for name in names:
@@ -109,7 +120,7 @@ class Evaluation(Record, Drawn):
         return fit_to_width(lambda room: self._drawn(names, room), width)
 
     def figure(self, measures: str | Sequence[str] = "kl", *, log: bool = False) -> Figure:
-        """Lenses over layers with their 95 % intervals, a panel for each measure; dotted is the model's own value."""
+        """Draw each measure over the layers with its 95 % intervals; the dotted line is the model's own value."""
         names = [measures] if isinstance(measures, str) else list(measures)
         for name in names:
             check_measure(name, MEASURES)

@@ -33,12 +33,19 @@ from lenscope.models.provenance import provenance
 
 
 class Lens:
-    """Reads what each layer would predict: unembed(f(h, layer)).
+    """A lens: what each layer of a model would predict next.
 
-    f None is the logit lens (nostalgebraist 2020; Belrose et al. 2023, Eq. 3): the remaining layers are skipped. With
-    trained affine translators as f it is the tuned lens (ibid., Eq. 8). f is a function, called as f(h), f(h, layer)
-    or f(h, layer, n_layers), or a fitted mapping from `lm` to itself (`load_lens`), which leaves the last layer as it
-    is. `name` labels the results. Raises LenscopeError for a mapping of other models, or with none to the last layer.
+    Without `f` it is the logit lens, which skips the remaining layers: it decodes a hidden state as if it were the last
+    layer's (nostalgebraist 2020; Belrose et al. 2023, Eq. 3). With fitted affine maps as `f` it is the tuned lens
+    (ibid., Eq. 8), which corrects each layer's states first.
+
+    Args:
+        lm: the model whose states are read.
+        f: a fitted mapping from `lm` to itself, as `fit` and `load_lens` give it, or a function, called as f(h), f(h,
+            layer) or f(h, layer, n_layers).
+        name: what results call this lens.
+
+    Raises LenscopeError for a mapping of other models, or with none to the last layer.
     """
 
     def __init__(self, lm: LM, f: StateMap | None = None, *, name: str | None = None) -> None:
@@ -58,12 +65,12 @@ class Lens:
 
     @property
     def layers(self) -> Sequence[int]:
-        """The layers that f has a map for; where it is a function, all of them."""
+        """The layers that can be read: those that `f` has weights for, or all where it is a function."""
         last = self.lm.n_layers
         return self.f.layers(last) if isinstance(self.f, PairMapping) else range(last + 1)
 
     def map(self, h: Tensor, layer: int) -> Tensor:
-        """f(h, layer) in the dtype of h: hidden states (..., D) as the last layer would have them.
+        """Apply `f` to hidden states (..., D) of one layer: states as the last layer would have them.
 
         Raises LenscopeError for an f that gives states of another shape.
         """
@@ -78,7 +85,7 @@ class Lens:
         return mapped.to(h.dtype)
 
     def logits(self, h: Tensor, layer: int) -> Tensor:
-        """Logits (..., V) of hidden states (..., D) of one layer."""
+        """Decode hidden states (..., D) of one layer into logits (..., V)."""
         (number,) = check_layers((layer,), self.lm.n_layers, self.lm.name)
         return self.lm.unembed(self.map(h, number))
 
@@ -101,7 +108,7 @@ class Lens:
         target: str | int | None = None,
         top_k: int = 5,
     ) -> Trajectory | list[Trajectory]:
-        """Read the prediction trajectory of one prompt, or a list of them for a list of prompts.
+        """Read what every layer would predict at every position of a prompt; a list of prompts gives a list.
 
         KL compares with the model's own final distribution. Time is about one forward pass and one unembedding per
         layer; memory does not grow with the vocabulary. Raises LenscopeError for layers, positions or tokens that do
@@ -132,10 +139,10 @@ class Lens:
         layers: Sequence[int] | None = None,
         positions: Positions | None = None,
     ) -> TokenRanks:
-        """Ranks and log-probabilities of chosen tokens at every layer: one pass for all of them.
+        """Follow several tokens at once: their ranks and log-probabilities at every layer and position.
 
-        Each is what `trajectory(target=…)` gives for that token alone. Raises LenscopeError for layers, positions or
-        tokens that do not exist.
+        Each is what `trajectory(target=…)` gives for that token alone, in one pass for all. Raises LenscopeError for
+        layers, positions or tokens that do not exist.
         """
         ids = [self.lm.encoder.token_id(token) for token in elements(tokens, "a list of tokens, as texts or ids")]
         if not ids:
@@ -171,7 +178,7 @@ class Lens:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> WrittenTrajectory:
-        """Let the model go on from a prompt, and read every token's trajectory as it is written: iterate over it.
+        """Let the model write after a prompt, and read each token's trajectory as it comes: iterate over the result.
 
         Greedy, as `LM.generate`, or drawn at a `temperature` with a `seed`; it ends at an end-of-text token, where its
         text contains a string of `stop`, or after `max_new_tokens`. A cache is used where it was measured to give this
@@ -186,8 +193,8 @@ class Lens:
             target: the token that cross_entropy and rank are about; by default each position's next one.
             top_k: how many of the most probable tokens are listed.
             stop: strings that end the text.
-            temperature: 0: greedy.
-            top_p: the mass of the most probable tokens that are drawn from.
+            temperature: 0 takes the most probable token each time.
+            top_p: tokens are drawn from the most probable ones that make up this share.
             seed: fixes the draws.
         """
         one, new = self.lm.prompt(prompt), count(max_new_tokens, "max_new_tokens")
@@ -214,7 +221,7 @@ class Lens:
         lens: "Lens | None" = None,
         top_k: int = 5,
     ) -> Comparison:
-        """Compare two prompts' predictions at every layer: JS, total variation, KL both ways.
+        """Compare the predictions of two prompts, or of two lenses, at every layer.
 
         Raises LenscopeError for layers and positions that do not exist, positions of unequal number, and lenses of
         models that differ in layers or vocabulary.

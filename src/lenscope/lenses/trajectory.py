@@ -65,13 +65,14 @@ MEASURES = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory(Record, Drawn):
-    """How a model's prediction forms, layer by layer, at the positions of one prompt.
+    """What a model would predict at each layer and position of one prompt. `Lens.trajectory` makes it.
 
-    Arrays are (L, P) over `layers` and `positions`; `top_ids` and `top_log_probs` (L, P, k), most probable first.
-    entropy, kl = KL(final ‖ layer) and cross_entropy are in nats; `rank` counts the tokens strictly more probable
-    than the target. The target is each position's next token of the prompt (the last position has none: NaN and -1),
-    or one chosen `target` for all. `vocabulary` has the text of every id that occurs. `final` (P,) are the model's own
-    next tokens; None where they are those of the last of `layers`.
+    Arrays have a row for each of `layers` and a column for each of `positions`, (L, P). `top_ids` and `top_log_probs`
+    (L, P, k) are the most probable tokens, best first, `max_probability` the best one's probability. `entropy`, `kl`
+    (KL(final ‖ layer)) and `cross_entropy` (of the target) are in nats; `rank` counts the tokens more probable than the
+    target. The target is `target`, or where that is None each position's next token of the prompt; the last position
+    has none (NaN and -1). `final` (P,) are the model's own next tokens; None where the last of `layers` has them.
+    `vocabulary` has the text of every id.
     """
 
     text: str
@@ -120,12 +121,12 @@ class Trajectory(Record, Drawn):
         return np.array([[*self.layers, self.n_layers][i] for i in index.tolist()])
 
     def measure(self, name: str) -> np.ndarray:
-        """One of the measures by name, (L, P)."""
+        """Give one of the measures by name, (L, P)."""
         check_measure(name, MEASURES)
         return getattr(self, name)
 
     def table(self, measure: str = "max_probability", *, top_k: int = 1, width: int | None = None) -> Table:
-        """Layers × positions for a terminal: the top tokens, coloured by a measure; fits `width` columns if given."""
+        """Show the top tokens, layers × positions, as a table for a terminal, coloured by a measure."""
         return fit_to_width(lambda room: self._drawn(measure, top_k, room), width)
 
     def _drawn(self, measure: str, top_k: int, width: int | None) -> Table:
@@ -161,7 +162,7 @@ class Trajectory(Record, Drawn):
         )
 
     def figure(self, measure: str = "max_probability") -> Figure:
-        """Layers × positions as a figure: the top tokens, coloured by a measure; bold where they stay to the end."""
+        """Draw the top tokens, layers × positions, coloured by a measure; bold where they stay to the end."""
         values, depth = self.measure(measure), self.prediction_depth
         names = token_names([self.vocabulary[self.ids[p]] for p in self.positions])
         top = [token_names([self.vocabulary.get(i, "") for i in row]) for row in self.top_ids[..., 0].tolist()]
@@ -317,7 +318,7 @@ class Trajectory(Record, Drawn):
 
 
 def save(results: Trajectory | Sequence[Trajectory], path: str | os.PathLike[str]) -> None:
-    """Write one trajectory, or several, to a .parquet or .json file; the file is complete or not there at all.
+    """Save one trajectory, or several, to a .parquet or .json file; the file is complete or not there at all.
 
     Parquet: one row per (result, layer, position); all else is JSON, in the column "head" of a result's first row. What
     is not known is null. Both hold digests of their contents, which loading checks.

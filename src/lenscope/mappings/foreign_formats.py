@@ -41,9 +41,10 @@ _READOUT = ("layer_norm.", "unembedding.")
 
 
 def export_tuned_lens(mapping: PairMapping, folder: str | os.PathLike[str]) -> None:
-    """Write config.json and params.pt, which the package tuned-lens 0.2.0 loads: W = A - I and b, in float32.
+    """Write a fitted lens as config.json and params.pt, which the package tuned-lens 0.2.0 loads.
 
-    Raises LenscopeError unless the mapping goes from every layer of a model, but the last, to its last.
+    There W = A - I and b, in float32. Raises LenscopeError unless the mapping goes from every layer of a model, but the
+    last, to its last.
     """
     n_layers, size = mapping.source["n_layers"], mapping.source["hidden_size"]
     translators = [mapping.weights.get((layer, n_layers), mapping.weights.get(None)) for layer in range(n_layers)]

@@ -29,12 +29,12 @@ SPACE = "AlignmentResearch/tuned-lens"
 
 
 def load_lens(where: str | os.PathLike[str], lm: LM) -> PairMapping:
-    """Read a fitted lens for `lm`: a mapping from its layers to its last, for `Lens(lm, f)` and for Patchscopes.
+    """Load a fitted lens for a model. `Lens(lm, f)` reads through it, and Patchscopes take it as f.
 
-    `where` is a folder or a hub repository that lenscope saved; a folder of the package tuned-lens, or the model's
-    name in the hub space that its lenses are kept in; a Jacobian-lens file, or OWNER/REPOSITORY/PATH.pt, or a
-    repository with one file for this model. Translators that a tuned-lens file lacks are the identity, as they are
-    before training; layers that a Jacobian lens lacks are left out. `report` says what was read.
+    It is found in a folder or a hub repository that lenscope saved; in a folder of the package tuned-lens, or under the
+    model's name in the hub space that its lenses are kept in; or in a Jacobian-lens file, OWNER/REPOSITORY/PATH.pt, or
+    a repository with one such file for this model. Translators that a tuned-lens file lacks are the identity, as they
+    are before training; layers that a Jacobian lens lacks are left out. `report` of the result says what was read.
 
     Nothing that could run code is loaded. Raises LenscopeError for what is missing, damaged, not finite, of another
     size or of another model; a lens of tuned-lens is known by its hash of the unembedding or by its model's name, a

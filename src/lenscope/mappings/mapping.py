@@ -294,7 +294,10 @@ class PairMapping:
 
 
 class Affine(PairMapping):
-    """f(h) = A h + b: weights (A (D*, D), b (D*)) per pair."""
+    """An affine map between hidden states: f(h) = A h + b, with weights (A (D*, D), b (D*)) for each pair of layers.
+
+    A tuned lens is one, from every layer to the last. Call it as f(h, layer, target_layer).
+    """
 
     kind = "affine"
     names = ("A", "b")
@@ -310,7 +313,7 @@ class Affine(PairMapping):
 
 
 class Scale(PairMapping):
-    """f(h) = α h + b, D = D*: weights (α (), b (D)) per pair."""
+    """A map that scales and shifts a state: f(h) = α h + b, with weights (α (), b (D)) for each pair of layers."""
 
     kind = "scale"
     names = ("alpha", "b")
@@ -327,7 +330,7 @@ class Scale(PairMapping):
 
 
 class LowRank(PairMapping):
-    """f(h) = h + U Vᵀ h + b, D = D*: weights (U (D, r), V (D, r), b (D)) per pair."""
+    """A map that adds a low-rank part to a state: f(h) = h + U Vᵀ h + b, with weights (U (D, r), V (D, r), b (D))."""
 
     kind = "low_rank"
     names = ("U", "V", "b")
@@ -348,7 +351,7 @@ KINDS: dict[str, type[PairMapping]] = {c.kind: c for c in (Affine, Scale, LowRan
 
 
 def load_mapping(folder: str | os.PathLike[str]) -> PairMapping:
-    """Read what `save` of a mapping wrote. Raises LenscopeError for what is missing, damaged or of another format."""
+    """Load what `save` of a mapping wrote. Raises LenscopeError for what is missing, damaged or of another format."""
     with opened_folder(folder, STEM, FORMAT) as (config, tensors):
         kind = KINDS[config["kind"]]
         pairs: list[Pair] = [None if p is None else tuple(p) for p in config["pairs"]]

@@ -52,10 +52,10 @@ class ModelCheck:
 
 
 def check(lm: LM) -> ModelCheck:
-    """Try the laws on `lm`: readout, self-patch, locality, padding, cached generation. Takes a few short runs.
+    """Check how exactly a model behaves: readout, patches, padding, cached generation. Takes a few short runs.
 
-    Deviations are the largest |difference| in standard deviations of what is compared. Padding that is not exact is
-    no failure: such prompts run in groups of equal length.
+    Deviations are the largest absolute difference in standard deviations of what is compared. Padding that is not exact
+    is no failure: such prompts run in groups of equal length. `holds` of the result says whether every law held.
     """
     tolerance = TOLERANCE.get(lm.dtype, 1e-4)
     anatomy, verified = lm.runner.anatomy, lm.runner.verified

@@ -55,12 +55,14 @@ def _wide(h: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Edit(Brief):
-    """One edit of the residual stream at a layer.
+    """One change of hidden states at a layer, which `LM.edit` makes.
 
-    `layer` 0 is the first block's input, n_layers the last block's output. `position` names one or several places
-    of each prompt (index, substring, slice or a list of them). `vector` is (D,) for all of them, (P, D) one for each
-    of the P positions, or (B, P, D) for each row of the batch too. `op` is any callable (states, vectors) → states,
-    both (N, D). `row` limits the edit to one prompt of the batch; None edits every row.
+    Args:
+        layer: where: 0 is the first block's input, n_layers the last block's output.
+        position: one or several places of each prompt: an index, a substring, a slice or a list of them.
+        vector: what is written: (D,) for all places, (P, D) one for each, or (B, P, D) for each prompt too.
+        op: how: a function (states, vectors) → states, both (N, D). By default the vector replaces the state.
+        row: the number of the only prompt of a batch that is edited; None: every prompt.
     """
 
     layer: int

@@ -18,15 +18,18 @@ from lenscope.models.prompts import Positions, Prompt
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HiddenStates(Brief):
-    """What `LM.read` read: `states[layer, position]` is the residual stream after `layer` blocks.
+    """Hidden states with their addresses: `states[layer, position]`. `LM.read` gives them.
 
-    Index with layer numbers (not tensor indices; negative ones from the model's last layer) and positions of the
-    prompt, each an int, a slice or a list; positions also as substrings. A single index drops its axis:
-    `states[3, -1]` is (D,), `states[:, -1]` (L, D), `states[[0, 5], "Paris"]` (2, D). States of a list of prompts
-    carry a leading batch axis: `states[:, -1]` is then (B, L, D), -1 each prompt's own last token, and
-    `states.split()` gives them one by one. `tensor` is (B, L, P, D), with zeros after the positions of shorter prompts.
-    `last` (B, P, D) are the states of the last layer that predictions are compared with where `tensor` holds others, as
-    in a control (controls.py).
+    Index with layer numbers (negative ones count from the model's last layer) and positions of the prompt, each an int,
+    a slice or a list; a position may also be a substring of the prompt. A single index drops its axis: `states[3, -1]`
+    is one vector (D,), `states[:, -1]` has all layers (L, D), `states[[0, 5], "Paris"]` is (2, D). States of a list of
+    prompts have a leading axis for prompts: `states[:, -1]` is then (B, L, D), where -1 is each prompt's own last
+    token.
+
+    Attributes:
+        tensor: all states (B, L, P, D), with zeros after the positions of shorter prompts.
+        last: states (B, P, D) of the last layer that predictions are compared with, where `tensor` holds others, as in
+            a control; else None.
     """
 
     tensor: Tensor
@@ -56,7 +59,7 @@ class HiddenStates(Brief):
         return picked if self.batched else picked[0]
 
     def split(self) -> "list[HiddenStates]":
-        """The states of each prompt alone, without padding."""
+        """Give the states of each prompt alone, without padding."""
         return [
             HiddenStates(
                 self.tensor[b : b + 1, :, : len(self.positions[b])],

@@ -32,7 +32,14 @@ PromptLike = str | Prompt | Sequence[int]
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the model wrote after a prompt: token ids, each token's text, and the text as a whole."""
+    """What the model wrote after a prompt.
+
+    Attributes:
+        prompt: the prompt that it goes on from.
+        ids: the token ids that were written.
+        tokens: the text of each of them.
+        text: all of it as one text.
+    """
 
     prompt: Prompt
     ids: tuple[int, ...]
@@ -41,16 +48,21 @@ class Continuation:
 
 
 class LM:
-    """A frozen causal language model with a verified readout. Make one with `lenscope.load`.
+    """A language model that can be read, edited and asked to write. Make one with `lenscope.load`.
 
-    It is read (`read`, `unembed`), edited (`edit`) and made to write (`generate`); prompts are texts or ids (`prompt`,
-    `chat`). `name`, `source` and `revision` say where it came from; `n_layers`, `hidden_size`, `vocab_size`, `context`,
-    `regimes`, `dtype` and `device` what it is made of. `model`, `tokenizer` and `encoder` are what it is loaded around,
-    `lock` the lock that every run holds, `unused` the weights in its files that the model has no place for. `runner`
-    has the mechanics, for whoever extends lenscope.
+    `read` gives hidden states, `unembed` turns states into logits, `edit` changes states for as long as a block of code
+    lasts, and `generate` writes text. A prompt is a text, a list of token ids, or what `prompt` and `chat` make. The
+    model is put into eval mode, and its weights are never changed.
+
+    Attributes:
+        name: what the model is called.
+        source: where it was loaded from.
+        revision: the branch, tag or commit there; None where it has none.
+        model: the transformers model.
+        unused: the weights in its files that the model has no place for.
+        runner: the mechanics, for those who extend lenscope.
 
     Raises LenscopeError if weights or buffers hold NaN, the model is not causal, or its readout cannot be verified.
-    The model is put into eval mode; its weights are never changed.
     """
 
     def __init__(
@@ -72,7 +84,7 @@ class LM:
 
     @property
     def encoder(self) -> Encoder:
-        """The tokenizer as lenscope uses it: text ↔ ids."""
+        """The tokenizer as lenscope uses it, from text to ids and back."""
         return self.runner.encoder
 
     @property
@@ -87,22 +99,22 @@ class LM:
 
     @property
     def regimes(self) -> Regimes:
-        """The ranges of lengths within which the configuration gives no reason to behave differently."""
+        """The ranges of prompt lengths within which the configuration gives no reason to behave differently."""
         return self.runner.regimes
 
     @property
     def n_layers(self) -> int:
-        """The number of blocks; layers run from 0 (the first block's input) to n_layers (the last block's output)."""
+        """The number of blocks. Layers go from 0 (input of the first block) to n_layers (output of the last)."""
         return self.runner.n_layers
 
     @property
     def hidden_size(self) -> int:
-        """D: the size of a hidden state."""
+        """The number of dimensions of a hidden state, D."""
         return self.runner.hidden_size
 
     @property
     def vocab_size(self) -> int:
-        """V: the number of logits."""
+        """The number of logits, V."""
         return self.runner.vocab_size
 
     @property
@@ -112,12 +124,12 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Where the last layer's states are: reading brings all states there."""
+        """The device of the last layer's states. Reading brings all states there."""
         return self.runner.device
 
     @property
     def lock(self) -> Any:
-        """The reentrant lock that every run of the model holds: to run the module by hand beside other threads."""
+        """The reentrant lock that every run holds. Take it to run `model` yourself while other threads use it."""
         return self.runner.exclusive.lock
 
     def prompt(self, source: PromptLike) -> Prompt:
@@ -125,7 +137,7 @@ class LM:
         return self.encoder.prompt(source)
 
     def chat(self, turns: str | Sequence[dict[str, str]]) -> Prompt:
-        """A prompt in the model's chat template: one user turn as text, or turns as role/content dicts."""
+        """Make a prompt in the model's chat template: of one user turn as text, or of turns as role/content dicts."""
         return self.encoder.chat(turns)
 
     # -- reading
@@ -136,10 +148,16 @@ class LM:
         layers: Layers | None = None,
         positions: Positions | None = None,
     ) -> HiddenStates:
-        """Hidden states at `layers` (default: all, 0…n_layers) and `positions` (default: all) of one prompt or several.
+        """Read hidden states of one prompt or several.
 
-        A list of prompts gives states with a batch axis; each row is what it would be alone. The forward pass ends
-        at the highest layer asked for. Raises LenscopeError for layers or positions out of range.
+        The result is indexed by layer and position, as `states[12, -1]`. A list of prompts gives states with a leading
+        axis for prompts, and each row is what it would be alone. The forward pass ends at the highest layer asked for.
+        Raises LenscopeError for layers or positions out of range.
+
+        Args:
+            prompts: a prompt, or a list of prompts.
+            layers: which layers are read, 0…n_layers; None: all.
+            positions: which positions of each prompt are read; None: all.
         """
         batched, many = self.encoder.prompts(prompts)
         numbers = check_layers(slice(None) if layers is None else layers, self.n_layers, self.name)
@@ -163,7 +181,7 @@ class LM:
         return HiddenStates(out, numbers, self.n_layers, tuple(many), tuple(places), batched, self.name)
 
     def unembed(self, h: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D) as if they were the last layer's, in float32 or wider."""
+        """Turn hidden states (..., D) into logits (..., V), as if they were the last layer's, in float32 or wider."""
         if h.shape[-1] != self.hidden_size:
             raise LenscopeError(
                 f"unembed: states of size {h.shape[-1]}; {self.name} has states of size {self.hidden_size}"
@@ -175,10 +193,10 @@ class LM:
 
     @contextmanager
     def edit(self, *edits: Edit) -> Iterator[None]:
-        """Within the block, what this thread or task reads and generates runs with `edits` made, in the given order.
+        """Run with edited states, within a `with` block: what this thread or task reads and generates.
 
-        During generation the prompt's states are edited; later tokens see them through the cache. Nested blocks
-        add up. All hooks are gone after the block, whatever happened in it.
+        Edits are made in the given order. During generation the prompt's states are edited, and later tokens see them
+        through the cache. Nested blocks add up. All hooks are gone after the block, whatever happened in it.
         """
         layers = check_layers([e.layer for e in edits], self.n_layers, self.name) if edits else ()
         for edit in edits:
@@ -201,11 +219,11 @@ class LM:
     @overload
     def generate(self, prompts: list[str | Prompt] | list[str], max_new_tokens: int = 20) -> list[Continuation]: ...
     def generate(self, prompts: Any, max_new_tokens: int = 20) -> Continuation | list[Continuation]:
-        """Greedy continuations of one prompt or several, whatever sampling the checkpoint's defaults ask for.
+        """Write greedily after one prompt or several, whatever sampling the checkpoint's defaults ask for.
 
-        Ends at an end-of-text token (which is kept) or after `max_new_tokens`. Prompts run together, padded on the
-        left with explicit positions, from a cache, as far as this model was seen to give the same that way; else in
-        groups of equal length, else without a cache.
+        Ends at an end-of-text token (which is kept) or after `max_new_tokens`. Prompts run together, padded and with a
+        cache, as far as this model was seen to give the same that way; else in groups of equal length, or without a
+        cache.
         """
         batched, many = self.encoder.prompts(prompts)
         max_new_tokens = count(max_new_tokens, "max_new_tokens")

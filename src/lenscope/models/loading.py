@@ -68,21 +68,21 @@ def load(
     quantization_config: Any = None,
     revision: str | None = None,
 ) -> LM:
-    """Load a causal language model and verify its readout.
+    """Load a causal language model, and verify that lenscope reads it exactly.
 
     Code that comes with a checkpoint is never run. The arguments from `dtype` on go to transformers' `from_pretrained`.
 
     Args:
-        source: a built-in alias ("smollm2-135m"), a hub id, a folder, a .gguf file, or a transformers model in memory,
+        source: a built-in name ("smollm2-135m"), a hub id, a folder, a .gguf file, or a transformers model in memory,
             alone or with its tokenizer: load(model, tokenizer) or load((model, tokenizer)).
-        tokenizer: that of a model in memory.
-        dtype: None keeps the checkpoint's own (float32 for GGUF files).
+        tokenizer: the tokenizer of a model in memory.
+        dtype: number format of the weights; None keeps the checkpoint's own (float32 for GGUF files).
         device_map: where the weights go: "cpu", "cuda", "auto" (over all devices, then memory, then disk; needs
             accelerate), or a device, "cpu" or "disk" for every module by name. Weights that wait in memory or on disk
             are brought in when a module runs; numbers, and the model's identity, are those of the whole model.
         max_memory: with "auto", how much each device takes at most, such as {0: "20GB", "cpu": "60GB"}.
         offload_folder: where weights for "disk" are written that are not in the checkpoint as the model needs them.
-        attn_implementation: which attention the model computes with.
+        attn_implementation: the attention implementation of transformers, such as "eager" or "sdpa".
         quantization_config: how weights are quantised while they are loaded.
         revision: a branch, tag or commit on the hub.
 

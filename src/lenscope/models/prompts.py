@@ -24,9 +24,13 @@ Positions = Position | slice | Sequence[Position]
 
 @dataclass(frozen=True, repr=False)
 class Prompt(Brief):
-    """A tokenized prompt: what the model reads, and where each token lies in the text.
+    """A tokenized prompt. `LM.prompt` and `LM.chat` make it.
 
-    `tokens` are the ids as text, `spans` their character ranges (empty for special tokens that are not in the text).
+    Attributes:
+        text: the prompt as text.
+        ids: its token ids.
+        tokens: the text of each token.
+        spans: where each token lies in `text`, as (start, end); empty for special tokens that are not in the text.
     """
 
     text: str
@@ -38,7 +42,7 @@ class Prompt(Brief):
         return len(self.ids)
 
     def position(self, at: Position) -> int:
-        """The index 0…T-1 of one position: counted from the start, from the end (negative), or a substring's last.
+        """Give one position as an index 0…T-1: from the start, from the end (negative), or a substring's last token.
 
         Raises LenscopeError if it is out of range, or the substring is missing or not unique.
         """
@@ -53,7 +57,7 @@ class Prompt(Brief):
         return index % len(self)
 
     def positions(self, at: Positions | None = None) -> tuple[int, ...]:
-        """Several positions as indices: an int, a substring, a slice, or a list of ints and substrings; None: all."""
+        """Give several positions as indices: of an int, substring, slice, or list of ints and substrings; None: all."""
         if at is None:
             return tuple(range(len(self)))
         if isinstance(at, slice):

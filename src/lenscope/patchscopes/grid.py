@@ -40,13 +40,23 @@ from lenscope.patchscopes.grid_cells import BELOW, ENDED, Cell, Source, Spot, un
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Grid(Record, Drawn):
-    """N cells, each a source vector patched into a target prompt at a layer.
+    """What a Patchscope gave: one cell for each source, target prompt and layer. `grid[n]` is a cell.
 
-    `kind` "predict": `ids` (N, k) are the k most probable next tokens, with `log_probs` (N, k), and `texts` the first;
-    "generate": ids (N, n) is what was written, filled up with -1 (log_probs: NaN), `texts` all of it, `ended` why each
-    row ended ("end", "stop", "length"). `source`, `layer` and `target` (N,) say which cell is which; `measures` are
-    (N,) in the units of `unit`. `vocabulary` has the text of every id that occurs. Cells run over targets, then
-    sources, then layers; `cells` shows them as (sources, layers). All log-probabilities are natural logarithms.
+    Cells run over targets, then sources, then layers; `cells` shows them as (sources, layers).
+
+    Attributes:
+        kind: "predict" (next tokens) or "generate" (texts).
+        sources: the hidden states that were patched in, by their addresses.
+        targets: the target prompts.
+        source: the number of each cell's source, (N,).
+        target: the number of each cell's target prompt, (N,).
+        layer: the target layer of each cell, (N,).
+        ids: the k most probable next tokens (N, k), or the tokens that were written (N, n), filled up with -1.
+        log_probs: their natural log-probabilities; NaN where `ids` is filled up.
+        texts: the text of the most probable token, or all that was written.
+        ended: why each text ended: "end", "stop" or "length"; empty for next tokens.
+        measures: by name, a number for each cell (N,), in the units of `unit`.
+        vocabulary: the text of every id that occurs.
     """
 
     kind: str
@@ -100,7 +110,7 @@ class Grid(Record, Drawn):
         return tuple(np.unique(self.layer).tolist())
 
     def cells(self, name: str = "text", target: int = 0) -> np.ndarray:
-        """A measure, "text", "ids" or "log_probs" of one target as (sources, layers, …).
+        """Give a measure, "text", "ids" or "log_probs" of one target as (sources, layers, …).
 
         Raises LenscopeError where the cells are not every source at every layer.
         """
@@ -116,18 +126,18 @@ class Grid(Record, Drawn):
         return values[order].reshape(len(rows), len(columns), *values.shape[1:])
 
     def column(self, name: str) -> np.ndarray:
-        """A measure, "text", "ids" or "log_probs" of every cell, (N, …)."""
+        """Give a measure, "text", "ids" or "log_probs" of every cell, (N, …)."""
         plain = {"ids": self.ids, "log_probs": self.log_probs, "text": np.array(self.texts, dtype=object)}
         if name not in plain and name not in self.measures:
             raise LenscopeError(f"measure {name!r}: this grid has {', '.join([*plain, *self.measures])}")
         return plain[name] if name in plain else self.measures[name]
 
     def unit(self, name: str) -> str:
-        """The unit of a measure."""
+        """Give the unit of a measure."""
         return unit_of(name)
 
     def table(self, measure: str = "", *, width: int | None = None) -> Table:
-        """For a terminal: a heat map where one target's cells are every source at several layers, else a line per cell.
+        """Show the cells in a terminal: a heat map where one target has every source at several layers, else lines.
 
         `measure` colours the cells; "" is the first answer's log-probability where the grid has answers, else the
         probability of the top or first token.
@@ -135,7 +145,7 @@ class Grid(Record, Drawn):
         return fit_to_width(lambda room: self._drawn(measure, room), width)
 
     def figure(self, measure: str = "") -> Figure:
-        """A panel for each target: source × target layers as a heat map, or a line for each position that was read.
+        """Draw a panel for each target: source × target layers as a heat map, or a line for each position.
 
         Lines show cells that go to one layer each. `measure` is as of `table`.
         """
@@ -361,6 +371,6 @@ def _exact(value: float) -> Any:
 
 
 def load_grid(path: str | os.PathLike[str]) -> Grid:
-    """Read what `Grid.save` wrote, equal to what was saved; LenscopeError if the file is no grid, or a damaged one."""
+    """Load what `Grid.save` wrote, equal to what was saved; LenscopeError if the file is no grid, or a damaged one."""
     grid: Grid = load_record(path, (Grid,))
     return grid

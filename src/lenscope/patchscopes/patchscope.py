@@ -43,13 +43,17 @@ class SweepInterrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Target:
-    """A target prompt and its placeholders: the positions that are patched, all with the same vector or each its own.
+    """A target prompt, and the positions of it that are patched: its placeholders.
 
-    `at` is an index, a substring (its last token) or a list of them; with `every`, a substring all of whose
-    occurrences are placeholders. `below` says what later tokens see at a placeholder in the blocks below the patched
-    layer: "target", the placeholder's own keys and values (Ghandeharioun et al. 2024, where they contaminate what is
-    generated, App. D.3); "none", nothing; "source", the source's states of those layers. `edits` are made in every
-    run of the prompt, patched or not, such as a soft prompt: vectors at layer 0.
+    Args:
+        prompt: the prompt.
+        at: the placeholder: an index, a substring (its last token) or a list of them. Sources are patched into all of
+            them: the same vector, or each its own.
+        every: with a substring as `at`, each of its occurrences is a placeholder.
+        below: what later tokens see at a placeholder in the blocks below the patched layer: "target", the placeholder's
+            own keys and values (as in Ghandeharioun et al. 2024, where they contaminate what is generated, App. D.3);
+            "none", nothing; "source", the source's states of those layers.
+        edits: edits that are made in every run of the prompt, patched or not, such as a soft prompt's.
     """
 
     prompt: PromptLike
@@ -94,16 +98,21 @@ class Target:
 
 
 class Patchscope:
-    """Patches sources into a target prompt of `lm` at any layers, and reads or writes on from there.
+    """Write hidden states into a target prompt, and see what the model predicts or writes from there.
 
-    The quintuple of Ghandeharioun et al. 2024, §3.1: h[target layer, placeholder] ← f(h[source layer, position]), the
-    source's model being any. `target` is one Target (or prompt, patched at its last token) or several. `f` maps
-    states of the source's model to states of `lm` (None: identity), called as f(h), f(h, layer) or
-    f(h, layer, target_layer). `op` puts f(h) in place of the state or adds it (lenscope.models.edits); `window`
-    writes the same at that many layers from the target layer on. `layers` are those that calls run which name none;
-    None: all.
-    `source_lm`, if it is not `lm`, is the model that the sources come from: needed for surprisal and precision, and
-    checked against `f`.
+    In the terms of Ghandeharioun et al. 2024, §3.1: h[target layer, placeholder] ← f(h[source layer, position]).
+    Sources may come from the same model or from another one.
+
+    Args:
+        lm: the model that reads the target prompt.
+        target: a `Target`, a prompt that is patched at its last token, or several targets.
+        f: maps states of the source's model to states of `lm`, called as f(h), f(h, layer) or f(h, layer,
+            target_layer); None: states are written as they are.
+        op: how f(h) is written: it replaces the state, or is added to it (`lenscope.models.edits`).
+        window: at how many layers, from the target layer on, the same is written.
+        layers: the layers that calls use which name none; None: all.
+        source_lm: the model that the sources come from, if it is not `lm`: needed for surprisal and precision.
+        budget: bytes that the states, keys and values of one chunk may take.
     """
 
     def __init__(
@@ -145,19 +154,18 @@ class Patchscope:
         answers: str | int | Sequence[str | int] = (),
         progress: Progress | None = None,
     ) -> Grid:
-        """The next-token distribution after the target prompt, with each source patched in at each of `layers`.
+        """Predict the next token after the target prompt, with each source patched in at each of `layers`.
 
-        `sources` are hidden states (every prompt, position and layer of them is a source) or vectors (N, D), or
-        (N, K, D) for targets with K placeholders. `layers`: a number, a list, "same" for each state's own layer, a
-        list of (source layer, target layer) pairs, or None for the Patchscope's own, by default all. `answers` are
-        tokens (text or id), or texts of several tokens, as they follow the target prompt; each cell has their
-        log-probability and PMI against the unpatched prompt.
+        Each cell of the result has its most probable tokens, and of each answer the log-probability and the PMI against
+        the target prompt without a patch.
 
         Args:
-            sources: hidden states, or vectors (N, D) or (N, K, D).
-            layers: target layers, or (source, target) pairs; None: the Patchscope's own.
+            sources: hidden states, each prompt, layer and position of which is a source; or vectors (N, D), or (N, K,
+                D) for targets with K placeholders.
+            layers: target layers: a number, a list, "same" (each state's own layer), or a list of (source layer, target
+                layer) pairs; None: the Patchscope's own, by default all.
             top_k: how many tokens of each cell are listed.
-            answers: tokens or texts whose log-probability each cell has.
+            answers: tokens (text or id), or texts of several tokens, as they follow the target prompt.
             progress: called with how much is done and how much there is.
         """
         plan = self.plan(sources, layers)
@@ -205,18 +213,18 @@ class Patchscope:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Grid:
-        """What the target prompt goes on to say, with each source patched in at each of `layers`; as `predict`.
+        """Write on after the target prompt, with each source patched in at each of `layers`.
 
-        Greedy, or drawn at a `temperature` with a `seed`; a row ends at an end-of-text token, where its text contains
-        a string of `stop` (which is cut off), or after `max_new_tokens`. Later tokens see the patch through the cache.
+        Greedy, or drawn at a `temperature` with a `seed`; a row ends at an end-of-text token, where its text contains a
+        string of `stop` (which is cut off), or after `max_new_tokens`. Later tokens see the patch through the cache.
 
         Args:
             sources: hidden states, or vectors (N, D) or (N, K, D).
             layers: as of `predict`.
             max_new_tokens: tokens of a text at most.
             stop: strings that end a text.
-            temperature: 0: greedy.
-            top_p: the mass of the most probable tokens that are drawn from.
+            temperature: 0 takes the most probable token each time.
+            top_p: tokens are drawn from the most probable ones that make up this share.
             seed: fixes the draws.
             progress: called with how much is done and how much there is.
         """

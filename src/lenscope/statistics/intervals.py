@@ -19,7 +19,10 @@ RESAMPLES = 1000
 
 
 class Estimate(NamedTuple):
-    """A value with the low and high end of its 95 % interval; NaN ends where nothing could be resampled."""
+    """A value with the low and high end of its 95 % interval.
+
+    The ends are NaN where nothing could be resampled.
+    """
 
     value: float
     low: float

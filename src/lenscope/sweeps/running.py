@@ -51,18 +51,18 @@ def sweep(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
-    """Run the rows of a sweep that a folder does not have yet, part by part, and give its rows as one data set.
+    """Run many patches from one spec, part by part, and give the rows as one data set.
 
-    A spec (a .yaml or .json file, or a dictionary with the same keys) multiplies sources, layers, positions, targets,
-    mappings, models and methods (docs/reference/sweep-specs.md has every key); rows that are asked for twice are run
-    once. All rows are checked before any is run. A part is a file, parts/NUMBER-DIGEST.parquet, which is there whole or
-    not at all: a run that was killed is completed by the same call, parts that are damaged are run again, and numbers
-    depend neither on how often a run was killed nor on the engine, to the last bit on machines and numbers of threads
-    that are alike.
+    A spec multiplies sources, layers, positions, targets, mappings, models and methods (docs/reference/sweep-specs.md
+    has every key); rows that are asked for twice are run once. All rows are checked before any is run. Rows that the
+    folder has already are not run again. A part is a file, parts/NUMBER-DIGEST.parquet, which is there whole or not at
+    all: a run that was killed is completed by the same call, parts that are damaged are run again, and numbers depend
+    neither on how often a run was killed nor on the engine, to the last bit on machines and numbers of threads that are
+    alike.
 
     Args:
-        spec: what is swept.
-        folder: where the manifest and the parts go; made where it does not exist.
+        spec: a .yaml or .json file, or a dictionary with the same keys.
+        folder: where the manifest and the parts go; it is created if needed.
         models: models in memory, by the names that the spec gives them; others are loaded.
         engine: "local", this process, or "ray", actors of Ray Data, which write parts into the folder themselves.
         workers: how many Ray actors there are, each with models of its own; None: as many as the processors allow.

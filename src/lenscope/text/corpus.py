@@ -62,21 +62,23 @@ class TokenBatch(Brief):
 @final
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Text as rows of `length` tokens, or rows that the model writes itself. Make one with `Corpus.open`.
+    """Text as rows of equally many tokens, for fitting and measuring lenses. Make one with `Corpus.open`.
 
-    Documents are put in an order that `seed` and the epoch fix, tokenized, joined, and cut into rows, so that every row
-    is full; 512 rows at a time are mixed, so that neighbours are seldom of one document. A document begins with the
-    special tokens that the tokenizer puts before a text (BOS), ends with those it puts behind; where it puts none, a
-    document begins with the token that stood between documents when the model was trained: `<|endoftext|>` if the
-    vocabulary has it, else EOS, else BOS. A row that begins within a document begins with the tokenizer's BOS again, if
-    it has one, since such models read text only behind it. Attention is not cut at documents, as in the reference
-    recipe (Belrose et al. 2023: documents joined by EOS, cut into chunks).
-    Tokens after the last full row are left out.
+    The text is read from files or data sets, or the model writes it itself. Documents are put in an order that `seed`
+    and the epoch fix, tokenized, joined, and cut into rows, so that every row is full; 512 rows at a time are mixed, so
+    that neighbours are seldom of one document. Tokens after the last full row are left out.
+
+    Documents are kept apart by marks. A document begins with the special tokens that the tokenizer puts before a text
+    (BOS), and ends with those that it puts behind; where it puts none, a document begins with the token that stood
+    between documents when the model was trained: `<|endoftext|>` if the vocabulary has it, else EOS, else BOS. A row
+    that begins within a document begins with the tokenizer's BOS again, if it has one, since such models read text only
+    behind it. Attention is not cut at documents, as in the reference recipe (Belrose et al. 2023: documents joined by
+    EOS, cut into chunks). The state of such a mark is an attention sink wherever it stands, so marks do not count in
+    measurements.
 
     Measured on 2,048 tokens of mixed text: SmolLM2-135M-Instruct predicts 0.09–0.12 nats better with `<|endoftext|>`
     between documents than with its BOS, its EOS or nothing; Gemma-3-270M 0.32 nats better with a BOS before every row
-    than only before documents. The state of such a mark is an attention sink wherever it stands (SmolLM2, layer 15: 100
-    times as long as others), so marks do not count.
+    than only before documents; and in layer 15 of SmolLM2 a mark's state is 100 times as long as others.
     """
 
     lm: LM
