@@ -145,13 +145,17 @@ def reproduce_command(
 
 def _show_report(report: "Report", lm: "LM", name: str) -> None:
     console = Screen()
-    console.print(headline(lm, EXPERIMENTS[name], console.width, name))
+    console.print(headline(lm, "", console.width, name))
+    console.print(Text(printable(EXPERIMENTS[name])))
     for title in report.tables:
         console.print(Text(f"\n{printable(title)}", style="bold"))
         show(console, report.table(title, width=console.width))
     console.print()
     console.print(Text.assemble(("The paper. ", "bold"), printable(report.claim)))
-    console.print(Text.assemble(("Here. ", "bold"), printable(report.reading)))
+    verdict, *details = map(printable, report.reading.split("\n"))
+    console.print(Text.assemble(("Here. ", "bold"), verdict))
+    for one in details:
+        console.print(Text(f"· {one}"))
 
 
 def _list_experiments(as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """The papers' experiments, one module each; `lenscope reproduce NAME` runs one and saves its report.
 
-Knows: which experiments there are, of which paper, and in one line what each shows. Does not know: any of them.
+Knows: which experiments there are, of which paper, and in one line what each asks. Does not know: any of them.
 """
 
 from importlib import import_module
@@ -8,28 +8,28 @@ from importlib import import_module
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 
-# package of a paper → name of an experiment, which its module has too → what it shows, and where in the paper
+# package of a paper → name of an experiment, which its module has too → what it asks, and where in the paper
 PAPERS = {
     "tuned_lens_paper": {
-        "prediction": "tuned and logit lens: cross-entropy, KL and bias per layer (Belrose et al. 2023, Figs 3–5)",
-        "drift": "how states and translators change from layer to layer, and transfer (Figs 6, 7, 13)",
-        "fidelity": "directions that matter to the lens matter to the model (Fig 8)",
-        "alignment": "lens and model respond alike to a change of a state (Fig 9)",
-        "injection": "prompt injections are found by their trajectories (Table 1)",
-        "difficulty": "examples learned late in training are predicted late in depth (Table 2)",
-        "overthinking": "early layers resist incorrect demonstrations (Fig 11)",
-        "ablations": "what every block does to the loss and to the trajectory (Appendix)",
+        "prediction": "Do tuned lenses predict better than the logit lens? (tuned lens paper, Figs 3–5)",
+        "drift": "How do states change by layer, and can a lens be used elsewhere? (tuned lens paper, Figs 6, 7, 13)",
+        "fidelity": "Do the directions that matter to a lens matter to the model? (tuned lens paper, Fig 8)",
+        "alignment": "Do lens and model change alike when a state is changed? (tuned lens paper, Fig 9)",
+        "injection": "Can injected instructions be detected by lens trajectories? (tuned lens paper, Table 1)",
+        "difficulty": "Is what is learned late in training predicted late in depth? (tuned lens paper, Table 2)",
+        "overthinking": "Do middle layers answer better than the last after wrong examples? (tuned lens paper, Fig 11)",
+        "ablations": "Is every block but the first dispensable? (tuned lens paper, appendix)",
     },
     "patchscopes_paper": {
-        "next-token": "token identity beside lenses and least squares (Ghandeharioun et al. 2024, Figs 2, 5)",
-        "attributes": "attributes of subjects, asked of their states, beside linear probes (Table 2, Figs 6, 7)",
-        "entities": "entities described from their states in early layers (Figs 3, 8, 9)",
-        "cross-model": "one model's states explained by another through fitted maps (Figs 10, 11)",
-        "multihop": "two-hop questions: CoT Patchscope and back-patching (§5, Fig 12)",
-        "worth": "what a state says beside what its text says",
+        "next-token": "Does a Patchscope read the next token better than lenses do? (Patchscopes paper, Figs 2, 5)",
+        "attributes": "Does a Patchscope find attributes better than a probe? (Patchscopes paper, Table 2, Figs 6, 7)",
+        "entities": "From which layers can entities be described? (Patchscopes paper, Figs 3, 8, 9)",
+        "cross-model": "Can one model explain another model's states? (Patchscopes paper, Figs 10, 11)",
+        "multihop": "Can patching answer two-hop questions? (Patchscopes paper, §5, Fig 12)",
+        "worth": "Does a state say more than the text it was read from? (in neither paper)",
     },
 }
-# name → what it shows
+# name → what it asks
 EXPERIMENTS = {name: line for names in PAPERS.values() for name, line in names.items()}
 
 

@@ -38,7 +38,8 @@ class Report(Drawn):
         experiment: the name of the experiment.
         model: the name of the model.
         claim: what the paper says, and where.
-        reading: what replicates here, what does not, and by how much.
+        reading: what replicates here, what does not, and by how much; the first line is the verdict, each other one a
+            result or a control.
         tables: lists of rows by name; a value is a text, a number, or an `Estimate`.
         figures: the figures.
         settings: all that a repetition needs.
@@ -95,17 +96,20 @@ class Report(Drawn):
 
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files beside it."""
+        verdict, *details = map(visible.printable, self.reading.split("\n"))
         parts = [
             f"# {self.experiment}: {visible.printable(self.model)}",
+            "Numbers in brackets are 95 % intervals, by the bootstrap: 0.50 [0.42, 0.57] is 0.50, from 0.42 to 0.57.",
             f"**The paper.** {self.claim}",
-            f"**Here.** {visible.printable(self.reading)}",
+            f"**Here.** {verdict}",
+            *(["\n".join(f"- {one}" for one in details)] if details else []),
         ]
         for figure in self.figures:
             parts.append(f"![{figure.name}]({safe_name(figure.name)}.png)")
         for name, rows in self.tables.items():
             parts.append(f"## {name}\n\n{_pipes(rows)}")
         settings = "\n".join(f"- {key}: {visible.printable(value)}" for key, value in self.settings.items())
-        parts.append(f"## Settings\n\n{settings}\n\nValues in brackets are 95 % bootstrap intervals.")
+        parts.append(f"## Settings\n\n{settings}")
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:

@@ -153,7 +153,8 @@ def test_the_papers_curves_are_said_to_replicate(quickly):
     said = told(read)
     assert said.startswith("Replicates: ")
     assert "at 15 of 15 layers from a quarter of the depth on" in said
-    assert "too at 15; by value it is ahead of all three from layer 5 on" in said
+    assert "At 15 of these it is above that of a trained tuned lens too" in said
+    assert "By value it is ahead of all three from layer 5 on" in said
     assert read.middle == [9, 10, 11]
     rows = {(r["measure"], r["beside"]): r for r in module._middle(read, 0)}
     row = rows[PRECISION, TUNED]

@@ -157,9 +157,10 @@ def made(near, far, penalty):
 def test_the_reading_follows_the_numbers():
     good = drift._drift_reading(made(0.9, 0.5, lambda d: d), 4)
     assert good.startswith("Drift replicates:")
-    assert "trimmed similarity replicates: Spearman -1 [-1, -1] over all cells" in good
-    assert "median penalties grow from 1.000 and 1.000" in good
+    assert "lose less on similar layers replicates: penalty and similarity" in good
+    assert "a Spearman correlation of -1 [-1, -1] over all pairs of layers" in good
+    assert "Median penalties grow from 1.000 and 1.000" in good
     bad = drift._drift_reading(made(0.5, 0.9, lambda d: -d), 4)
     assert bad.startswith("Drift does not replicate:")
-    assert "trimmed similarity does not replicate" in bad
+    assert "lose less on similar layers does not replicate" in bad
     assert "do not grow with distance" in bad

@@ -178,7 +178,7 @@ def test_the_reading_follows_the_numbers():
     bad = prediction._prediction_reading(measured([1, 5], [3, 4], [0.5, 5], [-0.1, 1.3]), 0.3)
     assert bad.startswith("Replicates in part:")
     assert "at 1 of 2 layers (not 1) in cross-entropy" in bad
-    assert "its bias is smaller at 1 of 2 layers (not 1)" in bad
+    assert "The tuned lens's bias is smaller at 1 of 2 layers (not 1)" in bad
     worse = measured([1, 5], [3, 4], [0.5, 5], [-0.1, 1.3])
     for apart in worse.differences.values():
         apart[2, 1, 1] = 0.5

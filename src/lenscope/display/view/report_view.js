@@ -35,7 +35,7 @@ export function drawReport(result) {
   const node = element("section", { class: "result report" }, resultHead(result.title, [visibleProse(result.experiment), strongName(result.model), "values in small print are 95 % intervals"]),
     element("div", { class: "claims" },
       element("div", {}, element("h3", {}, "The paper"), element("p", {}, visibleProse(result.claim))),
-      element("div", {}, element("h3", {}, "Here"), element("p", {}, visibleProse(result.reading)))),
+      element("div", {}, element("h3", {}, "Here"), result.reading.split("\n").map((line) => element("p", {}, visibleProse(line))))),
     result.figures.map(figureNodes), result.tables.map(reportTable),
     element("details", { class: "provenance" }, element("summary", {}, "Settings"), element("dl", {}, Object.entries(result.settings).map(([key, value]) =>
       element("div", {}, element("dt", {}, visibleProse(key)), element("dd", {}, visibleProse(typeof value === "object" ? JSON.stringify(value) : value)))))),

@@ -362,35 +362,33 @@ def _attributes_reading(
     blind = [one.relation.name for one in studied if one.heard == 0]
     if blind:
         parts.append(
-            f"The probe cannot be right on {', '.join(blind)}, where every held-out subject has an object of its own."
+            f"The probe cannot be right on {', '.join(blind)}, where every subject left out has an object of its own."
         )
     without_state = max(scores[kind][SCORES["paper"]].value for kind in (OTHER, RANDOM, NOTHING))
     own = scores[STATE][SCORES["paper"]].value
     share = f", {without_state / own:.0%} of it at most" if own else ""
     parts.append(
-        f"That score is the best of {len(layers)} tries; without the subject's state it is {value(OTHER, 'paper')} "
-        f"(another subject's state), {value(RANDOM, 'paper')} (random vectors), {value(NOTHING, 'paper')} (no patch)"
-        f"{share}."
+        f"Control: that score is the best of {len(layers)} tries. Without the subject's state it is "
+        f"{value(OTHER, 'paper')} (another subject's state), {value(RANDOM, 'paper')} (random vectors), "
+        f"{value(NOTHING, 'paper')} (no patch){share}."
     )
     for source in (OTHER, RANDOM):
         where, apart = compared(source, "selected")
         parts.append(
-            f"In cells selected on other subjects the state has {value(STATE, 'selected')}, {source} "
-            f"{value(source, 'selected')}: {where}, difference {interval(apart)}."
+            f"Control: in pairs of layers selected on other subjects the state has {value(STATE, 'selected')}, "
+            f"{source} {value(source, 'selected')}: {where}, difference {interval(apart)}."
         )
     where, apart = compared(PROBE, "selected")
-    parts.append(f"Against the probe at a layer selected so ({value(PROBE, 'selected')}): {where}, {interval(apart)}.")
+    parts.append(f"The probe at a layer selected so has {value(PROBE, 'selected')}: {where}, {interval(apart)}.")
     where, apart = compared(TEXT, "selected")
-    parts.append(
-        f"The subject as text has {value(TEXT, 'selected')}: the state is {where}, difference {interval(apart)}."
-    )
+    parts.append(f"Told the subject as text, it is {value(TEXT, 'selected')}: the state is {where}, {interval(apart)}.")
     cells = np.mean([one.sources[STATE].scores.mean(0) for one in studied], 0)
     best = int(cells.argmax())
     parts.append(
-        f"The mean cell has {value(STATE, 'mean')}; the best one over all relations, {_cell(best, layers)}, "
+        f"The mean pair of layers has {value(STATE, 'mean')}; the best over all relations, {_cell(best, layers)}, "
         f"{cells.reshape(-1)[best]:.2f}."
     )
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 EXPERIMENT = Experiment(

@@ -139,7 +139,7 @@ def _run_cross_model(setting: Setting) -> Report:
         experiment="cross-model",
         model=lm.name if target is lm else f"{lm.name} and {target.name}",
         claim=CLAIM,
-        reading=alone + " ".join(_cross_model_reading(w, tests, described_by) for w in ways),
+        reading=alone + "\n".join(_cross_model_reading(w, tests, described_by) for w in ways),
         tables=tables,
         figures=tuple(_cross_model_figure(w, n) for n, w in enumerate(ways)),
         settings=setting.settings(
@@ -343,15 +343,17 @@ def _cross_model_reading(way: Way, tests: Mapping[str, ReportTable], description
     leak = way.grid(CONTEXT, SHUFFLED, PRECISION).mean(0)
     at = int(grid.mean(0).argmax())
     parts = [
-        f"{way.name}: {verdict.lower()}. In the source's own context (the paper's protocol) precision@1 is "
-        f"{prose(mapped.selected)} in a cell selected on the other half, at most {grid.max():.2f} in any one cell (the "
-        f"paper: .7 and .8), {mapped.oracle.value:.2f} in the best cell of each place, {mapped.mean.value:.2f} in the "
-        f"mean cell, highest at target layer {way.targets[at]} of {way.targets[0]}–{way.targets[-1]}."
+        f"{way.name}: {verdict.lower()}. With the source's own context as the target prompt (the paper's protocol) "
+        f"precision@1 is {prose(mapped.selected)} in a cell (pair of layers) selected on other documents, at most "
+        f"{grid.max():.2f} in any one cell (the paper: .7 and .8), {mapped.oracle.value:.2f} in the best cell of each "
+        f"place, {mapped.mean.value:.2f} in the mean cell, highest at target layer {way.targets[at]} of "
+        f"{way.targets[0]}–{way.targets[-1]}."
     ]
     parts.append(
-        f"But the context tells: without any patch it is {prose(best[CONTEXT, NOTHING].selected)} (the patch adds "
-        f"{_gain(sure[CONTEXT, NOTHING])}), with another document's state {best[CONTEXT, SHUFFLED].mean.value:.2f} in "
-        f"the mean cell ({leak[0]:.2f} at target layer {way.targets[0]}, {leak[-1]:.2f} at {way.targets[-1]})."
+        f"Control: the target model sees the context too. Without any patch it is "
+        f"{prose(best[CONTEXT, NOTHING].selected)} (the patch adds {_gain(sure[CONTEXT, NOTHING])}); with another "
+        f"document's state it is {best[CONTEXT, SHUFFLED].mean.value:.2f} in the mean cell ({leak[0]:.2f} at target "
+        f"layer {way.targets[0]}, {leak[-1]:.2f} at {way.targets[-1]})."
     )
     for where in (IDENTITY, ALONE):
         parts.append(
@@ -371,7 +373,7 @@ def _cross_model_reading(way: Way, tests: Mapping[str, ReportTable], description
         + "; ".join(f"over {r['over']} {_gain(r)}" for r in gains)
         + "."
     )
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 def _above(row: Mapping[str, Any]) -> bool:

@@ -325,11 +325,11 @@ def _entities_reading(
             else ("does not replicate")
         )
         sentences.append(
-            f"{name}: the rise and fall over layers {verdict}: at the layer selected on the other half "
-            f"({' or '.join(map(str, chosen))}) {interval(row[VECTOR])}, {interval(before)} above layer "
-            f"{worth.cells[0][0]}, {interval(after)} above layer {worth.cells[-1][0]}; above another entity's state by "
-            f"{interval(row[f'vector - {SHUFFLED}'])}, above a random vector by {interval(row[f'vector - {RANDOM}'])}; "
-            f"less the name as text: {interval(row[f'vector - {TEXT}'])}."
+            f"That {name} rises and falls over layers {verdict}: {interval(row[VECTOR])} at a layer selected on other "
+            f"entities ({' or '.join(map(str, chosen))}), {interval(before)} above layer {worth.cells[0][0]} and "
+            f"{interval(after)} above layer {worth.cells[-1][0]}. The state less its controls: less another entity's "
+            f"state {interval(row[f'vector - {SHUFFLED}'])}, less a random vector "
+            f"{interval(row[f'vector - {RANDOM}'])}, less the name as text {interval(row[f'vector - {TEXT}'])}."
         )
     if popular is not None:
         gaps = []
@@ -339,17 +339,17 @@ def _entities_reading(
             gaps.append(f"{name} {interval(gap)} ({interval(other)} with another entity's state)")
             if name == "RougeL":
                 verdict = "replicates" if gap.low > 0 else "does not replicate"
-        sentences.append(f"Popular above rare {verdict} in RougeL; popular less rare: {', '.join(gaps)}.")
+        sentences.append(f"Popular above rare entities {verdict} in RougeL. The difference: {', '.join(gaps)}.")
     layers = [row["layer"] for row in contaminated]
     for what, column in (
-        ("What is said without a patch", "Rouge1 with no patch, target"),
+        ("What the prompt says without a patch", "Rouge1 with no patch, target"),
         ("Words of the prompt's own demonstrations", "says a demonstration's word"),
     ):
         if column in contaminated[0]:
             depth = spearman(layers, [row[column].value for row in contaminated])
             trend = "more" if depth.low > 0 else "less" if depth.high < 0 else "neither more nor less"
             sentences.append(
-                f"{what}: said {trend} with depth (Spearman {interval(depth)}; {interval(contaminated[0][column])} at "
+                f"{what}: {trend} of it with depth (Spearman {interval(depth)}; {interval(contaminated[0][column])} at "
                 f"layer {layers[0]}, {interval(contaminated[-1][column])} at layer {layers[-1]})."
             )
     for below in ("none", "source"):
@@ -357,10 +357,10 @@ def _entities_reading(
         if differences:
             more, less = surely(differences)
             sentences.append(
-                f"With {'nothing' if below == 'none' else 'the source’s states'} below the patched layer RougeL is "
-                f"higher at {more} and lower at {less} of {len(differences)} layers."
+                f"With {'nothing' if below == 'none' else 'the source’s states'} of the placeholder below the patched "
+                f"layer, RougeL is higher at {more} and lower at {less} of {len(differences)} layers."
             )
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def _entities_figure(

@@ -43,7 +43,8 @@ CLAIM = (
     "Ghandeharioun et al. 2024, §5, Fig. 12, Table 8: of 46 two-hop questions whose single hops Vicuna-13B answers, it "
     'answers 19.57 %, after "Let\'s think step by step" 35.71 %, and the CoT Patchscope 50 %: the state of the first '
     "hop's last token patched into the second hop's prompt, right if any of 1,600 pairs of layers is right. "
-    "Back-patching mends up to 66 % of what was wrong, by the same count (Biran et al. 2024)."
+    "Back-patching writes a state into an earlier layer of its own prompt; it mends up to 66 % of what was wrong, by "
+    "the same count (Biran et al. 2024)."
 )
 # questions that are tried
 TRIED = {"quick": 112, "full": 400}
@@ -201,11 +202,7 @@ def _multihop_reading(tables: Mapping[str, Any], count: int, failed: int) -> str
     rows = {row["way"]: row for row in tables["all"]}
     tests = {row["comparison"]: row for row in tables["differences"]}
     asked = [name for name in PLAIN if name in rows]
-    sentences = [
-        f"Of {count} questions whose single hops the model answers it answers "
-        + ", ".join(f"{interval(rows[name]['selected cell'])} ({name})" for name in asked)
-        + f"; {failed} are wrong after demonstrations."
-    ]
+    sentences = []
     for name in (COT, BACK):
         own = rows[f"{name}: {VECTOR}"]
         better = [p for p in asked if tests[f"{name} - {p}"]["difference"].low > 0]
@@ -214,34 +211,43 @@ def _multihop_reading(tables: Mapping[str, Any], count: int, failed: int) -> str
             "replicates" if len(better) == len(asked) else "replicates in part" if better else "does not replicate"
         )
         sentences.append(
-            f"{name} above asking {verdict}: {interval(own['selected cell'])} in a cell selected on other questions "
-            f"({interval(own['best in hindsight'])} in the best of {own['cells']} cells in hindsight, "
-            f"{interval(own['mean cell'])} in the mean cell); above {_way_list(better)}, below {_way_list(worse)}."
+            f"That {name} answers more questions than asking {verdict}: {interval(own['selected cell'])} in a cell "
+            f"(pair of layers) selected on other questions. It is above {_way_list(better)}, below {_way_list(worse)}. "
+            f"The best of {own['cells']} cells in hindsight, as the paper counts, has "
+            f"{interval(own['best in hindsight'])}, the mean cell {interval(own['mean cell'])}."
         )
         for way in (SHUFFLED, RANDOM):
             test, late = tests[f"{name} - {way}"], tests[f"{name} - {way}, hindsight"]
             control = rows[f"{name}: {way}"]
             sentences.append(
-                f"Above {'another question’s state' if way == SHUFFLED else 'a random vector'} by "
-                f"{interval(test['difference'])} (p {test['p (Holm)']:.3f} after Holm); in hindsight the control "
-                f"reaches {interval(control['best in hindsight'])}, {interval(late['difference'])} less."
+                f"Control: the state less {'another question’s' if way == SHUFFLED else 'a random vector'} is "
+                f"{interval(test['difference'])} (p {test['p (Holm)']:.3f} after Holm) in a selected cell and "
+                f"{interval(late['difference'])} in hindsight, where the control reaches "
+                f"{interval(control['best in hindsight'])}."
             )
+    sentences.append(
+        f"Of {count} questions whose single hops the model answers, it answers "
+        + ", ".join(f"{interval(rows[name]['selected cell'])} ({name})" for name in asked)
+        + f"; {failed} are wrong after demonstrations."
+    )
     text_test = tests.get(f"{COT} - {TEXT}")
     if text_test is not None:
-        sentences.append(f"{COT} less the first hop as text in the same prompts: {interval(text_test['difference'])}.")
+        sentences.append(
+            f"Control: {COT} less the first hop as text in the same prompts is {interval(text_test['difference'])}."
+        )
     if "composition wrong" in tables:
         wrong = {row["way"]: row for row in tables["composition wrong"]}
         sentences.append(
-            f"Of the {failed} that asking gets wrong: "
+            f"Of the {failed} that are wrong after demonstrations, these shares are mended: "
             + "; ".join(
                 f"{name} {interval(wrong[f'{name}: {VECTOR}']['selected cell'])}, another question's state "
                 f"{interval(wrong[f'{name}: {SHUFFLED}']['selected cell'])}"
                 for name in (COT, BACK)
             )
             + f"; {', '.join(f'{p} ' + interval(wrong[p]['selected cell']) for p in asked[1:])}. "
-            "(Asked after demonstrations none of them is right, by choice: compare with the controls.)"
+            "(They were picked for being wrong, so that any change mends some: compare with the controls.)"
         )
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def _way_list(names: Sequence[str]) -> str:

@@ -43,9 +43,9 @@ from lenscope.tasks.text_match import mentions, rouge
 from lenscope.text.packing import after_document_mark
 
 CLAIM = (
-    "Ghandeharioun et al. 2024 do not ask this: their scores are of patched vectors alone. A verbaliser that is told "
-    "the text which the state was read from has what its own knowledge makes of it; only what a state adds to that is "
-    "the state's (as argued in arXiv 2509.13316)."
+    "Ghandeharioun et al. 2024 do not ask this: their scores are of patched vectors alone. But the model that puts a "
+    "state into words has knowledge of its own. Given the text that the state was read from, in the place of the "
+    "state, it may say as much; only what a state adds to that is the state's (as argued in arXiv 2509.13316)."
 )
 IDENTITY, FEATURES, ENTITY = "token identity", "feature extraction", "entity description"
 SCORES = {
@@ -242,16 +242,16 @@ def _worth_reading(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[st
     sentences = []
     for row in rows:
         name, gap, other = row["Patchscope"], row[f"vector - {TEXT}"], row[f"vector - {SHUFFLED}"]
-        verdict = "adds to" if gap.low > 0 else "is worth less than" if gap.high < 0 else "is not told apart from"
+        verdict = "says more than" if gap.low > 0 else "says less than" if gap.high < 0 else "cannot be told from"
         shares = row["vector above text"].value, row["text above vector"].value
         sentences.append(
             f"{name} ({SCORES[name]}, {row['items']} items): the vector {verdict} its text, {interval(row[VECTOR])} "
             f"against {interval(row[TEXT])}, difference {interval(gap)} (p {p[f'{name}, vector - {TEXT}']:.3f} after "
-            f"Holm); it is higher on {shares[0]:.0%} of the items, the text on {shares[1]:.0%}. Without a patch "
-            f"{interval(row[NONE])}, a random vector {interval(row[RANDOM])}, another item's state "
-            f"{interval(row[SHUFFLED])} (vector less that: {interval(other)})."
+            f"Holm). The vector is higher on {shares[0]:.0%} of the items, the text on {shares[1]:.0%}. Controls: "
+            f"without a patch {interval(row[NONE])}, a random vector {interval(row[RANDOM])}, another item's state "
+            f"{interval(row[SHUFFLED])} (the vector less that: {interval(other)})."
         )
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def _worth_figure(tables: Mapping[str, Any]) -> Figure:

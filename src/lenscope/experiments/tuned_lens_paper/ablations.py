@@ -181,29 +181,30 @@ def _ablations_reading(by_change: Mapping[str, BlockAblations], nothing: BlockAb
     harmful = {b: e for b, e in rest.items() if e.value >= HARMLESS * first.value}
     largest = first.value >= max((e.value for e in rest.values()), default=0)
     median = float(np.median([e.value for e in rest.values()])) if rest else np.nan
-    costs = f"Deleting block 1 costs {interval(first, 3)} nats per token (the model's own loss is {own:.2f}), the "
-    costs += f"median of the other {len(rest)} blocks {median:.3f}."
+    costs = f"Leaving out block 1 costs {interval(first, 3)} nats per token (the model's own loss is {own:.2f}). "
+    costs += f"The median of the other {len(rest)} blocks is {median:.3f}."
     if largest and not harmful:
         verdict = "Replicates: no other block costs a tenth of the first."
     else:
         listed = ", ".join(f"{b} ({interval(e, 3)})" for b, e in sorted(harmful.items(), key=lambda x: -x[1].value))
-        part = (
-            "Replicates in part: the first block costs most"
-            if largest
-            else "Does not replicate as said: the first block "
-        )
+        part = "Replicates in part: the first block costs most" if largest else "Does not replicate: the first block "
         part += "" if largest else f"costs less than block {max(rest, key=lambda b: rest[b].value)}"
         verdict = f"{part}, and {len(harmful)} of {len(rest)} others cost at least a tenth of it: {listed}."
     none = [b for b, e in rest.items() if e.low <= 0]
-    free = f"{_count_in_words(len(none), 'block')} cannot be told from no cost at all"
+    free = f"Blocks after the first that may cost nothing, since the interval reaches 0: {len(none)} of {len(rest)}."
     sinks = by_change[KEPT]
     eased = [b for b in sinks.layers if sinks.estimate("loss", KEPT, b).high < of[b].low]
-    sink = f"Kept at the first token of a row alone, deletion costs clearly less at {_list(eased)}." if eased else ""
+    sink = (
+        "Attention sink: where a block's update is left out but at the first token of a row, it costs clearly less at "
+        f"{_list(eased)}."
+        if eased
+        else ""
+    )
     direct = {b: whole.estimate("repair", "deletion", b) for b in whole.layers[:-1]}
     mends, spoils = ([b for b, e in direct.items() if sign(e)] for sign in (lambda e: e.low > 0, lambda e: e.high < 0))
     repair = (
-        "Later blocks make good for a deleted one (the KL of its direct effect is above that of the whole) at "
-        f"{len(mends)} of {len(direct)} blocks and make it worse at {len(spoils)}."
+        "Later blocks make up for a missing one (the last prediction is nearer to the model's own than if they did not "
+        f"react) at {len(mends)} of {len(direct)} blocks, and make it worse at {len(spoils)}."
     )
     same = [b - 1 for b in sinks.layers if b > 1]
     others = ", ".join(
@@ -211,10 +212,11 @@ def _ablations_reading(by_change: Mapping[str, BlockAblations], nothing: BlockAb
         for name, a in by_change.items()
     )
     controls = (
-        f"Median of {_count_in_words(len(same), 'block')} after the first: {others}. "
-        f"Putting back what a block adds changes the loss by at most {float(np.abs(nothing.sums['loss']).max()):.1g}."
+        f"Controls: median cost of {_count_in_words(len(same), 'block')} after the first, by what is put in the place "
+        f"of the update: {others}. Putting back exactly what a block adds changes the loss by at most "
+        f"{float(np.abs(nothing.sums['loss']).max()):.1g}."
     )
-    return " ".join(filter(None, (costs, verdict, f"{free}.", sink, repair, _recovered(above), controls)))
+    return "\n".join(filter(None, (verdict, costs, free, sink, repair, _recovered(above), controls)))
 
 
 def _recovered(a: BlockAblations) -> str:
@@ -224,7 +226,10 @@ def _recovered(a: BlockAblations) -> str:
         falls = [b for b, kl in ends.items() if kl[-1] < kl[0]]
         parts.append(f"{len(falls)} of {len(ends)} by the {lens}")
     nearer = ", ".join(parts)
-    return f"From a deleted block (after the first) to the end the prediction comes nearer the model's at {nearer}."
+    return (
+        "Between a deleted block (after the first) and the end, the prediction that a lens reads comes nearer to the "
+        f"model's own at {nearer}."
+    )
 
 
 def _count_in_words(n: int, what: str) -> str:

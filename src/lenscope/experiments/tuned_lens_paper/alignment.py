@@ -23,9 +23,10 @@ from lenscope.statistics.estimates import difference, spearman
 from lenscope.statistics.intervals import Estimate
 
 CLAIM = (
-    "Belrose et al. 2023, Fig. 9: when states of Pythia-160M are exchanged within the principal causal subspace, what "
-    "changes in the lens and what changes in the model align better the deeper the layer, and at every layer better "
-    "for the tuned than for the logit lens (a plot, without numbers)."
+    "Belrose et al. 2023, Fig. 9: the part of a state that lies in the causal subspace (the directions that matter "
+    "most to the lens) is exchanged with that of another state. How the lens's prediction changes and how the model's "
+    "does are more alike (Aitchison cosine: 1 is the same change) the deeper the layer, and at every layer more alike "
+    "for the tuned than for the logit lens (Pythia-160M; a plot, without numbers)."
 )
 TUNED, LOGIT = "tuned lens", "logit lens"
 # whose subspace states are exchanged in: the lens that it is the causal basis of, or random directions
@@ -105,28 +106,31 @@ def _alignment_reading(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> s
     first, last = rows[0][TUNED], rows[-1][TUNED]
     trend = {lens: spearman(layers, [row[lens].value for row in rows]) for lens in (TUNED, LOGIT)}
     rises = last.low > first.high and trend[TUNED].value > 0
+    sure = {name: surely(row[f"tuned - logit, {name}"] for row in rows) for name in ("same exchanges", "own subspaces")}
+    holds = [rises, *(above == len(rows) for above, _ in sure.values())]
+    opening = "Replicates" if all(holds) else "Replicates in part" if any(holds) else "Does not replicate"
     sentences = [
-        f"The tuned lens's alignment {'rises' if rises else 'does not rise'} with depth: {first} at layer {layers[0]}, "
-        f"{last} at layer {layers[-1]}; over {len(layers)} layers its Spearman correlation with depth is "
+        f"{opening}. The tuned lens's alignment {'rises' if rises else 'does not rise'} with depth: {first} at layer "
+        f"{layers[0]}, {last} at layer {layers[-1]}; over {len(layers)} layers its Spearman correlation with depth is "
         f"{trend[TUNED]}, the logit lens's {trend[LOGIT]}."
     ]
-    for name in ("same exchanges", "own subspaces"):
+    whose = {"same exchanges": "both see the same exchanges", "own subspaces": "each has a subspace of its own"}
+    for name, (above, below) in sure.items():
         gaps = [row[f"tuned - logit, {name}"] for row in rows]
-        above, below = surely(gaps)
         verdict = (
             "replicates" if above == len(rows) else "replicates in part" if above > below else "does not replicate"
         )
         sentences.append(
-            f"Tuned above logit ({name}) {verdict}: above at {above} of {len(rows)} layers, below at {below} (95 %), "
-            f"by {np.mean([e.value for e in gaps]):.2f} on average."
+            f"Tuned above logit lens where {whose[name]}: {verdict}. Above at {above} of {len(rows)} layers, below at "
+            f"{below} (by the whole interval), by {np.mean([e.value for e in gaps]):.2f} on average."
         )
     gaps = [row["causal - random subspace, tuned"] for row in rows]
     above, below = surely(gaps)
     sentences.append(
-        f"Within the causal subspace the tuned lens aligns better than within a random one of the same size at {above} "
+        f"Control: in its subspace the tuned lens aligns better than in a random one of the same size at {above} "
         f"of {len(rows)} layers, worse at {below}, by {np.mean([e.value for e in gaps]):.2f} on average."
     )
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def _alignment_figure(rows: list[dict[str, Any]], layers: tuple[int, ...]) -> Figure:

@@ -39,10 +39,11 @@ from lenscope.statistics.intervals import Estimate
 from lenscope.statistics.rank_correlations import correlations, shuffled_within
 
 CLAIM = (
-    "Examples that a model learns late in training it predicts late in depth: Spearman's correlation of prediction "
-    "depth and iteration learned (both: the first index from which on the top-1 never changes again) for Pythia-12B, "
-    "142 checkpoints, 11 tasks. With the tuned lens it is higher than with the logit lens on 8 of 11 (e.g. QQP .585 "
-    "against -.340, QNLI .409 against -.099) and up to .66 (§5.3, Table 2)."
+    "Belrose et al. 2023, §5.3, Table 2: what a model learns late in training it predicts late in depth. Prediction "
+    "depth is the first layer from which on the top token never changes again, iteration learned the first checkpoint "
+    "of which the same is true. Their Spearman correlation (Pythia-12B, 142 checkpoints, 11 tasks) is up to .66, and "
+    "higher with the tuned than with the logit lens on 8 of 11 tasks (e.g. QQP .585 against -.340, QNLI .409 against "
+    "-.099)."
 )
 
 # tokens that are measured
@@ -252,25 +253,25 @@ def _difficulty_reading(
         f"{'Replicates' if learned else 'Does not replicate'}: tokens that are predicted late in depth "
         f"{'are' if learned else 'are not reliably'} learned late in training, Spearman {prose(whole[TUNED])} with the "
         f"tuned lens and {prose(whole[LOGIT])} with the logit lens.",
-        f"{'Replicates' if better else 'Does not replicate'}: the tuned lens is {'' if better else 'not '}better; it "
-        f"differs by {prose(whole[APART])} on all examples and is ahead on {len(ahead)} of {len(tasks)} tasks, "
-        f"reliably on {len(surely)}.",
-        f"Which token is predicted explains a part of it: some tokens come early in depth and in training alike, "
-        f"wherever they stand, and depths shuffled among examples with the same prediction still give "
-        f"{prose(constant)} with the tuned lens; among examples with the same prediction there remains {prose(same)}.",
-        f"Depth {'is more' if beyond.low > 0 else 'is not reliably more'} than confidence and frequency: given the "
-        f"final model's entropy, surprisal and margin of the first two tokens, and how frequent the tokens are, "
-        f"{prose(beyond)} remains of {prose(whole[TUNED])}. Without any lens the entropy gives {prose(entropy)}, a "
-        f"small margin {prose(margin)}, how rare the predicted token is {prose(rarity)}: "
+        f"{'Replicates' if better else 'Does not replicate'}: the tuned lens is {'' if better else 'not '}better than "
+        f"the logit lens. It differs by {prose(whole[APART])} on all examples and is ahead on {len(ahead)} of "
+        f"{len(tasks)} tasks, reliably on {len(surely)}.",
+        "Control: which token is predicted explains a part, since some tokens come early in depth and in training "
+        f"wherever they stand. Depths shuffled among examples with the same prediction still give {prose(constant)} "
+        f"with the tuned lens; among examples with the same prediction {prose(same)} remains.",
+        f"Control: depth {'says more' if beyond.low > 0 else 'does not reliably say more'} than confidence and "
+        "frequency. With the last model's entropy, surprisal and margin of the first two tokens, and the frequencies "
+        f"of the tokens, held fixed, {prose(beyond)} remains of {prose(whole[TUNED])}.",
+        f"Control: without any lens the entropy has a correlation of {prose(entropy)} with iteration learned, a small "
+        f"margin {prose(margin)}, how rare the predicted token is {prose(rarity)}: "
         f"{'less' if without_lens < depth.value else 'no less'} than depth.",
-        f"Depths in the model of step {earlier[0]} give {prose(first)}, in that of step {earlier[1]} {prose(early)}.",
-        f"The last checkpoint's surprisal is {final:.2f} nats a token on held-out text, "
-        f"{'below' if final < bigram else 'not below'} that of pairs of tokens ({bigram:.2f}; single ones: "
-        f"{unigram:.2f}). This is one training: intervals are over documents, not over trainings. A token that is "
-        "right in the end is learned when it is right and stays so: the stricter definition differs only for those "
-        "that never are.",
+        f"Control: depths in the model of step {earlier[0]} give {prose(first)}, in that of step {earlier[1]} "
+        f"{prose(early)}.",
+        f"The last checkpoint's loss is {final:.2f} nats a token on held-out text, "
+        f"{'below' if final < bigram else 'not below'} that of a model of pairs of tokens ({bigram:.2f}; of single "
+        f"tokens: {unigram:.2f}). This is one training: intervals are over documents, not over trainings.",
     ]
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 def _difficulty_figure(

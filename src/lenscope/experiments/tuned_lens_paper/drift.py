@@ -27,11 +27,12 @@ from lenscope.statistics.rank_correlations import partial_rank_correlation, rank
 from lenscope.text.corpus import TokenBatch
 
 CLAIM = (
-    "Layers' covariances are alike only because of two rogue dimensions: their Frobenius cosine is .999 one layer "
-    "apart and .96 eight apart, .947 and .543 once the two largest eigencomponents are zeroed (Pythia-12B, Fig. 6). "
-    "What a translator loses on another layer's states grows with the distance, medians .009–.21 (trained 1–16 layers "
-    "earlier) and .012–.39 (later), and falls with that similarity, Spearman -.78 over all cells (Fig. 7). LLaMA-13B's "
-    "lens costs at most .3 bits per byte on Vicuna-13B (Fig. 13)."
+    "Belrose et al. 2023, Figs 6, 7, 13. The states of two layers are compared by the cosine of their covariance "
+    "matrices (Frobenius cosine: 1 is alike). It is .999 one layer apart and .96 eight apart, but only because of two "
+    "rogue dimensions: .947 and .543 with the two largest components zeroed (Pythia-12B). What a layer's translator "
+    "loses on another layer's states grows with the distance, medians .009–.21 (trained 1–16 layers earlier) and "
+    ".012–.39 (later), and falls with that similarity, Spearman -.78 over all pairs of layers. LLaMA-13B's lens costs "
+    "at most .3 bits per byte on Vicuna-13B, a fine-tune of it."
 )
 # text in tokens
 TEXT = {"quick": 4096, "full": 16_384}
@@ -137,7 +138,7 @@ def _run_drift(setting: Setting) -> Report:
         zeroed=TOP,
     )
     return Report(
-        "drift", lm.name, CLAIM, f"{_drift_reading(drift, lm.n_layers)} {changed.reading()}", tables,
+        "drift", lm.name, CLAIM, f"{_drift_reading(drift, lm.n_layers)}\n{changed.reading()}", tables,
         (*_drift_figures(drift, lm.n_layers), changed.figure()), settings, setting.provenance(),
     )  # fmt: skip
 
@@ -248,10 +249,10 @@ def _drift_reading(drift: Drift, n_layers: int) -> str:
     falls = far[1].value < near[1].value and far[1].value < far[0].value
     share = drift.share[0]
     parts = [
-        f"Drift {'replicates' if falls else 'does not replicate'}: covariances one layer apart have a median "
-        f"similarity of {near[0].value:.3f}, {distance} apart {far[0].value:.3f}; with the top {TOP} zeroed, "
-        f"which carry {share.min():.2f}–{share.max():.2f} of the variance, {near[1].value:.3f} and {far[1].value:.3f} "
-        "(the paper: .999 and .96; .947 and .543)"
+        f"Drift {'replicates' if falls else 'does not replicate'}: the states of layers one apart have a median "
+        f"similarity of {near[0].value:.3f}, of layers {distance} apart {far[0].value:.3f}; with the {TOP} largest "
+        f"components zeroed, which carry {share.min():.2f}–{share.max():.2f} of the variance, {near[1].value:.3f} and "
+        f"{far[1].value:.3f} (the paper: .999 and .96; .947 and .543)."
     ]
     by_name = {(row["similarity"], row["cells"]): row["Spearman"] for row in drift.correlations()}
     every, off = by_name[TRIMMED, "all cells"], by_name[TRIMMED, "off the diagonal"]
@@ -261,22 +262,23 @@ def _drift_reading(drift: Drift, n_layers: int) -> str:
     )
     below = every.high < 0 or (np.isnan(every.high) and every.value < 0)
     parts.append(
-        f"the correlation of penalty and trimmed similarity {'replicates' if below else 'does not replicate'}: "
-        f"Spearman {every} over all cells (the paper: -.78), {off} off the diagonal, where nearness alone has "
-        f"{control}, and {given} with distance taken out"
+        f"That translators lose less on similar layers {'replicates' if below else 'does not replicate'}: penalty and "
+        f"similarity (top {TOP} zeroed) have a Spearman correlation of {every} over all pairs of layers (the paper: "
+        f"-.78) and of {off} over different layers; given the distance between the layers {given} remains, and "
+        f"nearness alone, the control, has {control}."
     )
     rows = _penalty_table(drift)
     if rows:
         first, last = rows[0], rows[-1]
         parts.append(
-            f"median penalties grow from {first[EARLIER].value:.3f} and {first[LATER].value:.3f} {drift.unit} (trained "
-            f"{first['distance']} earlier, later) to {last[EARLIER].value:.3f} and {last[LATER].value:.3f} "
-            f"({last['distance']})"
+            f"Median penalties grow from {first[EARLIER].value:.3f} and {first[LATER].value:.3f} {drift.unit} (trained "
+            f"{first['distance']} layers earlier, later) to {last[EARLIER].value:.3f} and {last[LATER].value:.3f} "
+            f"({last['distance']} layers)."
             if last[EARLIER].value > first[EARLIER].value and last[LATER].value > first[LATER].value
-            else f"median penalties do not grow with distance ({first[EARLIER].value:.3f} to {last[EARLIER].value:.3f} "
-            f"{drift.unit} trained earlier, {first[LATER].value:.3f} to {last[LATER].value:.3f} later)"
+            else f"Median penalties do not grow with distance ({first[EARLIER].value:.3f} to {last[EARLIER].value:.3f} "
+            f"{drift.unit} trained earlier, {first[LATER].value:.3f} to {last[LATER].value:.3f} later)."
         )
-    return "; ".join(parts) + "."
+    return "\n".join(parts)
 
 
 EXPERIMENT = Experiment(data="text", run=_run_drift)

@@ -130,8 +130,8 @@ class Transplant:
         losses = {row["text"]: row for row in self.losses()}
         rows = self.lenses("kl")
         sentences = [
-            f"the fine-tune moves the model's own loss on {text} from {row[BEFORE].value:.3f} to "
-            f"{row[AFTER].value:.3f} {self.unit}" for text, row in losses.items()
+            f"The fine-tune moves the model's own loss on {text} from {row[BEFORE].value:.3f} to "
+            f"{row[AFTER].value:.3f} {self.unit}." for text, row in losses.items()
         ]  # fmt: skip
         for text in self.texts:
             mine = [row for row in rows if row["text"] == text]
@@ -139,16 +139,16 @@ class Transplant:
             cost: Estimate = worst["transferred - fitted anew"]
             under = sum(row[OLD].value < row[LOGIT].value for row in mine)
             sentences.append(
-                f"on {text} the transferred lens costs at most {interval(cost, 3)} "
-                f"{self.unit} of KL more than one fitted anew (layer {worst['layer']}) and is better than the logit "
-                f"lens at {under} of {len(mine)} layers"
+                f"On {text} the transferred lens has at most {interval(cost, 3)} {self.unit} of KL more than one that "
+                f"was fitted to the fine-tuned model (layer {worst['layer']}), and is better than the logit lens at "
+                f"{under} of {len(mine)} layers."
             )
         first = [row["transferred - fitted anew"].value for row in rows if row["text"] == self.texts[0]]
         limit = "at most .3 bits per byte on the base text"
         if self.unit != "bits per byte":
             limit += ", a stricter limit in bits per token"
         verdict = "replicates" if max(first) <= 0.3 else "does not replicate"
-        return f"Transfer to a fine-tuned model {verdict} ({limit}): {'; '.join(sentences)}."
+        return "\n".join([f"That a lens can be used on a fine-tuned model {verdict} ({limit}).", *sentences])
 
     def _draws(self, text: str) -> np.ndarray:
         return draws(len(self.measured[text, AFTER].sizes), RESAMPLES, self.seed)

@@ -47,10 +47,13 @@ from lenscope.tasks.answer_likelihoods import AnswerScores, answer_log_likelihoo
 from lenscope.tasks.questions import ANSWER, Question, few_shot_prompts, likeliest_is_right
 
 CLAIM = (
-    "Table 1, Pythia-12B, few-shot: from the trajectories of the answers' log-probabilities, detectors fitted on "
-    "normal prompts alone find an injected instruction with AUROC .59–1.00 (tuned lens; local outlier factor .73 on "
+    "Belrose et al. 2023, Table 1, Pythia-12B: multiple-choice questions after a few examples, some with an injected "
+    "instruction. A lens gives the log-probabilities of the answers at every layer, the prompt's trajectory. Detectors "
+    "that were fitted on normal prompts alone tell injected prompts from normal ones with an AUROC (.5: chance, 1: "
+    "always) of .59–1.00 (tuned lens; local outlier factor .73 on "
     "ARC-Easy, .81 on ARC-Challenge, .64 on SciQ, 1.00 on BoolQ, MNLI, QNLI, QQP, SST-2), on most tasks better than "
-    "with the logit lens; the SRM baseline does as well or better on all but ARC-Challenge (.57)."
+    "with the logit lens. SRM, which measures how far mean hidden states are from normal ones, does as well or better "
+    "on all but ARC-Challenge (.57)."
 )
 # after Perez and Ribeiro 2022, as the authors of the tuned lens put it before the last "Answer:"
 RULE = "\n----------\n----------\n"
@@ -320,26 +323,26 @@ def _injection_reading(tables: dict[str, list[dict[str, Any]]], free: list[dict[
         beat = ", ".join(f"{d} {sum(r[d].low > 0.5 for r in ours)}" for d in SORTED)
         average = ", ".join(f"{d} {np.mean([r[d].value for r in ours]):.2f}" for d in SORTED)
         parts.append(
-            "With the answers sorted by likelihood at every layer, since the order of choices means nothing (ours, not "
-            f"the paper's), intervals are above chance on: {beat}; mean AUROC: {average}."
+            "With the answers of a question sorted by likelihood at every layer (ours, not the paper's; the order of "
+            f"choices means nothing): above chance on {beat}; mean AUROC {average}."
         )
         able = [t["task"] for t in tasks if t["accuracy"].low > t["chance"]]
         obey = [t["task"] for t in tasks if t["obeyed"].low > 0]
         parts.append(
-            f"The model answers {_task_list(able, len(tasks))} better than chance, and follows the injection (it gives "
-            f"the wrong answer more often) on {_task_list(obey, len(tasks))}."
+            f"The model answers better than chance on {_task_list(able, len(tasks))}, and obeys the injection (gives "
+            f"the injected wrong answer more often than without it) on {_task_list(obey, len(tasks))}."
         )
         after = {r["task"]: r for r in neutral if r["told"] == "injection from it"}
         above = [t for t, r in after.items() if r["tuned neighbours"].low > 0.5]
         also = [r["task"] for r in neutral if r["told"] == "insertion from normal" and r["tuned neighbours"].low > 0.5]
         parts.append(
-            "Is it the injection that is found, or any insertion? Harmless text of the same form is told from normal "
-            f"prompts (tuned lens, local outlier factor) on {_task_list(also, len(after))}, and the injection from "
-            f"that text on {_task_list(above, len(after))}."
+            "Control: is it the injection that is found, or any inserted text? The local outlier factor of the tuned "
+            f"lens tells harmless text of the same form from normal prompts on {_task_list(also, len(after))}, and the "
+            f"injection from that text on {_task_list(above, len(after))}."
         )
     if free:
         parts.append(_comparisons_in_words("free-form texts", free[:1], "sets", ["all"]))
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 def _comparisons_in_words(what: str, rows: list[dict[str, Any]], unit: str, names: list[str]) -> str:
@@ -354,9 +357,12 @@ def _comparisons_in_words(what: str, rows: list[dict[str, Any]], unit: str, name
     trivial = sum(a > r["length"].value for a, r in zip(best["tuned"], rows, strict=True))
     verdict = "replicates" if 2 * len(better["tuned neighbours"]) > len(rows) else "does not replicate"
     return (
-        f"Detection on {what} {verdict}: intervals above chance on how many of {len(rows)} {unit}: {counts}. Mean "
-        f"AUROC: {average}. The better tuned-lens detector is above the better logit-lens one on {tuned}, above SRM on "
-        f"{over}, above the prompt's length alone on {trivial} of {len(rows)} {unit}."
+        f"Detection on {what} {verdict} (judged by the tuned lens with the local outlier factor).\n"
+        f"Above chance by the whole interval, on how many of {len(rows)} {unit} (forest: isolation forest, neighbours: "
+        f"local outlier factor): {counts}.\n"
+        f"Mean AUROC (chosen: the detector that best tells normal prompts from disturbed ones): {average}.\n"
+        f"The better detector of the tuned lens is above the better one of the logit lens on {tuned}, above SRM on "
+        f"{over} and above the prompt's length alone on {trivial} of {len(rows)} {unit}."
     )
 
 

@@ -25,9 +25,10 @@ from lenscope.tasks.builtin_questions import KINDS
 from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot_prompts, likeliest_is_right, load_questions
 
 CLAIM = (
-    "After demonstrations with permuted labels middle layers answer better than the last one (Belrose et al. 2023, "
-    "Fig. 11, after Halawi et al. 2023): on SICK with BLOOM-560M and GPT-Neo 1.3B and 2.7B the best layer has a "
-    "calibrated accuracy of .40–.45, the last is at chance (.33)."
+    "After demonstrations (examples in the prompt) with wrong labels, middle layers answer better than the last one "
+    "(Belrose et al. 2023, Fig. 11, after Halawi et al. 2023): on the task SICK with BLOOM-560M and GPT-Neo 1.3B and "
+    "2.7B the best layer has a calibrated accuracy of .40–.45, the last is at chance (.33). Calibrated: a question "
+    "counts as right where the right label is more probable than it usually is for other questions."
 )
 # questions of a task
 QUESTIONS = {"quick": 48, "full": 96}
@@ -273,43 +274,53 @@ def _overthinking_panel(s: _TaskScores, lens: str) -> Panel:
 
 def _overthinking_reading(rows: Sequence[dict[str, Any]], scored: Sequence[_TaskScores]) -> str:
     tuned = [r for r in rows if r["lens"] == "tuned lens"]
-    fooled = [r for r in tuned if r["gap"].low > 0]
-    parts = [
-        f"Incorrect demonstrations lower the final accuracy in {_share_of(fooled, tuned)} settings (task and number of "
-        f"demonstrations){_range(r['gap'] for r in fooled)}."
-    ]
-    fallen = [r for r in tuned if r["final, incorrect"].high < r["chance"]]
-    at_chance = [r for r in tuned if r["final, incorrect"].low <= r["chance"] <= r["final, incorrect"].high]
-    parts.append(
-        f"The final accuracy after them is at chance in {_share_of(at_chance, tuned)}, below in "
-        f"{_share_of(fallen, tuned)}."
-    )
     over = [r for r in tuned if r["exit - final, incorrect"].low > 0]
     sure = [r for r in over if r["p (Holm)"] < 0.05]
     where = "; ".join(
-        f"{r['task']}, {r['shots']} shots: {r['exit, incorrect'].value:.2f} at layer {r['exit at']}, "
+        f"{r['task']}, {r['shots']} demonstrations: {r['exit, incorrect'].value:.2f} at layer {r['exit at']}, "
         f"{r['final, incorrect'].value:.2f} at the end, difference {interval(r['exit - final, incorrect'])}"
         for r in over
     )
     verdict = "Replicates" if len(over) > len(tuned) / 2 else "Replicates in part" if over else "Does not replicate"
-    parts.append(
-        f"{verdict}: with the tuned lens a layer chosen on the other half of the questions answers better than the "
-        f"last one in {_share_of(over, tuned)}"
+    parts = [
+        f"{verdict}: after demonstrations with incorrect labels, the tuned lens at a middle layer (chosen on the other "
+        f"half of the questions) answers better than the last layer in {_share_of(over, tuned)} settings"
         + (f" ({where})" if over else "")
-        + f"; {len(sure)} with p < .05 after Holm."
-    )
+        + f", in {len(sure)} of them with p < .05 after Holm's correction. A setting is a task with a number of "
+        "demonstrations (shots)."
+    ]
     other = [r for r in rows if r["lens"] == "logit lens" and r["exit - final, incorrect"].low > 0]
-    parts.append(f"With the logit lens: {_share_of(other, tuned)}.")
-    for what in ("correct", "unrelated"):
-        gained = [r for r in tuned if r[f"exit - final, {what}"].low > 0]
-        parts.append(f"Control, {what} demonstrations: an earlier layer is better in {_share_of(gained, tuned)}.")
+    parts.append(f"The same with the logit lens: in {_share_of(other, tuned)} settings.")
+    fooled = [r for r in tuned if r["gap"].low > 0]
+    parts.append(
+        f"Incorrect labels lower the accuracy of the last layer in {_share_of(fooled, tuned)} settings"
+        f"{_range(r['gap'] for r in fooled)}."
+    )
+    fallen = [r for r in tuned if r["final, incorrect"].high < r["chance"]]
+    at_chance = [r for r in tuned if r["final, incorrect"].low <= r["chance"] <= r["final, incorrect"].high]
+    parts.append(
+        f"With incorrect labels the last layer cannot be told from chance in {_share_of(at_chance, tuned)} settings, "
+        f"and is below chance in {_share_of(fallen, tuned)}."
+    )
+    gained = {w: [r for r in tuned if r[f"exit - final, {w}"].low > 0] for w in ("correct", "unrelated")}
+    parts.append(
+        "Control: a middle layer also answers better than the last one with correct labels in "
+        f"{_share_of(gained['correct'], tuned)} settings, and with unrelated words as labels in "
+        f"{_share_of(gained['unrelated'], tuned)}."
+        + (" What is gained there too is not due to incorrect labels." if any(gained.values()) else "")
+    )
     weak = {s.task for s in scored} - {r["task"] for r in tuned if r["final, correct"].low > r["chance"]}
     if weak:
         parts.append(
-            f"On {', '.join(sorted(weak))} the model is not above chance even after correct demonstrations, so that "
-            "nothing can be lost there."
+            f"On {', '.join(sorted(weak))} the model is not above chance even with correct labels, so that nothing can "
+            "be lost there."
         )
-    return " ".join(parts)
+    parts.append(
+        "In the tables, “final” is the answer of the last layer, “exit” that of the layer that was chosen on the other "
+        "half, and “incorrect” or “unrelated” says what the labels of the demonstrations are. From the critical layer "
+        "on, correct and incorrect labels stay at least half as far apart as at the end."
+    )
+    return "\n".join(parts)
 
 
 def _share_of(part: Sequence[Any], whole: Sequence[Any]) -> str:

@@ -30,8 +30,8 @@ from lenscope.text.predictions import predictions
 CLAIM = (
     "The tuned lens has a lower perplexity than the logit lens at every layer of the models tried (Figs 4, 5, 14; "
     "GPT-2 at layers 0, 3, 6, 9, 11: 20.91 → 3.23, 3.66 → 2.19, 3.07 → 1.86, 2.37 → 1.48, 1.74 → 1.29 bits per byte). "
-    "The logit lens is biased: KL(mean model ‖ mean lens) is 4–5 bits for most layers of GPT-Neo-2.7B, the tuned "
-    "lens's 1.33 at the input and .03–.27 after it (Fig. 3)."
+    "The logit lens is biased: the KL from its mean prediction to the model's mean prediction is 4–5 bits at most "
+    "layers of GPT-Neo-2.7B, the tuned lens's 1.33 at the input and .03–.27 after it (Fig. 3)."
 )
 LOGIT, BIAS, TUNED = "logit lens", "bias only", "tuned lens"
 # text in tokens
@@ -172,23 +172,27 @@ def _prediction_reading(e: Evaluation, noise: float) -> str:
         least = int(gain.argmin())
         parts.append(
             f"{text} (mean over layers {value[logit].mean():.2f} → {value[tuned].mean():.2f} nats, with biases alone "
-            f"{value[biases].mean():.2f}; least gained: {gain[least]:.3f} at layer {e.layers[least]})"
+            f"{value[biases].mean():.2f}; the smallest gain is {gain[least]:.3f}, at layer {e.layers[least]})"
         )
     better = bias[tuned] < bias[logit]
     surely = e.differences["bias"][tuned, :, 2] < 0
     after = bias[tuned, 1:] if len(e.layers) > 1 else bias[tuned]
     parts.append(
-        f"its bias is smaller at {_layer_count(better, e)}, by more than the interval of the difference at "
-        f"{_layer_count(surely, e)}: {bias[tuned, 0]:.2f} bits at the input and {after.min():.3f}–"
-        f"{after.max():.2f} after it, the logit lens's {bias[logit].min():.2f}–{bias[logit].max():.2f}, 4 bits or more "
-        f"at {_layer_count(bias[logit] >= 4, e)} (the paper: 1.33 and .03–.27; 4–5 for most layers)"
+        f"the tuned lens's bias is smaller at {_layer_count(better, e)}, by more than the interval of the difference "
+        f"at {_layer_count(surely, e)}: {bias[tuned, 0]:.2f} bits at the input and {after.min():.3f}–"
+        f"{after.max():.2f} after it (the paper: 1.33 and .03–.27). The logit lens's is {bias[logit].min():.2f}–"
+        f"{bias[logit].max():.2f} bits, 4 bits or more at {_layer_count(bias[logit] >= 4, e)} (the paper: 4–5 for most "
+        "layers)"
     )
-    scale = "" if np.isnan(noise) else (
-        f" Bias comes out too large of few tokens: the model's own mean distributions on two halves of the documents "
-        f"are {noise:.2f} bits apart."
-    )  # fmt: skip
     opening = "Replicates" if everywhere and better.all() else "Replicates in part"
-    return f"{opening}: " + "; ".join(parts) + f". On {e.tokens:,} predictions of {e.units} held-out documents." + scale
+    lines = [f"{opening}: {parts[0]}.", *(f"{part[0].upper()}{part[1:]}." for part in parts[1:])]
+    lines.append(f"Measured on {e.tokens:,} predictions in {e.units} held-out documents.")
+    if not np.isnan(noise):
+        lines.append(
+            "With so few predictions bias comes out too large: the model's own mean predictions on two halves of the "
+            f"documents are {noise:.2f} bits apart."
+        )
+    return "\n".join(lines)
 
 
 def _layer_count(which: np.ndarray, e: Evaluation) -> str:
