@@ -174,14 +174,13 @@ def test_curves_that_differ_are_not(quickly):
     assert some.startswith("Replicates in part: ")
     assert "at 5 of 15 layers" in some
     # the paper knows no tuned lens
-    assert (
-        "(layers 8, 9, 10, 11, 12), above that of a trained tuned lens, which the paper does not have, too at 5" in some
-    )
+    assert "(layers 8, 9, 10, 11, 12). At 5 of these it is above that of a trained tuned lens too" in some
     strong = told(planted(lambda name, n: {IDENTITY: 0.8, TUNED: 0.99}.get(name, 0.2)))
     assert strong.startswith("Replicates: ")
-    assert "too at 0; at layer 19" in strong
+    assert "At 0 of these" in strong
+    assert "does not have. At layer 19, the last before" in strong
     lost = told(planted(lambda name, n: 0.95 if name == TUNED else 0.3))
-    assert "at layer 19, the last before the end, one of them is ahead or level" in lost
+    assert "At layer 19, the last before the end, one of them is ahead or level" in lost
     assert "better at none, worse at layers 0, 1, 2" in lost
 
 
