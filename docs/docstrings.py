@@ -22,13 +22,18 @@ TYPES_PAGE = "reference/rooms/types"
 TYPES = frozenset(re.findall(r"^## (\w+)$", (Path(__file__).parent / f"{TYPES_PAGE}.md").read_text(), re.MULTILINE))
 # classes that a function or a method gives: nobody calls them
 GIVEN = {
-    "Continuation", "Corpus", "Detector", "ExplanationRow", "LM", "PreparedSweep", "SteeredTexts",
-    "StreamedExplanation", "Sweep", "SweepSpec", "WrittenTrajectory",
+    "Comparison", "Continuation", "Corpus", "Detector", "Evaluation", "ExplanationRow", "Grid", "HiddenStates", "LM",
+    "PreparedSweep", "Prompt", "Report", "SteeredTexts", "StreamedExplanation", "Sweep", "SweepSpec",
+    "WrittenTrajectory",
 }  # fmt: skip
 # sections of a docstring that describe names: their heading on a page
-SECTIONS = {"Args:": "param", "Attributes:": "attribute", "Fields:": "attribute"}
-# methods of results that pages are drawn with, and no user calls
-HIDDEN = {"page_data", "file_kind", "file_mark", "in_lists"}
+SECTIONS = {"Args:": "Parameters", "Attributes:": "Attributes"}
+# what the mechanics call, and no user
+HIDDEN = {
+    "page_data", "file_kind", "file_mark", "in_lists", "units_of_measures",
+    "Edit.apply", "Edit.op", "Edit.require_finite", "Edit.targets",
+    "Patchscope.plan", "Patchscope.require_room", "Patchscope.without_patch", "Target.fixed",
+}  # fmt: skip
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def setup(app: Any) -> dict[str, Any]:
     ModuleAnalyzer.analyze = _without_overloads(ModuleAnalyzer.analyze)
     app.connect("autodoc-process-docstring", _docstring)
     app.connect("autodoc-process-signature", _signature)
-    app.connect("autodoc-skip-member", lambda app, what, name, obj, skip, options: True if name in HIDDEN else None)
+    app.connect("autodoc-skip-member", _skipped)
     app.connect("missing-reference", _reference)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -80,9 +85,9 @@ def as_rst(lines: list[str], owner: str = "") -> list[str]:
         text = line.strip()
         if text in SECTIONS and not line.startswith(" "):
             section = SECTIONS[text]
-            out += ["", *([] if section == "param" else [".. rubric:: Attributes", ""])]
+            out += ["", f".. rubric:: {section}", ""]
         elif section and line.startswith("    "):
-            out += _described_name(line[4:], section, owner)
+            out.append(_described_name(line[4:], owner))
         elif text.startswith("|") and text.endswith("|"):
             out += _table_row(text, lines, line, owner)
         else:
@@ -91,14 +96,12 @@ def as_rst(lines: list[str], owner: str = "") -> list[str]:
     return out
 
 
-def _described_name(line: str, section: str, owner: str) -> list[str]:
+def _described_name(line: str, owner: str) -> str:
     """A line of a section: a name and what it is, or how that goes on."""
     name, colon, rest = line.partition(":")
     if line.startswith(" ") or not colon:
-        return ["    " + _prose(line.strip(), owner)]
-    if section == "param":
-        return [f":param {name}: {_prose(rest.strip(), owner)}"]
-    return [f"``{name}``", f"    {_prose(rest.strip(), owner)}"]
+        return "  " + _prose(line.strip(), owner)
+    return f"* ``{name}``: {_prose(rest.strip(), owner)}"
 
 
 def _table_row(text: str, lines: list[str], line: str, owner: str) -> list[str]:
@@ -163,6 +166,12 @@ def _has(place: str, member: str) -> bool:
     here = _at(place)
     value = inspect.getattr_static(here, member, None) if inspect.isclass(here) and member.isidentifier() else None
     return isinstance(value, property | staticmethod | classmethod) or inspect.isfunction(value)
+
+
+def _skipped(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Whether a member stays out of the pages; None leaves that to Sphinx."""
+    owner = getattr(obj, "__qualname__", "").rpartition(".")[0]
+    return True if name in HIDDEN or f"{owner}.{name}" in HIDDEN or (name == "op" and owner == "") else None
 
 
 def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -28,6 +28,12 @@ class HiddenStates(Brief):
 
     Attributes:
         tensor: all states (B, L, P, D), with zeros after the positions of shorter prompts.
+        layers: the layers that were read.
+        positions: the positions that were read, prompt by prompt.
+        prompts: the prompts.
+        batched: whether a list of prompts was read.
+        n_layers: the number of the model's last layer.
+        model: the name of the model.
         last: states (B, P, D) of the last layer that predictions are compared with, where `tensor` holds others, as in
             a control; else None.
     """
