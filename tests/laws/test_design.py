@@ -1,6 +1,7 @@
 """The map is true: the picture is what the code says, every room is in the table, files that pages name are there."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -44,6 +45,32 @@ def test_every_public_name_is_described_on_the_page_of_its_room(room):
     own = {name for name in docstrings.offered(room) if not isinstance(getattr(_room(room), name), ModuleType)}
     described = {name.removeprefix(f"{room}.") for name in names if name.count(".") == bool(room)}
     assert described == (own - {*lenscope.__all__} if room else own)
+
+
+def _described_names():
+    """Every public class and function, and its methods."""
+    for room in ["", *lenscope.ROOMS]:
+        for name in docstrings.offered(room):
+            here = getattr(_room(room), name)
+            if inspect.isclass(here) or inspect.isfunction(here):
+                yield name, here
+            if inspect.isclass(here):
+                yield from ((f"{name}.{n}", m) for n, m in vars(here).items() if inspect.isfunction(m) and n[0] != "_")
+
+
+def test_docstrings_describe_arguments_and_fields_that_are_there():
+    long = [n for n, here in _described_names() if "\n" in (inspect.getdoc(here) or "").partition("\n\n")[0]]
+    assert not long, "the first line is no sentence of its own"
+    for name, here in _described_names():
+        text = inspect.getdoc(here) or ""
+        sections = dict(re.findall(r"^(Args|Attributes):\n((?:    .*\n?)+)", text, re.MULTILINE))
+        there = {"Args": set(inspect.signature(here).parameters) if sections else set()}
+        fields = {n for one in getattr(here, "__mro__", ()) for n in getattr(one, "__annotations__", {})}
+        there["Attributes"] = fields | set(vars(here)) if inspect.isclass(here) else set()
+        for section, lines in sections.items():
+            given = set(re.findall(r"^    (\w+):", lines, re.MULTILINE))
+            if fields or section == "Args":
+                assert given <= there[section], f"{name}: {section} {sorted(given - there[section])}"
 
 
 def _room(name):

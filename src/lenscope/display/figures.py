@@ -27,10 +27,10 @@ DOTS = 144
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels beside each other, up to three in a line; `name` is that of its file.
+    """A figure of one or several panels, which stand beside each other, up to three in a line.
 
-    Heat maps whose `colour` says the same have one scale, so that their colours compare. Legends stand outside. A
-    notebook shows the figure when a cell ends with it.
+    A notebook shows it when a cell ends with it. `name` is that of its file. Heat maps whose `colour` says the same
+    have one scale, so that their colours compare. Legends stand outside.
     """
 
     name: str

@@ -44,7 +44,7 @@ class Drawn(ABC):
 
 
 def page(results: Sequence["Drawn | dict[str, Any]"], title: str) -> str:
-    """Give the whole page as text, with results, or their `page_data()`, in it; nothing in it can leave its place."""
+    """Give a self-contained page, as text, that shows results, or their `page_data()`; it needs no network."""
     before, after = frame(title)
     return before + ",".join(script_json(_payload(r)) for r in results) + after
 

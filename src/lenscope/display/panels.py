@@ -30,7 +30,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Series on common axes; the x of bars are names. `level` is a dotted line across, such as chance."""
+    """Curves, bars or points on common axes.
+
+    The x of bars are names. `level` is a dotted line across, such as chance.
+    """
 
     title: str
     x: str

@@ -24,12 +24,21 @@ ApplyPatches = Callable[[int, Tensor, np.ndarray, int], None]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchedRows(Brief):
-    """N runs of target prompts with patches: which prompt each row reads, and what is written into its states.
+    """Many runs of target prompts, with what is written into each: input of `predict` and `generate`.
 
-    `target` (N,) numbers the `prompts`. Patch m writes, for row `row[m]`, at `layer[m]` and `position[m]`,
-    ops[op[m]](state, vectors[vector[m]]); patches of a row at one layer and position are made in order. `vectors` is
-    (K, D). `hidden_keys` are attention knockouts: (row, first block, block after the last, first query position, query
-    position after the last or -1 for all that follow, key position).
+    Args:
+        prompts: the target prompts.
+        target: which prompt each of N rows reads, (N,).
+        vectors: the vectors that are written, (K, D).
+        row: the row of each of M patches, (M,).
+        layer: the layer of each patch, (M,).
+        position: the position of each patch, (M,).
+        vector: which vector each patch writes, (M,).
+        op: how it is written, by its number in `ops`, (M,). Patches of a row at one layer and position are made in
+            order.
+        ops: functions (state, vector) → state.
+        hidden_keys: attention knockouts: (row, first block, block after the last, first query position, query position
+            after the last or -1 for all that follow, key position).
     """
 
     prompts: tuple[Prompt, ...]

@@ -19,17 +19,19 @@ from lenscope.models.language_model import LM
 def predict(
     lm: LM, rows: PatchedRows, last: int = 1, budget: int = CHUNK_BYTES, mode: str | None = None
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """The last layer's states of every row at the last `last` positions, by chunks: row numbers (n,), (n, last, D).
+    """Run every row, and give the last layer's states at its last positions, chunk by chunk.
 
-    `mode` forces a way of running (`lenscope.engine.chunked_runs.MODES`); by default the fastest that was measured to
-    be exact for this model. Raises LenscopeError where the vectors are not of the model's size, or inside an edit.
+    Each chunk is a pair: numbers of rows (n,), and their states (n, last, D).
 
     Args:
         lm: the model that reads the rows.
         rows: N rows.
         last: how many positions, counted from the end of each row.
         budget: bytes that the states, keys and values of one chunk may take.
-        mode: the mode to run all rows in; None: the fastest exact one.
+        mode: the way to run all rows in (`lenscope.engine.chunked_runs.MODES`); None: the fastest that was measured to
+            be exact for this model.
+
+    Raises LenscopeError where the vectors are not of the model's size, or inside an edit.
     """
     return predict_rows(lm, rows, _modes(lm, mode), last, budget)
 
@@ -37,9 +39,10 @@ def predict(
 def generate(
     lm: LM, rows: PatchedRows, choose: Choose, max_new_tokens: int, budget: int = CHUNK_BYTES, mode: str | None = None
 ) -> Iterator[tuple[np.ndarray, list[GeneratedRow]]]:
-    """What every row writes, token by token as `choose` says, chunk by chunk: row numbers (n,), what they wrote.
+    """Let every row write on, token by token as `choose` says, and give what it wrote, chunk by chunk.
 
-    Rows that end leave the batch. Otherwise as `predict`.
+    Each chunk is a pair: numbers of rows (n,), and what they wrote. Rows that end leave the batch. Otherwise as
+    `predict`.
 
     Args:
         lm: the model that reads the rows and writes.
@@ -48,7 +51,7 @@ def generate(
             (n,), their log-probabilities (n,) and which rows end there (n,).
         max_new_tokens: how many tokens a row writes at most.
         budget: bytes that the states, keys and values of one chunk may take.
-        mode: the mode to run all rows in; None: the fastest exact one.
+        mode: the way to run all rows in; None: the fastest that was measured to be exact for this model.
     """
     return generate_rows(lm, rows, choose, max_new_tokens, _modes(lm, mode), budget)
 

@@ -44,16 +44,15 @@ def activation_patching(
     positions: Positions | Sequence[tuple[Position, Position]] | None = None,
     window: int = 1,
 ) -> Effects:
-    """What a state of the clean prompt's run does to an answer in the corrupted prompt's run (denoising).
+    """Write states of a clean prompt's run into a corrupted prompt's run, and see which restore the answer (denoising).
 
-    Each cell writes the clean run's state at one layer and position over the corrupted run's (at `window` layers
-    around it, cut off at the ends). Swap the prompts for noising. The tokens of the two must align one to one; else
-    give `positions` as pairs (clean, corrupted), a substring naming its last token.
+    Each cell writes the clean run's state at one layer and position over the corrupted run's (at `window` layers around
+    it, cut off at the ends). Swap the prompts for noising. The tokens of the two must align one to one; else give
+    `positions` as pairs (clean, corrupted), a substring naming its last token.
 
-    `answers` are by default the clean run's own next token. `recovered` is the part of the way from the corrupted
-    to the clean run, of ln p(answer), or of ln p(answer) - ln p(alternative) (between single tokens: their logits'
-    difference) where `alternatives` are given; NaN where the two runs are less than 0.01 nats apart.
-    Raises LenscopeError where prompts of unequal length are given without pairs.
+    `recovered` is the part of the way from the corrupted to the clean run, of ln p(answer), or of ln p(answer) - ln
+    p(alternative) (between single tokens: their logits' difference) where `alternatives` are given; NaN where the two
+    runs are less than 0.01 nats apart. Raises LenscopeError where prompts of unequal length are given without pairs.
 
     Args:
         lm: the model.

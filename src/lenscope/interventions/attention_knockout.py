@@ -41,13 +41,13 @@ def attention_knockout(
     layers: Sequence[int] | None = None,
     window: int | None = None,
 ) -> Effects:
-    """What an answer loses when some positions may not attend to others in a window of blocks (Geva et al. 2023).
+    """Hide positions from others in a window of blocks, and see what the answer loses (Geva et al. 2023).
 
-    `keys` are hidden from `queries` (by default the last position, and the tokens of a longer answer after it) all
-    at once, a substring meaning all its tokens; None: every position by itself. Layer l stands for the block between
+    `keys` are hidden from `queries` (by default the last position, and the tokens of a longer answer after it) all at
+    once, a substring meaning all its tokens; None: every position by itself. Layer l stands for the block between
     layers l - 1 and l, the centre of a window of `window` blocks, cut off at the ends: by default a fifth of all
-    blocks, an odd number (9 of 48). `effect` is the change of the probability against the clean run;
-    the paper's change in per cent is 100 · (exp(log_effect) - 1).
+    blocks, an odd number (9 of 48). `effect` is the change of the probability against the clean run; the paper's change
+    in per cent is 100 · (exp(log_effect) - 1).
 
     Raises LenscopeError where a query would see nothing, or where the model's attention cannot be told what to hide.
 

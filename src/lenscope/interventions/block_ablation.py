@@ -102,12 +102,13 @@ def mean_update(lm: LM, rows: TextRows) -> MeanUpdate:
 
 @contextmanager
 def ablated(lm: LM, layers: int | Sequence[int], change: Change = deletion) -> Iterator[None]:
-    """Within the `with` block what this thread or task reads and generates runs with some blocks of the model changed.
+    """Run with some blocks of the model changed or left out, within a `with` block.
 
     `layers` name blocks by the layer each makes, 1…n_layers. `change(update, layer)` gives what is added to the block's
     input (B, T, D) in place of its update, at prompts' and new tokens alike; by default nothing (Veit et al. 2016).
-    Whatever else a block hands on (keys, values, states of its own) stays. All hooks are gone after the block,
-    whatever happened in it. Raises LenscopeError for blocks that do not exist.
+    Whatever else a block hands on (keys, values, states of its own) stays. It holds for what this thread or task reads
+    and generates. All hooks are gone after the block, whatever happened in it. Raises LenscopeError for blocks that do
+    not exist.
     """
     numbers = _blocks(lm, (layers,) if isinstance(layers, int) else layers)
     with lm.runner.block() as mine, ExitStack() as undo:
@@ -151,7 +152,7 @@ def ablate_blocks(
     read: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> BlockAblations:
-    """What each block is worth to the model: one block at a time changed, for every block and change.
+    """Measure what each block is worth to the model: change one block at a time, for every block and change.
 
     `rows` are texts, rows of token ids, or batches of a corpus (`corpus.batches(tokens=…)`), of which the predictions
     count that `evaluate` counts; those of equal length run together. `changes` by name, or one, are as `ablated` takes

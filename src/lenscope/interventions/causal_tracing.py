@@ -50,17 +50,17 @@ def causal_tracing(
     seed: int = 0,
     restore: Tensor | Sequence[Tensor] | None = None,
 ) -> Effects:
-    """Where one clean state, put back, restores an answer whose subject was corrupted (Meng et al. 2022, §2.1).
+    """Corrupt the subject of a prompt, and see which single clean state restores the answer (Meng et al. 2022, §2.1).
 
     The corrupted run adds ε ~ N(0, noise²) to the layer-0 states of every token of the subject; each cell puts the
     clean state back at one layer and position (at `window` layers around it, cut off at the ends). `effect` is the
     indirect effect, averaged over `samples` draws, which are the same for every prompt. `noise` is by default three
     times `embedding_std` of the prompt's own subject; the paper's is three times that of all subjects of its data set.
 
-    `subjects` name positions, a substring all its tokens; `answers` is a token, or a text of several, by default
-    the model's own next token. Given a list of prompts, give lists of these, or one string for all. `restore`
-    (n_layers + 1, T, D) has other vectors to put back instead of the clean states, as controls do: another prompt's
-    states, or random ones of the same norms.
+    `subjects` name positions, a substring all its tokens; `answers` is a token, or a text of several, by default the
+    model's own next token. Given a list of prompts, give lists of these, or one string for all. `restore` (n_layers +
+    1, T, D) has other vectors to put back instead of the clean states, as controls do: another prompt's states, or
+    random ones of the same norms.
 
     Args:
         lm: the model.

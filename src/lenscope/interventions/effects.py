@@ -94,11 +94,16 @@ class TracedPrompt:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Effects(Record, Drawn):
-    """N cells, each one intervention at a layer and a place of a prompt's run.
+    """What interventions do to an answer: one cell for each layer and place of each prompt's run.
 
-    `run`, `layer` and `place` (N,) say which cell is which (`place` numbers the run's places); `measures` are (N,) in
-    the units of `unit`, `totals` (R,) one number per run. Cells go over runs, then layers, then places; `cells` shows
-    one run's as (layers, places).
+    Cells go over runs, then layers, then places; `cells` shows one run's as (layers, places).
+
+    Attributes:
+        run: which run each cell is of, (N,).
+        layer: its layer, (N,).
+        place: the number of its place among the run's places, (N,).
+        measures: by name, a number for each cell (N,), in the units of `unit`.
+        totals: by name, one number for each run, (R,).
     """
 
     method: str
@@ -348,7 +353,7 @@ def assemble_effects(
 
 
 def load_effects(path: str | os.PathLike[str]) -> Effects:
-    """Read what `Effects.save` wrote, equal to what was saved; LenscopeError if it holds none, or damaged ones."""
+    """Load what `Effects.save` wrote, equal to what was saved; LenscopeError if it holds none, or damaged ones."""
     effects: Effects = load_record(path, (Effects,))
     return effects
 

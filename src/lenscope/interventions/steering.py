@@ -25,9 +25,10 @@ PLAIN, STEERED = 0, 1
 
 
 class SteeredTexts(Iterator[list[WrittenToken]]):
-    """Two continuations of a prompt: row 0 plain, row 1 steered. Iterate to get each step's tokens; `steer` makes it.
+    """Two continuations of a prompt, plain and steered, as they are written: iterate over the steps. `steer` makes it.
 
-    `ids` and `texts` are what each row wrote so far, `reasons` why it ended: "end", "stop" or "length"; "" before.
+    Row 0 is plain, row 1 steered. `ids` and `texts` are what each row wrote so far, `reasons` why it ended: "end",
+    "stop" or "length"; "" before.
 
     Args:
         lm: the model that writes.

@@ -44,7 +44,7 @@ from lenscope.text.predictions import Predictions, ReadBefore, TextRows, TextSha
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
-    """A measurement was interrupted; `result` is that of the text read so far, if any was."""
+    """An evaluation was interrupted. `result` is that of the text read so far, or None."""
 
     def __init__(self, result: Evaluation | Transfer | None) -> None:
         super().__init__()

@@ -277,7 +277,7 @@ class Evaluation(Record, Drawn):
 
 
 def load_evaluation(path: str | os.PathLike[str]) -> Evaluation | Transfer:
-    """Read what `Evaluation.save` or `Transfer.save` wrote, equal to what was saved.
+    """Load what `Evaluation.save` or `Transfer.save` wrote, equal to what was saved.
 
     Raises LenscopeError if the file holds neither, or a damaged one.
     """

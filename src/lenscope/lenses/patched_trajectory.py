@@ -36,12 +36,12 @@ def patched_trajectory(
     target: str | int | None = None,
     top_k: int = 5,
 ) -> Trajectory:
-    """The trajectory of a prompt's run with a state written into it: what `lens.trajectory` gives within that edit.
+    """Read the trajectory of a run with a state written into it, as `Lens.trajectory` gives it within that edit.
 
     Only the cells of `causal_cone` have other distributions than without the patch. KL compares with the patched run's
-    own prediction, so that below the cone it moves with that. `provenance["patch"]` says what was written where.
-    Raises LenscopeError for more than one state, layers and positions that do not exist, and where the state does not
-    fit the model.
+    own prediction, so that below the cone it moves with that. `provenance["patch"]` says what was written where. Raises
+    LenscopeError for more than one state, layers and positions that do not exist, and where the state does not fit the
+    model.
 
     Args:
         lens: what reads the run.
@@ -49,7 +49,7 @@ def patched_trajectory(
         state: hidden states of one layer and position, or a vector (D,).
         layer: where it is written, 0…n_layers.
         position: an index, or a substring of the prompt.
-        op: what is done with the run's state and this one (lenscope.models.edits).
+        op: how it is written (`lenscope.models.edits`); by default it replaces the run's state.
         f: maps states of the other model, as of a Patchscope; None: identity.
         layers: which layers are read; by default all that the lens has.
         positions: which positions are read; by default all.
@@ -79,9 +79,9 @@ def patched_trajectory(
 
 
 def causal_cone(trajectory: Trajectory, layer: int, position: int) -> np.ndarray:
-    """(L, P) which cells of a trajectory a patch at a layer and position may change: all others it leaves as they are.
+    """Which cells of a trajectory a patch at one layer and position may change, (L, P).
 
-    At the layer itself that is the position; above it all positions from there on.
+    At the layer itself that is the position; above it all positions from there on. All other cells stay as they are.
     """
     layers, places = np.array(trajectory.layers)[:, None], np.array(trajectory.positions)[None]
     return ((layers == layer) & (places == position)) | ((layers > layer) & (places >= position))

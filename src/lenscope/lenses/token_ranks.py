@@ -15,10 +15,15 @@ from lenscope.files.parquet_tables import columns_frame
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenRanks(Brief):
-    """Of n chosen tokens at every layer and position of a prompt: rank and log-probability, (n, L, P) each.
+    """Ranks and log-probabilities of chosen tokens at every layer and position. `Lens.ranks` makes it.
 
-    `rank` counts the tokens that are strictly more probable, `log_prob` is ln p in nats. `ids` (n,) are the tokens,
-    `vocabulary` has their texts.
+    Attributes:
+        ids: the chosen tokens, (n,).
+        rank: how many tokens are strictly more probable, (n, L, P).
+        log_prob: ln p in nats, (n, L, P).
+        layers: the layers that were read.
+        positions: the positions that were read.
+        vocabulary: the text of every id.
     """
 
     ids: tuple[int, ...]

@@ -39,10 +39,13 @@ TRANSFERRED = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Transfer(Record, Drawn):
-    """A lens's translators on other layers' states: (translators, layers tested), both being `layers`.
+    """How well each layer's map of a lens reads the states of every other layer. `transfer` makes it.
 
-    `cross_entropy` and `kl` (KL(model ‖ lens)) in nats per token of the translator of layers[i] on the states of
-    layers[j] (Belrose et al. 2023, Fig. 7).
+    Attributes:
+        layers: the layers that were compared.
+        cross_entropy: in nats per token, (translators, layers tested): of the map of layers[i] on the states of
+            layers[j].
+        kl: KL(model ‖ lens) in nats, of the same shape (Belrose et al. 2023, Fig. 7).
     """
 
     model: str
@@ -61,7 +64,10 @@ class Transfer(Record, Drawn):
         return f"Transfer({self.model}: {self.lens}, {len(self.layers)} layers, {self.tokens} tokens)"
 
     def penalty(self, name: str = "cross_entropy") -> np.ndarray:
-        """What a measure loses by transfer: minus the tested layer's own translator's, (translators, layers tested)."""
+        """Give what a measure loses by transfer, (translators, layers tested).
+
+        It is the measure minus what the tested layer's own map has.
+        """
         check_measure(name, TRANSFERRED)
         values: np.ndarray = getattr(self, name)
         # NaN where both are infinite

@@ -26,9 +26,13 @@ from lenscope.models.prompts import Positions, Prompt
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ReadToken(Brief):
-    """A token that was written: `log_prob` is ln p in nats, at temperature 1 whatever it was drawn at.
+    """A token that the model wrote, with its trajectory.
 
-    `trajectory` has one position, the one that predicted the token: its cross-entropy and rank are about it.
+    Attributes:
+        id: the token.
+        text: its text.
+        log_prob: ln p in nats, at temperature 1 whatever it was drawn at.
+        trajectory: of one position, the one that predicted the token: its cross-entropy and rank are about it.
     """
 
     id: int

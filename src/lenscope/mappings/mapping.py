@@ -90,11 +90,11 @@ _functions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def mapping_hash(f: Callable[..., Any] | None) -> str:
-    """The identity of a mapping: "sha256:" and the SHA-256 of its kind, its pairs and every byte of its weights.
+    """Give the identity of a mapping: "sha256:" and the SHA-256 of its kind, its pairs and every byte of its weights.
 
-    Whatever two mappings of one hash are given, they return the same; names of models and reports do not count. The
+    Two mappings with the same hash return the same for the same input; names of models and reports do not count. The
     logit lens, f None or `identity`, has one hash. What a function computes cannot be read: it has a hash of its own
-    that no other object has, in this process or another, so what is kept under it is never found again for another f.
+    that no other object has, in this process or another, so what is saved under it is never looked up for another f.
     """
     total = hashlib.sha256()
     if f is None or f is identity:

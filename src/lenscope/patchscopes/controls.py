@@ -22,7 +22,7 @@ def random_vectors(states: HiddenStates, seed: int = 0) -> HiddenStates: ...
 @overload
 def random_vectors(states: Tensor, seed: int = 0) -> Tensor: ...
 def random_vectors(states: HiddenStates | Tensor, seed: int = 0) -> HiddenStates | Tensor:
-    """Random directions in place of states, or of vectors (..., D), each as long as the one that it stands for.
+    """Give random directions in place of states, or of vectors (..., D), each as long as the one that it stands for.
 
     Addresses of states stay, so that a Patchscope reads and scores them as it does the states.
     """
@@ -52,11 +52,11 @@ def shuffled_sources(states: Tensor, answers: Sequence[Hashable] | None = None, 
 def shuffled_sources(
     states: HiddenStates | Tensor, answers: Sequence[Hashable] | None = None, seed: int = 0
 ) -> HiddenStates | Tensor:
-    """Each prompt with the states of another one, at all layers and positions; addresses stay. Vectors (N, …) likewise.
+    """Give each prompt the states of another one, at all layers and positions; addresses stay. Also of vectors (N, …).
 
     `answers` are what the prompts' states are asked for: where given, no prompt has the states of one with the same
-    answer. Raises LenscopeError where prompts have different numbers of positions, and where half or more of them
-    have one answer in common, so that there is no such exchange.
+    answer. Raises LenscopeError where prompts have different numbers of positions, and where half or more of them have
+    one answer in common, so that there is no such exchange.
     """
     if not isinstance(states, HiddenStates | Tensor):
         raise LenscopeError(
@@ -77,9 +77,9 @@ def shuffled_sources(
 
 
 def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:
-    """The target prompt of a Patchscope with each text in the place of its placeholders: text instead of a vector.
+    """Put a text in the place of each placeholder of a target prompt: what words tell instead of a vector.
 
-    What `scope.lm` says after it is what the words alone tell, which a hidden state has to better. Raises
+    What `scope.lm` says after such a prompt is what the words alone tell, which a hidden state has to better. Raises
     LenscopeError for several targets, and where a placeholder is no part of the text.
     """
     if len(scope.resolved) > 1:

@@ -197,11 +197,11 @@ def future_lens(lm: LM, prompt: SoftPrompt | str = FIXED_PROMPTS[0], f: StateMap
 def back_patching(
     lm: LM, prompt: PromptLike, at: Position = -1
 ) -> tuple[Patchscope, HiddenStates, list[tuple[int, int]]]:
-    """Later states written back at earlier layers of the same position and prompt (Biran et al. 2024).
+    """Write later states back at earlier layers of the same position and prompt (Biran et al. 2024).
 
     Returns a Patchscope with its sources and its (source layer, target layer) pairs, every source above its target:
-    scope.predict(states, pairs, answers=[...]) for the probability of answers, scope.generate(states, pairs) for
-    what is then said.
+    scope.predict(states, pairs, answers=[...]) for the probability of answers, scope.generate(states, pairs) for what
+    is then said.
     """
     target = Target(lm.prompt(prompt), at)
     pairs = [(above, layer) for layer in range(lm.n_layers) for above in range(layer + 1, lm.n_layers + 1)]

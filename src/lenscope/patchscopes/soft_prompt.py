@@ -31,11 +31,15 @@ STEM = "softprompt"
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
-    """K vectors (K, D) for layer 0 of K tokens; the last token's state at `target_layer` is the source's of `layer`.
+    """A learned target prompt: vectors (K, D) for layer 0 of K tokens. `fit_soft_prompt` learns it.
 
-    `ids` (K,) are the tokens it was started from, whose states the vectors replace. `model` is what
-    `lenscope.models.same_model.model_identity` says of its model, `report` how far patched runs are from the source's
-    own.
+    Attributes:
+        vectors: the vectors, (K, D).
+        ids: the tokens that it was started from, whose states the vectors replace, (K,).
+        layer: the layer of the sources.
+        target_layer: the layer that they are patched into, at the last token.
+        model: the identity of its model.
+        report: how far patched runs are from the source's own.
     """
 
     vectors: Tensor
@@ -71,7 +75,7 @@ class SoftPrompt:
 
 
 def load_soft_prompt(folder: str | os.PathLike[str]) -> SoftPrompt:
-    """Read what `SoftPrompt.save` wrote. Raises LenscopeError for whatever is missing, damaged or of another format."""
+    """Load what `SoftPrompt.save` wrote. Raises LenscopeError for what is missing, damaged or of another format."""
     with opened_folder(folder, STEM, FORMAT) as (config, tensors):
         vectors, ids = tensors["vectors"], tuple(int(i) for i in config["ids"])
         if vectors.shape != (len(ids), config["model"]["hidden_size"]) or not torch.isfinite(vectors).all():

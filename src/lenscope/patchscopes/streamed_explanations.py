@@ -25,9 +25,13 @@ STATE, UNPATCHED, RANDOM = "state", "unpatched", "random"
 
 @dataclass(frozen=True)
 class ExplanationRow:
-    """What a row of an explanation is: "state", "unpatched" or "random"; its target, source and target layer.
+    """What a row of an explanation is.
 
-    `source` and `layer` are -1 for the unpatched target.
+    Attributes:
+        kind: "state", "unpatched" or "random".
+        target: the number of its target prompt.
+        source: the number of its source; -1 for the unpatched target.
+        layer: the target layer; -1 for the unpatched target.
     """
 
     kind: str
@@ -96,11 +100,11 @@ def stream_explanation(
     seed: int = 0,
     controls: bool = True,
 ) -> StreamedExplanation:
-    """What `scope.generate(states, layers)` writes, greedily, token by token; its controls in the same batch.
+    """Let a Patchscope write what states mean, token by token, with its controls in the same batch.
 
-    The first rows are the cells of that grid, in order. With `controls` then comes each target without a patch, and
-    then the cells of `random_vectors(states, seed)`: random directions of the states' norms, mapped as they are. Rows
-    write what `scope.generate` has them write. Raises LenscopeError as that does.
+    What it writes is what `Patchscope.generate` has it write, greedily. The first rows are the cells of that grid, in
+    order. With `controls` then comes each target without a patch, and then the cells of `random_vectors(states, seed)`:
+    random directions of the states' norms, mapped as they are. Raises LenscopeError as `Patchscope.generate` does.
 
     Args:
         scope: a Patchscope, also between two models.

@@ -38,11 +38,11 @@ Score = Callable[[str, int], float]
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ControlledScores(Brief):
-    """Scores of N items in C cells, by way of telling: "vector", "random vector", "shuffled source" (N, C), and "text",
-    "no patch" (N, 1), which have no layers.
+    """Scores of what a Patchscope says of N items, beside its controls. `score_with_controls` makes it.
 
-    `cells` are (source layer, target layer). `units` names what each item belongs to (a subject): whole units are
-    resampled, and are in one fold.
+    Scores are arrays by name: "vector", "random vector" and "shuffled source" (N, C) have C cells, "text" and "no
+    patch" (N, 1) have no layers. `cells` are (source layer, target layer). `units` names what each item belongs to (a
+    subject): whole units are resampled, and are in one fold.
     """
 
     cells: tuple[tuple[int, int], ...]
@@ -97,7 +97,10 @@ class ControlledScores(Brief):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ControlledTexts(Brief):
-    """What a Patchscope says of N items by each way of telling: texts, in arrays as those of `ControlledScores`."""
+    """What a Patchscope says of N items, beside its controls. `generate_with_controls` makes it.
+
+    The texts are in arrays as those of `ControlledScores`.
+    """
 
     cells: tuple[tuple[int, int], ...]
     texts: Mapping[str, np.ndarray]
@@ -158,15 +161,12 @@ def score_with_controls(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ControlledScores:
-    """What N states are worth to a Patchscope: `score` of what it says of them, and of what it says without them.
-
-    `states` are those of N prompts at one position each, `texts` (N,) what stands in the place of the placeholder when
-    the verbaliser is told the text instead of the vector. Other arguments are those of `generate_with_controls`.
+    """Score what a Patchscope says of N states, and what it says without them.
 
     Args:
         scope: a Patchscope with one target.
         states: states of N prompts, at one position each.
-        texts: what stands in the place of the placeholder instead of a vector, (N,).
+        texts: what stands in the place of the placeholder when the model is given the text instead of the vector, (N,).
         score: gives a text of an item, by its number, a number.
         layers: as of `Patchscope.generate`.
         answers: what each state is asked for, (N,); None: all differ.
@@ -192,15 +192,11 @@ def generate_with_controls(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ControlledTexts:
-    """What a Patchscope says, greedily, of each of N prompts' states at `layers`, and by way of every control.
+    """Let a Patchscope say what each of N states means, and let every control say the same without the state.
 
-    "text": the text in the place of the placeholder; "no patch": the target prompt as it is; "random vector": a random
-    direction of each state's norm; "shuffled source": another prompt's state, whose answer differs where `answers`
-    (N,) are given. The shuffled states are not run again: what another prompt's state says is known.
-
-    Raises LenscopeError where prompts have more than one position, or texts are not as many; for a Patchscope with
-    several targets, or with edits of its target, which a text has no place for; and as `derange` and
-    `prompts_with_text` do.
+    Controls are "text": the text in the place of the placeholder; "no patch": the target prompt as it is; "random
+    vector": a random direction of each state's norm; "shuffled source": another prompt's state, whose answer differs
+    where `answers` (N,) are given. The shuffled states are not run again: what another prompt's state says is known.
 
     Args:
         scope: a Patchscope with one target.
@@ -212,6 +208,10 @@ def generate_with_controls(
         stop: strings that end a text.
         seed: fixes random vectors and exchanges.
         progress: called with how much is done and how much there is.
+
+    Raises LenscopeError where prompts have more than one position, or texts are not as many; for a Patchscope with
+    several targets, or with edits of its target, which a text has no place for; and as `derange` and
+    `prompts_with_text` do.
     """
     count = len(states.prompts)
     if len(texts) != count or any(len(places) != 1 for places in states.positions):

@@ -16,12 +16,12 @@ from lenscope.statistics.rank_correlations import rank_correlation
 
 
 def mean(values: ArrayLike, *, units: Sequence[Any] | None = None, seed: int = 0) -> Estimate:
-    """The mean (n,) with its bootstrap interval."""
+    """The mean of values (n,), with its bootstrap interval."""
     return bootstrap(np.mean, np.asarray(values, dtype=float), units=units, seed=seed)
 
 
 def difference(first: ArrayLike, second: ArrayLike, *, units: Sequence[Any] | None = None, seed: int = 0) -> Estimate:
-    """The mean of first - second, pair by pair (n,) each, with its bootstrap interval."""
+    """The mean of paired differences first - second, (n,) each, with its bootstrap interval."""
     return mean(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), units=units, seed=seed)
 
 
@@ -31,9 +31,10 @@ def spearman(x: ArrayLike, y: ArrayLike, *, units: Sequence[Any] | None = None, 
 
 
 def auroc(normal: ArrayLike, anomalous: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """The probability that an anomalous item scores higher than a normal one, ties counting half.
+    """How well scores separate two groups: the probability that an anomalous item scores higher than a normal one.
 
-    Both groups are resampled on their own. Raises LenscopeError if one is empty or has a score that is NaN.
+    Ties count half. Both groups are resampled on their own. Raises LenscopeError if one is empty or has a score that is
+    NaN.
     """
     low, high = (np.sort(np.asarray(v, dtype=float)) for v in (normal, anomalous))
     if not len(low) or not len(high) or np.isnan(low).any() or np.isnan(high).any():

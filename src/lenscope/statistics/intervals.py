@@ -70,11 +70,11 @@ def bootstrap(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
-    """statistic(*samples) with the percentile interval of resamples of its rows.
+    """Compute a statistic of samples, with the percentile interval of resamples of their rows.
 
-    The samples have the same first axis and are resampled together. `units` names each row's unit (a document, a
-    subject), and whole units are then resampled. A resample whose statistic is NaN is left out. A single unit has no
-    interval. Raises LenscopeError for samples that are empty or of different length.
+    It is statistic(*samples). The samples have the same first axis and are resampled together. `units` names each row's
+    unit (a document, a subject), and whole units are then resampled. A resample whose statistic is NaN is left out. A
+    single unit has no interval. Raises LenscopeError for samples that are empty or of different length.
     """
     arrays = [np.asarray(s) for s in samples]
     rows = {len(a) for a in arrays}

@@ -52,12 +52,12 @@ class Probed(Brief):
 def probe(
     features: ArrayLike, labels: Sequence[Hashable], groups: Sequence[Hashable], folds: int = 3, seed: int = 0
 ) -> Probed:
-    """Multinomial logistic regression of labels on features, cross-validated over whole groups.
+    """Fit a linear probe, cross-validated over whole groups: multinomial logistic regression of labels on features.
 
-    Groups are dealt to the folds label by label, so that a label with several groups is in several folds. In each
-    fold features are standardised, and the penalty chosen by the same kind of cross-validation, on the others alone.
-    Raises LenscopeError for as many features, labels and groups as are not equal, features that are not finite, and
-    fewer groups than folds.
+    Groups are dealt to the folds label by label, so that a label with several groups is in several folds. In each fold
+    features are standardised, and the penalty chosen by the same kind of cross-validation, on the others alone. Raises
+    LenscopeError for as many features, labels and groups as are not equal, features that are not finite, and fewer
+    groups than folds.
 
     Args:
         features: numbers (N, D), a row for each item.

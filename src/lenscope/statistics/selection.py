@@ -22,12 +22,18 @@ SPLITS = 50
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Selection(Brief):
-    """The scores of N items in C cells, told in the three ways that must not be confused.
+    """Scores of N items in C cells, such as layers, summed up in the three ways that must not be confused.
 
-    `oracle`: each item in the cell that is best for it, as "correct if any cell is" (Ghandeharioun et al. 2024, §4.2,
-    §5): a bound that noise reaches too with enough cells. `selected`: the cell that is best on the other folds, what a
-    user gets. `mean`: a cell at random. Each with its 95 % interval over units; `items_…` are what they are means of,
-    (N,), for paired differences. `chosen` is the cell of each fold, `fold` (N,) the fold of each item.
+    Each is an `Estimate` with its 95 % interval over units; `items_…` are the values (N,) that it is the mean of, for
+    paired differences.
+
+    Attributes:
+        oracle: each item in the cell that is best for it, as "correct if any cell is" (Ghandeharioun et al. 2024, §4.2,
+            §5): a bound that noise reaches too with enough cells.
+        selected: each item in the cell that is best on the other folds: what a user gets.
+        mean: each item in a cell at random.
+        chosen: the cell of each fold.
+        fold: the fold of each item, (N,).
     """
 
     oracle: Estimate
@@ -48,12 +54,12 @@ class Selection(Brief):
 
 
 def select(scores: ArrayLike, *, units: Sequence[Any] | None = None, folds: int = 2, seed: int = 0) -> Selection:
-    """The best cell in hindsight, the one selected on other items, and the mean cell, of scores (N, C).
+    """Choose the best cell, such as a layer, on some items, and score it on others.
 
-    Higher is better; a cell that was not run for an item is NaN, and counts for nothing there. `units` names what each
-    item belongs to (a subject, a document): whole units are in a fold, and are resampled. Of cells that are equally
-    good on the other folds the first is chosen. Raises LenscopeError for fewer units than folds, and for an item
-    without any score.
+    Beside it are the best cell in hindsight and the mean cell. `scores` are (N, C); higher is better, and NaN is a cell
+    that was not run for an item, which counts for nothing there. `units` names what each item belongs to (a subject, a
+    document): whole units are in a fold, and are resampled. Of cells that are equally good on the other folds the first
+    is chosen. Raises LenscopeError for fewer units than folds, and for an item without any score.
     """
     table = _score_table(scores)
     _, unit = np.unique(np.arange(len(table)) if units is None else np.asarray(units), return_inverse=True)

@@ -14,7 +14,7 @@ from lenscope.statistics.estimates import difference
 
 
 def sign_flips(differences: ArrayLike, *, seed: int = 0, resamples: int = 10_000) -> float:
-    """The two-sided p-value of paired differences (n,) having mean 0, by flipping their signs at random."""
+    """Test whether paired differences (n,) have mean 0, by flipping their signs at random: the two-sided p-value."""
     values = np.asarray(differences, dtype=float)
     if not len(values):
         raise LenscopeError("differences: none given")
@@ -25,7 +25,7 @@ def sign_flips(differences: ArrayLike, *, seed: int = 0, resamples: int = 10_000
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values of several tests, corrected for their number (Holm 1979), in the order given."""
+    """Correct the p-values of several tests for their number (Holm 1979); they come back in the order given."""
     values = np.asarray(p, dtype=float)
     order = np.argsort(values)
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
