@@ -33,7 +33,9 @@ def test_what_fits_is_advised_and_what_does_not_is_not(large, h100):
     assert eight.advised is not None
     assert eight.advised.placement in ("fsdp", "tensor")
     assert not next(p for p in eight.placements if p.placement == "whole").fits
-    assert eight.command().startswith("torchrun --nproc-per-node 8 -m lenscope fit")
+    assert eight.command().startswith("torchrun --nproc-per-node 8 -m lenscope fit -m MODEL --tokens 200000")
+    named = plan(model_shape("smollm2-135m"), Task("fit"), h100)
+    assert named.command().startswith("lenscope fit -m smollm2-135m --tokens 200000")
     assert plan(large, Task("fit"), h100, 64).command().startswith("torchrun --nnodes 8 --nproc-per-node 8 ")
 
 

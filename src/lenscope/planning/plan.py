@@ -126,7 +126,9 @@ class TaskPlan(Brief):
 
     def command(self) -> str | None:
         """The command line that runs the advised placement; None where there is none."""
-        return None if self.advised is None else command_for(self.task, self.shape.name, self.advised.placement, self)
+        # a shape in words names no model that could be run
+        model = "MODEL" if "=" in self.shape.name else self.shape.name
+        return None if self.advised is None else command_for(self.task, model, self.advised.placement, self)
 
     def to_json(self) -> dict[str, Any]:
         """The whole plan as JSON values."""
