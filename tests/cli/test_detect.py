@@ -43,6 +43,7 @@ def test_fit_and_score_on_the_command_line(run, model, tmp_path, monkeypatch):
     )
     status, out, err = run(*asked, "0.1")
     assert status == 0, err
+    assert "looks at" in out
     assert "AUROC" in out
     assert "10% of normal prompts" in err
     status, out, err = run("detect", "score", folder, "The cat", "!!! 0 0", "-m", model)

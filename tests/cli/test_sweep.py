@@ -47,6 +47,10 @@ def test_a_sweep_is_tried_limited_completed_and_asked_for_its_status(run, spec, 
     assert f"1 damaged and run again: parts/{part.name}" in err
     assert "identity" not in out
     assert "random" in out
+    caption = " ".join(out.split("means over rows; ")[1].split())
+    assert caption.startswith(
+        "top: probability of the top (or first) token; kl: KL(unpatched ‖ patched) in nats; p@1: how"
+    )
 
 
 def test_mistakes_of_a_sweep_are_one_line(run, spec, tmp_path, model, monkeypatch):

@@ -61,10 +61,18 @@ def test_mistakes_are_said_in_one_line(lm64):
         (lambda: lens.compare(PROMPT, "x", positions=slice(0, 2)), "name as many"),
         (lambda: ls.Lens(lm64, lambda h, n: h[..., :3]).trajectory(PROMPT), "f gives states of size 3"),
         (lambda: lens.logits(torch.zeros(31), 0), "states of size 31"),
+        (lambda: lens.logits(lm64.read(PROMPT), 0), "HiddenStates is no vector; give a tensor or an array"),
     ):
         with pytest.raises(ls.LenscopeError, match=message) as raised:
             call()
         assert "\n" not in str(raised.value)
+
+
+def test_vectors_are_tensors_or_arrays(lm64):
+    h = lm64.read(PROMPT)[2, :]
+    for given in (h.numpy(), h.tolist()):
+        assert torch.equal(ls.Lens(lm64).logits(given, 2), ls.Lens(lm64).logits(h, 2))
+        assert torch.equal(lm64.unembed(given), lm64.unembed(h))
 
 
 # -- fitted lenses

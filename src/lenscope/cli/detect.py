@@ -226,7 +226,7 @@ def _table_of_methods(tried: list[dict[str, Any]]) -> Table:
         cells = f"{way['method']} ({settings})", f"{way['view']}, {where}", f"{way['auroc']:.3f}"
         lines.append([printable(cell) for cell in cells])
     # the number last, and whole: what is too long before it is broken into lines
-    columns = [TableColumn("method", folds="all"), TableColumn("of", folds="all"), TableColumn("AUROC", "right")]
+    columns = [TableColumn("method", folds="all"), TableColumn("looks at", folds="all"), TableColumn("AUROC", "right")]
     caption = (
         "Chosen without any odd prompt: AUROC of held-out normal prompts against the same ones with words shuffled "
         f"or inserted; the best {min(SHOWN, len(tried))} of {len(tried)}, the first is taken"

@@ -24,6 +24,7 @@ from lenscope.measures.chosen_tokens import rank_tokens
 from lenscope.measures.divergences import diverge
 from lenscope.measures.streamed import reduce
 from lenscope.models.batches import in_order
+from lenscope.models.edits import as_vectors
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count, elements
 from lenscope.models.language_model import LM, PromptLike
@@ -85,9 +86,9 @@ class Lens:
         return mapped.to(h.dtype)
 
     def logits(self, h: Tensor, layer: int) -> Tensor:
-        """Decode hidden states (..., D) of one layer into logits (..., V)."""
+        """Decode hidden states (..., D) of one layer, a tensor or an array, into logits (..., V)."""
         (number,) = check_layers((layer,), self.lm.n_layers, self.lm.name)
-        return self.lm.unembed(self.map(h, number))
+        return self.lm.unembed(self.map(as_vectors(h, "hidden states"), number))
 
     @overload
     def trajectory(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from lenscope.errors import LenscopeError
 from lenscope.models import exactness, generation
 from lenscope.models.batches import Running, length_groups, pad
-from lenscope.models.edits import Edit
+from lenscope.models.edits import Edit, as_vectors
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.layers import Layers, check_layers
@@ -182,6 +182,7 @@ class LM:
 
     def unembed(self, h: Tensor) -> Tensor:
         """Turn hidden states (..., D) into logits (..., V), as if they were the last layer's, in float32 or wider."""
+        h = as_vectors(h, "unembed")
         if h.shape[-1] != self.hidden_size:
             raise LenscopeError(
                 f"unembed: states of size {h.shape[-1]}; {self.name} has states of size {self.hidden_size}"

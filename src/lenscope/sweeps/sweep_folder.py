@@ -26,14 +26,14 @@ from lenscope.sweeps.parts import Part
 from lenscope.sweeps.spec import SweepSpec, read_spec, spec_digest
 from lenscope.visible_text import printable
 
-# columns that a summary is grouped by, and those that it has the mean of
+# columns that a summary is grouped by, and those that it has the mean of: what stands above them, and what they are
 _GROUPS = ("method", "explained_by", "target", "mapping", "operation", "control")
 _MEANS = {
-    "max_probability": "top",
-    "kl": "kl",
-    "precision": "p@1",
-    "answer_log_prob": "answer",
-    "correct": "right",
+    "max_probability": ("top", "probability of the top (or first) token"),
+    "kl": ("kl", "KL(unpatched ‖ patched) in nats"),
+    "precision": ("p@1", "how often the top token is the source's own"),
+    "answer_log_prob": ("answer", "ln p(answer)"),
+    "correct": ("right", "how often the answer is given"),
 }
 
 
@@ -135,11 +135,8 @@ class Sweep:
             numbers = [_mean_shown(group[f"{name}_sum_sum"], group[f"{name}_count_sum"]) for name in means]
             lines.append([*names, f"{group['count_all_sum']:,}", *numbers])
         columns = [TableColumn(name.replace("_", " ")) for name in shown]
-        columns += [TableColumn(head, "right") for head in ("rows", *(_MEANS[name] for name in means))]
-        caption = (
-            "means over rows: probability of the top (or first) token, KL(unpatched ‖ patched) in nats, how often "
-            "the top token is the source's own, ln p(answer), how often the answer is given"
-        )
+        columns += [TableColumn(head, "right") for head in ("rows", *(_MEANS[name][0] for name in means))]
+        caption = "means over rows; " + "; ".join(": ".join(_MEANS[name]) for name in means)
         return plain_table(columns, lines, caption, gap=2)
 
 
