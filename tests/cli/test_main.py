@@ -1,6 +1,7 @@
 """The command line where things fail: pipes, disks, interruptions, memory; each is a line and a status."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -33,6 +34,51 @@ def test_help_and_version(run):
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "lenscope", "--version"], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"lenscope {ls.__version__}\n")
+
+
+ASKED = r"""
+eval "$(lenscope --show-completion)"
+complete -p lenscope
+asked() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+    _lenscope_completion lenscope
+    echo "${COMPREPLY[@]}"
+}
+asked lenscope pa
+asked lenscope fit --to
+lenscope --install-completion
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    """The environment of a shell with a home of its own, in which `lenscope` is a program."""
+    program = tmp_path / "bin" / "lenscope"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{MAIN}" "$@"\n')
+    program.chmod(0o755)
+    return os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_options(home, tmp_path):
+    asked = subprocess.run(["bash", "--norc", "-c", ASKED], env=home, check=False, capture_output=True, text=True)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    lines = asked.stdout.splitlines()
+    assert lines[:3] == ["complete -o default -F _lenscope_completion lenscope", "patch", "--tokens"]
+    assert "bash completion installed" in lines[3]
+    assert ".bash_completions/lenscope.sh" in (tmp_path / ".bashrc").read_text()
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_complete_commands_and_options(run, monkeypatch, shell):
+    monkeypatch.setenv("_LENSCOPE_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    for line, completed in (("lenscope pa", "patch"), ("lenscope fit --to", "--tokens")):
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+        status, out, err = run()
+        assert (status, err) == (0, "")
+        assert completed in out
 
 
 def test_an_unknown_command_is_one_line(mistaken):

@@ -209,6 +209,14 @@ def test_the_command_line_and_the_library_have_one_default_model():
     assert DEFAULT_MODEL == loading.DEFAULT_MODEL
 
 
+def test_the_first_use_of_a_built_in_model_says_that_it_is_unpacked(run, model, monkeypatch):
+    load = loading.load
+    monkeypatch.setattr(loading, "load", lambda name, **how: load(model, **how))
+    monkeypatch.setattr(loading, "to_unpack", lambda name: "/cache" if name == "smollm2-135m" else None)
+    assert run("lens", "the cat")[2] == "lenscope: first use of smollm2-135m: unpacking it into /cache, once\n"
+    assert run("lens", "the cat", "-m", model)[2] == ""
+
+
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 
 

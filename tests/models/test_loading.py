@@ -130,6 +130,15 @@ def test_the_built_in_is_dequantised_once_and_cached(smollm2):
     assert smollm2.vocab_size == 49152
 
 
+def test_what_is_still_to_unpack_is_known_at_once(smollm2, tmp_path, monkeypatch):
+    assert loading.to_unpack("smollm2-135m") is None
+    monkeypatch.setenv("LENSCOPE_CACHE", str(tmp_path))
+    assert loading.to_unpack("smollm2-135m") == tmp_path
+    assert loading.to_unpack("owner/name") is None
+    monkeypatch.setattr(loading, "_package_files", lambda _: None)
+    assert loading.to_unpack("smollm2-135m") is None
+
+
 def test_the_built_in_model_says_paris(smollm2):
     """The main job on the real model: ' Paris' rises from the depths to the top."""
     t = ls.Lens(smollm2).trajectory("The capital of France is", target=" Paris")

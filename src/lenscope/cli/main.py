@@ -5,6 +5,7 @@ Commands are imported only when all of this is in place, for that takes a while 
 heavy only when a command needs it, so that --help answers at once.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from typer import Typer
 
 INTERRUPTED = 130
+# set by a shell that asks what may stand at the cursor, in the script that --show-completion prints
+COMPLETING = "_LENSCOPE_COMPLETE"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,7 +72,6 @@ def command_line() -> "Typer":
         name="lenscope",
         help="Read what the hidden states of language models say.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -134,6 +136,10 @@ def _run_command(arguments: list[str]) -> int:
 
     try:
         command = typer.main.get_command(command_line())
+        if completing := os.environ.get(COMPLETING):
+            from typer.completion import shell_complete
+
+            return shell_complete(command, {}, "lenscope", COMPLETING, completing)
         with command.make_context("lenscope", arguments or ["--help"]) as context:
             command.invoke(context)
         return 0

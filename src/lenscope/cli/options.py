@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lenscope.cli.streams import first_process, several_processes
+from lenscope.cli.streams import first_process, several_processes, tell
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import read_lines
 from lenscope.visible_text import printable
@@ -133,9 +133,12 @@ class CommonOptions:
         """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
         self._require_dtype()
         how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "revision": self.revision}
-        if self.placement == "whole" and not several_processes():
-            from lenscope.models.loading import load
+        from lenscope.models.loading import load, to_unpack
 
+        where = to_unpack(self.model) if self.revision is None else None
+        if where is not None:
+            tell(f"first use of {self.model}: unpacking it into {where}, once")
+        if self.placement == "whole" and not several_processes():
             return load(self.model, device_map=self.device, **how)
         from lenscope.distributed.placement import placed
 

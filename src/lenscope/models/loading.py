@@ -23,6 +23,7 @@ from transformers import logging as transformers_logging
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
 from lenscope.models import cached_folders, refusals
+from lenscope.models.gguf_reading import headers_read_once
 from lenscope.models.language_model import LM
 from lenscope.models.residual_stream import likeliest_blocks
 
@@ -198,6 +199,17 @@ def built_in_folder(name: str) -> Path | None:
     return None if files is None else _dequantised(name, files)
 
 
+def to_unpack(name: str) -> Path | None:
+    """The cache folder into which the first use of a built-in model unpacks its package; None where nothing is to do.
+
+    It looks at names alone, in no time; whether what was unpacked is whole, `load` sees.
+    """
+    cache = cache_folder()
+    if name not in BUILT_IN or any(cache.glob(f"{name}-*/{cached_folders.SEAL}")):
+        return None
+    return None if _package_files(BUILT_IN[name]) is None else cache
+
+
 def _package_files(built_in: BuiltIn) -> list[Path] | None:
     """The GGUF file, or its parts in order, of an installed package, found without importing it."""
     paths: list[Path] = []
@@ -267,7 +279,7 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
     device = options.pop("blocks_on_disk", None)
     options |= {} if device is None else {"device_map": device}
     look = options.pop("look", None)
-    with _plain_errors(str(path), "cannot be read as a GGUF model"):
+    with _plain_errors(str(path), "cannot be read as a GGUF model"), headers_read_once():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, **{"dtype": torch.float32, **options}, **where, **_TOLD
         )
