@@ -79,7 +79,7 @@ def test_data_frames_are_of_polars_where_only_that_is_installed(made, monkeypatc
     assert isinstance(frame, polars.DataFrame)
     assert frame.columns == columns
     monkeypatch.setitem(sys.modules, "polars", None)
-    with pytest.raises(ls.LenscopeError, match="pip install pandas, or pip install polars"):
+    with pytest.raises(ls.LenscopeError, match=r"run: pip install 'lenscope\[pandas\]', or pip install polars"):
         made[kind].to_dataframe()
 
 

@@ -126,7 +126,7 @@ def _polars_frame(table: pa.Table) -> Any:
     try:
         import polars
     except ImportError as error:
-        needs = "needs pandas or polars, and neither is installed: pip install pandas, or pip install polars"
+        needs = "needs pandas or polars; run: pip install 'lenscope[pandas]', or pip install polars"
         raise LenscopeError(f"to_dataframe: {needs}") from error
     return polars.from_arrow(table)
 
