@@ -37,8 +37,8 @@ def demo_command(
 ) -> None:
     """Show the main steps once, on the built-in model.
 
-    Reads a prompt through the logit lens, fits a tuned lens in about two minutes, reads the prompt through it, asks the
-    model what a state means, and writes a page.
+    Reads a prompt through the logit lens, fits a small tuned lens, reads the prompt through it, asks the model what a
+    state means, and writes a page. It takes one to two minutes on two processor cores.
     """
     require_model(model)
     folder = make_folder(output)
@@ -85,7 +85,7 @@ def demo_command(
         "own. KL says how far the two predictions are apart: 0 means that they are equal.",
     )
     if finished is None or other_run(finished, lm, corpus, **how):
-        console.print("fitting a tuned lens on texts that came with Python: about a minute")
+        console.print("fitting a tuned lens on texts that came with Python: about a minute on two cores")
         with progress_bar("tokens") as advance:
             f: Any = fit(lm, corpus, progress=advance, **how)
         f.save(folder / "lens")
