@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -103,3 +104,31 @@ def test_names_that_a_page_gives_are_there(page):
             if not hasattr(here, part) and isinstance(here, ModuleType):
                 import_module(f"{here.__name__}.{part}")
             here = getattr(here, part)
+
+
+def test_examples_of_commands_are_command_lines():
+    """Each example of docs/commands/ is taken by its command: options are there, values are of their kind."""
+    from typer.main import get_command
+
+    from lenscope.cli.main import command_line
+
+    lines = [
+        line
+        for page in sorted((DOCS / "commands").glob("*.md"))
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if "lenscope " in line
+    ]
+    assert len(lines) > 20
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        words = words[words.index("lenscope") + 1 :]
+        words = words[: next((n for n, w in enumerate(words) if w in ("|", ">", "<")), len(words))]
+        command = get_command(command_line())
+        context = command.make_context("lenscope", list(words), resilient_parsing=True)
+        while hasattr(command, "resolve_command"):
+            name, command, words = command.resolve_command(context, words)
+            assert command is not None, line
+            context = command.make_context(
+                name, list(words), parent=context, resilient_parsing=hasattr(command, "resolve_command")
+            )
