@@ -32,7 +32,7 @@ check: install
 
 # the documentation, docs/_build/html/index.html; a warning, as of a link that leads nowhere, is an error
 site: install
-	$(BIN)/python -m sphinx -b html -W --keep-going -n -q docs docs/_build/html
+	$(BIN)/python -m sphinx -j 2 -b html -W --keep-going -n -q docs docs/_build/html
 
 install: $(VENV)/.installed
 

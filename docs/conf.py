@@ -7,7 +7,6 @@ A warning is an error: a link that leads nowhere, a page that no table of conten
 not there.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -82,14 +81,13 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
-def _only_what_is_there(app, page, source):
-    """While pages are still written: the first page lists those that are there."""
-    if page == "index":
-        names = re.compile(r"[\w-]+(/index)?")
-        lines = source[0].split("\n")
-        source[0] = "\n".join(n for n in lines if not names.fullmatch(n) or (HERE / f"{n}.md").exists())
+def _shallow_navigation(app, page, template, context, doctree):
+    """The list of pages at the side ends with pages: looking through every heading takes half of the build."""
+    if "toctree" in context:
+        every = context["toctree"]
+        context["toctree"] = lambda **how: every(**{**how, "maxdepth": 3})
 
 
 def setup(app):
     """Sphinx calls this."""
-    app.connect("source-read", _only_what_is_there)
+    app.connect("html-page-context", _shallow_navigation, priority=400)

@@ -21,11 +21,12 @@ def setup(app: Any) -> dict[str, Any]:
 def site_links(text: str, page: str) -> str:
     """A page's text, whose links lead to pages of the site: `../CHANGELOG.md` of `design` is `changelog.md`."""
     up = page.count("/")
+    # notebooks lie in examples/ beside docs/, and are shown as if they lay in it
+    outside = up - page.startswith("examples/")
 
     def linked(match: re.Match[str]) -> str:
         steps, path, anchor = match.groups()
-        depth = steps.count("../") - 1
-        if depth != up:
+        if steps.count("../") != outside + 1:
             return match[0]
         if path.startswith("docs/"):  # as notebooks of the repository's examples/ give them
             return f"]({'../' * up}{path.removeprefix('docs/')}{anchor}"
