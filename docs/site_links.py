@@ -15,6 +15,7 @@ PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "
 def setup(app: Any) -> dict[str, Any]:
     """Sphinx calls this."""
     app.connect("source-read", _source_read)
+    app.connect("include-read", _include_read)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -33,6 +34,21 @@ def site_links(text: str, page: str) -> str:
         return f"]({'../' * up}{PAGES[path]}{anchor}" if path in PAGES else match[0]
 
     return re.sub(r"\]\(((?:\.\./)+)([\w./-]+)((?:#[\w-]*)?)", linked, text)
+
+
+def links_of_the_root(text: str) -> str:
+    """The text of a file of the repository's root, shown as a page: its links as that page has to give them."""
+
+    def linked(match: re.Match[str]) -> str:
+        path = match[1]
+        return f"]({path.removeprefix('docs/') if path.startswith('docs/') else PAGES.get(path, f'../{path}')}"
+
+    return re.sub(r"\]\((?!\w+:|#)([^)#\s]+)", linked, text)
+
+
+def _include_read(app: Any, path: Path, page: str, content: list[str]) -> None:
+    if page + ".md" in PAGES.values():
+        content[0] = links_of_the_root(content[0])
 
 
 def _source_read(app: Any, page: str, source: list[str]) -> None:

@@ -34,6 +34,12 @@ def test_links_out_of_the_pages_lead_to_the_pages_that_show_the_same(page, text,
     assert site_links.site_links(text, page) == wanted
 
 
+def test_links_of_files_that_are_shown_as_pages_lead_to_pages():
+    text = "[a](docs/design.md#the-house) [b](CHANGELOG.md) [c](constraints.txt) [d](https://a.b/c) [e](#here)"
+    wanted = "[a](design.md#the-house) [b](changelog.md) [c](../constraints.txt) [d](https://a.b/c) [e](#here)"
+    assert site_links.links_of_the_root(text) == wanted
+
+
 @pytest.mark.parametrize(
     ("name", "owner", "place"),
     [
