@@ -47,6 +47,11 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         Figure("a", []).image()
 
 
+def test_a_figure_says_its_name_and_not_its_numbers():
+    assert repr(Figure("one", [LINES])) == "Figure('one': 1 panel)"
+    assert repr(Figure("two", [LINES, LINES])) == "Figure('two': 2 panels)"
+
+
 def test_a_notebook_gets_a_picture():
     content, size = Figure("a", [LINES])._repr_png_()
     assert imread(io.BytesIO(content)).shape[:2] == pytest.approx((2 * size["height"], 2 * size["width"]), abs=1)

@@ -25,7 +25,7 @@ FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {
 DOTS = 144
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Figure:
     """A figure of one or several panels, which stand beside each other, up to three in a line.
 
@@ -35,6 +35,10 @@ class Figure:
 
     name: str
     panels: Sequence[Panel | Heatmap]
+
+    def __repr__(self) -> str:
+        panels = "1 panel" if len(self.panels) == 1 else f"{len(self.panels)} panels"
+        return f"Figure({self.name!r}: {panels})"
 
     def save(self, path: str | os.PathLike[str], *, theme: Theme = "light") -> Path:
         """Write a .png, .svg or .pdf file, whole or not at all; into a folder, NAME.png. Gives the file's path.
