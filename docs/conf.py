@@ -26,6 +26,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
     "docstrings",
+    "example_notebooks",
     "site_links",
 ]
 exclude_patterns = ["_build", "specs", "figures"]

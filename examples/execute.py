@@ -1,6 +1,6 @@
 """Run the notebooks of this folder: write down what their cells show, or compare it with what is written down.
 
-    python examples/execute.py                            # all notebooks: run them, and write the outputs into the files
+    python examples/execute.py                            # all notebooks: run them, write the outputs into the files
     python examples/execute.py see-a-model-think          # one of them
     python examples/execute.py --check [NAME…]            # run and compare; exit status 1 where something differs
 
@@ -35,7 +35,7 @@ UNTOUCHED = "not compared"
 
 
 def notebooks(names: Sequence[str] = ()) -> list[Path]:
-    """The notebooks of these names, with or without .ipynb; all if none is named. ValueError for one that is not there."""
+    """The notebooks of these names, all if none is named. ValueError for one that is not there."""
     there = {path.stem: path for path in sorted(HERE.glob("*.ipynb"))}
     wanted = [Path(name).stem for name in names] or list(there)
     for name in wanted:

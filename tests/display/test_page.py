@@ -67,7 +67,8 @@ def test_only_the_pages_own_script_and_style_run(trajectory):
 
 def test_a_notebook_gets_the_page_in_a_frame_that_cannot_reach_it(trajectory):
     text = trajectory._repr_html_()
-    form = r'<iframe sandbox="([^"]*)" width="100%" height="\d+" title="lenscope" srcdoc="([^"]*)"></iframe>'
+    place = r'width="100%" height="\d+" style="[^"]*" title="lenscope"'
+    form = rf'<iframe sandbox="([^"]*)" {place} srcdoc="([^"]*)"></iframe>'
     match = re.fullmatch(form, text)
     assert match, text[:300]
     assert match[1] == "allow-scripts allow-downloads"
@@ -386,6 +387,21 @@ def test_a_notebooks_frame_draws_its_page(browser, tmp_path, lm):
     path.write_text("<!doctype html><link rel=icon href=data:,>" + ls.Lens(lm).trajectory("The cat")._repr_html_())
     with opened(browser, path.as_uri()) as page:
         page.frame_locator("iframe").locator(".cell").first.wait_for()
+
+
+def test_a_notebooks_frame_shows_the_table_and_a_cells_details_at_once(browser, tmp_path, lm):
+    """As wide as a column of text: neither the layers nor what a cell says has to be scrolled to."""
+    t = ls.Lens(lm).trajectory("The cat sat")
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><link rel=icon href=data:,><div style='width: 800px'>{t._repr_html_()}</div>")
+    with opened(browser, path.as_uri()) as page:
+        frame = page.frame_locator("iframe")
+        frame.locator(".cell").first.hover()
+        whole, table, aside = (page.locator("iframe"), frame.locator(".scroller"), frame.locator("aside"))
+        whole, table, aside = (part.bounding_box() for part in (whole, table, aside))
+        assert aside["x"] >= table["x"] + table["width"]
+        assert max(part["y"] + part["height"] for part in (table, aside)) <= whole["y"] + whole["height"]
+        assert frame.locator(".scroller").evaluate("node => node.scrollHeight <= node.clientHeight + 1")
 
 
 # a page with all hooks: what was called stands in `calls`

@@ -19,7 +19,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files.writing import write_text
 
 # pixels of a notebook's frame: of head and foot, of a row of a table, and at most
-_AROUND, _ROW, _HIGHEST = 300, 20, 860
+_AROUND, _ROW, _HIGHEST = 500, 20, 1120
 
 
 class Drawn(ABC):
@@ -71,7 +71,7 @@ def framed(text: str, height: int) -> str:
     """Give a page within a frame for notebooks: it runs alone, without an origin, and may only offer downloads."""
     return (
         f'<iframe sandbox="allow-scripts allow-downloads" width="100%" height="{height}" '
-        f'title="lenscope" srcdoc="{html.escape(text)}"></iframe>'
+        f'style="border: 1px solid rgba(127, 127, 127, .4); border-radius: 4px" title="lenscope" srcdoc="{html.escape(text)}"></iframe>'
     )
 
 
