@@ -95,6 +95,11 @@ REFUSED = {
         ([*PATCH, "--stop", "x", "--answer", "y"], "--answer tells next tokens"),
         ([*PATCH, "--stop", "x", "-n", "0"], "--tokens 0 tells next tokens"),
     ],
+    ("patch", "--controls"): [
+        ([*PATCH, "--controls", "--grid"], "compares what is written"),
+        ([*PATCH, "--controls", "--answer", "x"], "--answer has pmi"),
+        ([*PATCH, "--controls", "--json"], "with --json there is none"),
+    ],
     ("patch", "--measure"): [([*PATCH, "--measure", "max_probability", "--json"], "with --json there is none")],
     ("fit", "--field"): [
         (["fit", "-o", "OUT", "--field", "x"], "names the field of --data"),

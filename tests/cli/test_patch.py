@@ -31,6 +31,21 @@ def test_patch_explains_layer_by_layer_and_says_mistakes_in_one_line(smollm2, ru
         assert err.count("\n") == 1
 
 
+def test_controls_stand_beneath(smollm2, run, monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda *_, **__: smollm2)
+    code, out, _ = run("patch", "Diana, Princess of Wales", "--layers", "0,12", "-n", "6", "--stop", ",", "--controls")
+    assert code == 0
+    above, beneath = out.split("\n\n")
+    assert "British monarch" in above
+    lines = beneath.splitlines()
+    assert lines[0].startswith("without the state it says: -box: Chinese")
+    assert "," not in lines[0]
+    assert lines[1] == "random vectors, as long as the states:"
+    # of the same cells
+    assert [line.split()[0] for line in lines[3:]] == ["0", "12"]
+    assert "British monarch" not in beneath
+
+
 def test_an_interruption_is_one_line_and_status_130(run, model, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -5,9 +5,10 @@ Knows: options, which of them go together, what is printed and saved. Does not k
 
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from lenscope.cli.options import (
     DEFAULT_MODEL,
@@ -20,7 +21,7 @@ from lenscope.cli.options import (
     parse_positions,
     resolve_layers,
 )
-from lenscope.cli.terminal import Stopped, progress_bar, show_and_save
+from lenscope.cli.terminal import Screen, Stopped, progress_bar, show_and_save
 from lenscope.cli.validation import (
     did_you_mean,
     require_effect,
@@ -30,6 +31,11 @@ from lenscope.cli.validation import (
     require_writable,
 )
 from lenscope.errors import LenscopeError
+from lenscope.visible_text import printable
+
+if TYPE_CHECKING:
+    from lenscope.models.hidden_states import HiddenStates
+    from lenscope.patchscopes.patchscope import Patchscope
 
 # tokens that are written where no number is given
 WRITTEN = 12
@@ -83,6 +89,10 @@ def patch_command(
             help="What later tokens see of the patched position in layers below the patch: target, none or source."
         ),
     ] = "target",
+    controls: Annotated[
+        bool,
+        typer.Option("--controls", help="Show beneath what the model writes without the state, and of random vectors."),
+    ] = False,
     measure: Annotated[
         str | None, typer.Option(help="Measure that colours the table: max_probability, kl, entropy, surprisal, …")
     ] = None,
@@ -104,6 +114,7 @@ def patch_command(
     \b
     Examples:
       lenscope patch "Diana, Princess of Wales"
+      lenscope patch "Diana, Princess of Wales" --layers 0:31:6 --controls
       lenscope patch "The capital of France is the city of" -t identity -n 0 --answer " Paris"
     """
     predicts = grid or tokens == 0 or bool(answer)
@@ -114,6 +125,10 @@ def patch_command(
     require_effect("--tokens", tokens, not answer, f"--answer {written}")
     require_effect(
         "--stop", stop, not predicts, f"{'--grid' if grid else '--answer' if answer else '--tokens 0'} {written}"
+    )
+    require_effect("--controls", controls, not predicts, "compares what is written; --answer has pmi, and --grid kl")
+    require_effect(
+        "--controls", controls, not common.as_json, "shows texts beneath the table, and with --json there is none"
     )
     if any(not text for text in (*(stop or ()), *(answer or ()))):
         raise LenscopeError("--stop and --answer: an empty text is in every text; give one that is not")
@@ -190,3 +205,25 @@ def patch_command(
     show_and_save(result, other, f"{prompt!r}", "patchscope", measure or "", common.as_json, output, html)
     if left:
         raise Stopped(left)
+    if controls:
+        _show_controls(scope, states, wanted, measure or "", how)
+
+
+def _show_controls(scope: "Patchscope", states: "HiddenStates", layers: Any, measure: str, how: dict[str, Any]) -> None:
+    """What the target prompt says without a state, and of random vectors that are as long as the states."""
+    from lenscope.patchscopes.controls import random_vectors
+
+    with progress_bar("cells") as advance:
+        random = scope.generate(random_vectors(states), layers, progress=advance, **how)
+    ((target, _),) = scope.resolved
+    plain = scope.lm.generate(target, how["max_new_tokens"]).text
+    for end in how["stop"]:
+        plain = plain.partition(end)[0]
+    console = Screen()
+    console.print("")
+    console.print(Text(f"without the state it says: {printable(plain)}"))
+    console.print(Text("random vectors, as long as the states:"))
+    table = random.table(measure, width=console.width)
+    # it says what the one above says
+    table.caption = None
+    console.print(table)
