@@ -56,10 +56,10 @@ class Selection(Brief):
 def select(scores: ArrayLike, *, units: Sequence[Any] | None = None, folds: int = 2, seed: int = 0) -> Selection:
     """Choose the best cell, such as a layer, on some items, and score it on others.
 
-    Beside it are the best cell in hindsight and the mean cell. `scores` are (N, C); higher is better, and NaN is a cell
-    that was not run for an item, which counts for nothing there. `units` names what each item belongs to (a subject, a
-    document): whole units are in a fold, and are resampled. Of cells that are equally good on the other folds the first
-    is chosen. Raises LenscopeError for fewer units than folds, and for an item without any score.
+    Beside it are each item's own best cell, in hindsight, and the mean cell. `scores` are (N, C); higher is better, and
+    NaN is a cell that was not run for an item, which counts for nothing there. `units` names what each item belongs to
+    (a subject, a document): whole units are in a fold, and are resampled. Of cells that are equally good on the other
+    folds the first is chosen. Raises LenscopeError for fewer units than folds, and for an item without any score.
     """
     table = _score_table(scores)
     _, unit = np.unique(np.arange(len(table)) if units is None else np.asarray(units), return_inverse=True)
