@@ -40,7 +40,8 @@ def demo_command(
     Reads a prompt through the logit lens, fits a small tuned lens, reads the prompt through it, asks the model what a
     state means, and writes a page. It takes one to two minutes on two processor cores.
     """
-    require_model(model)
+    if model != DEFAULT_MODEL:  # which there is; looking for another takes the seconds in which the first line is read
+        require_model(model)
     folder = make_folder(output)
     began = time.perf_counter()
     console = Screen()
