@@ -204,11 +204,12 @@ def _signature(
 
 
 def _without_overloads(analyze: Any) -> Any:
-    """Overloads stand as one signature, which `written_signature` gives."""
+    """Overloads stand as one signature, which `written_signature` gives; that a class is final is no news to users."""
 
     def analyzed(self: ModuleAnalyzer) -> None:
         analyze(self)
         self.overloads = {}
+        self.finals = []
 
     return analyzed
 

@@ -176,11 +176,12 @@ def fit_detector(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Detector:
-    """A detector of prompts unlike these normal ones (Belrose et al. 2023, §5.2). It never sees an odd one.
+    """Fit a detector on normal prompts: it scores how unlike them another prompt is (Belrose et al. 2023, §5.2).
 
-    Which method is taken, metric and layer with it, is decided on normal prompts alone: the one that best tells
-    held-out normal prompts from the same prompts with words shuffled or inserted (`prompt_features.disturb_prompts`).
-    Raises LenscopeError for fewer than 20 different prompts, or too few for the share of `false_positives`.
+    It never sees an odd prompt. Which method is taken, metric and layer with it, is decided on normal prompts alone:
+    the one that best tells held-out normal prompts from the same prompts with words shuffled or inserted
+    (`prompt_features.disturb_prompts`). Raises LenscopeError for fewer than 20 different prompts, or too few for the
+    share of `false_positives`.
 
     Args:
         lens: what trajectories are read through.
@@ -241,7 +242,7 @@ def fit_detector(
 
 
 def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
-    """Read what `Detector.save` wrote, for the model it was fitted on, in the same dtype; nothing in it is run.
+    """Load what `Detector.save` wrote, for the model it was fitted on, in the same dtype; nothing in it is run.
 
     Raises LenscopeError for what is missing, damaged, of another model, or whose scores come out differently here.
     """

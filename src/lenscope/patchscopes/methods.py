@@ -69,17 +69,18 @@ MARK = "LENSCOPE-PLACEHOLDERS"
 
 
 def named_target(name: str) -> Target:
-    """A target prompt by its name; LenscopeError if there is none of that name."""
+    """Give a target prompt by its name, such as "entity" or "identity"; LenscopeError if there is none of that name."""
     if name not in TARGETS:
         raise LenscopeError(f"target {name!r}: there are {', '.join(TARGETS)}; or give a target prompt of your own")
     return TARGETS[name]
 
 
 def lens_patchscope(lm: LM, prompt: PromptLike, f: StateMap | None = None, *, at: Position = -1) -> Patchscope:
-    """A lens as a Patchscope: T is the source prompt up to the source's position `at`, ℓ* is n_layers.
+    """Make a Patchscope that does what a lens does, for one position of a prompt.
 
-    With f None the logit lens; tuned lens, linear shortcut, LRE attribute lens and linear Future Lens by their f. What
-    `predict` gives equals `Lens(lm, f)` at that position, its "kl" included, which is cheaper for whole prompts.
+    Its target is the source prompt up to the source's position `at`, patched at the last layer. With f None it is the
+    logit lens; tuned lens, linear shortcut, LRE attribute lens and linear Future Lens are other f. What `predict` gives
+    equals `Lens(lm, f)` at that position, its "kl" included, which is cheaper for whole prompts.
     """
     source = lm.prompt(prompt)
     return Patchscope(lm, Target(source.ids[: source.position(at) + 1]), f, layers=lm.n_layers)
@@ -88,9 +89,10 @@ def lens_patchscope(lm: LM, prompt: PromptLike, f: StateMap | None = None, *, at
 def token_identity(
     lm: LM, demonstrations: Sequence[str] | None = None, f: StateMap | None = None, *, source_lm: LM | None = None
 ) -> Patchscope:
-    """Which token a state stands for: patched in where a token is about to be repeated (§4.1), ℓ* = ℓ.
+    """Make the token identity Patchscope (§4.1): which token does a state stand for?
 
-    `demonstrations` are the repeated words, by default the authors' cat, 1135 and hello; see `drawn`.
+    The state is patched in where a token is about to be repeated, at its own layer. `demonstrations` are the repeated
+    words, by default the authors' cat, 1135 and hello; `drawn` draws others.
     """
     target = TARGETS["identity"]
     if demonstrations is not None:
@@ -119,10 +121,11 @@ def drawn(lm: LM, k: int, seed: int = 0) -> tuple[str, ...]:
 
 
 def feature_extraction(lm: LM, relation: str, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:
-    """An attribute of the source, asked for in words (§4.2): a name of RELATIONS, or a text that ends in x.
+    """Make a Patchscope that asks for an attribute of the source in words (§4.2).
 
-    All source layers go to all target layers; the paper calls a source layer right if any cell has the answer in 20
-    generated tokens, which rewards the number of cells: compare with other sources' cells, or select cells elsewhere.
+    `relation` is a name of RELATIONS, or a text that ends in x, which is patched. All source layers go to all target
+    layers. The paper calls a source layer right if any cell has the answer in 20 generated tokens, which rewards the
+    number of cells: compare with other sources' cells, or select cells on other items.
     """
     if relation not in RELATIONS and not relation.endswith("x"):
         raise LenscopeError(f"relation {relation!r}: give a text that ends in x, or one of {', '.join(RELATIONS)}")
@@ -130,9 +133,10 @@ def feature_extraction(lm: LM, relation: str, f: StateMap | None = None, *, sour
 
 
 def entity_description(lm: LM, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:
-    """What a state is taken for, in a list of entities with descriptions (§4.3), ℓ* = ℓ.
+    """Make the entity description Patchscope (§4.3): what is the state taken for?
 
-    Across models (§4.4) `source_lm` is the smaller model M, `lm` the larger M*, f a mapping between them.
+    The target prompt is a list of entities with descriptions, and the state is patched in at its own layer. Across
+    models (§4.4) `source_lm` is the smaller model, `lm` the larger, and f a mapping between them.
     """
     return Patchscope(lm, TARGETS["entity"], f, layers="same", source_lm=source_lm)
 
@@ -145,11 +149,12 @@ def selfie(
     answer: str = "Sure, I'll summarize your message:",
     source_lm: LM | None = None,
 ) -> Patchscope:
-    """SelfIE (Chen et al. 2024, arXiv 2403.10949): the model summarizes a chat message that is the state alone.
+    """Make the Patchscope of SelfIE: the model summarizes a message that is the state.
 
-    The message is `placeholders` slots in the model's chat template, all replaced by f(h) at layer 1 (the default of
-    the authors' code), and `answer` begins the reply. Slots are tokens of their own, whatever the tokenizer would
-    merge. Raises LenscopeError where the model has no chat template, or one that alters its messages.
+    That is Chen et al. 2024, arXiv 2403.10949. The message is `placeholders` slots in the model's chat template, all
+    replaced by f(h) at layer 1 (the default of the authors' code), and `answer` begins the reply. Slots are tokens of
+    their own, whatever the tokenizer would merge. Raises LenscopeError where the model has no chat template, or one
+    that alters its messages.
 
     Args:
         lm: the model that is asked.
@@ -175,19 +180,21 @@ def selfie(
 
 
 def tokens2words(lm: LM, f: StateMap | None = None, *, source_lm: LM | None = None) -> Patchscope:
-    """Which word a state stands for, also one of several tokens (Kaplan et al. 2024, arXiv 2410.05864), ℓ* = 0.
+    """Make the Patchscope of Tokens2Words: which word does a state stand for, also one of several tokens?
 
-    The state is the word's only embedding: `Next is the same word twice: 1) {word} 2)`.
+    That is Kaplan et al. 2024, arXiv 2410.05864. The state is the word's only embedding, at layer 0 of the prompt `Next
+    is the same word twice: 1) {word} 2)`.
     """
     target = Target("Next is the same word twice: 1) x 2)", at=" x")
     return Patchscope(lm, target, f, layers=0, source_lm=source_lm)
 
 
 def future_lens(lm: LM, prompt: SoftPrompt | str = FIXED_PROMPTS[0], f: StateMap | None = None) -> Patchscope:
-    """What a state says of the tokens that follow it (Pal et al. 2023, arXiv 2311.04897): `generate` goes on from it.
+    """Make the Patchscope of Future Lens: what will come after the token of a state?
 
-    The state takes the place of the prompt's last token: at its own layer in a text (by default the first of the
-    paper's FIXED_PROMPTS), at the layers that a soft prompt was learned for.
+    That is Pal et al. 2023, arXiv 2311.04897. The state takes the place of the prompt's last token: at its own layer in
+    a text (by default the first of the paper's FIXED_PROMPTS), at the layers that a soft prompt was learned for.
+    `generate` goes on from it.
     """
     if isinstance(prompt, str):
         return Patchscope(lm, Target(prompt), f, layers="same")

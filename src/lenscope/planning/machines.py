@@ -31,14 +31,22 @@ DISK = 2e9
 @final
 @dataclass(frozen=True)
 class Machine:
-    """One GPU of a machine, or the processors of this one.
+    """The speeds and sizes of one GPU of a machine, or of the processors of this one.
 
-    `matrix` are multiplications and additions a second by the bits of the numbers; `bandwidth` the bytes a second of
-    its memory, of which it has `memory` bytes; `network` those between GPUs of one machine, `across` those between
-    machines, of which each has `together` GPUs; `host` those between a GPU and the processor's memory; `disk` those of
-    a disk. Of `matrix` work reaches `shares` by its kind, and of `bandwidth` the share "memory". `launch` are the
-    seconds that a kernel takes to start. `lost` is the share of memory that nothing can be stored in. `cached`: pieces
-    of logits lie in the processor's cache. `source` says where the figures come from.
+    Attributes:
+        matrix: multiplications and additions a second, by the bits of the numbers.
+        bandwidth: bytes a second of its memory.
+        memory: bytes of its memory.
+        network: bytes a second between GPUs of one machine.
+        across: bytes a second between machines.
+        together: how many GPUs a machine has.
+        host: bytes a second between a GPU and the processor's memory.
+        disk: bytes a second of a disk.
+        shares: which share of `matrix` work reaches, by its kind, and of `bandwidth` as "memory".
+        launch: seconds that a kernel takes to start.
+        lost: the share of memory that nothing can be stored in.
+        cached: whether pieces of logits lie in the processor's cache.
+        source: where the figures come from.
     """
 
     name: str
@@ -98,10 +106,11 @@ CPU_SHARES = {
 
 
 def machine(name: str, *, memory: float | None = None, disk: float | None = None) -> Machine:
-    """A machine by name: one of MACHINES, "cpu" (this one, measured now), or "FLOPS,BANDWIDTH" such as "400T,2T".
+    """Give a machine by its name.
 
-    Of the last kind all products and all bandwidth are taken to be reached. `memory` and `disk`, in bytes and bytes a
-    second, stand in place of its own. Raises LenscopeError for any other name.
+    It is one of MACHINES, "cpu" (this one, measured now), or "FLOPS,BANDWIDTH" such as "400T,2T", of which all products
+    and all bandwidth are taken to be reached. `memory` and `disk`, in bytes and bytes a second, stand in place of its
+    own. Raises LenscopeError for any other name.
     """
     if name in MACHINES:
         chosen = MACHINES[name]

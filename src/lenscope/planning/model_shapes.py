@@ -39,13 +39,20 @@ _TRIAL = 8
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Numbers of parameters of a model and of what a token leaves in it; `dtype` is that of its weights.
+    """The sizes of a model that plans are counted from. `model_shape` makes it.
 
-    `blocks` are the parameters of all blocks, `largest_block` those of the largest, `active` those that one token is
-    multiplied with (all but the experts that it does not meet, norms and biases included); `embedding` and `head` are
-    one matrix where `tied`, counted as the head's; `other` is the rest (final norm, positions). `cached` are the keys
-    and values that a token leaves in the cache, numbers of all layers; `attention` the multiplications and additions,
-    of all layers, of one token with one key. `inner` is the widest row inside a block.
+    Attributes:
+        blocks: the parameters of all blocks.
+        largest_block: those of the largest block.
+        active: those that one token is multiplied with: all but the experts that it does not meet, norms and biases
+            included.
+        embedding: the parameters of the embedding.
+        head: the parameters of the head, which is the same matrix where `tied`, and then counted as the head's.
+        other: the rest (final norm, positions).
+        cached: the keys and values that a token leaves in the cache, numbers of all layers.
+        attention: the multiplications and additions, of all layers, of one token with one key.
+        inner: the widest row inside a block.
+        dtype: that of the weights.
     """
 
     name: str
@@ -91,11 +98,12 @@ class ModelShape:
 
 
 def model_shape(model: str, dtype: torch.dtype | None = None) -> ModelShape:
-    """The shape of a model: a built-in alias, a folder with a config.json, a hub id, or words such as "layers=80,…".
+    """Find the sizes of a model, from its configuration or from words.
 
-    A shape in words is a Llama's: layers, width, heads, kv (default: heads), inner (default: 4 · width), vocab.
-    `dtype` is the weights' own where None, bfloat16 where the configuration does not say. Raises LenscopeError where
-    there is no such configuration, or transformers cannot build a causal language model from it.
+    `model` is a built-in name, a folder with a config.json, a hub id, or words such as "layers=80,…". A shape in words
+    is a Llama's: layers, width, heads, kv (default: heads), inner (default: 4 · width), vocab. `dtype` is the weights'
+    own where None, bfloat16 where the configuration does not say. Raises LenscopeError where there is no such
+    configuration, or transformers cannot build a causal language model from it.
     """
     if "=" in model:
         return shape_of_config(config_in_words(model), model, dtype)

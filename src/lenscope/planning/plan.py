@@ -34,12 +34,20 @@ ROWS = 100_000
 @final
 @dataclass(frozen=True)
 class Task:
-    """What is to be done: `kind` is one of TASKS.
+    """A task to plan: a fit, trajectories through a lens, or a sweep.
 
-    A fit and a lens read `tokens` tokens in texts of `length`; a fit by a `recipe`, with `room` bytes of states; a lens
-    is `tuned` or the logit lens. A sweep runs `rows` rows of whole grids whose prompts have `length` tokens, and each
-    row writes `new_tokens` (0: its next token is measured). None is the command's own default. Raises LenscopeError
-    for numbers out of range, and for those that the task does not have.
+    None stands for the command's own default. Raises LenscopeError for numbers out of range, and for those that the
+    task does not have.
+
+    Args:
+        kind: "fit", "lens" or "sweep".
+        tokens: how many tokens a fit or a lens reads.
+        length: tokens of a text, or of a sweep's prompt.
+        recipe: the recipe of a fit.
+        room: bytes for the states of a block of text, in a fit.
+        tuned: whether a tuned lens is read through, not the logit lens.
+        rows: how many rows a sweep has, in whole grids.
+        new_tokens: how many tokens each row of a sweep writes; 0: its next token is measured.
     """
 
     kind: str
@@ -110,7 +118,10 @@ class PlacedWork(Brief):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class TaskPlan(Brief):
-    """A task on some GPUs under each placement that it has; `advised` is the fastest that fits, if any does."""
+    """What a task needs on some GPUs, under each placement of the weights. `plan` makes it.
+
+    `advised` is the placement that takes the least time of those that fit, or None.
+    """
 
     shape: ModelShape
     task: Task
@@ -147,7 +158,7 @@ class TaskPlan(Brief):
 
 
 def plan(shape: ModelShape, task: Task, machine: Machine, gpus: int = 1) -> TaskPlan:
-    """What a task asks of `gpus` GPUs, or of one machine's processors, under each placement that it has.
+    """Plan a task: what it needs of `gpus` GPUs, or of one machine's processors, under each placement of the weights.
 
     Exact are parameters and bytes of weights, translators, gradients, momentum, moments and states; what comes and goes
     (activations, pieces of logits) and times are estimates. Raises LenscopeError for no GPU at all.

@@ -58,10 +58,10 @@ class SweepEstimate:
 
 
 def estimate_sweep(runner: PartRunner, rows: SweepRows, progress: Progress | None = None) -> SweepEstimate:
-    """Run a part of each kind (explaining model, method, control or not), as far as 20 seconds go, and infer the rest.
+    """Estimate what a sweep will take: run a part of each kind, as far as 20 seconds go, and infer the rest.
 
-    Kinds that were not tried are taken to need as long for a row as those that were, of the same method where there is
-    one.
+    A kind is an explaining model, a method, control or not. Kinds that were not tried are taken to need as long for a
+    row as those that were, of the same method where there is one.
     """
     kind_of = {
         n: (one.explainer, one.method, one.target, one.control == "unpatched")

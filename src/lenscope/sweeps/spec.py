@@ -285,7 +285,7 @@ def spec_digest(spec: SweepSpec) -> str:
 
 
 def read_spec(spec: "SweepSpec | Mapping[str, Any] | str | os.PathLike[str]") -> SweepSpec:
-    """A spec of a .yaml or .json file, or of a dictionary with the same keys.
+    """Read a spec from a .yaml or .json file, or from a dictionary with the same keys.
 
     Raises LenscopeError, in one line that names the file, the key and the nearest key or value that there is, for
     anything else.

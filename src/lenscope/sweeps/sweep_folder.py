@@ -74,7 +74,7 @@ class SweepStatus:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
-    """The rows of a sweep in a folder: `rows` in all, those that are done as a data set.
+    """A sweep in a folder: how far it is, and the rows that are done. `sweep` and `open_sweep` give it.
 
     `damaged` are the parts that were not whole when this run began, and are run again by it.
     """
@@ -141,7 +141,7 @@ class Sweep:
 
 
 def open_sweep(folder: str | os.PathLike[str], spec: "SweepSpec | Mapping[str, Any] | str | None" = None) -> Sweep:
-    """The sweep that a folder holds, complete or not; no model is loaded.
+    """Open the sweep that a folder holds, complete or not; no model is loaded.
 
     Raises LenscopeError where it holds none, or another one than that of a `spec`.
     """
