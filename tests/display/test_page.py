@@ -14,7 +14,7 @@ from browser import accessibility_faults, opened
 from drawing import NASTY
 
 import lenscope as ls
-from lenscope.display.page import page, script_json
+from lenscope.display.page import frame_height, page, script_json
 from lenscope.display.payload import packed, unpacked_arrays
 from lenscope.display.view_modules import bundled_script, bundled_style
 from lenscope.errors import LenscopeError
@@ -74,6 +74,13 @@ def test_a_notebook_gets_the_page_in_a_frame_that_cannot_reach_it(trajectory):
     assert match[1] == "allow-scripts allow-downloads"
     assert html.unescape(match[2]) == page([trajectory], title=NASTY)
     text.encode("utf-8")
+
+
+def test_a_notebooks_frame_is_as_high_as_its_rows_need():
+    heights = [frame_height({"kind": "trajectory", "layers": range(n)}) for n in (2, 20, 31, 80)]
+    assert heights == sorted(heights)
+    assert heights[-1] == heights[-2] < 1200
+    assert frame_height({"kind": "grid", "sources": range(11)}) < frame_height({"kind": "grid", "sources": range(31)})
 
 
 def test_a_comparison_is_a_page_too(lm, tmp_path):

@@ -19,7 +19,7 @@ from lenscope.errors import LenscopeError
 from lenscope.files.writing import write_text
 
 # pixels of a notebook's frame: of head and foot, of a row of a table, and at most
-_AROUND, _ROW, _HIGHEST = 500, 20, 1120
+_AROUND, _ROW, _HIGHEST = 520, 20, 1120
 
 
 class Drawn(ABC):
@@ -69,16 +69,17 @@ def script_json(value: Any) -> str:
 
 def framed(text: str, height: int) -> str:
     """Give a page within a frame for notebooks: it runs alone, without an origin, and may only offer downloads."""
+    border = "border: 1px solid rgba(127, 127, 127, .4); border-radius: 4px"
     return (
-        f'<iframe sandbox="allow-scripts allow-downloads" width="100%" height="{height}" '
-        f'style="border: 1px solid rgba(127, 127, 127, .4); border-radius: 4px" title="lenscope" srcdoc="{html.escape(text)}"></iframe>'
+        f'<iframe sandbox="allow-scripts allow-downloads" width="100%" height="{height}" style="{border}" '
+        f'title="lenscope" srcdoc="{html.escape(text)}"></iframe>'
     )
 
 
 def frame_height(data: dict[str, Any]) -> int:
     """Give the pixels that a payload's page needs in a notebook, within limits."""
-    rows = len(data.get("layers") or data.get("source_layers") or range(20))
-    return min(_HIGHEST, _AROUND + _ROW * max(rows, 16))
+    rows = len(data.get("layers") or data.get("source_layers") or data.get("sources") or range(20))
+    return min(_HIGHEST, _AROUND + _ROW * max(rows, 12))
 
 
 def title_of(data: dict[str, Any]) -> str:
