@@ -32,6 +32,8 @@ import snippets  # noqa: E402
 SECONDS = 600  # a cell that takes longer fails
 PAGES = 3  # a notebook has at most so many pages of some 200 KB each
 UNTOUCHED = "not compared"
+# when a result was computed, in the data of a page: the next run would write another time
+CREATED = re.compile(r",&quot;created&quot;:&quot;[^&]*&quot;|&quot;created&quot;:&quot;[^&]*&quot;,")
 
 
 def notebooks(names: Sequence[str] = ()) -> list[Path]:
@@ -88,6 +90,9 @@ def tidied(notebook: Any) -> Any:
                 outputs[-1].text += output.text
             else:
                 outputs.append(output)
+            data = output.get("data", {})
+            if "text/html" in data:
+                data["text/html"] = CREATED.sub("", data["text/html"])
         cell.outputs = outputs
     return notebook
 
