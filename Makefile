@@ -16,9 +16,9 @@ ENGINE = tests/laws/test_architectures.py tests/models/test_language_model.py te
 demo: install
 	$(BIN)/lenscope demo -o demo
 
-# all tests on the processor as it is; then fits and engine as on other processors, since what rounds differs there
+# the site, whose warnings are errors; all tests on the processor as it is; then fits and engine as on other processors, since what rounds differs there
 # (a processor without 512-bit vectors has run the second of these already)
-test: install check
+test: install check site
 	$(BIN)/python -m pytest
 	if [ "$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')" = AVX512 ]; then \
 		$(NARROW) LENSCOPE_FAST_PRODUCTS=0 $(BIN)/python -m pytest $(FITS) $(FITTED) $(ENGINE); fi
