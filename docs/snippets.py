@@ -19,6 +19,7 @@ or by 2 in their last digit, or by what <!-- within 20 % --> before the block sa
 import argparse
 import ast
 import contextlib
+import gc
 import io
 import os
 import re
@@ -337,6 +338,9 @@ def run_page(page: Path) -> tuple[list[Difference], list[tuple[Block, str]]]:
                 if wanted is not None and not agrees(wanted, text, block.within):
                     differences.append(Difference(page, block, text))
     finally:
+        # what a page made of models is gone before the next page begins
+        session.names.clear()
+        gc.collect()
         os.chdir(before)
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in columns.items():
