@@ -8,8 +8,7 @@ NARROW = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTION
 FITS = tests/fitting tests/distributed/test_sharding.py tests/measures/test_sampled_kl.py tests/models/test_precision.py tests/cli/test_fit.py
 FITTED = $(addprefix tests/experiments/tuned_lens_paper/test_,difficulty.py drift.py prediction.py)
 ENGINE = tests/laws/test_architectures.py tests/models/test_language_model.py tests/models/test_readout.py tests/lenses/test_lens.py \
-	tests/lenses/test_evaluate.py tests/patchscopes/test_patchscope.py tests/patchscopes/test_methods.py tests/interventions tests/directions \
-	tests/engine tests/measures/test_streamed.py tests/mappings/test_mapping.py
+	tests/patchscopes/test_patchscope.py tests/patchscopes/test_methods.py tests/engine tests/measures/test_streamed.py
 
 .PHONY: demo test check site install clean
 

@@ -262,8 +262,10 @@ def test_an_adapters_folder_names_the_package_that_reads_it(llama_folder, tmp_pa
             ls.load(path)
 
 
-def test_a_folder_without_a_tokenizer_names_what_to_save(tmp_path):
-    tiny.model("llama").save_pretrained(tmp_path)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_a_folder_without_a_tokenizer_names_what_to_save(tmp_path, family):
+    """Of gpt2 and qwen2 transformers would make a tokenizer without tokens."""
+    tiny.model(family).save_pretrained(tmp_path)
     with pytest.raises(ls.LenscopeError, match=r"has no tokenizer beside its weights; save it there, too"):
         ls.load(tmp_path)
 

@@ -339,10 +339,13 @@ def _saved_tokenizer(source: str, model: Any, where: dict[str, Any], local: dict
     if adapters and not refusals.has_tokenizer(source):
         return AutoTokenizer.from_pretrained(adapters[0].base_model_name_or_path, trust_remote_code=False, **local)
     try:
-        return AutoTokenizer.from_pretrained(source, **where, **local)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where, **local)
     except Exception:
         refusals.require_tokenizer(source)
         raise
+    # of families with a tokenizer class of their own transformers makes one without tokens
+    refusals.require_tokenizer(source)
+    return tokenizer
 
 
 def _blocks_on_disk(source: str, where: dict[str, Any], device: str) -> dict[str, str]:
