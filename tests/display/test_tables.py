@@ -22,3 +22,5 @@ def test_a_table_fits_where_it_is_shown(lm):
     assert "…" not in whole.splitlines()[1]
     assert "colour: max_probability" in whole
     assert t.table()._repr_html_().startswith("<pre")
+    assert "colour: max_probability" in str(t.table())
+    assert str(t.table()).splitlines()[1].startswith(str(lm.n_layers))

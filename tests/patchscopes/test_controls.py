@@ -8,6 +8,7 @@ import lenscope as ls
 from lenscope.errors import LenscopeError
 from lenscope.patchscopes.controls import prompts_with_text, random_vectors, shuffled_sources
 from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.with_controls import score_with_controls
 
 TEXTS = ["one two three", "four five", "six seven eight nine", "ten"]
 
@@ -77,5 +78,11 @@ def test_controls_of_ones_own_vectors_are_vectors(lm64):
     assert sorted(map(tuple, other.tolist())) == sorted(map(tuple, own.tolist()))
     assert not any(torch.equal(other[n], own[m]) for pair in ((0, 1), (2, 3), (4, 5)) for n in pair for m in pair)
     assert len(ls.Patchscope(lm64, "one x").predict(made, [1])) == 6
-    with pytest.raises(ls.LenscopeError, match="give hidden states, or a tensor"):
-        random_vectors([1.0, 2.0])
+    of_array = random_vectors(own.numpy(), seed=1)
+    assert torch.equal(of_array, made)
+    assert sorted(map(tuple, shuffled_sources(own.numpy()).tolist())) == sorted(map(tuple, own.tolist()))
+    for control in (random_vectors, shuffled_sources):
+        with pytest.raises(ls.LenscopeError, match="states: str is no vector; give a tensor or an array"):
+            control("a text")
+    with pytest.raises(ls.LenscopeError, match="states: are ndarray, and controls take hidden states of prompts"):
+        score_with_controls(ls.Patchscope(lm64, "one x"), own.numpy(), ["a"] * 6, lambda text, n: 0.0)

@@ -63,6 +63,7 @@ def test_a_shape_in_words_is_a_llama():
         ("layers=2,width=63,heads=1,vocab=9", "need an even number"),
         ("layers=2,width=65,heads=4,vocab=9", "multiple of heads"),
         ("layers=2,depth=65,heads=4,vocab=9", "'depth=65'"),
+        ("layer=2,width=64,heads=4,vocab=9", r"'layer=2'.*did you mean layers\?"),
         ("layers=-2,width=64,heads=4,vocab=9", "'layers=-2'"),
         ("nowhere/at/all", "no configuration"),
     ],

@@ -45,6 +45,18 @@ def test_what_fits_whole_is_left_whole(h100):
     assert plan(small, Task("sweep", new_tokens=20), h100).command().startswith("lenscope sweep SPEC.yaml")
 
 
+def test_the_command_of_many_gpus_uses_all_of_them(h100):
+    small = model_shape("layers=16,width=2048,heads=32,kv=8,inner=8192,vocab=128256")
+    lens = plan(small, Task("lens"), h100, 8).command()
+    assert lens.startswith(
+        "for n in $(seq 8); do CUDA_VISIBLE_DEVICES=$((n-1)) lenscope lens -m MODEL --file PROMPTS-$n"
+    )
+    assert plan(small, Task("lens"), h100, 16).command().endswith("on each of 2 machines")
+    assert (
+        "--engine ray --workers 8 --gpus-per-worker 1" in plan(small, Task("sweep", new_tokens=20), h100, 8).command()
+    )
+
+
 def test_memory_decides(large):
     wide = plan(large, Task("lens"), machine("h100", memory=200e9))
     assert wide.advised.placement == "whole"

@@ -4,6 +4,8 @@ Knows: sides, widths, captions, what a terminal and a notebook have room for. Do
 they are printed.
 """
 
+import io
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +52,12 @@ class FittedTable(Table):
         yield from console.render(table, options)
         if caption is not None:
             yield from console.render(caption, options)
+
+    def __str__(self) -> str:
+        """The table as text, as wide as the terminal."""
+        out = io.StringIO()
+        Console(file=out, color_system=None, width=shutil.get_terminal_size().columns).print(self)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def _repr_html_(self) -> str:
         return self._repr_mimebundle_([], [])["text/html"]

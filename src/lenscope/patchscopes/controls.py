@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.models.edits import as_vectors
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.statistics.derangements import derange
@@ -24,14 +25,11 @@ def random_vectors(states: Tensor, seed: int = 0) -> Tensor: ...
 def random_vectors(states: HiddenStates | Tensor, seed: int = 0) -> HiddenStates | Tensor:
     """Give random directions in place of states, or of vectors (..., D), each as long as the one that it stands for.
 
-    Addresses of states stay, so that a Patchscope reads and scores them as it does the states.
+    Addresses of states stay, so that a Patchscope reads and scores them as it does the states. Vectors are a tensor or
+    an array; LenscopeError for all else.
     """
-    if isinstance(states, Tensor):
-        return random_like(states, seed)
     if not isinstance(states, HiddenStates):
-        raise LenscopeError(
-            f"states of type {type(states).__name__}: give hidden states, or a tensor of vectors (N, D)"
-        )
+        return random_like(as_vectors(states, "states"), seed)
     return _in_place_of(states, random_like(states.tensor, seed))
 
 
@@ -58,10 +56,8 @@ def shuffled_sources(
     answer. Raises LenscopeError where prompts have different numbers of positions, and where half or more of them have
     one answer in common, so that there is no such exchange.
     """
-    if not isinstance(states, HiddenStates | Tensor):
-        raise LenscopeError(
-            f"states of type {type(states).__name__}: give hidden states, or a tensor of vectors (N, D)"
-        )
+    if not isinstance(states, HiddenStates):
+        states = as_vectors(states, "states")
     count = len(states) if isinstance(states, Tensor) else len(states.prompts)
     groups = list(range(count)) if answers is None else list(answers)
     if len(groups) != count:

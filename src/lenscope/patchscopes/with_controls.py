@@ -213,6 +213,11 @@ def generate_with_controls(
     several targets, or with edits of its target, which a text has no place for; and as `derange` and
     `prompts_with_text` do.
     """
+    if not isinstance(states, HiddenStates):
+        raise LenscopeError(
+            f"states: are {type(states).__name__}, and controls take hidden states of prompts (lm.read); of vectors "
+            "compare with lenscope.patchscopes.random_vectors"
+        )
     count = len(states.prompts)
     if len(texts) != count or any(len(places) != 1 for places in states.positions):
         raise LenscopeError(f"{len(texts)} texts, {count} prompts: give one text for each, and states of one position")

@@ -17,6 +17,7 @@ from transformers import logging as transformers_logging
 
 from lenscope.errors import LenscopeError
 from lenscope.models.loading import BUILT_IN, built_in_folder
+from lenscope.models.refusals import near
 from lenscope.models.residual_stream import block_lists, forward_kwargs, output_state
 
 # the words of a shape that is written out, and what transformers calls them in a Llama's configuration
@@ -118,6 +119,7 @@ def config_in_words(text: str) -> LlamaConfig:
         if word not in WORDS or not re.fullmatch(r"[1-9]\d{0,9}", value):
             raise LenscopeError(
                 f"shape {part.strip()!r}: give {', '.join(f'{w}=NUMBER' for w in WORDS)}, separated by commas"
+                f"{'' if word in WORDS else near(word, WORDS)}"
             )
         values[word] = int(value)
         if word == "layers" and values[word] > MOST_LAYERS:

@@ -248,11 +248,18 @@ def command_for(task: Task, model: str, placement: str, where: TaskPlan) -> str:
     together = placement in ("fsdp", "tensor") or (task.kind == "fit" and placement == "whole")
     launch = f"torchrun {nodes}--nproc-per-node {each} -m " if gpus > 1 and together else ""
     amount = f" --tokens {task.tokens or TOKENS.get(task.kind)}" if task.kind == "fit" else ""
+    ray = f" --engine ray --workers {gpus} --gpus-per-worker 1" if gpus > 1 and placement == "whole" and not cpu else ""
     what = {
         "fit": f"fit -m {model}{amount} --recipe {task.recipe} -d TEXT -o FOLDER",
         "lens": f"lens -m {model} --file PROMPTS" + (" --lens FOLDER" if task.tuned else ""),
-        "sweep": "sweep SPEC.yaml -o FOLDER",
+        "sweep": f"sweep SPEC.yaml -o FOLDER{ray}",
     }[task.kind]
+    if task.kind == "lens" and placement == "whole" and gpus > 1:
+        # each process reads its own prompts: nothing divides them
+        what = what.replace("PROMPTS", "PROMPTS-$n")
+        machines = f"  # on each of {gpus // each} machines" if gpus > each else ""
+        one = f"CUDA_VISIBLE_DEVICES=$((n-1)) lenscope {what}{device}"
+        return f"for n in $(seq {each}); do {one} & done; wait{machines}"
     return f"{launch}lenscope {what}{how[placement]}"
 
 
