@@ -3,25 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-# a processor without 512-bit vectors, whatever this one has, and products of fits in 16 bits or not
+# a processor without 512-bit vectors, whatever this one has
 NARROW = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 FITS = tests/fitting tests/distributed/test_sharding.py tests/measures/test_sampled_kl.py tests/models/test_precision.py tests/cli/test_fit.py
 FITTED = $(addprefix tests/experiments/tuned_lens_paper/test_,difficulty.py drift.py prediction.py)
-ENGINE = tests/laws/test_architectures.py tests/models/test_language_model.py tests/models/test_readout.py tests/lenses/test_lens.py \
-	tests/patchscopes/test_patchscope.py tests/patchscopes/test_methods.py tests/engine tests/measures/test_streamed.py
+ENGINE = tests/models/test_readout.py tests/engine/test_chunked_runs.py tests/engine/test_shared_attention.py
 
 .PHONY: demo test check site install clean
 
 demo: install
 	$(BIN)/lenscope demo -o demo
 
-# the site, whose warnings are errors; all tests on the processor as it is; then fits and engine as on other processors, since what rounds differs there
-# (a processor without 512-bit vectors has run the second of these already)
+# the site, whose warnings are errors; all tests on the processor as it is; then fits and engine as on a processor without 512-bit
+# vectors and 16-bit products, since what rounds differs there (such a processor has run them already)
 test: install check site
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=25
 	if [ "$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')" = AVX512 ]; then \
 		$(NARROW) LENSCOPE_FAST_PRODUCTS=0 $(BIN)/python -m pytest $(FITS) $(FITTED) $(ENGINE); fi
-	$(NARROW) LENSCOPE_FAST_PRODUCTS=1 $(BIN)/python -m pytest $(FITS)
 
 # format, lint, types: what a change must pass before its tests are worth running
 check: install
