@@ -270,7 +270,7 @@ def _in_process(arguments: list[str]) -> tuple[str, str]:
 
 def _in_bash(code: str) -> tuple[str, str]:
     home = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{home}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{home}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", code],
         stdout=subprocess.PIPE,

@@ -30,6 +30,8 @@ def execute():
 def test_a_notebook_shows_what_is_written_in_it(path, execute, smollm2):
     run = [sys.executable, house.ROOT / "examples" / "execute.py", "--check", path.stem]
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    # tests run side by side: threads that wait for each other would take several times as long
+    environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
