@@ -168,7 +168,7 @@ def _same_line(expected: str, printed: str, within: float) -> bool:
         numbers.append(None if unit else number[0] + share)
         place = number.end()
     pattern.append(_literal(expected[place:]))
-    match = re.fullmatch("".join(pattern), _blanks(printed))
+    match = re.fullmatch("".join(pattern), _short_rules(printed))
     if match is None:
         return False
     return all(
@@ -177,11 +177,11 @@ def _same_line(expected: str, printed: str, within: float) -> bool:
 
 
 def _literal(text: str) -> str:
-    parts = re.split(r"(…|\s+)", _RULE.sub("───", text))
+    parts = re.split(r"(…|\s+)", _short_rules(text))
     return "".join(".*?" if p == "…" else r"\s+" if p.isspace() else re.escape(p) for p in parts if p)
 
 
-def _blanks(text: str) -> str:
+def _short_rules(text: str) -> str:
     return _RULE.sub("───", text)
 
 
@@ -247,7 +247,12 @@ def _seen(out: io.TextIOWrapper) -> str:
     out.flush()
     text = out.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
     lines = (line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", "\n".join(lines))
+    return without_escapes("\n".join(lines))
+
+
+def without_escapes(text: str) -> str:
+    """A text without what colours it, or moves the cursor, in a terminal."""
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
 
 
 def _unquoted(code: str) -> str:
@@ -279,7 +284,7 @@ def _in_bash(code: str) -> tuple[str, str]:
         env=environment,
         check=False,
     )
-    printed = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", done.stdout.decode("utf-8", "replace"))
+    printed = without_escapes(done.stdout.decode("utf-8", "replace"))
     return printed, f"ends with status {done.returncode}" if done.returncode and not printed.strip() else ""
 
 

@@ -113,7 +113,7 @@ def seen(cell: Any) -> tuple[str, list[str]]:
             others.append("table")
         if "image/png" in data:
             others.append("picture")
-    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", "".join(texts)), others
+    return snippets.without_escapes("".join(texts)), others
 
 
 def is_page(rich: str) -> bool:
