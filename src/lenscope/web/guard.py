@@ -8,12 +8,10 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Collection
 from typing import Any
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from lenscope.web.unread_bodies import AnswerAfterRequest, Message, Receive, Send
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::", "")
@@ -30,6 +28,8 @@ HEADERS = (
 )
 # a body that takes longer is that of a client that never meant to finish
 BODY_SECONDS = 30.0
+# of a body that is refused or not asked for, this many times what a body may have is read and dropped
+DROPPED_BODIES = 64
 
 
 class _Refused(Exception):
@@ -71,6 +71,8 @@ class Guard:
             await self.application(scope, receive, send)
             return
 
+        both = AnswerAfterRequest(receive, send, BODY_SECONDS, DROPPED_BODIES * self.most)
+        receive = both.receive
         finished = False
 
         async def with_headers(message: Message) -> None:
@@ -80,7 +82,7 @@ class Guard:
                 own = {name.lower() for name, _ in message["headers"]}
                 not_stored = () if b"cache-control" in own else ((b"cache-control", b"no-store"),)
                 message["headers"] = [*message["headers"], *HEADERS, *not_stored]
-            await send(message)
+            await both.send(message)
 
         try:
             self._check(scope)
