@@ -26,6 +26,7 @@ KINDS = {
     "basis": ("basis", "load_basis(folder)"),
     "detector": ("detector", "load_detector(folder, lm)"),
     "softprompt": ("soft prompt", "load_soft_prompt(folder)"),
+    "jacobian": ("half of a Jacobian lens", "merge_jacobian_lenses(lm, [the folder above it, …])"),
     "checkpoint": ("checkpoint", "fit(lm, …, folder=the folder above it)"),
     "sums": ("checkpoint of an evaluation", "evaluate(lm, …, folder=the folder above it)"),
     "report": ("report", "any reader of JSON or Parquet"),

@@ -124,7 +124,10 @@ class Traced:
         return None if head is None else _head_rows(head, ids, ids.device)
 
     def finish(self, z: Tensor) -> Tensor:
-        """Scale and cap, in place."""
+        """Scale and cap, in place unless gradients are wanted, which need what was there before."""
+        if z.requires_grad:
+            z = z if self.scale is None else z * self.scale
+            return z if self.softcap is None else (z / self.softcap).tanh() * self.softcap
         if self.scale is not None:
             z = z.mul_(self.scale)
         if self.softcap is not None:

@@ -1,0 +1,245 @@
+"""Jacobians of a model's last states by the states of all its layers: many cotangents on the graph of one run.
+
+Knows: how one run of a row of text is kept differentiable at every layer, which of its tokens need no gradient, how
+rows of all layers' Jacobians come out of one backward pass, how that is compared with finite differences.
+Does not know: which text is run, what Jacobians are summed for (jacobian_run.py).
+
+The gradient with respect to the states of a layer of Σ_t' z · h_last[t'], over the target positions t', is at source
+position t the row zᵀ Σ_t' ∂h_last[t'] / ∂h_l[t]: with the cotangent z at all targets at once, one backward pass gives a
+row of the Jacobian lens (Gurnee et al. 2026) at every layer and position.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lenscope.errors import LenscopeError
+from lenscope.models.carried_states import nothing_read
+from lenscope.models.deviations import FAILURES, deviation
+from lenscope.models.exactness import tolerance
+from lenscope.models.language_model import LM
+from lenscope.models.precision import half_precision
+from lenscope.models.residual_stream import forward_kwargs
+from lenscope.models.runner import EnoughRead
+
+# Cotangents × tokens of a backward pass: as many rows as keep a processor's caches, or an accelerator, busy.
+ON_PROCESSOR, ON_ACCELERATOR = 1024, 1 << 15
+# What counts as the same where products are made in 16 bits, in standard deviations of the states.
+LOW_ROUNDING = 1e-2
+# The largest relative gap between a gradient and a finite difference, by the dtype of the states.
+GAPS = {torch.float64: 1e-4, torch.float32: 5e-2}
+
+
+@contextmanager
+def without_weight_gradients(lm: LM) -> Iterator[None]:
+    """Within the block no weight of the model asks for a gradient: nothing is kept or computed for one."""
+    asking = [p for p in lm.model.parameters() if p.requires_grad]
+    for p in asking:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
+
+
+class LayerGraph:
+    """One run of a row of text whose states at some layers, and the last ones, can be differentiated repeatedly.
+
+    `states` are the layers' states (T, D) of the tokens from `start` on, `last` the last layer's. Tokens before
+    `start` are read without a graph: nothing that is asked for depends on their gradients.
+    """
+
+    def __init__(self, states: Sequence[Tensor], last: Tensor, start: int, stacked: bool) -> None:
+        self.states, self.last, self.start, self.stacked = states, last, start, stacked
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have a gradient."""
+        return self.last.shape[1]
+
+    def gradients(self, cotangents: Tensor, targets: Tensor) -> list[Tensor]:
+        """For each layer the gradients (K, T, D) of Σ z · h_last over `targets` (T,) bool, for cotangents z (K, D)."""
+        given = self.last.new_zeros(len(cotangents), 1, *self.last.shape[1:])
+        given[:, 0, targets] = cotangents.to(given)[:, None]
+        if self.stacked:
+            one = self.last.device.type != "cuda"
+            # flash attention has no backward pass for several cotangents at once
+            with nullcontext() if one else sdpa_kernel(SDPBackend.MATH):
+                grads: Sequence[Tensor | None] = torch.autograd.grad(
+                    self.last, self.states, given, retain_graph=True, is_grads_batched=True, allow_unused=True
+                )
+            return [g[:, 0] if g is not None else self._nothing(len(cotangents)) for g in grads]
+        columns = []
+        for z in given:
+            grads = torch.autograd.grad(self.last, self.states, z, retain_graph=True, allow_unused=True)
+            columns.append([g[0] if g is not None else self._nothing(1)[0] for g in grads])
+        return [torch.stack(of_layer) for of_layer in zip(*columns, strict=True)]
+
+    def _nothing(self, count: int) -> Tensor:
+        return self.last.new_zeros(count, *self.last.shape[1:])
+
+
+class LayerGraphs:
+    """Makes the graphs of rows of text for one model, by ways that were measured on it to give its own numbers.
+
+    Args:
+        lm: the model, in eval mode.
+        layers: the layers whose states are differentiated with respect to.
+        target_layer: the layer whose states are differentiated.
+        low: the dtype in which products are made, None: the model's own.
+    """
+
+    def __init__(self, lm: LM, layers: Sequence[int], target_layer: int, low: torch.dtype | None) -> None:
+        if lm.runner.editing or lm.runner.exclusive.training:
+            raise LenscopeError(
+                f"{lm.name}: is being edited or in training mode; end the edit or call model.eval() first"
+            )
+        self.lm, self.layers, self.target_layer, self.low = lm, tuple(layers), target_layer, low
+        self.stacked = self.cached = True
+        self._measured = False
+
+    @property
+    def together(self) -> int:
+        """Cotangents × tokens of one backward pass."""
+        return ON_PROCESSOR if self.lm.device.type == "cpu" else ON_ACCELERATOR
+
+    def of_row(self, ids: Sequence[int], start: int) -> LayerGraph:
+        """The graph of a row, whose tokens before `start` need no gradient.
+
+        The first row is run in both ways, and its gradients had in both: what does not give the model's own numbers is
+        not used again. Raises LenscopeError where gradients are not those of finite differences.
+        """
+        if not self._measured:
+            self._measure(ids, start)
+            self._measured = True
+        return self._graph(ids, start if self.cached else 0, self.stacked)
+
+    def _graph(self, ids: Sequence[int], start: int, stacked: bool) -> LayerGraph:
+        lm, kept = self.lm, dict[int, Tensor]()
+        runner = lm.runner
+
+        def keep(layer: int, h: Tensor) -> Tensor:
+            # the graph begins at the lowest layer
+            state = h.detach().requires_grad_() if layer == self.layers[0] else h.view_as(h)
+            kept[layer] = state
+            if layer == self.target_layer:
+                raise EnoughRead
+            return state
+
+        with runner.exclusive.alone(), ExitStack() as undo:
+            given: dict[str, Any] = {"use_cache": False}
+            device = runner.input_device
+            if start:
+                carried = nothing_read(runner)
+                first = torch.tensor([ids[:start]], device=device)
+                with torch.no_grad(), half_precision(lm, self.low), carried.passed(first) as arguments:
+                    lm.model(input_ids=first, **forward_kwargs(lm.model, logits_to_keep=1), **arguments)
+            rest = torch.tensor([ids[start:]], device=device)
+            if start:
+                given = undo.enter_context(carried.passed(rest))
+            for layer in (*self.layers, self.target_layer):
+                undo.callback(runner.hook(layer, lambda h, layer=layer: keep(layer, h)).remove)
+            undo.enter_context(torch.enable_grad())
+            undo.enter_context(half_precision(lm, self.low))
+            try:
+                lm.model(input_ids=rest, **forward_kwargs(lm.model, **given))
+            except EnoughRead:
+                pass
+        states = [kept[layer] for layer in self.layers]
+        return LayerGraph(states, kept[self.target_layer], start, stacked)
+
+    def _measure(self, ids: Sequence[int], start: int) -> None:
+        """Which ways give this model's own numbers, seen on a row."""
+        lm = self.lm
+        whole = self._graph(ids, 0, False)
+        lm.runner.require_finite(whole.last, self.target_layer)
+        draw = torch.Generator().manual_seed(0)
+        z = torch.randn(2, lm.hidden_size, generator=draw).to(whole.last)
+        targets = torch.zeros(whole.tokens, dtype=torch.bool, device=z.device)
+        targets[start:] = True
+        plain = whole.gradients(z, targets)
+        self._require_gradients(ids, whole, z[0], targets, plain)
+        try:
+            stacked = LayerGraph(whole.states, whole.last, 0, True).gradients(z, targets)
+            self.stacked = self._alike(stacked, plain)
+        except FAILURES as error:
+            self._unless_full(error)
+            self.stacked = False
+        self.cached = False
+        if start:
+            try:
+                short = self._graph(ids, start, False)
+                here = short.gradients(z, targets[start:])
+                self.cached = deviation(
+                    short.last[0].detach(), whole.last[0, start:].detach()
+                ) <= self._rounding and self._alike(here, [g[:, start:] for g in plain])
+            except FAILURES as error:
+                self._unless_full(error)
+
+    @property
+    def _rounding(self) -> float:
+        """The deviation of states up to which two ways count as the same."""
+        return tolerance(self.lm.runner) if self.low is None else LOW_ROUNDING
+
+    def _alike(self, ours: Sequence[Tensor], plain: Sequence[Tensor]) -> bool:
+        """Whether gradients of all layers are the same up to rounding."""
+        most = 10 * self._rounding
+        pairs = zip(ours, plain, strict=True)
+        return all(float((a - b).norm()) <= most * max(float(b.norm()), 1e-30) for a, b in pairs)
+
+    @staticmethod
+    def _unless_full(error: BaseException) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error
+
+    def _require_gradients(
+        self, ids: Sequence[int], whole: LayerGraph, z: Tensor, targets: Tensor, gradients: Sequence[Tensor]
+    ) -> None:
+        """Raise LenscopeError unless gradients along random directions are what states that are moved so give.
+
+        In 16 bits differences are lost in rounding: there is nothing to compare with.
+        """
+        lm, most = self.lm, GAPS.get(whole.last.dtype)
+        if most is None or self.low is not None:
+            return
+        draw = torch.Generator().manual_seed(1)
+        for at in {0, len(self.layers) // 2, len(self.layers) - 1}:
+            layer, h = self.layers[at], whole.states[at].detach()
+            direction = torch.randn(h.shape, generator=draw).to(h) * h.abs().mean()
+            direction[:, ~targets] = 0
+            steps = []
+            # the step at which rounding and curvature are both small is not known beforehand
+            for step in (1e-4, 1e-3, 1e-2) if h.dtype == torch.float32 else (1e-6, 1e-5, 1e-4):
+                ends = [self._moved(ids, layer, h + sign * step * direction)[0, targets] @ z for sign in (1, -1)]
+                steps.append(float((ends[0].double().sum() - ends[1].double().sum()) / (2 * step)))
+            along = float((gradients[at][0].double() * direction[0].double()).sum())
+            size = float(gradients[at][0].double().norm() * direction.double().norm()) / direction.numel() ** 0.5
+            gap = min(abs(step - along) for step in steps) / max(size, abs(along), 1e-30)
+            if not gap <= most:
+                raise LenscopeError(
+                    f"{lm.name}: the gradient at layer {layer} is not the finite difference (apart by {gap:.2g} of its "
+                    "size); a part of this model passes no gradient, so a Jacobian of it would be wrong"
+                )
+
+    def _moved(self, ids: Sequence[int], layer: int, states: Tensor) -> Tensor:
+        """The last states (1, T, D) of a row where those of a layer are replaced."""
+        runner, last = self.lm.runner, list[Tensor]()
+
+        def take(h: Tensor) -> None:
+            last.append(h)
+            raise EnoughRead
+
+        with runner.exclusive.alone(), ExitStack() as undo, torch.no_grad():
+            undo.callback(runner.hook(layer, lambda h: states.to(h)).remove)
+            undo.callback(runner.hook(self.target_layer, take).remove)
+            try:
+                given = forward_kwargs(self.lm.model, use_cache=False)
+                self.lm.model(input_ids=torch.tensor([list(ids)], device=runner.input_device), **given)
+            except EnoughRead:
+                pass
+        return last[0]

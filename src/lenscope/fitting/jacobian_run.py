@@ -1,0 +1,187 @@
+"""The run of a Jacobian lens: rows of text, whose Jacobians are added to the sums of two halves of the documents.
+
+Knows: which row is run when and by which process, which tokens are sources and targets, when sums are saved.
+Does not know: how a graph is differentiated (jacobian_passes.py), when enough was read (jacobian_lens.py).
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lenscope.distributed.processes import Group
+from lenscope.errors import LenscopeError
+from lenscope.fitting.jacobian_passes import LayerGraph, LayerGraphs, without_weight_gradients
+from lenscope.fitting.jacobian_sums import JacobianSums
+from lenscope.models.interruption import check_interruption
+from lenscope.models.language_model import LM
+from lenscope.text.corpus import Corpus, TokenBatch
+
+# Source positions of a row where each is the target of itself alone: so many runs of one token a row.
+ALONE = 8
+# Seconds between two savings of the sums.
+SAVED_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which target positions a source position counts: "later" is itself and all later ones, "same" itself alone."""
+
+    name: str = "later"
+
+    def __post_init__(self) -> None:
+        if self.name not in ("later", "same"):
+            raise LenscopeError(f"targets {self.name!r}: give 'later' or 'same'")
+
+
+def text_name(text: Corpus, part: tuple[int, int]) -> str:
+    """What stands for a part of a text in the sums: a digest of what its rows came from, and which part of them."""
+    about = json.dumps({k: v for k, v in text.provenance().items() if k != "part"}, sort_keys=True)
+    return f"{hashlib.sha256(about.encode()).hexdigest()[:16]} {part[0] + 1}/{part[1]}"
+
+
+class JacobianRun:
+    """Adds the Jacobians of rows of two halves of a text to their sums.
+
+    Args:
+        lm: the model.
+        halves: the two parts of the text, which have no document in common.
+        graphs: what makes the graphs of rows.
+        targets: which target positions count.
+        sums: what is added to, and where reading goes on.
+        part: this run reads, of every so many rows, one: (number, of how many).
+        group: the processes that share the rows.
+        rule: within it gradients follow a rule of their own; by default they are the model's.
+    """
+
+    def __init__(
+        self, lm: LM, halves: tuple[Corpus, Corpus], graphs: LayerGraphs, targets: Targets, sums: JacobianSums,
+        part: tuple[int, int], group: Group,
+        rule: Callable[[LM], AbstractContextManager[object]] | None = None,
+    ) -> None:  # fmt: skip
+        self.lm, self.halves, self.graphs, self.targets, self.sums = lm, halves, graphs, targets, sums
+        self.part, self.group, self.rule = part, group, rule or (lambda _: nullcontext())
+        self.name = text_name(halves[0], part)
+        # what this process has added since all processes' sums were joined
+        self._fresh = torch.zeros_like(sums.total) if group.world > 1 else sums.total
+        self._fresh_prompts = [0, 0]
+        self._saved = time.perf_counter()
+
+    @property
+    def done(self) -> int:
+        """How many rows of each half this run has read, of all processes."""
+        return self.sums.rows.get(self.name, 0)
+
+    def read(self, rows: int, folder: Path | None, progress: Callable[[int], None] | None = None) -> None:
+        """Go on until so many rows of each half are read; sums are saved into a folder once a minute and at the end.
+
+        An interruption leaves whole rows in the sums, and saves them.
+        """
+        every, number = self.part[1] * self.group.world, self.part[0] + self.part[1] * self.group.rank
+        start = self.done * self.part[1]
+        tokens = (rows * self.part[1]) * self.halves[0].length
+        streams = [half.batches(tokens, 1, start=start, rank=number, world=every) for half in self.halves]
+        try:
+            for batches in zip(*streams, strict=True):
+                for half, batch in enumerate(batches):
+                    if len(batch.row):
+                        self._add(half, batch)
+                self.sums.rows[self.name] = min(rows, -(-batches[0].next_row // self.part[1]))
+                if progress is not None:
+                    progress(self.done)
+                due = time.perf_counter() - self._saved > SAVED_EVERY
+                if folder is not None and self.group.from_first(due):
+                    self.save(folder)
+                check_interruption()
+        except KeyboardInterrupt:
+            # a process alone: of several, others may be within a row
+            if folder is not None and self.group.world == 1:
+                self.sums.save(folder)
+            raise
+        self.join()
+        if folder is not None:
+            self.save(folder)
+
+    def join(self) -> None:
+        """Put what all processes have added into the sums of each."""
+        if self.group.world == 1:
+            return
+        counts = torch.tensor(self._fresh_prompts, dtype=torch.float64, device=self._fresh.device)
+        self.group.sum([self._fresh, counts])
+        self.sums.total += self._fresh
+        for half, count in enumerate(counts.tolist()):
+            self.sums.prompts[half] += round(count)
+        self._fresh.zero_()
+        self._fresh_prompts = [0, 0]
+
+    def save(self, folder: Path) -> None:
+        """Save the sums of all processes."""
+        self.join()
+        if self.group.rank == 0:
+            self.sums.save(folder)
+        self.group.barrier()
+        self._saved = time.perf_counter()
+
+    def rows_of(self, ids: Sequence[int], counted: Tensor, cotangents: Tensor | None = None) -> Tensor | None:
+        """The Jacobian of a row of text at all layers, (L, K, D), times cotangents (K, D); None without a source.
+
+        Args:
+            ids: the tokens.
+            counted: (T,) bool, which positions are sources and targets; the last one is none.
+            cotangents: directions of the last state; None: all dimensions one by one, which gives the Jacobian.
+        """
+        places = counted.clone()
+        # the last token of a row predicts what is not there
+        places[-1] = False
+        if not places.any():
+            return None
+        sources = places.nonzero()[:, 0].tolist()
+        with without_weight_gradients(self.lm), self.rule(self.lm):
+            if self.targets.name == "later":
+                end = sources[-1] + 1
+                graph = self.graphs.of_row(ids[:end], sources[0])
+                return self._mean_gradients(graph, places[graph.start : end], cotangents)
+            chosen = sources[len(sources) // (2 * ALONE) :: max(1, len(sources) // ALONE)][:ALONE]
+            total: Tensor | None = None
+            for place in chosen:
+                graph = self.graphs.of_row(ids[: place + 1], place)
+                own = torch.arange(graph.tokens) == graph.tokens - 1
+                rows = self._mean_gradients(graph, own, cotangents)
+                total = rows if total is None else total + rows
+            assert total is not None
+            return total / len(chosen)
+
+    def _add(self, half: int, batch: TokenBatch) -> None:
+        jacobian = self.rows_of(batch.ids[0].tolist(), batch.counted[0])
+        if jacobian is None:
+            return
+        # whole rows alone are in the sums, whenever this ends
+        self._fresh[half] += jacobian.to(self._fresh)
+        counts = self._fresh_prompts if self.group.world > 1 else self.sums.prompts
+        counts[half] += 1
+
+    def _mean_gradients(self, graph: LayerGraph, places: Tensor, cotangents: Tensor | None) -> Tensor:
+        """Means over source positions of the gradients of sums over target positions, of all layers: (L, K, D)."""
+        last = graph.last
+        here = places.to(last.device)
+        weights = here.to(torch.float32 if last.dtype != torch.float64 else last.dtype) / here.sum()
+        count, size = self.lm.hidden_size if cotangents is None else len(cotangents), self.lm.hidden_size
+        rows = torch.empty(len(graph.states), count, size, device=last.device, dtype=weights.dtype)
+        together = max(1, self.graphs.together // graph.tokens)
+        for first in range(0, count, together):
+            check_interruption()
+            some = range(first, min(first + together, count))
+            if cotangents is None:
+                given = torch.zeros(len(some), size, device=last.device, dtype=last.dtype)
+                given[torch.arange(len(some)), torch.tensor(some)] = 1
+            else:
+                given = cotangents[first : first + together].to(last)
+            for layer, gradient in enumerate(graph.gradients(given, here)):
+                rows[layer, first : first + len(some)] = torch.einsum("ktd,t->kd", gradient.to(weights), weights)
+        return rows
