@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from lenscope.cli.jacobian_fit import RECIPE, fit_jacobian, parse_part
 from lenscope.cli.options import (
     DEFAULT_MODEL,
     CommonOptions,
@@ -57,8 +58,27 @@ def fit_command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many times the text is read; default: 1.")] = None,
     recipe: Annotated[
-        str, typer.Option(help="How it is fitted: muon, ridge, bias, published or published-ce.")
+        str, typer.Option(help="How it is fitted: muon, ridge, bias, published, published-ce or jacobian.")
     ] = "muon",
+    until: Annotated[
+        float | None,
+        typer.Option(help="With jacobian: stop when the readouts of two halves of the prompts agree at this cosine."),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="With jacobian: later, from a position on, or same, there alone; default: later."),
+    ] = None,
+    target_layer: Annotated[
+        int | None,
+        typer.Option("--target-layer", help="With jacobian: layer whose states are differentiated; default: the last."),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="With jacobian: gradient, or relp (norms and attention held fixed); default: gradient."),
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="With jacobian: read the k-th of every n prompts, as k/n; merge joins the parts.")
+    ] = None,
     held_out: Annotated[
         float, typer.Option("--held-out", help="Fraction of the documents that is kept for measuring.")
     ] = 0.1,
@@ -101,12 +121,33 @@ def fit_command(
     require_model(common.model)
     from lenscope.fitting.recipes import RECIPES
 
-    require_name("recipe", recipe, RECIPES)
+    require_name("recipe", recipe, [*RECIPES, RECIPE])
+    jacobian = recipe == RECIPE
+    for option, value in (
+        *(("--until", until), ("--targets", targets), ("--target-layer", target_layer)),
+        *(("--rule", rule), ("--part", part)),
+    ):
+        require_effect(option, value, jacobian, "applies to --recipe jacobian")
+    mine = parse_part(part)
     if stream and recipe != "ridge":
         raise LenscopeError(f"--recipe {recipe}: takes steps, each with all weights; with --stream give --recipe ridge")
     if stream and not data:
         raise LenscopeError("--stream: the model's own samples read all weights once a token; give text with --data")
     require_effect("--moments-on", moments_on, not stream, "--stream keeps those of one layer at a time")
+    require_effect("--moments-on", moments_on, not jacobian, "a Jacobian lens has no such matrices")
+    if jacobian:
+        how: dict[str, Any] = {"until": until, "target_layer": target_layer, "part": mine, "held_out": held_out}
+        how |= {"targets": targets or "later", "rule": rule or "gradient"}
+        make_folder(Path(output))
+        lm = (replace(common, placement="fsdp") if shard else common).load()
+        from lenscope.fitting.jacobian_lens import LENGTH, SKIP, TOKENS, require_settings
+
+        require_settings(lm, 1, **{k: v for k, v in how.items() if k != "held_out"})
+        rows = open_corpus(lm, data, field, length=length or LENGTH, skip=SKIP, seed=seed, epochs=epochs or 1)
+        wanted = TOKENS if tokens is None else parse_amount(tokens, "tokens")
+        again = "" if common.model == DEFAULT_MODEL else f" -m {common.model}"
+        fit_jacobian(lm, rows, Path(output), wanted, tokens is not None, how, common.as_json, again)
+        return
     from lenscope.fitting.tuned_lens import finished_lens, other_run, remove_fit_checkpoint
 
     folder = Path(output)
@@ -120,7 +161,7 @@ def fit_command(
         lm = (replace(common, placement="fsdp") if shard else common).load()
     corpus = open_corpus(lm, data, field, length=length, seed=seed, epochs=epochs or 1)
     wanted = available_tokens(corpus.split(held_out)[0], wanted, tokens is not None)
-    how: dict[str, Any] = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
+    how = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}
     other = "" if finished is None else other_run(finished, lm, corpus, **how)
     if other:
         raise LenscopeError(f"{folder}: holds a lens of another run ({other}); give another folder, or remove it")

@@ -115,6 +115,20 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+@contextmanager
+def noted_progress_bar(unit: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """Draw a bar as `progress_bar` does, with a note behind the unit that changes while the work goes on."""
+    with item_bar(2, unit) as progress:
+        progress.columns = (*progress.columns, TextColumn("{task.description}", markup=False))
+        task = progress.task_ids[0]
+        progress.update(task, description="")
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total or None)
+
+        yield advance, lambda text: progress.update(task, description=printable(text))
+
+
 def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:
     """Return one line that says what is shown, and of which model."""
     kind = f"{lm.n_layers} layers, {str(lm.dtype).removeprefix('torch.')}"

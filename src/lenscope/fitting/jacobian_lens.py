@@ -104,8 +104,7 @@ def fit_jacobian_lens(
     mode, one whose gradients are not those of finite differences, and for a folder of another run.
     """
     last = lm.n_layers if target_layer is None else target_layer
-    _require(lm, tokens, until, last, rule, part)
-    Targets(targets)
+    require_settings(lm, tokens, until=until, target_layer=last, targets=targets, rule=rule, part=part)
     began = time.perf_counter()
     corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, skip=skip, seed=seed)
     text, held = corpus.split(held_out)
@@ -177,7 +176,19 @@ def jacobian_lens_of(matrices: Tensor, model: dict[str, Any], report: dict[str, 
     return Affine(weights, model, model, report)
 
 
-def _require(lm: LM, tokens: int, until: float | None, last: int, rule: str, part: tuple[int, int]) -> None:
+def require_settings(
+    lm: LM,
+    tokens: int,
+    *,
+    until: float | None,
+    target_layer: int | None,
+    targets: str,
+    rule: str,
+    part: tuple[int, int],
+) -> None:
+    """Raise LenscopeError for settings of a fit, as `fit_jacobian_lens` takes them, that are out of range."""
+    last = lm.n_layers if target_layer is None else target_layer
+    Targets(targets)
     if tokens < 1:
         raise LenscopeError(f"tokens {tokens}: give at least 1")
     if until is not None and not 0 < until < 1:

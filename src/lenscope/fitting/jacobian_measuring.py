@@ -55,8 +55,8 @@ class JacobianMeasures:
     @torch.no_grad()
     def least_cosine(self, sums: JacobianSums) -> float:
         """The least of all layers' mean cosines between the readouts of the two halves, on some of the states."""
-        pair = (padded(sums.half(n), self.lm) for n in (0, 1))
-        return min(e.value for e in halves_agreement(self.measure, *pair, ONLINE)["cosine"])
+        first, second = (padded(sums.half(n), self.lm) for n in (0, 1))
+        return min(e.value for e in halves_agreement(self.measure, first, second, ONLINE)["cosine"])
 
     def lens(
         self, sums: JacobianSums, rows_of: RowsOf | None, seed: int
@@ -76,8 +76,8 @@ class JacobianMeasures:
                 mean, drawn = shrunk(sums.half(0), sums.half(1), mean, self._regression(len(mean)), held)
         with torch.no_grad():
             matrices = padded(mean, lm)
-            pair = (padded(sums.half(n), lm) for n in (0, 1))
-            agreement = agreement_rows(halves_agreement(self.measure, *pair, seed=seed))
+            first, second = (padded(sums.half(n), lm) for n in (0, 1))
+            agreement = agreement_rows(halves_agreement(self.measure, first, second, seed=seed))
             weights = [torch.cat([matrices[n].T, matrices.new_zeros(1, lm.hidden_size)]) for n in self.owners.own]
             plain = [torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device) for _ in self.owners.own]
             kept = ["shrunk" if row["weight"] else "mean" for row in drawn]
@@ -95,7 +95,7 @@ class JacobianMeasures:
     def _held_out_jacobians(self, rows_of: RowsOf, seed: int) -> HeldOutJacobians | None:
         """Rows of the Jacobians of prompts that decide, in directions of the logits."""
         probes = self._probes(seed)
-        parts = []
+        parts: list[Tensor] = []
         for batch in self.choosing:
             for ids, counts in zip(batch.ids.tolist(), self._sources(batch), strict=True):
                 rows = rows_of(ids, counts, probes) if len(parts) < PROMPTS else None

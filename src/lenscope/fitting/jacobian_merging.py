@@ -53,7 +53,7 @@ def merge_jacobian_lenses(
     for name in names:
         if not JacobianSums.exists(Path(name) / SUMS):
             raise LenscopeError(
-                f"{name}: has no sums of halves to merge; give folders that `lenscope fit --recipe jacobian` has written"
+                f"{name}: has no sums of halves to merge; give folders that lenscope fit --recipe jacobian wrote"
             )
     if folder is not None and (Path(folder) / CONFIG).exists():
         raise LenscopeError(f"{folder}: holds a lens already; give another folder")

@@ -1,0 +1,51 @@
+"""The command that joins Jacobian lenses of different text.
+
+Knows: options, that nothing is overwritten. Does not know: how lenses are joined (fitting/jacobian_merging.py).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lenscope.cli.jacobian_fit import show_jacobian_lens
+from lenscope.cli.options import DEFAULT_MODEL, CommonOptions, Data, common_options
+from lenscope.cli.validation import make_folder, require_model, require_path
+from lenscope.errors import LenscopeError
+
+
+@common_options(all_write=True)
+def merge_command(
+    lenses: Annotated[
+        list[str], typer.Argument(metavar="LENS...", help="Folders that fit --recipe jacobian wrote; at least two.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the merged lens.")],
+    data: Data = None,
+    *,
+    common: CommonOptions,
+) -> None:
+    """Join Jacobian lenses that were fitted on different text.
+
+    The result is the lens of one run that read all of the text: each prompt weighs the same. With --data the lens is
+    measured on documents that no run fitted.
+
+    \b
+    Example:
+      lenscope merge lens-1 lens-2 -o lens --data texts.jsonl
+    """
+    require_model(common.model)
+    if len(lenses) < 2:
+        raise LenscopeError(f"{lenses[0]}: is one lens; give at least two to merge")
+    for lens in lenses:
+        require_path(lens, "lens")
+    folder = Path(output)
+    if (folder / "config.json").exists():
+        raise LenscopeError(f"{folder}: holds a lens already; give another folder")
+    make_folder(folder)
+    lm = common.load()
+    from lenscope.fitting.jacobian_merging import merge_jacobian_lenses
+
+    source: Any = None if not data else data[0] if len(data) == 1 else [Path(d) for d in data]
+    merged = merge_jacobian_lenses(lm, lenses, source, folder=folder)
+    again = "" if common.model == DEFAULT_MODEL else f" -m {common.model}"
+    show_jacobian_lens(lm, merged, output, f"{len(lenses)} lenses", common.as_json, again, "merge")

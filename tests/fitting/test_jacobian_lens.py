@@ -1,0 +1,131 @@
+"""A fitted Jacobian lens: killed and resumed, in parts and merged, on two processes, it is that of one run."""
+
+import math
+
+import pytest
+from small_fits import documents, make
+
+import lenscope as ls
+from lenscope.errors import LenscopeError
+from lenscope.fitting.jacobian_lens import fit_jacobian_lens
+from lenscope.fitting.jacobian_merging import merge_jacobian_lenses
+from lenscope.mappings.mapping import load_mapping
+
+SHORT = {"length": 32, "skip": 4}
+
+
+def fitted(lm, docs=None, **changed):
+    return fit_jacobian_lens(lm, docs or documents(), **{"tokens": 640, **SHORT, **changed})
+
+
+def apart(one, other):
+    return max(float((one.weights[p][0] - other.weights[p][0]).abs().max()) for p in one.weights)
+
+
+def test_a_lens_says_how_well_it_reads(tmp_path):
+    lm = make()
+    lens = fitted(lm, folder=tmp_path / "lens")
+    rows = lens.report["layers"]
+    assert [row["layer"] for row in rows] == [0, 1, 2, 3]
+    assert lens.report["lens"] == "Jacobian lens"
+    assert lens.report["prompts"] == 20
+    for row in rows:
+        assert 0 <= row["top1"] <= 1
+        assert row["cosine_95"][0] <= row["cosine"] <= row["cosine_95"][1]
+        assert math.isfinite(row["kl"])
+    assert apart(load_mapping(tmp_path / "lens"), lens) == 0
+    trajectory = ls.Lens(lm, ls.load_lens(tmp_path / "lens", lm)).trajectory([20, 30, 40])
+    assert trajectory.layers == (0, 1, 2, 3, 4)
+    assert trajectory.lens == "Jacobian lens"
+
+
+def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
+    lm = make()
+    whole = fitted(lm)
+
+    def stop(done, _):
+        if done >= 320:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(lm, folder=tmp_path, progress=stop)
+    read = []
+    resumed = fitted(lm, folder=tmp_path, progress=lambda done, _: read.append(done))
+    assert min(read) > 320
+    assert apart(whole, resumed) == 0
+    assert resumed.report["layers"] == whole.report["layers"]
+
+
+def test_more_tokens_go_on_from_a_finished_lens(tmp_path):
+    lm = make()
+    fitted(lm, folder=tmp_path)
+    assert apart(fitted(lm, folder=tmp_path, tokens=960), fitted(lm, tokens=960)) == 0
+
+
+def test_parts_merge_to_the_lens_of_one_run(tmp_path):
+    lm = make()
+    for number in (1, 2):
+        fitted(lm, folder=tmp_path / str(number), part=(number, 2))
+    folders = [tmp_path / "1", tmp_path / "2"]
+    merged = merge_jacobian_lenses(lm, folders, documents(), folder=tmp_path / "both")
+    whole = fitted(lm)
+    assert merged.report["prompts"] == whole.report["prompts"] == 20
+    assert apart(merged, whole) < 1e-6 * max(float(w[0].abs().max()) for w in whole.weights.values())
+    for one, other in zip(merged.report["layers"], whole.report["layers"], strict=True):
+        assert abs(one["cosine"] - other["cosine"]) < 1e-5
+    unmeasured = merge_jacobian_lenses(lm, folders)
+    assert "layers" not in unmeasured.report
+    with pytest.raises(LenscopeError, match="has read text that another"):
+        merge_jacobian_lenses(lm, [tmp_path / "1", tmp_path / "both"])
+    with pytest.raises(LenscopeError, match="holds a lens already"):
+        merge_jacobian_lenses(lm, folders, folder=tmp_path / "both")
+
+
+def test_what_cannot_be_merged_is_refused(tmp_path):
+    lm = make()
+    fitted(lm, folder=tmp_path / "a")
+    fitted(lm, documents(seed=5), folder=tmp_path / "b", targets="same")
+    with pytest.raises(LenscopeError, match="targets 'same' where this one has targets 'later'"):
+        merge_jacobian_lenses(lm, [tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(LenscopeError, match="give at least two"):
+        merge_jacobian_lenses(lm, [tmp_path / "a"])
+    with pytest.raises(LenscopeError, match="no sums of halves"):
+        merge_jacobian_lenses(lm, [tmp_path / "a", tmp_path / "nothing"])
+    fitted(lm, documents(seed=7), folder=tmp_path / "c")
+    with pytest.raises(LenscopeError, match="fitted for another model"):
+        merge_jacobian_lenses(make("gpt2"), [tmp_path / "a", tmp_path / "c"])
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path):
+    lm = make()
+    fitted(lm, folder=tmp_path)
+    with pytest.raises(LenscopeError, match=r"of another run, with seed 0 where this one has seed 1"):
+        fitted(lm, folder=tmp_path, seed=1)
+
+
+def test_reading_stops_when_the_halves_agree():
+    lm = make()
+    told = []
+    lens = fitted(lm, tokens=4000, until=0.5, report_error=told.append)
+    assert lens.report["prompts"] < 4000 // 32
+    assert told[-1] >= 0.5
+    assert all(least < 0.5 for least in told[:-1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"until": 1.5}, "until 1.5: is a cosine"),
+        ({"tokens": 0}, "tokens 0"),
+        ({"target_layer": 9}, "target_layer 9: llama has layers 1–4"),
+        ({"rule": "lrp"}, "rule 'lrp': there are gradient, relp"),
+        ({"part": (3, 2)}, "part 3/2"),
+        ({"targets": "all"}, "targets 'all'"),
+        ({"tokens": 10**7}, "give more text"),
+    ],
+)
+def test_what_is_out_of_range_is_said_before_the_model_runs(changed, says, monkeypatch):
+    lm = make()
+    monkeypatch.setattr(lm.runner, "capture", None)
+    with pytest.raises(LenscopeError, match=says):
+        fitted(lm, **changed)

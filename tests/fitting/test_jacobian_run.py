@@ -1,0 +1,124 @@
+"""Jacobians of rows of text are those of finite differences, on every way of running, and whole rows alone count."""
+
+import pytest
+import torch
+from jacobians_by_hand import InFloat64, alone_by_differences, by_differences
+from small_fits import documents, make
+
+from lenscope.distributed.processes import Group
+from lenscope.errors import LenscopeError
+from lenscope.fitting.jacobian_passes import LayerGraphs
+from lenscope.fitting.jacobian_run import ALONE, JacobianRun, Targets, text_name
+from lenscope.fitting.jacobian_sums import JacobianSums
+from lenscope.text.corpus import Corpus
+
+FAMILIES = ("llama", "gpt2", "gemma2", "gpt_neox", "mamba", "mixtral", "bloom", "gemma3n_text", "qwen3_next", "rwkv")
+IDS = [20, 41, 7, 99, 130, 55, 20, 250, 31, 77, 12, 180]
+
+
+def run_of(lm, targets="later", last=None, dtype=torch.float64):
+    last = lm.n_layers if last is None else last
+    corpus = Corpus.open(lm, documents(), length=32, skip=4)
+    sums = JacobianSums(torch.zeros(2, last, lm.hidden_size, lm.hidden_size, dtype=dtype), [0, 0], {})
+    graphs = LayerGraphs(lm, range(last), last, None)
+    return JacobianRun(lm, corpus.split(0.5), graphs, Targets(targets), sums, (0, 1), Group())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_jacobians_are_those_of_finite_differences(kind):
+    lm = make(kind, torch.float64)
+    counted = torch.arange(len(IDS)) >= 3
+    places = counted.clone()
+    places[-1] = False
+    layers = (0, 2, lm.n_layers - 1)
+    with InFloat64():
+        ours = run_of(lm).rows_of(IDS, counted)
+        differences = [by_differences(lm, IDS, places, layer) for layer in layers]
+    for layer, wanted in zip(layers, differences, strict=True):
+        assert (ours[layer] - wanted).abs().max() < 1e-6 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
+def test_a_position_that_is_its_only_target(kind):
+    lm = make(kind, torch.float64)
+    counted = torch.arange(len(IDS)) >= 3
+    sources = list(range(3, len(IDS) - 1))
+    chosen = sources[len(sources) // (2 * ALONE) :: max(1, len(sources) // ALONE)][:ALONE]
+    with InFloat64():
+        ours = run_of(lm, "same").rows_of(IDS, counted)
+        wanted = alone_by_differences(lm, IDS, chosen, 1)
+    assert (ours[1] - wanted).abs().max() < 1e-6 * max(1.0, float(wanted.abs().max()))
+
+
+def test_the_layer_before_the_last_may_be_aimed_at():
+    lm = make("llama", torch.float64)
+    counted = torch.arange(len(IDS)) >= 3
+    places = counted & (torch.arange(len(IDS)) < len(IDS) - 1)
+    with InFloat64():
+        ours = run_of(lm, last=3).rows_of(IDS, counted)
+        wanted = by_differences(lm, IDS, places, 1, 3)
+    assert len(ours) == 3
+    assert (ours[1] - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_every_way_of_running_gives_the_same(kind):
+    lm = make(kind, torch.float64)
+    counted = torch.arange(len(IDS)) >= 3
+    given = []
+    for stacked in (True, False):
+        for cached in (True, False):
+            run = run_of(lm)
+            run.rows_of(IDS, counted)
+            run.graphs.stacked, run.graphs.cached = stacked, cached
+            given.append(run.rows_of(IDS, counted))
+    for other in given[1:]:
+        assert (other - given[0]).abs().max() < 1e-10
+
+
+def test_cotangents_give_combinations_of_rows():
+    lm = make("llama", torch.float64)
+    counted = torch.arange(len(IDS)) >= 3
+    z = torch.randn(5, lm.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    run = run_of(lm)
+    assert torch.allclose(run.rows_of(IDS, counted, z), z @ run.rows_of(IDS, counted), atol=1e-5)
+
+
+def test_a_row_without_a_source_counts_nothing():
+    counted = torch.arange(len(IDS)) == len(IDS) - 1
+    assert run_of(make("llama")).rows_of(IDS, counted) is None
+
+
+def test_weights_ask_for_gradients_again_and_hold_none():
+    lm = make("llama")
+    before = [p.requires_grad for p in lm.model.parameters()]
+    run_of(lm, dtype=torch.float32).rows_of(IDS, torch.arange(len(IDS)) >= 3)
+    assert [p.requires_grad for p in lm.model.parameters()] == before
+    assert all(p.grad is None for p in lm.model.parameters())
+
+
+def test_a_model_that_passes_no_gradient_is_refused():
+    lm = make("llama", torch.float64)
+    block = lm.runner.anatomy.blocks[2]
+    block.mlp.register_forward_hook(lambda m, a, out: out.detach())
+    with pytest.raises(LenscopeError, match="is not the finite difference"):
+        run_of(lm).rows_of(IDS, torch.arange(len(IDS)) >= 3)
+
+
+def test_a_model_in_training_mode_is_refused():
+    lm = make("llama")
+    lm.model.train()
+    with pytest.raises(LenscopeError, match="training mode"):
+        run_of(lm)
+
+
+def test_parts_of_a_text_have_names_of_their_own():
+    lm = make("llama")
+    one, other = (Corpus.open(lm, documents(seed=n), length=32, skip=4) for n in (0, 1))
+    assert text_name(one, (0, 2)) != text_name(one, (1, 2))
+    assert text_name(one, (0, 1)) != text_name(other, (0, 1))
+
+
+def test_unknown_targets_are_refused():
+    with pytest.raises(LenscopeError, match="targets 'all': give 'later' or 'same'"):
+        Targets("all")
