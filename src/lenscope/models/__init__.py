@@ -7,6 +7,18 @@ from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, Continuation
 from lenscope.models.loading import load
 from lenscope.models.prompts import Prompt
+from lenscope.models.relevance_rules import relp_rules
 from lenscope.models.streamed_loading import load_streamed
 
-__all__ = ["Continuation", "Edit", "HiddenStates", "LM", "Prompt", "check", "edits", "load", "load_streamed"]
+__all__ = [
+    "Continuation",
+    "Edit",
+    "HiddenStates",
+    "LM",
+    "Prompt",
+    "check",
+    "edits",
+    "load",
+    "load_streamed",
+    "relp_rules",
+]
