@@ -19,6 +19,8 @@ from lenscope.measures import definitions as measures
 from lenscope.models import edits
 from lenscope.models.deviations import deviation
 from lenscope.models.exactness import tolerance
+from lenscope.models.sublayer_states import read_points
+from lenscope.models.sublayers import find_sublayers
 
 EXACT = 1e-4
 REFUSED = {
@@ -236,6 +238,45 @@ def test_in_float64_a_sweep_is_what_plain_hooks_give_to_the_last_digits(architec
     # norms in float32, as Llama's, are no reason for sums of another shape to differ, but round as much
     assert (tolerance(lm.runner) < 1e-8) == (architecture in ("gpt2", "gpt_neox", "phi", "opt", "falcon"))
     assert tolerance(lm.runner) < 1e-5
+
+
+# Architectures whose blocks' attention and MLP cannot be read apart: norms stand behind what is added ...
+_NOT_SUMS = {
+    "bart", "bert", "bert-generation", "big_bird", "blenderbot-small", "camembert", "data2vec-text", "electra",
+    "ernie", "git", "marian", "mvp", "openai-gpt", "plbart", "rembert", "roberta", "roc_bert", "roformer", "trocr",
+    "xlm-roberta", "xmod",
+    # ... or the stream is normed before it is added to, scaled by a vector, or more is added than two things
+    "doge", "gpt_neox_japanese", "longcat_flash", "minimax", "qwen4_exp", "qwen4_exp_text", "rwkv", "zaya",
+}  # fmt: skip
+_ONE_THING = {"falcon_mamba", "mamba", "mamba2", "nemotron_h", "zamba", "zamba2"}
+NOT_APART = {
+    **dict.fromkeys(_NOT_SUMS, "neither its attention's nor its MLP's output"),
+    **dict.fromkeys(_ONE_THING, "adds one thing to the stream"),
+    **dict.fromkeys(("deepseek_v4", "gemma3n_text", "hy_v4"), "several parts side by side"),
+    "inkling_text": "2 things that look at other positions",
+}
+
+
+def test_what_blocks_add_is_attention_and_mlp_or_refused(lm):
+    """That every block is the sum is checked as it is read; here, that both parts are something."""
+    if lm.name in NOT_APART:
+        with pytest.raises(ls.LenscopeError, match=NOT_APART[lm.name]):
+            find_sublayers(lm.runner)
+        return
+    (ids,) = prompts(lm, 9)
+    recipes = find_sublayers(lm.runner)
+    mid, after = (read_points(lm, ids, point, range(1, lm.n_layers + 1)) for point in ("attention", "mlp"))
+    states = lm.read(ids)
+    for layer, recipe in enumerate(recipes, 1):
+        sum_of_both = mid[layer, :] + after[layer, :] - states[layer - 1, :] if recipe.parallel else after[layer, :]
+        assert deviation(sum_of_both, states[layer, :]) <= EXACT
+        assert deviation(mid[layer, :], states[layer, :]) > 1e-2
+        assert recipe.keep != 1 or deviation(mid[layer, :], states[layer - 1, :]) > 1e-2
+    assert torch.equal(mid.last[0], states[lm.n_layers, :])
+
+
+def test_most_architectures_can_be_read_within_their_blocks():
+    assert len(ARCHITECTURES) - len(REFUSED) - len(NOT_APART) >= 130
 
 
 def mixed_rows(lm, targets):
