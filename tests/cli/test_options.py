@@ -47,6 +47,7 @@ ALWAYS = {
         "--output", "--data", "--tokens", "--recipe", "--held-out", "--length", "--seed", "--model", "--json",
         "--moments-on", "--stream",
     },
+    "merge": {"--output", "--data", "--model", "--json"},
     "sweep": {"--output", "--engine", "--status", "--dry-run", "--json"},
     "plan": {"--task", "--gpus", "--memory", "--disk", "--length", "--json"},
     "eval": {
@@ -107,6 +108,13 @@ REFUSED = {
     ],
     ("fit", "--epochs"): [(["fit", "-o", "OUT", "--epochs", "2"], "the model's own samples have no end")],
     ("fit", "--shard"): [(["fit", "-o", "OUT", "--shard"], "processes of torchrun")],
+    **{
+        ("fit", option): [(["fit", "-o", "OUT", option, value], "applies to --recipe jacobian")]
+        for option, value in (
+            *(("--until", "0.9"), ("--targets", "same"), ("--target-layer", "3")),
+            *(("--rule", "relp"), ("--part", "1/2")),
+        )
+    },
     ("sweep", "--limit"): [
         (["sweep", "PLAIN", "-o", "OUT", "--status", "--limit", "3"], "nothing is run"),
         (["sweep", "PLAIN", "--dry-run", "--limit", "3"], "nothing is run"),

@@ -121,7 +121,7 @@ def fit_jacobian_lens(
     with joined(lm.device) as group, _alone_in(folder, group):
         share = text_share(lm, group)
         where = None if folder is None else Path(folder) / SUMS
-        sums = _sums(lm, settings, where)
+        sums = _sums_in(lm, settings, where)
         run = make_run(lm, text, sums, (part[0] - 1, part[1]), share)
         measures = JacobianMeasures.read(lm, held, LayerOwners(lm.n_layers, group, share))
         each = 2 * part[1] * corpus.length
@@ -209,7 +209,7 @@ def require_settings(
         raise LenscopeError(f"rule {rule!r}: {lm.name} is split among processes; give rule 'gradient'")
 
 
-def _sums(lm: LM, settings: dict[str, Any], where: Path | None) -> JacobianSums:
+def _sums_in(lm: LM, settings: dict[str, Any], where: Path | None) -> JacobianSums:
     """The sums that a folder has, else none yet."""
     if where is not None and JacobianSums.exists(where):
         sums = JacobianSums.load(where)

@@ -62,7 +62,7 @@ def shrunk(
         best: tuple[float, dict[str, Any], Tensor] | None = None
         x = held.seen(mean[layer], layer)
         for name, a_cheap, b_cheap, cheap in _cheaper(first, second, mean, regression, layer):
-            weight = _weight(
+            weight = _shrinkage_weight(
                 held.seen(first[layer], layer), held.seen(second[layer], layer), held.seen(a_cheap, layer),
                 held.seen(b_cheap, layer),
             )  # fmt: skip
@@ -103,7 +103,7 @@ def _cheaper(
     return [(name, a, b, both) for name, (a, b, both) in ways]
 
 
-def _weight(a: Tensor, b: Tensor, a_cheap: Tensor, b_cheap: Tensor) -> float:
+def _shrinkage_weight(a: Tensor, b: Tensor, a_cheap: Tensor, b_cheap: Tensor) -> float:
     """The weight of the cheap estimate beside the mean of both halves, from what the halves and theirs give."""
     gap_a, gap_b = a - a_cheap, b - b_cheap
     noise = float(((a - b) * (gap_a - gap_b)).sum()) / 2

@@ -95,7 +95,7 @@ def _setting(name: str, value: Any) -> str:
     return text if len(text) <= 90 else text[:89] + "…"
 
 
-def _same_text(one: str, other: str) -> bool:
+def _rows_in_common(one: str, other: str) -> bool:
     """Whether two parts of texts, by their names in the sums, have rows in common."""
     (text, _, part), (text_too, _, part_too) = one.rpartition(" "), other.rpartition(" ")
     return text == text_too and (part == part_too or part.split("/")[-1] != part_too.split("/")[-1])
@@ -118,7 +118,7 @@ def added_sums(parts: Sequence[JacobianSums], names: Sequence[str]) -> JacobianS
         part.require_settings(first.settings, name)
     rows: dict[str, int] = {}
     for part, name in zip(parts, names, strict=True):
-        if any(_same_text(one, other) for one in rows for other in part.rows):
+        if any(_rows_in_common(one, other) for one in rows for other in part.rows):
             raise LenscopeError(
                 f"{name}: has read text that another of these lenses has read, too; give lenses of different text, or "
                 "of different --part of one text, such as 1/2 and 2/2"
