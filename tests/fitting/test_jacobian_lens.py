@@ -129,3 +129,19 @@ def test_what_is_out_of_range_is_said_before_the_model_runs(changed, says, monke
     monkeypatch.setattr(lm.runner, "capture", None)
     with pytest.raises(LenscopeError, match=says):
         fitted(lm, **changed)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_a_lens_by_rules_of_relevance_is_another_one(kind):
+    lm = make(kind)
+    before = lm.model.config._attn_implementation
+    lens, plain = fitted(lm, rule="relp"), fitted(lm)
+    assert lens.report["lens"] == "R-lens"
+    assert lm.model.config._attn_implementation == before
+    # norms and patterns that are held make another matrix, and the same where nothing is left to hold
+    assert (lens.weights[0, 4][0] - plain.weights[0, 4][0]).norm() > 0.01 * plain.weights[0, 4][0].norm()
+
+
+def test_a_block_without_a_rule_is_refused():
+    with pytest.raises(LenscopeError, match="MambaMixer"):
+        fitted(make("mamba"), rule="relp")

@@ -165,7 +165,7 @@ def make_run(lm: LM, text: Corpus, sums: JacobianSums, part: tuple[int, int], gr
     """What reads a text on and adds to some sums, as their settings say."""
     second, first = text.split(0.5)
     last, rule = sums.settings["target_layer"], sums.settings["rule"]
-    graphs = LayerGraphs(lm, range(last), last, low_precision(lm))
+    graphs = LayerGraphs(lm, range(last), last, low_precision(lm), rule == "gradient")
     return JacobianRun(lm, (first, second), graphs, Targets(sums.settings["targets"]), sums, part, group, _rule(rule))
 
 

@@ -80,10 +80,10 @@ class JacobianMeasures:
             agreement = agreement_rows(halves_agreement(self.measure, first, second, seed=seed))
             weights = [torch.cat([matrices[n].T, matrices.new_zeros(1, lm.hidden_size)]) for n in self.owners.own]
             plain = [torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device) for _ in self.owners.own]
-            kept = ["shrunk" if row["weight"] else "mean" for row in drawn]
-            kept += ["mean"] * (lm.n_layers - len(kept))
+            chosen = ["shrunk" if row["weight"] else "mean" for row in drawn]
+            chosen += ["mean"] * (lm.n_layers - len(kept))
             constants = [1.0] * lm.n_layers
-            rows = layer_rows(self.measure, weights, plain, kept, constants, seed)
+            rows = layer_rows(self.measure, weights, plain, chosen, constants, seed)
         rows = [{**row, **more} for row, more in zip(rows, agreement, strict=True)]
         return matrices, rows, drawn, describe_held_out(self.held, self.select, self.measure, rows)
 

@@ -92,14 +92,18 @@ class LayerGraphs:
         layers: the layers whose states are differentiated with respect to.
         target_layer: the layer whose states are differentiated.
         low: the dtype in which products are made, None: the model's own.
+        own_gradients: whether gradients are the model's, and so compared with finite differences, or follow a rule.
     """
 
-    def __init__(self, lm: LM, layers: Sequence[int], target_layer: int, low: torch.dtype | None) -> None:
+    def __init__(
+        self, lm: LM, layers: Sequence[int], target_layer: int, low: torch.dtype | None, own_gradients: bool = True
+    ) -> None:
         if lm.runner.editing or lm.runner.exclusive.training:
             raise LenscopeError(
                 f"{lm.name}: is being edited or in training mode; end the edit or call model.eval() first"
             )
         self.lm, self.layers, self.target_layer, self.low = lm, tuple(layers), target_layer, low
+        self.own_gradients = own_gradients
         self.stacked = self.cached = True
         self._measured = False
 
@@ -120,13 +124,13 @@ class LayerGraphs:
         return self._graph(ids, start if self.cached else 0, self.stacked)
 
     def _graph(self, ids: Sequence[int], start: int, stacked: bool) -> LayerGraph:
-        lm, kept = self.lm, dict[int, Tensor]()
+        lm, captured = self.lm, dict[int, Tensor]()
         runner = lm.runner
 
         def keep(layer: int, h: Tensor) -> Tensor:
             # the graph begins at the lowest layer
             state = h.detach().requires_grad_() if layer == self.layers[0] else h.view_as(h)
-            kept[layer] = state
+            captured[layer] = state
             if layer == self.target_layer:
                 raise EnoughRead
             return state
@@ -150,8 +154,8 @@ class LayerGraphs:
                 lm.model(input_ids=rest, **forward_kwargs(lm.model, **given))
             except EnoughRead:
                 pass
-        states = [kept[layer] for layer in self.layers]
-        return LayerGraph(states, kept[self.target_layer], start, stacked)
+        states = [captured[layer] for layer in self.layers]
+        return LayerGraph(states, captured[self.target_layer], start, stacked)
 
     def _measure(self, ids: Sequence[int], start: int) -> None:
         """Which ways give this model's own numbers, seen on a row."""
@@ -205,7 +209,7 @@ class LayerGraphs:
         In 16 bits differences are lost in rounding: there is nothing to compare with.
         """
         lm, most = self.lm, GAPS.get(whole.last.dtype)
-        if most is None or self.low is not None:
+        if most is None or self.low is not None or not self.own_gradients:
             return
         draw = torch.Generator().manual_seed(1)
         for at in {0, len(self.layers) // 2, len(self.layers) - 1}:

@@ -176,12 +176,12 @@ class JacobianRun:
         together = max(1, self.graphs.together // graph.tokens)
         for first in range(0, count, together):
             check_interruption()
-            some = range(first, min(first + together, count))
+            numbers = range(first, min(first + together, count))
             if cotangents is None:
-                given = torch.zeros(len(some), size, device=last.device, dtype=last.dtype)
-                given[torch.arange(len(some)), torch.tensor(some)] = 1
+                given = torch.zeros(len(numbers), size, device=last.device, dtype=last.dtype)
+                given[torch.arange(len(numbers)), torch.tensor(numbers)] = 1
             else:
                 given = cotangents[first : first + together].to(last)
             for layer, gradient in enumerate(graph.gradients(given, here)):
-                rows[layer, first : first + len(some)] = torch.einsum("ktd,t->kd", gradient.to(weights), weights)
+                rows[layer, first : first + len(numbers)] = torch.einsum("ktd,t->kd", gradient.to(weights), weights)
         return rows
