@@ -81,7 +81,7 @@ class JacobianMeasures:
             weights = [torch.cat([matrices[n].T, matrices.new_zeros(1, lm.hidden_size)]) for n in self.owners.own]
             plain = [torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device) for _ in self.owners.own]
             chosen = ["shrunk" if row["weight"] else "mean" for row in drawn]
-            chosen += ["mean"] * (lm.n_layers - len(kept))
+            chosen += ["mean"] * (lm.n_layers - len(chosen))
             constants = [1.0] * lm.n_layers
             rows = layer_rows(self.measure, weights, plain, chosen, constants, seed)
         rows = [{**row, **more} for row, more in zip(rows, agreement, strict=True)]
