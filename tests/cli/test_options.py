@@ -42,6 +42,7 @@ ALWAYS = {
         "--at", "--target", "--grid", "--layers", "--target-layers", "--answer", "--below", "--model",
         "--target-model", "--mapping", "--output", "--html", "--json",
     },
+    "attribute": {"--token", "--model", "--against", "--at", "--heads", "--chat", "--output", "--json"},
     "check": {"--json"},
     "fit": {
         "--output", "--data", "--tokens", "--recipe", "--held-out", "--length", "--seed", "--model", "--json",
@@ -82,6 +83,9 @@ REFUSED = {
     ("lens", "--seed"): [
         ([*LENS, "--seed", "1"], "applies to --temperature"),
         ([*LENS, "--generate", "2", "--seed", "1"], "applies to --temperature"),
+    ],
+    ("attribute", "--top-k"): [
+        (["attribute", "hi", "--token", "x", "--top-k", "3", "--json"], "with --json there is none"),
     ],
     ("patch", "--placeholder"): [
         ([*PATCH, "--placeholder", "3"], "entity is a target prompt by name"),

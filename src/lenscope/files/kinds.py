@@ -16,6 +16,7 @@ CONFIG = "config.json"
 # kind → what it is called, and what reads it
 KINDS = {
     "trajectory": ("trajectory", "load_results(path)"),
+    "attribution": ("attribution of a logit", "load_results(path)"),
     "comparison": ("comparison", "load_results(path)"),
     "grid": ("grid", "load_grid(path)"),
     "effects": ("table of effects", "load_effects(path)"),

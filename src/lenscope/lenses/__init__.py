@@ -1,9 +1,11 @@
 """Hidden states become trajectories of predictions; lenses are measured on text."""
 
+from lenscope.lenses.attribution_results import LogitAttribution, LogitPart
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate, transfer
 from lenscope.lenses.evaluation_results import Evaluation, load_evaluation
 from lenscope.lenses.lens import Lens
+from lenscope.lenses.logit_attribution import attribute_logit
 from lenscope.lenses.patched_trajectory import causal_cone, patched_trajectory
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import Trajectory, save
@@ -15,11 +17,14 @@ __all__ = [
     "Evaluation",
     "EvaluationInterrupted",
     "Lens",
+    "LogitAttribution",
+    "LogitPart",
     "ReadToken",
     "TokenRanks",
     "Trajectory",
     "Transfer",
     "WrittenTrajectory",
+    "attribute_logit",
     "causal_cone",
     "evaluate",
     "load_evaluation",
