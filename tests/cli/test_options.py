@@ -55,7 +55,8 @@ ALWAYS = {
         "--lens", "--data", "--tokens", "--held-out", "--layers", "--transfer", "--length", "--seed", "--output",
         "--html", "--model", "--json",
     },
-    "export": {"--model", "--json"},
+    "export": {"--format", "--model", "--json"},
+    "push": {"--json"},
     "causal": {
         "--lens", "--data", "--layers", "--k", "--tokens", "--seed", "--output", "--model", "--json",
     },

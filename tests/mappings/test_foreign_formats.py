@@ -1,4 +1,4 @@
-"""Formats of other packages: read as those packages read them, written as they read."""
+"""The format of tuned-lens: read as that package reads it, written as it reads."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_lenses import IDS, LAYERS, D, assert_reads, jacobian_file, old_config, old_state, put, tuned
+from foreign_lenses import LAYERS, D, assert_reads, old_config, old_state, put, tuned
 
 import lenscope as ls
 from lenscope.mappings.foreign_formats import export_tuned_lens
@@ -90,66 +90,6 @@ def test_a_broken_folder_of_tuned_lens_is_refused_in_one_line(defect, lm64, tmp_
         load_lens(tmp_path, lm64)
     assert "\n" not in str(told.value)
     assert str(tmp_path) in str(told.value)
-
-
-def test_a_jacobian_lens_counts_block_outputs_from_zero(lm64, tmp_path):
-    js = jacobian_file(tmp_path / "lens.pt")
-    for where in (tmp_path / "lens.pt", tmp_path):
-        lens = load_lens(where, lm64)
-        assert lens.layers(LAYERS) == (1, 2, 3, 4)
-        assert lens.report == {"lens": "Jacobian lens", "format": "jacobian-lens", "base_model": None, "prompts": 7}
-        # the reference records the outputs of blocks: hooks on the model itself
-        found = {}
-        hooks = [
-            block.register_forward_hook(lambda _, __, out, k=k, to=found: to.update({k: out[0]}))
-            for k, block in enumerate(lm64.model.model.layers)
-        ]
-        with torch.no_grad():
-            lm64.model(torch.tensor([IDS]))
-        for hook in hooks:
-            hook.remove()
-        with torch.no_grad():
-            expected = {
-                k + 1: lm64.model.lm_head(lm64.model.model.norm(found[k].reshape(-1, D) @ j.double().T))
-                for k, j in js.items()
-            }
-        assert_reads(lens, lm64, expected, [1, 2, 3])
-        trajectory = ls.Lens(lm64, lens).trajectory(IDS)
-        assert trajectory.layers == (1, 2, 3, 4)
-        assert trajectory.lens == "Jacobian lens"
-        with pytest.raises(ls.LenscopeError, match=r"pair \(0, 4\)"):
-            ls.Lens(lm64, lens).trajectory(IDS, layers=[0, 1])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"d_model": 48}, "states of size 48; tiny-llama has 32"),
-        ({"blocks": range(LAYERS)}, "has blocks 0–3; of tiny-llama it would have 0–2"),
-        ({"blocks": [0, 1]}, "has blocks 0–1; of tiny-llama it would have 0–2"),
-        ({"blocks": [-1, 2]}, "has blocks -1–2"),
-        ({"J": {}}, "must hold matrices"),
-        ({"J": {"0": torch.eye(D)}}, "must hold matrices"),
-        ({"J": {0: torch.eye(D), 1: torch.eye(D), 2: torch.zeros(D, 3)}}, "block 2 has a matrix"),
-        ({"J": dict.fromkeys(range(3), torch.full((D, D), torch.nan))}, "NaN or infinity"),
-        ({"J": ..., "jacobian_sum": {0: torch.eye(D)}}, "is no Jacobian lens: it has no J"),
-        ({"metadata": {"target_layer": 2}}, "maps to block 2; tiny-llama is read after block 3"),
-        ({"metadata": {"model_name": "google/gemma-2-2b"}}, "was fitted for 'google/gemma-2-2b'"),
-    ],
-)
-def test_a_jacobian_lens_that_does_not_fit_is_refused(changes, message, lm64, tmp_path):
-    jacobian_file(tmp_path / "lens.pt", **changes)
-    with pytest.raises(ls.LenscopeError, match=message) as told:
-        load_lens(tmp_path / "lens.pt", lm64)
-    assert "\n" not in str(told.value)
-
-
-def test_a_jacobian_lens_is_known_by_its_file_s_name(lm64, tmp_path):
-    jacobian_file(tmp_path / "Tiny-Llama_jacobian_lens_n1000.pt", [0, 1])
-    assert load_lens(tmp_path / "Tiny-Llama_jacobian_lens_n1000.pt", lm64).layers(LAYERS) == (1, 2, 4)
-    jacobian_file(tmp_path / "gpt2_jacobian_lens.pt")
-    with pytest.raises(ls.LenscopeError, match="was fitted for 'gpt2'"):
-        load_lens(tmp_path / "gpt2_jacobian_lens.pt", lm64)
 
 
 def test_what_is_exported_is_read_again(lm64, tmp_path):

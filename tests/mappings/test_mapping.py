@@ -328,10 +328,11 @@ def test_a_mapping_is_pushed_in_one_commit(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.create_repo", lambda repo_id, exist_ok: f"https://hub/{repo_id}")
     monkeypatch.setattr("huggingface_hub.upload_folder", upload)
-    assert old.push("me/lens") == "https://hub/me/lens"
+    assert old.push_to_hub("me/lens") == "https://hub/me/lens"
+    assert old.push("me/lens") == "https://hub/me/lens"  # its first name
     old.save(tmp_path)
-    names = {p.name for p in tmp_path.iterdir()}
-    assert pushed == [("me/lens", "lenscope: Affine(m → m: (1, 2))", ["mapping-*.safetensors"], names)]
+    names = {"README.md", *(p.name for p in tmp_path.iterdir())}
+    assert pushed == 2 * [("me/lens", "lenscope: Affine(m → m: (1, 2))", ["mapping-*.safetensors"], names)]
 
     def refuse(**_):
         raise RuntimeError("401 Client Error\nInvalid token")
@@ -340,7 +341,7 @@ def test_a_mapping_is_pushed_in_one_commit(tmp_path, monkeypatch):
     with pytest.raises(
         ls.LenscopeError, match=r"me/lens: cannot be pushed .*401 Client Error Invalid token.*auth login"
     ):
-        old.push("me/lens")
+        old.push_to_hub("me/lens")
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):

@@ -66,6 +66,7 @@ def command_line() -> "Typer":
     from lenscope.cli.merge import merge_command
     from lenscope.cli.patch import patch_command
     from lenscope.cli.plan import plan_command
+    from lenscope.cli.push import push_command
     from lenscope.cli.reproduce import reproduce_command
     from lenscope.cli.serve import serve_command
     from lenscope.cli.sweep import sweep_command
@@ -86,6 +87,7 @@ def command_line() -> "Typer":
     app.command("merge")(merge_command)
     app.command("eval")(evaluate_command)
     app.command("export")(export_command)
+    app.command("push")(push_command)
     app.command("causal")(causal_command)
     app.command("reproduce")(reproduce_command)
     app.command("plan")(plan_command)

@@ -191,7 +191,10 @@ def open_lens(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
     from lenscope.mappings.mapping import load_mapping
 
     if not transferred:
-        return load_lens(where, lm)
+        lens = load_lens(where, lm)
+        if isinstance(unfinished := lens.report.get("unfinished"), str):
+            tell(f"{where}: {unfinished}")
+        return lens
     if not Path(where).is_dir():
         raise LenscopeError(f"{where}: no such folder; --transferred takes one that lenscope fit wrote")
     return load_mapping(where).transferred(lm)

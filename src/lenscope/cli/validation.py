@@ -117,7 +117,7 @@ def require_lens(where: str, transferred: bool = False) -> None:
             f"{did_you_mean(place.name, _names_beside(place))}"
         )
     if _there(place):
-        if place.is_dir() and not (place / "config.json").is_file():
+        if place.is_dir() and not ((place / "config.json").is_file() or any(place.glob("*.pt"))):
             raise LenscopeError(f"{where}: is no lens (the folder has no config.json)")
         return
     if where.startswith((".", "/", "~")) or (place.suffix in (".pt", ".pth", ".safetensors") and "/" not in where):

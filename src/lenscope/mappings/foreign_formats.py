@@ -1,18 +1,13 @@
-"""Lenses in the formats of other packages: tuned-lens, read and written, and jacobian-lens, read.
+"""Lenses in the format of the package tuned-lens, read and written; and how a file of any package names its model.
 
-Knows: what stands in their files, how they name layers and models. Does not know: where files lie (lens_files.py).
+Knows: what stands in its files, how it names layers and models. Does not know: where files lie (lens_files.py), the
+files of Jacobian lenses (jacobian_files.py).
 
 tuned-lens (Belrose et al. 2023; its nn/lenses.py, versions 0.0.x to 0.2.0): a folder with config.json and params.pt,
 a state dict of `{l}.weight` W (D, D) and `{l}.bias` b (D) for the layers 0…n_layers-1, with A = I + W. Before 0.1 the
 keys were `input_translator.…` for layer 0 and `layer_translators.{l-1}.…` for layer l ("probe" or "adapter" still
 earlier), beside the model's own norm and unembedding. On the hub: the space AlignmentResearch/tuned-lens, folder
 lens/MODEL.
-
-Jacobian lens (Gurnee et al. 2026; anthropics/jacobian-lens, jlens/lens.py, read in copies of it; TransformerLens 4.3
-reads and writes the same): one .pt file with J {block: (D, D)}, in float16, n_prompts, source_layers, d_model. Blocks
-count from 0, so the output of block k is layer k + 1 here; J maps it to the last block's output before the final norm.
-TransformerLens adds metadata with model_name and target_layer. On the hub: neuronpedia/jacobian-lens,
-MODEL/jlens/CORPUS/NAME_jacobian_lens.pt.
 """
 
 import hashlib
@@ -95,7 +90,7 @@ def describes_tuned_lens(config: dict[str, Any]) -> bool:
     return "d_model" in config and "model_type" not in config and bool({"num_hidden_layers", "num_layers"} & {*config})
 
 
-def _weight(value: Tensor, where: str, key: Any) -> Tensor:
+def floating_weight(value: Tensor, where: str, key: Any) -> Tensor:
     """A tensor of weights in one of the usual dtypes of floating point, else LenscopeError."""
     if value.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         dtype = str(value.dtype).removeprefix("torch.")
@@ -119,7 +114,7 @@ def read_tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where
     base = config.get("base_model_name_or_path")
     known = _compare_unembedding(config.get("unembed_hash"), lm)
     if known != "equal":
-        _check_model(where, lm, base)
+        check_model_name(where, lm, base)
     translators: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
         if str(key).startswith(_READOUT):
@@ -127,7 +122,7 @@ def read_tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where
         layer, part = _layer_and_part(str(key))
         if layer is None or part not in ("weight", "bias") or not isinstance(value, Tensor) or layer >= n_layers:
             raise LenscopeError(f"{where}: its tensors include {key!r}, which is no translator of {n_layers} layers")
-        translators.setdefault(layer, {})[part] = _weight(value, where, key)
+        translators.setdefault(layer, {})[part] = floating_weight(value, where, key)
     if not translators or any("weight" not in t for t in translators.values()):
         raise LenscopeError(f"{where}: lacks the weight of a translator; fetch it again")
     missing = [layer for layer in range(n_layers) if layer not in translators]
@@ -150,7 +145,7 @@ def read_tuned_lens(config: dict[str, Any], state: dict[Any, Any], lm: LM, where
         "unembed_hash": known,
         "identity": missing,
     }
-    return _affine(weights, report, lm, where)
+    return affine_of_file(weights, report, lm, where)
 
 
 def _layer_and_part(key: str) -> tuple[int | None, str]:
@@ -181,56 +176,8 @@ def _compare_unembedding(hashed: Any, lm: LM) -> str:
     return "equal" if hashlib.sha256(printed.encode()).hexdigest() == hashed else "different"
 
 
-def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str) -> Affine:
-    """A Jacobian lens from what its file holds, for `lm`; layers it lacks are left out.
-
-    Raises LenscopeError, about `where`, for one of another model or size, and for what is no matrix by block.
-    """
-    matrices = content["J"]
-    if not matrices or not all(type(k) is int and isinstance(j, Tensor) for k, j in matrices.items()):
-        raise LenscopeError(f"{where}: its J must hold matrices by block number")
-    first = next(iter(matrices.values()))
-    size = content.get("d_model", first.shape[-1])
-    if size != lm.hidden_size:
-        raise LenscopeError(f"{where}: was fitted for states of size {size}; {lm.name} has {lm.hidden_size}")
-    about = content["metadata"] if isinstance(content.get("metadata"), dict) else {}
-    target = about.get("target_layer", lm.n_layers - 1)
-    if target not in (-1, lm.n_layers - 1):
-        raise LenscopeError(f"{where}: maps to block {target!r}; {lm.name} is read after block {lm.n_layers - 1}")
-    named = about.get("model_name") or model_of_file(where)
-    if named:
-        _check_model(where, lm, named)
-    blocks = sorted(matrices)
-    whole = blocks == list(range(len(blocks)))
-    if blocks[0] < 0 or blocks[-1] > lm.n_layers - 2 or (whole and not named and len(blocks) < lm.n_layers - 1):
-        raise LenscopeError(
-            f"{where}: has blocks {blocks[0]}–{blocks[-1]}; of {lm.name} it would have 0–{lm.n_layers - 2}, so it was "
-            "fitted for another model"
-        )
-    shape = (lm.hidden_size, lm.hidden_size)
-    for block in blocks:
-        if matrices[block].shape != shape:
-            raise LenscopeError(f"{where}: block {block} has a matrix {tuple(matrices[block].shape)}, not {shape}")
-    prompts = content.get("n_prompts")
-    report = {
-        "lens": "Jacobian lens",
-        "format": "jacobian-lens",
-        "base_model": named,
-        "prompts": prompts if type(prompts) is int else None,
-    }
-    weights: dict[Pair, tuple[Tensor, ...]] = {
-        (k + 1, lm.n_layers): (_weight(matrices[k], where, k).float(),) for k in blocks
-    }
-    return _affine(weights, report, lm, where)
-
-
-def model_of_file(where: str) -> str | None:
-    """The model that the name of a Jacobian-lens file says, as in gpt2_jacobian_lens.pt; None where it says none."""
-    match = re.fullmatch(r"(.+)_jacobian_lens(?:_n\d+)?\.pth?", Path(where).name)
-    return match[1] if match else None
-
-
-def _affine(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: LM, where: str) -> Affine:
+def affine_of_file(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: LM, where: str) -> Affine:
+    """A lens of `lm` with weights that were read; LenscopeError, about `where`, for what is no such lens."""
     model = model_identity(lm)
     try:
         return Affine(weights, model, model, report)
@@ -252,7 +199,8 @@ def names_of_model(lm: LM) -> set[str]:
     return {name.rstrip("/").rsplit("/", 1)[-1].lower() for name in given if name}
 
 
-def _check_model(where: str, lm: LM, base: Any) -> None:
+def check_model_name(where: str, lm: LM, base: Any) -> None:
+    """Raise LenscopeError, about `where`, unless `base` is a name of `lm`."""
     if not isinstance(base, str) or base.rstrip("/").rsplit("/", 1)[-1].lower() not in names_of_model(lm):
         raise LenscopeError(
             f"{where}: was fitted for {base!r}, and {lm.name} is another model or another name of it; load the lens "

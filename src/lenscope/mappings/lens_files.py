@@ -1,7 +1,8 @@
 """Fitted lenses from wherever they are: lenscope's folders, tuned-lens' folders, Jacobian-lens files, the hub.
 
 Knows: which files make a lens, and where on the Hugging Face hub lenses are kept.
-Does not know: what stands in the files of other packages (foreign_formats.py), what lenses are used for.
+Does not know: what stands in the files of other packages (foreign_formats.py, jacobian_files.py), what lenses are
+used for.
 """
 
 import os
@@ -14,14 +15,14 @@ from lenscope.files.kinds import CONFIG
 from lenscope.files.tensors import ENDINGS, read_tensors
 from lenscope.files.untrusted import read_json
 from lenscope.files.weights_folder import names_of_weights
+from lenscope.files.yaml_files import read_document
 from lenscope.mappings.foreign_formats import (
     PARAMS,
     describes_tuned_lens,
-    model_of_file,
     names_of_model,
-    read_jacobian_lens,
     read_tuned_lens,
 )
+from lenscope.mappings.jacobian_files import BESIDE, holds_jacobian_lens, model_of_file, read_jacobian_lens
 from lenscope.mappings.mapping import PairMapping, load_mapping
 from lenscope.models.language_model import LM
 
@@ -72,12 +73,13 @@ def _from_folder(folder: Path, lm: LM) -> PairMapping:
 
 def _from_file(path: Path, lm: LM, name: str) -> PairMapping:
     content = read_tensors(path)
-    if not isinstance(content.get("J"), dict):
+    if not holds_jacobian_lens(content):
         beside = path.with_name(CONFIG)
         if path.name in PARAMS and beside.is_file():
             return _from_folder(path.parent, lm)
         raise LenscopeError(f"{path}: is no Jacobian lens: it has no J; for a tuned lens give the folder")
-    return read_jacobian_lens(content, lm, name)
+    about = path.with_name(BESIDE)
+    return read_jacobian_lens(content, lm, name, read_document(about) if about.is_file() else None)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -90,14 +92,14 @@ def _config(path: Path) -> dict[str, Any]:
 def _lens_from_hub(name: str, lm: LM) -> PairMapping:
     parts = name.split("/")
     if len(parts) > 2 and name.endswith(ENDINGS):
-        path = hub.fetch_file("/".join(parts[:2]), "/".join(parts[2:]), named=name)
+        path = _fetch_with_config("/".join(parts[:2]), "/".join(parts[2:]), name)
         if path is not None:
             return _from_file(path, lm, name)
     elif len(parts) == 2:
         config = hub.fetch_file(name, CONFIG)
         if config is None:
             file = _file_for(name, lm)
-            path = hub.fetch_file(name, file) if file else None
+            path = _fetch_with_config(name, file, name) if file else None
             if path is not None:
                 return _from_file(path, lm, f"{name}/{file}")
         else:
@@ -112,6 +114,14 @@ def _lens_from_hub(name: str, lm: LM) -> PairMapping:
         f"{name}: no such folder, and no lens for {lm.name} of this name on the hub, nor in the space {SPACE}; give "
         "the folder that a lens was saved to, or OWNER/REPOSITORY (private ones need: hf auth login)"
     )
+
+
+def _fetch_with_config(repo_id: str, file: str, named: str) -> Path | None:
+    """A file of a repository, and what lies beside it of a Jacobian lens, where there is such a file."""
+    path = hub.fetch_file(repo_id, file, named=named)
+    if path is not None:
+        hub.fetch_if_reachable(repo_id, f"{file.rpartition('/')[0]}/{BESIDE}".lstrip("/"))
+    return path
 
 
 def _files_beside(name: str, path: Path) -> tuple[str, ...]:

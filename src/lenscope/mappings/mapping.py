@@ -16,6 +16,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,8 @@ from lenscope.files.weights_folder import (
     write_folder,
     write_weights_file,
 )
+from lenscope.files.writing import write_text
+from lenscope.mappings.model_card import model_card
 from lenscope.models.identity import model_hash
 from lenscope.models.same_model import is_same_model, model_identity
 
@@ -235,12 +238,22 @@ class PairMapping:
             "report": self.report,
         }
 
-    def push(self, repo_id: str) -> str:
-        """Save to a model repository on the Hugging Face hub, in one commit; returns its address.
+    def push_to_hub(self, repo_id: str) -> str:
+        """Save to a model repository on the Hugging Face hub, in one commit, with a card; returns its address.
 
-        `load_lens(repo_id, lm)` reads it again. Raises LenscopeError where the hub cannot be reached or says no.
+        The card, README.md, is made of the report. `load_lens(repo_id, lm)` reads the mapping again. Raises
+        LenscopeError where the hub cannot be reached or says no.
         """
-        return hub.push_folder(repo_id, self.save, f"lenscope: {self!r}", f"{STEM}-*.safetensors")
+
+        def save(folder: str) -> None:
+            self.save(folder)
+            write_text(Path(folder) / "README.md", model_card(self._config(list(self.weights)), repo_id))
+
+        return hub.push_folder(repo_id, save, f"lenscope: {self!r}", f"{STEM}-*.safetensors")
+
+    def push(self, repo_id: str) -> str:
+        """Do what `push_to_hub` does; this was its name first."""
+        return self.push_to_hub(repo_id)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors, seen = {}, set()
