@@ -56,19 +56,20 @@ def test_a_card_has_what_the_report_says():
 
 def test_a_jacobian_lens_has_the_agreement_of_its_halves():
     rows = [{"layer": 1, "top1": 0.5, "top1_95": [0.25, 0.75], "cosine": 0.9, "cosine_95": [0.8, 1]}]
-    text = card(
-        {"lens": "Jacobian lens", "prompts": 100, "rule": "relp", "layers": rows, "unfinished": "unfinished: x"}
-    )
+    report = {"lens": "R-lens", "prompts": 100, "rule": "relp", "layers": rows}
+    text = card({**report, "unfinished": "unfinished: x"})
     for line in (
-        "# Jacobian lens of HuggingFaceTB/SmolLM2-135M-Instruct",
+        "# R-lens of HuggingFaceTB/SmolLM2-135M-Instruct",
         "| prompts | 100 |",
         "| layer | halves agree: top-1 | cosine |",
         "| 1 | 0.500 (0.250 to 0.750) | 0.900 (0.800 to 1.000) |",
         "**This lens is unfinished: x.**",
     ):
         assert line in text.splitlines(), line
-    assert "R-lens" in text
-    assert front(text)["tags"][-1] == "jacobian-lens"
+    assert front(text)["tags"][-1] == "r-lens"
+    assert "A Jacobian lens (Gurnee et al. 2026)" in text
+    assert "relevance propagation" in text
+    assert "relevance propagation" not in card({"lens": "Jacobian lens"})
 
 
 def test_a_card_of_nothing_known_says_so():

@@ -36,7 +36,8 @@ from lenscope.models.deviations import FAILURES, TOLERANCE, deviation
 from lenscope.models.language_model import LM
 
 BESIDE = "config.yaml"
-LENS = "Jacobian lens"
+# without and with the rules of relevance propagation
+LENS, BY_RULES = "Jacobian lens", "R-lens"
 # what the largest number of float16 is
 _LARGEST = 65504.0
 
@@ -96,7 +97,7 @@ def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str, config: Any 
             )
     streams = _copies_needed(content, first, about, lm, where)
     report = {
-        "lens": LENS,
+        "lens": BY_RULES if about["relp"] else LENS,
         "format": "jacobian-lens",
         "base_model": about["names"][0] if about["names"] else None,
         "prompts": prompts,
@@ -270,8 +271,8 @@ def export_jacobian_lens(mapping: PairMapping, path: str | os.PathLike[str]) -> 
     of blocks, so layer 0 has no place in it and is left out. A lens that was read from a file of a model with n
     parallel streams is written as it was there, J (d, n·d).
 
-    Raises LenscopeError unless the mapping is a Jacobian lens (`report["lens"]`, no bias) from every layer 1…n_layers-1
-    of a model to its last, and for numbers that float16 does not hold.
+    Raises LenscopeError unless the mapping is a Jacobian lens or an R-lens (`report["lens"]`), without biases, from
+    every layer 1…n_layers-1 of a model to its last, and for numbers that float16 does not hold.
 
     Args:
         mapping: the lens.
@@ -281,8 +282,15 @@ def export_jacobian_lens(mapping: PairMapping, path: str | os.PathLike[str]) -> 
     if path.suffix != ".pt":
         raise LenscopeError(f"{path}: give a file that ends in .pt")
     n_layers, size, report = mapping.source["n_layers"], mapping.source["hidden_size"], mapping.report
-    if mapping.source != mapping.target or report.get("lens") != LENS or not isinstance(mapping, Affine):
-        raise LenscopeError(f"{mapping!r}: is no Jacobian lens but {report.get('lens', 'a mapping')}; fit one")
+    named = report.get("lens", "a mapping")
+    if mapping.source != mapping.target:
+        named = "a mapping between two models"
+    if named not in (LENS, BY_RULES) or not isinstance(mapping, Affine):
+        raise LenscopeError(f"{mapping!r}: is no Jacobian lens but {named}; fit one")
+    if report.get("target_layer", n_layers) != n_layers:
+        raise LenscopeError(
+            f"{mapping!r}: its target is layer {report['target_layer']}; the file's readers take {n_layers}, the last"
+        )
     streams = report.get("streams", 1)
     matrices: dict[int, Tensor] = {}
     for layer in range(1, n_layers):
@@ -308,7 +316,7 @@ def export_jacobian_lens(mapping: PairMapping, path: str | os.PathLike[str]) -> 
     }
     if streams > 1:
         content["d_source"] = size
-    if report.get("rule") == "relp":
+    if named == BY_RULES:
         content["metadata"] = {"estimator": "relevance_lens"}
     config = _config_beside(mapping, path.name, content)
     try:

@@ -5,6 +5,7 @@ what it cannot tell. Does not know: how a mapping is saved or pushed (mapping.py
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ _JACOBIAN = (
 )
 _RELP = (
     "The gradients follow the rules of relevance propagation (RelP, [arXiv 2508.21258](https://arxiv.org/abs/"
-    "2508.21258)): norms and attention patterns count as constants. Such a lens is also called an R-lens."
+    "2508.21258)): norms and attention patterns count as constants. Such a lens is called an R-lens."
 )
 _MAPPING = "A mapping from hidden states of one layer to hidden states of another, as weights for each pair of layers."
 _LIMITS = (
@@ -46,12 +47,13 @@ def model_card(config: Mapping[str, Any], repo_id: str) -> str:
         front["base_model"] = model
     if licence:
         front["license"] = "other"
-        front["license_name"] = licence
-    front["tags"] = ["lenscope", "interpretability", *([lens.lower().replace(" ", "-")] if lens else [])]
+        front["license_name"] = _markdown(licence)
+    named = re.sub(r"[^a-z0-9]+", "-", (lens or "").lower()).strip("-")
+    front["tags"] = ["lenscope", "interpretability", *([named] if named else [])]
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     between = model if source == target else f"{model} → {hub_name(target['model'])}"
     lines += [f"# {_markdown(lens[0].upper() + lens[1:] if lens else 'Mapping')} of {_markdown(between)}", ""]
-    lines += [{"tuned lens": _TUNED, "Jacobian lens": _JACOBIAN}.get(lens or "", _MAPPING), ""]
+    lines += [{"tuned lens": _TUNED, "Jacobian lens": _JACOBIAN, "R-lens": _JACOBIAN}.get(lens or "", _MAPPING), ""]
     if report.get("rule") == "relp":
         lines += [_RELP, ""]
     if isinstance(report.get("unfinished"), str):
@@ -172,7 +174,7 @@ def _limits_of(report: Mapping[str, Any]) -> list[str]:
     worse = [layer for layer, two in ends.items() if isinstance(two, list) and len(two) == 2 and _is_below(two[1])]
     if worse:
         limits.append(f"At the layers {', '.join(worse)} its KL is above that of the logit lens.")
-    if report.get("lens") == "Jacobian lens":
+    if report.get("lens") in ("Jacobian lens", "R-lens"):
         limits.append(
             "It was not made to guess the next token, and other lenses may do that better. Where the halves of the "
             "prompts do not agree, as in early layers, other prompts would have given other words."
