@@ -2,7 +2,9 @@
 
 import math
 
+import jacobian_processes
 import pytest
+from several_processes import started
 from small_fits import documents, make
 
 import lenscope as ls
@@ -145,3 +147,16 @@ def test_a_lens_by_rules_of_relevance_is_another_one(kind):
 def test_a_block_without_a_rule_is_refused():
     with pytest.raises(LenscopeError, match="MambaMixer"):
         fitted(make("mamba"), rule="relp")
+
+
+@pytest.mark.parametrize("how", ["plain", "split"])
+def test_two_processes_fit_the_lens_of_one(how, tmp_path):
+    started(tmp_path / "two", 2, [jacobian_processes.__file__, how])
+    whole = fitted(make(), tokens=576)
+    two = load_mapping(tmp_path / "two")
+    assert two.report["processes"] == 2
+    assert two.report["prompts"] == whole.report["prompts"]
+    assert apart(two, whole) < 1e-5 * max(float(w[0].abs().max()) for w in whole.weights.values())
+    for one, other in zip(two.report["layers"], whole.report["layers"], strict=True):
+        assert one["cosine"] == pytest.approx(other["cosine"], abs=1e-5)
+        assert one["kl"] == pytest.approx(other["kl"], rel=1e-4)

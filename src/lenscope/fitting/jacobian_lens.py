@@ -205,8 +205,11 @@ def require_settings(
             f"{lm.name}: streams its weights from disk, and a Jacobian lens runs backwards through all of them; load "
             "it whole, or split it among processes"
         )
-    if is_sharded(lm) and rule != "gradient":
-        raise LenscopeError(f"rule {rule!r}: {lm.name} is split among processes; give rule 'gradient'")
+    if is_sharded(lm) and (rule, targets) != ("gradient", "later"):
+        raise LenscopeError(
+            f"rule {rule!r}, targets {targets!r}: {lm.name} is split among processes; give rule 'gradient' and targets "
+            "'later'"
+        )
 
 
 def _sums_in(lm: LM, settings: dict[str, Any], where: Path | None) -> JacobianSums:

@@ -71,9 +71,9 @@ class JacobianMeasures:
         lm = self.lm
         mean, drawn = sums.mean(), list[dict[str, Any]]()
         if rows_of is not None:
-            held = self._held_out_jacobians(rows_of, seed)
+            held = self.held_out_jacobians(rows_of, seed)
             if held is not None:
-                mean, drawn = shrunk(sums.half(0), sums.half(1), mean, self._regression(len(mean)), held)
+                mean, drawn = shrunk(sums.half(0), sums.half(1), mean, self.regression(len(mean)), held)
         with torch.no_grad():
             matrices = padded(mean, lm)
             first, second = (padded(sums.half(n), lm) for n in (0, 1))
@@ -92,7 +92,7 @@ class JacobianMeasures:
         """Which process has which layers."""
         return self.measure.owners
 
-    def _held_out_jacobians(self, rows_of: RowsOf, seed: int) -> HeldOutJacobians | None:
+    def held_out_jacobians(self, rows_of: RowsOf, seed: int) -> HeldOutJacobians | None:
         """Rows of the Jacobians of prompts that decide, in directions of the logits."""
         probes = self._probes(seed)
         parts: list[Tensor] = []
@@ -129,7 +129,7 @@ class JacobianMeasures:
             (gradient,) = torch.autograd.grad(((noise - noise.mean(-1, keepdim=True)) * z).sum(), h)
         return gradient.detach() if gradient.dtype == torch.float64 else gradient.detach().float()
 
-    def _regression(self, layers: int) -> Tensor | None:
+    def regression(self, layers: int) -> Tensor | None:
         """Least squares of the last states on each layer's, without the bias, from the text that decides.
 
         (L, D, D); None where there are fewer states than dimensions.

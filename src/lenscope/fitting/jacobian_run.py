@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lenscope.distributed.processes import Group
+from lenscope.distributed.sharding import is_sharded
 from lenscope.errors import LenscopeError
 from lenscope.fitting.jacobian_passes import LayerGraph, LayerGraphs, without_weight_gradients
 from lenscope.fitting.jacobian_sums import JacobianSums
@@ -92,6 +93,9 @@ class JacobianRun:
                 for half, batch in enumerate(batches):
                     if len(batch.row):
                         self._add(half, batch)
+                    elif is_sharded(self.lm):
+                        # all processes run the model equally often; what comes out counts nothing
+                        self.rows_of(*self._any_row())
                 self.sums.rows[self.name] = min(rows, -(-batches[0].next_row // self.part[1]))
                 if progress is not None:
                     progress(self.done)
@@ -157,6 +161,10 @@ class JacobianRun:
             assert total is not None
             return total / len(chosen)
 
+    def _any_row(self) -> tuple[list[int], Tensor]:
+        length, ids = self.halves[0].length, self.lm.runner.anatomy.ids[0].tolist()
+        return (ids * length)[:length], torch.arange(length) >= self.halves[0].skip
+
     def _add(self, half: int, batch: TokenBatch) -> None:
         jacobian = self.rows_of(batch.ids[0].tolist(), batch.counted[0])
         if jacobian is None:
@@ -173,7 +181,9 @@ class JacobianRun:
         weights = here.to(torch.float32 if last.dtype != torch.float64 else last.dtype) / here.sum()
         count, size = self.lm.hidden_size if cotangents is None else len(cotangents), self.lm.hidden_size
         rows = torch.empty(len(graph.states), count, size, device=last.device, dtype=weights.dtype)
-        together = max(1, self.graphs.together // graph.tokens)
+        # as many for rows of any length, so that processes that hold parts of a model make equally many passes
+        alone = self.targets.name == "same" and self.graphs.cached
+        together = max(1, self.graphs.together // (1 if alone else self.halves[0].length))
         for first in range(0, count, together):
             check_interruption()
             numbers = range(first, min(first + together, count))
