@@ -79,6 +79,10 @@ REFUSED = {
     ("lens", "--top-k"): [([*LENS, "--compare", "ho", "--top-k", "3"], "shows one token per prompt")],
     ("lens", "--target"): [([*LENS, "--compare", "ho", "--target", "x"], "--compare follows no token")],
     ("lens", "--transferred"): [([*LENS, "--transferred"], "applies to --lens")],
+    ("lens", "--points"): [
+        ([*LENS, "--points", "mlp", "--lens", "LENS"], "maps for the ends of blocks only"),
+        ([*LENS, "--points", "mlp", "--generate", "2"], "reads the ends of blocks"),
+    ],
     ("lens", "--generate"): [([*LENS, "--compare", "ho", "--generate", "2"], "--compare writes nothing")],
     ("lens", "--temperature"): [([*LENS, "--temperature", "1"], "applies to --generate")],
     ("lens", "--seed"): [

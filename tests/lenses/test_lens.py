@@ -1,5 +1,6 @@
 """Lenses: streamed measures equal their definitions in float64, whatever the pieces, and nothing big is ever made."""
 
+import affine_lens
 import numpy as np
 import pytest
 import tiny
@@ -8,6 +9,7 @@ import torch
 import lenscope as ls
 from lenscope.measures import definitions as measures
 from lenscope.models import same_model
+from lenscope.models.sublayer_states import read_points
 
 PROMPT = "The capital of France is"
 
@@ -187,3 +189,46 @@ def test_what_is_not_finite_is_an_error_and_no_score(dtype):
         ls.Lens(lm).trajectory([20, 21, 22])
     with pytest.raises(ls.LenscopeError, match="NaN or infinite there"):
         lm.generate([20, 21, 22], 3)
+
+
+# -- within blocks
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gptj"])
+def test_points_within_blocks_are_decoded_as_they_are(architecture):
+    lm = ls.LM(tiny.model(architecture, torch.float64), tiny.tokenizer(), architecture)
+    lens, layers = ls.Lens(lm), range(1, lm.n_layers + 1)
+    for point in ("attention", "mlp"):
+        t = lens.trajectory("The cat sat", points=point, top_k=2)
+        assert (t.points, t.layers) == (point, tuple(layers))
+        log_q = lm.unembed(read_points(lm, "The cat sat", point, layers)[:, :]).log_softmax(-1)
+        assert np.allclose(t.top_log_probs, log_q.topk(2).values, atol=1e-5)
+        final = lm.unembed(lm.read("The cat sat")[lm.n_layers, :]).log_softmax(-1)
+        assert np.allclose(t.kl, (final.exp() * (final - log_q)).sum(-1), atol=1e-5)
+        assert t.final == tuple(final.argmax(-1).tolist())
+        ranks = lens.ranks("The cat sat", [17], points=point)
+        chosen = lens.trajectory("The cat sat", points=point, target=17)
+        assert np.array_equal(ranks.rank[0], chosen.rank)
+        assert ranks.lens == chosen.read_by
+    block = lens.trajectory("The cat sat", layers, top_k=2)
+    same = np.allclose(block.top_log_probs, lens.trajectory("The cat sat", points="mlp", top_k=2).top_log_probs)
+    assert same == (architecture == "llama"), "after the MLP a sequential block is at its end"
+
+
+def test_two_prompts_are_compared_within_blocks(lm):
+    both = ls.Lens(lm).compare("The cat", "The mat", points="attention")
+    assert both.layers == (1, 2, 3, 4)
+    assert both.first.points == both.second.points == "attention"
+    assert "after attention of each block" in str(both.table(width=200).caption)
+    assert ls.Comparison.from_json(both.to_json()) == both
+
+
+def test_points_that_cannot_be_read_are_refused(lm):
+    lens = ls.Lens(lm)
+    with pytest.raises(ls.LenscopeError, match="points 'middle': give block, attention or mlp"):
+        lens.trajectory("The cat", points="middle")
+    with pytest.raises(ls.LenscopeError, match="layer 0: is made by no block"):
+        lens.trajectory("The cat", [0, 1], points="attention")
+    tuned = ls.Lens(lm, affine_lens.affine(lm))
+    with pytest.raises(ls.LenscopeError, match="no map for those within"):
+        tuned.trajectory("The cat", points="attention")

@@ -142,3 +142,26 @@ def test_prediction_depth_is_that_of_the_models_own_token_whatever_layers_are_re
             assert depth == (agree[0] if agree else lm64.n_layers)
         some.save(tmp_path / "some.parquet")
         assert ls.load_results(tmp_path / "some.parquet").prediction_depth.tolist() == some.prediction_depth.tolist()
+
+
+@pytest.mark.parametrize("ending", [".json", ".parquet"])
+def test_a_trajectory_within_blocks_says_where(lm, ending, tmp_path):
+    t = ls.Lens(lm).trajectory("The cat sat", points="attention")
+    t.save(tmp_path / f"t{ending}")
+    back = ls.load_results(tmp_path / f"t{ending}")
+    assert back == t
+    assert back.points == "attention"
+    assert repr(back).endswith("logit lens after attention)")
+    assert "after attention of each block" in str(t.table(width=200).caption)
+    assert t.figure().panels[0].title.startswith("logit lens after attention")
+    assert t.page_data()["lens"] == "logit lens after attention"
+    # what files before this one had
+    old = {name: value for name, value in t.to_json().items() if name not in ("points", "sha256")}
+    assert ls.Trajectory.from_json(old).points == "block"
+
+
+def test_what_is_bold_within_blocks_is_what_the_model_predicts(lm):
+    t = ls.Lens(lm).trajectory("The cat sat on the mat.", points="attention")
+    bold = t._stays()
+    assert (t.top_ids[..., 0][bold] == np.broadcast_to(t.final, bold.shape)[bold]).all()
+    assert np.array_equal(bold[-1], t.top_ids[-1, :, 0] == np.array(t.final))

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from lenscope.lenses.written_trajectory import WrittenTrajectory
     from lenscope.models.language_model import LM
 
+# where in a block states are read
+POINTS = ("block", "attention", "mlp")
 # tokens per cell of files and pages where no number is given
 TOP = 5
 
@@ -84,6 +86,12 @@ def lens_command(
     ] = None,
     tuned: TunedLens = None,
     transferred: Transferred = False,
+    points: Annotated[
+        str,
+        typer.Option(
+            help="Where in a block states are read: block (its end), or within it, after attention or mlp was added."
+        ),
+    ] = "block",
     compare: Annotated[
         str | None, typer.Option(help="A second prompt; the table shows how far the predictions of the two are apart.")
     ] = None,
@@ -133,6 +141,10 @@ def lens_command(
             bool(common.as_json or output or html),
             "the table of --compare shows one token per prompt; the number applies to --json, -o and --html",
         )
+    require_name("points", points, POINTS)
+    if points != "block":
+        require_effect("--points", points, tuned is None, "a fitted lens has maps for the ends of blocks only")
+        require_effect("--points", points, generate is None, "--generate reads the ends of blocks")
     if top_k is not None and top_k < 1:
         raise LenscopeError(f"top_k {top_k}: give at least 1")
     wanted_layers = parse_indices(layers, "layers")
@@ -169,8 +181,9 @@ def lens_command(
     ready = [lm.chat(t) if chat else lm.prompt(t) for t in given]
     if compare is not None:
         both = one.compare(
-            ready[0], lm.chat(compare) if chat else lm.prompt(compare), chosen, wanted_positions, top_k=top_k or TOP
-        )
+            ready[0], lm.chat(compare) if chat else lm.prompt(compare), chosen, wanted_positions, top_k=top_k or TOP,
+            points=points,  # type: ignore[arg-type]
+        )  # fmt: skip
         what = f"{both.texts[0]!r} and {both.texts[1]!r}"
         show_and_save(both, lm, what, one.name, measure or "js", common.as_json, output, html)
         return
@@ -190,13 +203,16 @@ def lens_command(
             item_bar(len(ready) if common.as_json or not Screen().is_terminal else 1, "prompts") as progress,
         ):
             how: Any = {"target": target, "top_k": keep}
+            within = {} if generate is not None else {"points": points}
             # those that share a reading of the weights
             read = (
-                _read_block_by_block(one, ready, chosen, wanted_positions, how) if stream and generate is None else None
+                _read_block_by_block(one, ready, chosen, wanted_positions, how | within)
+                if stream and generate is None
+                else None
             )
             for n, prompt in enumerate(ready):
                 if generate is None:
-                    trajectory = read[n] if read else one.trajectory(prompt, chosen, wanted_positions, **how)
+                    trajectory = read[n] if read else one.trajectory(prompt, chosen, wanted_positions, **how, **within)
                     # the terminal first: what cannot be saved is still seen
                     shown(trajectory)
                 else:

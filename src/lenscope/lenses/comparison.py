@@ -22,7 +22,7 @@ from lenscope.files.digests import FORMAT
 from lenscope.files.json_values import check_within, float_array, whole_numbers
 from lenscope.files.parquet_tables import number_column, repeated_text
 from lenscope.files.records import Lists, Record, check_measure
-from lenscope.lenses.trajectory import Trajectory
+from lenscope.lenses.trajectory import POINTS, Trajectory
 
 DISTANCES = {
     "js": "nats, Jensen–Shannon",
@@ -65,7 +65,7 @@ class Comparison(Record, Drawn):
     def __repr__(self) -> str:
         texts = [t if len(t) <= 30 else t[:27] + "…" for t in self.texts]
         size = f"{len(self.layers)} layers × {len(self.positions)} positions"
-        return f"Comparison({texts[0]!r} and {texts[1]!r}: {size}, {self.lenses[0]} and {self.lenses[1]})"
+        return f"Comparison({texts[0]!r} and {texts[1]!r}: {size}, {self.first.read_by} and {self.second.read_by})"
 
     @property
     def same_top(self) -> np.ndarray:
@@ -101,6 +101,8 @@ class Comparison(Record, Drawn):
         pairs = tuple(zip(first.positions, second.positions, strict=True))
         if comparison.layers != first.layers or comparison.layers != second.layers or comparison.positions != pairs:
             raise ValueError("its layers or positions are not those of its trajectories")
+        if first.points != second.points:
+            raise ValueError("points: are not the same of both trajectories")
         if data["measures"]["same_top"] != comparison.same_top.tolist():
             raise ValueError("same top: is not what its trajectories say")
         for name, high in (("js", np.log(2)), ("total_variation", 1.0), ("kl", np.inf), ("kl_back", np.inf)):
@@ -153,6 +155,8 @@ class Comparison(Record, Drawn):
         sides = (self.first, self.second)
         heads = [[visible.printable_token(t.vocabulary[t.ids[t.positions[n]]], size) for t in sides] for n in shown]
         hidden, note = len(self.positions) - len(shown), "above: first, below: second"
+        within = POINTS[self.first.points]
+        note = f"{within} of each block; {note}" if within else note
         return heat_table(
             [TableColumn("\n".join(tokens), width=size) for tokens in heads],
             [str(layer) for layer in self.layers],
@@ -169,7 +173,7 @@ class Comparison(Record, Drawn):
         tops = [[token_names([t.vocabulary.get(i, "") for i in row]) for row in t.top_ids[..., 0]] for t in sides]
         names = [a if a == b else f"{a} / {b}" for a, b in zip(*heads, strict=True)]
         texts = [["\n".join(pair) for pair in zip(*rows, strict=True)] for rows in zip(*tops, strict=True)]
-        title = " / ".join(dict.fromkeys(self.lenses))
+        title = " / ".join(dict.fromkeys(side.read_by for side in sides))
         axes = ("token", "layer")
         drawn = measure_map(title, axes, names, self.layers, values, measure, self.units[measure], texts)
         return Figure(f"comparison {measure}", [drawn])

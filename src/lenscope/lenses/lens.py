@@ -16,7 +16,7 @@ from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.lens_reports import HELD_OUT, held_out_kl
 from lenscope.lenses.token_ranks import TokenRanks
-from lenscope.lenses.trajectory import Trajectory
+from lenscope.lenses.trajectory import POINTS, Trajectory
 from lenscope.lenses.written_trajectory import WrittenTrajectory
 from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping, StateMap
@@ -31,6 +31,7 @@ from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
+from lenscope.models.sublayer_states import Point, check_point, read_points
 
 
 class Lens:
@@ -93,12 +94,12 @@ class Lens:
     @overload
     def trajectory(
         self, prompts: PromptLike, layers: Sequence[int] | None = ..., positions: Positions | None = ..., *,
-        target: str | int | None = ..., top_k: int = ...,
+        target: str | int | None = ..., top_k: int = ..., points: Point = ...,
     ) -> Trajectory: ...  # fmt: skip
     @overload
     def trajectory(
         self, prompts: list[str | Prompt] | list[str], layers: Sequence[int] | None = ...,
-        positions: Positions | None = ..., *, target: str | int | None = ..., top_k: int = ...,
+        positions: Positions | None = ..., *, target: str | int | None = ..., top_k: int = ..., points: Point = ...,
     ) -> list[Trajectory]: ...  # fmt: skip
     def trajectory(
         self,
@@ -108,12 +109,14 @@ class Lens:
         *,
         target: str | int | None = None,
         top_k: int = 5,
+        points: Point = "block",
     ) -> Trajectory | list[Trajectory]:
         """Read what every layer would predict at every position of a prompt; a list of prompts gives a list.
 
         KL compares with the model's own final distribution. Time is about one forward pass and one unembedding per
         layer; memory does not grow with the vocabulary. Raises LenscopeError for layers, positions or tokens that do
-        not exist.
+        not exist, and for points within blocks where they cannot be read: of blocks that add something else than
+        attention and an MLP, and through a fitted lens, which has maps for the states between blocks only.
 
         Args:
             prompts: a text, token ids or a Prompt, or a list of them.
@@ -121,16 +124,18 @@ class Lens:
             positions: which positions of each prompt are read; by default all.
             target: the token (text or id) that cross_entropy and rank are about; by default each position's next one.
             top_k: how many of the most probable tokens are listed.
+            points: where in a block states are read: layer l is the end of the block that makes it ("block"), or in
+                that block, for l = 1…n_layers, the stream after its "attention" or its "mlp" was added to it.
         """
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
         chosen = None if target is None else self.lm.encoder.token_id(target)
         batched, many = self.lm.encoder.prompts(prompts)
-        numbers = self._layers(layers)
+        numbers = self._layers(layers, points)
         source = provenance(self.lm)
         trajectories = []
         for run in in_order(many, len, self.lm.runner.tokens_together):
-            for states in self.lm.read(run, self._with_last(numbers), positions).split():
-                trajectories.append(self._reduced(states, numbers, chosen, top_k, source))
+            for states in self._read(run, numbers, positions, points).split():
+                trajectories.append(self._reduced(states, numbers, chosen, top_k, source, points))
         return trajectories if batched else trajectories[0]
 
     def ranks(
@@ -139,19 +144,21 @@ class Lens:
         tokens: Sequence[str | int],
         layers: Sequence[int] | None = None,
         positions: Positions | None = None,
+        *,
+        points: Point = "block",
     ) -> TokenRanks:
         """Follow several tokens at once: their ranks and log-probabilities at every layer and position.
 
-        Each is what `trajectory(target=…)` gives for that token alone, in one pass for all. Raises LenscopeError for
-        layers, positions or tokens that do not exist.
+        Each is what `trajectory(target=…, points=…)` gives for that token alone, in one pass for all. Raises
+        LenscopeError as that does.
         """
         ids = [self.lm.encoder.token_id(token) for token in elements(tokens, "a list of tokens, as texts or ids")]
         if not ids:
             raise LenscopeError("tokens: the list is empty; name at least one")
-        numbers = self._layers(layers)
-        states = self.lm.read(self.lm.prompt(prompt), self._with_last(numbers), positions)
+        numbers = self._layers(layers, points)
+        states = self._read(self.lm.prompt(prompt), numbers, positions, points)
         chosen = torch.tensor(ids, device=states.tensor.device)
-        last_alone = self.f is None and numbers[-1] == self.lm.n_layers
+        last_alone = self.f is None and numbers[-1] == self.lm.n_layers and points == "block"
         h = self._mapped_all(states, numbers)
         ranked = rank_tokens(self.lm.runner.readout, self.lm.vocab_size, h, chosen, last_alone)
         return TokenRanks(
@@ -162,7 +169,7 @@ class Lens:
             log_prob=_to_numpy(ranked.log_prob),
             vocabulary=dict(zip(ids, self.lm.encoder.tokens(ids), strict=True)),
             model=self.lm.name,
-            lens=self.name,
+            lens=f"{self.name} {POINTS[points]}".rstrip(),
         )
 
     def generate(
@@ -221,6 +228,7 @@ class Lens:
         *,
         lens: "Lens | None" = None,
         top_k: int = 5,
+        points: Point = "block",
     ) -> Comparison:
         """Compare the predictions of two prompts, or of two lenses, at every layer.
 
@@ -234,16 +242,17 @@ class Lens:
             positions: of both prompts; by default all, paired from the end where the prompts differ in length.
             lens: what reads the second prompt, by default this one; the same prompt through two lenses compares those.
             top_k: how many of the most probable tokens are listed of each side.
+            points: where in a block the states of both are read, as `trajectory` takes it.
         """
         other = lens or self
         if other.lm.vocab_size != self.lm.vocab_size or other.lm.n_layers != self.lm.n_layers:
             raise LenscopeError(
                 f"{other.lm.name} and {self.lm.name} differ in layers or vocabulary: they cannot be compared"
             )
-        shared = sorted({*self._layers(None)} & {*other._layers(None)}) if layers is None else layers
-        numbers = self._layers(shared)
+        both = {*self._layers(None, points)} & {*other._layers(None, points)}
+        numbers = self._layers(sorted(both) if layers is None else layers, points)
         sides = (self, first), (other, second)
-        states = [side.lm.read(side.lm.prompt(text), side._with_last(numbers), positions) for side, text in sides]
+        states = [side._read(side.lm.prompt(text), numbers, positions, points) for side, text in sides]
         paired = min(len(s.positions[0]) for s in states)
         if positions is not None and len({len(s.positions[0]) for s in states}) > 1:
             raise LenscopeError("positions: name as many in the first prompt as in the second")
@@ -251,7 +260,7 @@ class Lens:
         h = tuple(side._mapped_all(s, numbers) for (side, _), s in zip(sides, states, strict=True))
         apart = diverge((self.lm.runner.readout, other.lm.runner.readout), self.lm.vocab_size, (h[0], h[1]))
         a, b = (
-            side._reduced(s, numbers, None, top_k, provenance(side.lm))
+            side._reduced(s, numbers, None, top_k, provenance(side.lm), points)
             for (side, _), s in zip(sides, states, strict=True)
         )
         return Comparison(
@@ -269,8 +278,9 @@ class Lens:
         )
 
     def _reduced(
-        self, states: HiddenStates, layers: tuple[int, ...], target: int | None, top_k: int, source: dict[str, Any]
-    ) -> Trajectory:
+        self, states: HiddenStates, layers: tuple[int, ...], target: int | None, top_k: int, source: dict[str, Any],
+        points: Point = "block",
+    ) -> Trajectory:  # fmt: skip
         (prompt,), (positions,) = states.prompts, states.positions
         device = states.tensor.device
         if target is None:
@@ -279,7 +289,8 @@ class Lens:
             following = [target] * len(positions)
         targets = torch.tensor(following, device=device)
         known = (targets >= 0).cpu()
-        final = states[self.lm.n_layers, list(positions)]
+        final = states[self.lm.n_layers, list(positions)] if states.last is None else states.last[0]
+        has_final = layers[-1] == self.lm.n_layers and points == "block"
         r = reduce(
             self.lm.runner.readout,
             self.lm.vocab_size,
@@ -287,12 +298,12 @@ class Lens:
             final,
             targets.clamp_min(0),
             top_k,
-            final_is_last=self.f is None and layers[-1] == self.lm.n_layers,
+            final_is_last=self.f is None and has_final,
         )
         top_ids = r.top_ids.cpu().numpy()
         # what the model itself predicts, where the last of the layers does not say it
         own = None
-        if layers[-1] != self.lm.n_layers or not (self.f is None or isinstance(self.f, PairMapping)):
+        if not has_final or not (self.f is None or isinstance(self.f, PairMapping)):
             last = reduce(self.lm.runner.readout, self.lm.vocab_size, final[None], final, None, 1, final_is_last=True)
             own = tuple(last.top_ids[0, :, 0].tolist())
         occurring = sorted({*prompt.ids, *np.unique(top_ids).tolist(), *([] if target is None else [target])})
@@ -315,6 +326,7 @@ class Lens:
             vocabulary=dict(zip(occurring, self.lm.encoder.tokens(occurring), strict=True)),
             provenance={**source, "lens": self.name, **self._held_out()},
             final=own,
+            points=points,
         )
 
     def _held_out(self) -> dict[str, Any]:
@@ -328,8 +340,21 @@ class Lens:
         h = states.tensor[0, [states.layers.index(n) for n in layers]]
         return h if self.f is None else torch.stack([self.map(x, n) for x, n in zip(h, layers, strict=True)])
 
-    def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+    def _read(self, prompts: Any, layers: tuple[int, ...], positions: Positions | None, points: Point) -> HiddenStates:
+        """States of layers at a point of their blocks, and the final ones: among them, or as `last`."""
+        if points == "block":
+            return self.lm.read(prompts, self._with_last(layers), positions)
+        return read_points(self.lm, prompts, points, layers, positions)
+
+    def _layers(self, layers: Sequence[int] | None, points: Point = "block") -> tuple[int, ...]:
         wanted = self.layers if layers is None else layers
+        if check_point(points) != "block":
+            if isinstance(self.f, PairMapping):
+                raise LenscopeError(
+                    f"points {points!r}: {self.name} was fitted to states between blocks and has no map for those "
+                    "within; read them with the logit lens, or points='block'"
+                )
+            wanted = [n for n in wanted if n] if layers is None else wanted
         return tuple(sorted(set(check_layers(wanted, self.lm.n_layers, self.lm.name))))
 
     def _with_last(self, layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -339,7 +364,8 @@ class Lens:
 def _last_positions(states: HiddenStates, count: int) -> HiddenStates:
     keep = states.positions[0][-count:]
     tensor = states.tensor[:, :, len(states.positions[0]) - count :]
-    return HiddenStates(tensor, states.layers, states.n_layers, states.prompts, (keep,), False, states.model)
+    last = None if states.last is None else states.last[:, -count:]
+    return HiddenStates(tensor, states.layers, states.n_layers, states.prompts, (keep,), False, states.model, last)
 
 
 def _to_numpy(values: Tensor) -> np.ndarray:

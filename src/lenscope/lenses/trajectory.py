@@ -24,7 +24,7 @@ from lenscope.display.page import Drawn
 from lenscope.display.payload import packed, vocabulary_payload
 from lenscope.display.tables import TableColumn, fit_to_width
 from lenscope.errors import LenscopeError
-from lenscope.files.digests import FORMAT, Column, stamped, unstamped
+from lenscope.files.digests import FORMAT, Column, stamped
 from lenscope.files.json_values import (
     check_most_probable,
     check_within,
@@ -37,20 +37,19 @@ from lenscope.files.json_values import (
     whole_array,
     whole_number,
     whole_numbers,
-    whole_ranks,
 )
 from lenscope.files.parquet_tables import (
     HEAD,
     columns_of,
     list_column,
     number_column,
-    reordered,
     repeated_text,
-    row_order,
+    text_column,
     write_parquet,
 )
 from lenscope.files.records import Lists, Record, check_measure, document_of, write_json
 from lenscope.lenses.lens_reports import HELD_OUT
+from lenscope.lenses.trajectory_rows import documents_of_rows
 from lenscope.measures import definitions as measures
 
 # name → unit, of a trajectory and of a comparison
@@ -63,6 +62,10 @@ MEASURES = {
 }
 
 
+# where within the block that makes a layer its state was read, in words
+POINTS = {"block": "", "attention": "after attention", "mlp": "after the MLP"}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory(Record, Drawn):
     """What a model would predict at each layer and position of one prompt. `Lens.trajectory` makes it.
@@ -72,7 +75,8 @@ class Trajectory(Record, Drawn):
     (KL(final ‖ layer)) and `cross_entropy` (of the target) are in nats; `rank` counts the tokens more probable than the
     target. The target is `target`, or where that is None each position's next token of the prompt; the last position
     has none (NaN and -1). `final` (P,) are the model's own next tokens; None where the last of `layers` has them.
-    `vocabulary` has the text of every id.
+    `vocabulary` has the text of every id. `points` says where in the block that makes a layer its state was read: at
+    its end ("block"), or within, after "attention" or "mlp".
     """
 
     text: str
@@ -93,10 +97,16 @@ class Trajectory(Record, Drawn):
     vocabulary: dict[int, str]
     provenance: dict[str, Any] = field(default_factory=dict)
     final: tuple[int, ...] | None = None
+    points: str = "block"
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "…"
-        return f"Trajectory({text!r}: {len(self.layers)} layers × {len(self.positions)} positions, {self.lens})"
+        return f"Trajectory({text!r}: {len(self.layers)} layers × {len(self.positions)} positions, {self.read_by})"
+
+    @property
+    def read_by(self) -> str:
+        """The lens, and where in a block it read if not at its end, in words."""
+        return f"{self.lens} {POINTS[self.points]}".rstrip()
 
     units = MEASURES
     file_kind, file_mark, in_lists = "trajectory", "lenscope", True
@@ -139,18 +149,24 @@ class Trajectory(Record, Drawn):
             raise LenscopeError(f"top_k {top_k}: this trajectory has the {self.top_ids.shape[2]} most probable tokens")
         shown, size = fit_columns(len(self.positions), len(str(self.n_layers)), width)
         tokens = [self.vocabulary[self.ids[self.positions[n]]] for n in shown]
-        depth = self.prediction_depth[shown.start : shown.stop]
         cells = [[self._cell(row, n, measure, top_k, size) for n in shown] for row in range(len(self.layers))]
         hidden, note = len(self.positions) - len(shown), "bold: the top token stays to the end"
+        note = f"{POINTS[self.points]} of each block; {note}" if POINTS[self.points] else note
         return heat_table(
             [TableColumn(visible.printable_token(token, size), width=size) for token in tokens],
             [str(layer) for layer in self.layers],
             cells,
             shades_of(values, measure)[:, shown.start : shown.stop],
             colour_caption(measure, values, hidden, self.units[measure], note),
-            bold=np.array([(depth >= 0) & (depth <= layer) for layer in self.layers]),
+            bold=self._stays()[:, shown.start : shown.stop],
             corner="layer" if max(self.layers) > 99 else "",
         )
+
+    def _stays(self) -> np.ndarray:
+        """(L, P) where the top token is the one that the model predicts, and is so at all later layers too."""
+        depth = self.prediction_depth
+        stays = np.array([(depth >= 0) & (depth <= layer) for layer in self.layers])
+        return stays if self.final is None else stays & (self.top_ids[..., 0] == np.array(self.final))
 
     def _cell(self, row: int, column: int, measure: str, top_k: int, size: int) -> str:
         tokens = [self.vocabulary[int(i)] for i in self.top_ids[row, column, :top_k]]
@@ -163,11 +179,10 @@ class Trajectory(Record, Drawn):
 
     def figure(self, measure: str = "max_probability") -> Figure:
         """Draw the top tokens, layers × positions, coloured by a measure; bold where they stay to the end."""
-        values, depth = self.measure(measure), self.prediction_depth
+        values, bold = self.measure(measure), self._stays()
         names = token_names([self.vocabulary[self.ids[p]] for p in self.positions])
         top = [token_names([self.vocabulary.get(i, "") for i in row]) for row in self.top_ids[..., 0].tolist()]
-        bold = [(depth >= 0) & (depth <= layer) for layer in self.layers]
-        title, axes = f"{self.lens}, {self.model}", ("token", "layer")
+        title, axes = f"{self.read_by}, {self.model}", ("token", "layer")
         drawn = measure_map(title, axes, names, self.layers, values, measure, self.units[measure], top, bold)
         return Figure(f"trajectory {measure}", [drawn])
 
@@ -179,6 +194,7 @@ class Trajectory(Record, Drawn):
             "prompt": {"text": self.text, "ids": list(self.ids), "tokens": list(self.tokens)},
             "model": self.model,
             "lens": self.lens,
+            "points": self.points,
             "n_layers": self.n_layers,
             "layers": list(self.layers),
             "positions": list(self.positions),
@@ -213,6 +229,7 @@ class Trajectory(Record, Drawn):
             vocabulary=vocabulary_value(data["vocabulary"]),
             provenance=object_value(data["provenance"], "provenance"),
             final=None if data.get("final") is None else whole_numbers(data["final"], "final", 0),
+            points=text_value(data.get("points", "block"), "points"),
             **floats,
         )
         trajectory._check()
@@ -220,7 +237,9 @@ class Trajectory(Record, Drawn):
 
     def _check(self) -> None:
         """ValueError for values that `Lens.trajectory` never gives."""
-        layer_numbers(self.layers, self.n_layers)
+        if self.points not in POINTS or (self.points != "block" and self.final is None):
+            raise ValueError(f"points {self.points[:40]}: are none of a block, or without the model's own tokens")
+        layer_numbers(self.layers, self.n_layers, int(self.points != "block"))
         whole_numbers(self.positions, "positions", 0, len(self.ids) - 1)
         if self.final is not None and len(self.final) != len(self.positions):
             raise ValueError(f"final: has {len(self.final)} tokens for {len(self.positions)} positions")
@@ -252,7 +271,10 @@ class Trajectory(Record, Drawn):
 
     @classmethod
     def _from_columns(cls, head: dict[str, Any], columns: dict[str, Column]) -> "Trajectory | list[Trajectory]":
-        return _from_file_rows(head, columns)
+        trajectories = [Trajectory.from_json(document) for document in documents_of_rows(head, columns, [*MEASURES])]
+        if head["single"] is not (len(trajectories) == 1) and head["single"] is not False:
+            raise ValueError(f"it holds {len(trajectories)} results, and says that it holds one")
+        return trajectories[0] if head["single"] else trajectories
 
     def _parquet(self) -> tuple[pa.Table, dict[str, str]]:
         return file_rows(0, self), file_metadata(True)
@@ -263,10 +285,6 @@ class Trajectory(Record, Drawn):
         ids = np.array(self.ids)[list(self.positions)]
         top = self.top_ids.reshape(cells, k)
         rank = self.rank.reshape(-1)
-
-        def texts(values: Sequence[str]) -> pa.Array:
-            return pa.array(values, type=pa.string())
-
         return pa.table(
             {
                 "prompt": repeated_text(self.text, cells),
@@ -275,8 +293,8 @@ class Trajectory(Record, Drawn):
                 "layer": pa.array(np.repeat(np.array(self.layers, dtype=np.int32), positions)),
                 "position": pa.array(np.tile(np.array(self.positions, dtype=np.int32), layers)),
                 "token_id": pa.array(np.tile(ids, layers)),
-                "token": texts([self.vocabulary[i] for i in ids.tolist()] * layers),
-                "top_token": texts([self.vocabulary.get(i, "") for i in top[:, 0].tolist()]),
+                "token": text_column([self.vocabulary[i] for i in ids.tolist()] * layers),
+                "top_token": text_column([self.vocabulary.get(i, "") for i in top[:, 0].tolist()]),
                 **{name: number_column(self.measure(name).reshape(-1)) for name in MEASURES if name != "rank"},
                 "rank": pa.array(rank, mask=rank < 0),
                 "top_ids": list_column(np.full(cells, k), self.top_ids.reshape(-1)),
@@ -294,7 +312,7 @@ class Trajectory(Record, Drawn):
                 "kind": "trajectory",
                 "text": self.text,
                 "model": self.model,
-                "lens": self.lens,
+                "lens": self.read_by,
                 "n_layers": self.n_layers,
                 "layers": list(self.layers),
                 "positions": list(self.positions),
@@ -345,55 +363,6 @@ def file_rows(number: int, trajectory: Trajectory) -> pa.Table:
     """A trajectory as the rows of a Parquet file, the `number`-th in it; the first row has its head."""
     rows = trajectory._rows()
     # where rows stand in a file is not what they say
-    head = json.dumps(stamped(trajectory._head(_no_lists), columns_of(rows)), ensure_ascii=False)
+    head = json.dumps(stamped(trajectory._head(lambda _: None), columns_of(rows)), ensure_ascii=False)
     rows = rows.add_column(0, "result", pa.array(np.full(len(rows), number, dtype=np.int32)))
     return rows.append_column(HEAD, pa.array([head, *[None] * (len(rows) - 1)], type=pa.string()))
-
-
-def _no_lists(_: np.ndarray) -> None:
-    """What stands for arrays in a head, which has none."""
-
-
-def _from_file_rows(data: dict[str, Any], columns: dict[str, Column]) -> Trajectory | list[Trajectory]:
-    """The inverse of `file_metadata` and `file_rows`, whatever the order of rows."""
-    # version 0.1.0 kept all heads in the file's metadata
-    heads = data["results"] if data["version"] == 1 and "results" in data else _heads(columns)
-    sizes = [len(head["layers"]) * len(head["positions"]) for head in heads]
-    if not heads or sum(sizes) != len(columns["result"]):
-        raise ValueError(f"it has {len(columns['result'])} rows, where it should have {sum(sizes)}")
-    wanted = {
-        "result": np.repeat(np.arange(len(heads)), sizes),
-        "layer": np.concatenate([np.repeat(h["layers"], len(h["positions"])) for h in heads]),
-        "position": np.concatenate([np.tile(h["positions"], len(h["layers"])) for h in heads]),
-    }
-    columns = reordered(columns, row_order(columns, wanted))
-    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    trajectories = [_from_own_rows(h, reordered(columns, rows)) for h, rows in zip(heads, parts, strict=True)]
-    if data["single"] is not (len(trajectories) == 1) and data["single"] is not False:
-        raise ValueError(f"it holds {len(trajectories)} results, and says that it holds one")
-    return trajectories[0] if data["single"] else trajectories
-
-
-def _heads(columns: dict[str, Column]) -> list[dict[str, Any]]:
-    """The heads of a file's results, in the order of their numbers."""
-    rows = zip(columns["result"].tolist(), columns[HEAD], strict=True)
-    heads = {number: json.loads(head) for number, head in rows if head}
-    return [heads[n] for n in range(len(heads))]
-
-
-def _from_own_rows(head: dict[str, Any], columns: dict[str, Column]) -> Trajectory:
-    """A trajectory of its head and its rows in order."""
-    shape = (len(head["layers"]), len(head["positions"]))
-    head = unstamped(head, {n: c for n, c in columns.items() if n not in ("result", HEAD)})
-    lengths, ids = columns["top_ids"]
-    others, log_probs = columns["top_log_probs"]
-    if len({*lengths.tolist(), *others.tolist()}) != 1:
-        raise ValueError("top ids: are not equally many in all rows")
-    at = (*shape, int(lengths[0]))
-    measures = {name: columns[name].reshape(shape) for name in MEASURES}
-    top = {"ids": ids.reshape(at), "log_probs": log_probs.reshape(at)}
-    measures["rank"] = whole_ranks(measures["rank"])
-    trajectory = Trajectory.from_json({**head, "measures": measures, "top": top})
-    if columns["token_id"].tolist() != [trajectory.ids[p] for p in trajectory.positions] * shape[0]:
-        raise ValueError("token ids: are not those of the prompt")
-    return trajectory
