@@ -8,6 +8,7 @@ from typing import Any
 
 from lenscope.files.records import Record, load_record
 from lenscope.interventions.effects import Effects
+from lenscope.interventions.token_edit_results import EditEffects
 from lenscope.lenses.attribution_results import LogitAttribution
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.evaluation_results import Evaluation
@@ -16,15 +17,15 @@ from lenscope.lenses.transfer_results import Transfer
 from lenscope.patchscopes.grid import Grid
 
 RESULTS: tuple[type[Record], ...] = (
-    Trajectory, Comparison, Grid, Effects, Evaluation, Transfer, LogitAttribution,
+    Trajectory, Comparison, Grid, Effects, EditEffects, Evaluation, Transfer, LogitAttribution,
 )  # fmt: skip
 
 
 def load_results(path: str | os.PathLike[str]) -> Any:
     """Load a saved result of any kind, equal to what was saved.
 
-    That is a Trajectory or a list of them (as it was saved), a Comparison, Grid, Effects, Evaluation, Transfer or
-    LogitAttribution. The rows of a Parquet file may be in any order. Raises LenscopeError for a file of something else,
-    whose loader it names, and for one that is damaged or holds values that no result has.
+    That is a Trajectory or a list of them (as it was saved), a Comparison, Grid, Effects, EditEffects, Evaluation,
+    Transfer or LogitAttribution. The rows of a Parquet file may be in any order. Raises LenscopeError for a file of
+    something else, whose loader it names, and for one that is damaged or holds values that no result has.
     """
     return load_record(path, RESULTS)

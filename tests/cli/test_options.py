@@ -30,6 +30,7 @@ LENS = ["lens", "hi"]
 PATCH = ["patch", "hi"]
 EVAL = ["eval", "-d", "TEXT"]
 NAMED = ["reproduce", "attributes"]
+SWAP = ["swap", "hi", "a", "b"]
 DETECT = ["detect", "fit", "-d", "PLAIN", "-o", "OUT"]
 
 # Options that have an effect in every combination in which they are taken at all.
@@ -59,6 +60,9 @@ ALWAYS = {
     "push": {"--json"},
     "causal": {
         "--lens", "--data", "--layers", "--k", "--tokens", "--seed", "--output", "--model", "--json",
+    },
+    "swap": {
+        "--lens", "--layers", "--positions", "--answer", "--swap-answer", "--controls", "--model", "--output", "--json",
     },
     "reproduce": {"--json"},
     "serve": {
@@ -145,6 +149,9 @@ REFUSED = {
     ("eval", "--transferred"): [([*EVAL, "--transferred"], "applies to --lens")],
     ("causal", "--field"): [(["causal", "--field", "x"], "names the field of --data")],
     ("causal", "--transferred"): [(["causal", "--transferred"], "applies to --lens")],
+    ("swap", "--transferred"): [([*SWAP, "--transferred"], "applies to --lens")],
+    ("swap", "--control"): [([*SWAP, "--controls", "0", "--control", "random"], "there are no controls")],
+    ("swap", "--seed"): [([*SWAP, "--controls", "0", "--seed", "1"], "there are no controls")],
     ("reproduce", "--data"): [(["reproduce", "-d", "TEXT"], "without NAME")],
     ("reproduce", "--text"): [
         (["reproduce", "--text", "TEXT"], "without NAME"),

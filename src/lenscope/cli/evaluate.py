@@ -129,6 +129,7 @@ def evaluate_command(
     from lenscope.lenses.evaluate import EvaluationInterrupted, evaluate
     from lenscope.lenses.evaluate import transfer as measure_transfer
     from lenscope.lenses.evaluation_checkpoints import remove_checkpoint
+    from lenscope.lenses.lens import Lens, lens_layers
     from lenscope.text.corpus import overlap
 
     lenses = {name: open_lens(where, lm, transferred) for name, where in given.items()}
@@ -154,7 +155,8 @@ def evaluate_command(
 
             if transfer:
                 (f,) = lenses.values()
-                at = at or list(range(0, lm.n_layers, ceil(lm.n_layers / CROSSED_LAYERS)))
+                mapped = lens_layers(Lens(lm, f), None)
+                at = at or list(mapped[:: ceil(len(mapped) / CROSSED_LAYERS)])
                 result: Any = measure_transfer(lm, rows, f, at, folder=resumed, progress=progress)
             else:
                 named = {"logit lens": None, **lenses}

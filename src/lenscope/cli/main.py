@@ -69,6 +69,7 @@ def command_line() -> "Typer":
     from lenscope.cli.push import push_command
     from lenscope.cli.reproduce import reproduce_command
     from lenscope.cli.serve import serve_command
+    from lenscope.cli.swap import swap_command
     from lenscope.cli.sweep import sweep_command
 
     app = typer.Typer(
@@ -89,6 +90,7 @@ def command_line() -> "Typer":
     app.command("export")(export_command)
     app.command("push")(push_command)
     app.command("causal")(causal_command)
+    app.command("swap")(swap_command)
     app.command("reproduce")(reproduce_command)
     app.command("plan")(plan_command)
     app.command("demo")(demo_command)

@@ -15,6 +15,7 @@ from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.lens_reports import HELD_OUT, held_out_kl
+from lenscope.lenses.token_directions import TokenDirections
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import POINTS, Trajectory
 from lenscope.lenses.written_trajectory import WrittenTrajectory
@@ -26,12 +27,15 @@ from lenscope.measures.streamed import reduce
 from lenscope.models.batches import in_order
 from lenscope.models.edits import as_vectors
 from lenscope.models.hidden_states import HiddenStates
-from lenscope.models.inputs import count, elements
+from lenscope.models.inputs import count, elements, is_integer
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Positions, Prompt
 from lenscope.models.provenance import provenance
 from lenscope.models.sublayer_states import Point, check_point, read_points
+
+# one token, as text or id, or several
+Tokens = str | int | Sequence[str | int]
 
 
 class Lens:
@@ -90,6 +94,31 @@ class Lens:
         """Decode hidden states (..., D) of one layer, a tensor or an array, into logits (..., V)."""
         (number,) = check_layers((layer,), self.lm.n_layers, self.lm.name)
         return self.lm.unembed(self.map(as_vectors(h, "hidden states"), number))
+
+    def direction(self, tokens: Tokens, layer: int) -> Tensor:
+        """Give the direction (D,) in a layer's states that raises a token's logit through this lens; several: (n, D).
+
+        For a lens f(h) = A h + b it is Aᵀ r, r being the token's row of the readout as the last state sees it: the row
+        of the head through the final norm, whose denominator is held constant (`lenscope.models.readout_rows`). So it
+        is J_lᵀ W_U[token] of a Jacobian lens (Gurnee et al. 2026) with the norm's weight, and r for the logit lens. The
+        logit, before scale and soft cap, is direction · h / ρ plus what does not depend on h, ρ being the root mean
+        square that the norm divides by. In float32, in float64 for a float64 model.
+
+        Args:
+            tokens: one token (text or id), or a list of them.
+            layer: 0…n_layers.
+
+        Raises LenscopeError for a lens that is a function, layers without a map, tokens that are several, and models
+        whose readout is no norm and matrix.
+        """
+        one = is_integer(tokens) or isinstance(tokens, str)
+        listed = [tokens] if one else elements(tokens, "a token or a list of tokens, as texts or ids")
+        if not listed:
+            raise LenscopeError("tokens: the list is empty; name at least one")
+        ids = torch.tensor([self.lm.encoder.token_id(token) for token in listed])
+        (number,) = check_layers((layer,), self.lm.n_layers, self.lm.name)
+        directions = TokenDirections(self.lm, self.f, self.name).of(ids, number)
+        return directions[0] if one else directions
 
     @overload
     def trajectory(

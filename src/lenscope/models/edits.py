@@ -16,7 +16,7 @@ from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.models.batches import Running
 from lenscope.models.inputs import integer
-from lenscope.models.prompts import Positions
+from lenscope.models.prompts import Positions, Prompt
 
 # (N, D) states as they are, (N, D) vectors given → (N, D) states as they shall be
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -132,6 +132,48 @@ class Edit(Brief):
                 "give (D,), (positions, D) or (prompts, positions, D)"
             )
         return v
+
+
+# a prompt, its states (T, D) in float32 or wider, the positions asked for (P) → what is added to their states (P, D)
+Change = Callable[[Prompt, Tensor, list[int]], Tensor]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ComputedEdit(Brief):
+    """A change at one layer that is computed of each prompt's own states as they come; `LM.edit` makes it.
+
+    Of each prompt alone, so that it is what it would be in no batch. Only the prompt's own positions are changed.
+
+    Args:
+        layer: where: 0 is the first block's input, n_layers the last block's output.
+        position: one or several places of each prompt: an index, a substring, a slice or a list of them; None: all.
+        change: what is added to states: a function (prompt, states (T, D), positions (P)) → (P, D).
+        name: what errors call it.
+    """
+
+    layer: int
+    position: Positions | None
+    change: Change
+    name: str = "change"
+
+    def apply(self, h: Tensor, running: Running) -> Tensor:
+        """`h` (B, T, D) with the edit made; `h` itself is left as it was."""
+        edited = h.clone()
+        for row, prompt in enumerate(running.prompts):
+            start = running.batch.before[row]
+            places = sorted(set(prompt.positions(self.position)))
+            states = _wide(h[row, start : start + len(prompt)])
+            values = (states[places] + self.change(prompt, states, places)).to(h)
+            if not torch.isfinite(values).all():
+                raise LenscopeError(
+                    f"edit at layer {self.layer}: {self.name} makes states that are NaN or infinite in "
+                    f"{str(h.dtype).removeprefix('torch.')}; make it weaker, or load the model in float32"
+                )
+            edited[row, [start + p for p in places]] = values
+        return edited
+
+    def require_finite(self) -> None:
+        """Nothing: what is written is not known before it is computed."""
 
 
 def as_vectors(value: Any, what: str) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from lenscope.errors import LenscopeError
 from lenscope.models import exactness, generation
 from lenscope.models.batches import Running, length_groups, pad
-from lenscope.models.edits import Edit, as_vectors
+from lenscope.models.edits import ComputedEdit, Edit, as_vectors
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.layers import Layers, check_layers
@@ -193,7 +193,7 @@ class LM:
     # -- editing
 
     @contextmanager
-    def edit(self, *edits: Edit) -> Iterator[None]:
+    def edit(self, *edits: Edit | ComputedEdit) -> Iterator[None]:
         """Run with edited states, within a `with` block: what this thread or task reads and generates.
 
         Edits are made in the given order. During generation the prompt's states are edited, and later tokens see them
@@ -205,7 +205,7 @@ class LM:
         runner = self.runner
         with runner.block() as block, ExitStack() as undo:
 
-            def edited(h: Tensor, edit: Edit) -> Tensor | None:
+            def edited(h: Tensor, edit: Edit | ComputedEdit) -> Tensor | None:
                 running = runner.acts(block)
                 return edit.apply(h, running) if running is not None and running.covers_prompt(h.shape[1]) else None
 
