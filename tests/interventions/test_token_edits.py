@@ -188,6 +188,9 @@ def test_mistakes_are_said_in_one_line(lm64, lens):
         with pytest.raises(ls.LenscopeError, match=message) as raised:
             call()
         assert "\n" not in str(raised.value)
+    part = swap_tokens(lens, A, B)[0]
+    with pytest.raises(ls.LenscopeError, match="reads states of tiny-llama, of size 32, not of size 8"):
+        part.change(lm64.prompt("x"), torch.ones(1, 8), [0])
     edit = swap_tokens(lens, A, B, positions=[7])
     with pytest.raises(ls.LenscopeError, match="position 7"), lm64.edit(*edit):
         lm64.read("A cat")

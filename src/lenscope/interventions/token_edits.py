@@ -87,6 +87,11 @@ class TokenEdit(Sequence[ComputedEdit]):
         return ComputedEdit(layer, self.positions, partial(self._changed, layer), self.name)
 
     def _changed(self, layer: int, prompt: Prompt, h: Tensor, places: list[int]) -> Tensor:
+        size = self.lens.lm.hidden_size
+        if h.shape[-1] != size:
+            raise LenscopeError(
+                f"{self.name}: its lens reads states of {self.lens.lm.name}, of size {size}, not of size {h.shape[-1]}"
+            )
         change, sign = self._change(layer, prompt, h, places)
         amounts = change.norm(dim=-1) * torch.where(sign < 0, -1.0, 1.0).to(change)
         self._edited[layer, prompt.ids] = EditedStates(amounts, h[places].norm(dim=-1))
