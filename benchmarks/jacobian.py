@@ -4,9 +4,9 @@ Two parts. *Speed*: for one prompt, the seconds of some cotangents the reference
 batches, whole rows, hooks on plain autograd) and ours (one graph, tokens before the first source cached), in turn;
 medians, times all dimensions. Beside it the machine's own rate of matrix products of these shapes, and the fraction of
 it that ours reaches, counting the products alone that a backward pass through all blocks needs. Both ways give the
-same rows, which is asserted. *Agreement*: the Jacobians of some prompts are had once, ours; the lens of the first n of them, plain and
-shrunk, is compared with the lens of all others (the long one), on held-out states: the cosine of centred logits, by
-layer.
+same rows, which is asserted. *Agreement*: the Jacobians of some prompts are had once, ours; the lens of the first n of
+them, plain and shrunk, is compared with the lens of all others (the long one), on held-out states: the cosine of
+centred logits, by layer.
 
     python benchmarks/jacobian.py --data TEXTS.jsonl --prompts 8 --minutes 20
     python benchmarks/jacobian.py --data TEXTS.jsonl --prompts 0          # speed alone
