@@ -11,7 +11,6 @@ import pytest
 from evaluated import contents
 
 import lenscope as ls
-from lenscope.cli.evaluate import _places_by_name
 from lenscope.lenses.evaluate import EvaluationInterrupted
 
 
@@ -119,12 +118,6 @@ def held(folder):
     process.stdout.readline()
     yield
     process.communicate(b"\n")
-
-
-def test_names_of_lenses(tmp_path):
-    (tmp_path / "a=b").mkdir()
-    given = ["x=/some/where", "/else/where/", f"{tmp_path}/a=b"]
-    assert _places_by_name(given) == {"x": "/some/where", "where": "/else/where/", "a=b": f"{tmp_path}/a=b"}
 
 
 @pytest.mark.parametrize(

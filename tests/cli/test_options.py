@@ -20,6 +20,7 @@ from lenscope.cli.options import (
     common_options,
     parse_amount,
     parse_positions,
+    places_by_name,
     read_prompts,
 )
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
@@ -163,6 +164,7 @@ REFUSED = {
         (["reproduce", "--lens", "LENS"], "without NAME"),
         ([*NAMED, "--lens", "LENS"], "reads through no lens"),
         (["reproduce", "cross-model", "--lens", "LENS"], "reads through no lens"),
+        (["reproduce", "prediction", "--lens", "a", "--lens", "b"], "prediction reads through one lens, not 2"),
     ],
     ("reproduce", "--transferred"): [
         (["reproduce", "--transferred"], "without NAME"),
@@ -282,6 +284,12 @@ def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
 )
 def test_positions_of_a_command_may_be_text_with_digits(given, prompts, wanted):
     assert parse_positions(given, "at", prompts) == wanted
+
+
+def test_names_of_lenses(tmp_path):
+    (tmp_path / "a=b").mkdir()
+    given = ["x=/some/where", "/else/where/", f"{tmp_path}/a=b"]
+    assert places_by_name(given) == {"x": "/some/where", "where": "/else/where/", "a=b": f"{tmp_path}/a=b"}
 
 
 def test_a_command_ends_with_the_common_options_but_those_that_it_has_itself():

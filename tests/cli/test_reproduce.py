@@ -80,6 +80,30 @@ def test_another_model_to_patch_into(run, given, model, tmp_path, monkeypatch):
     assert "target model" not in given[1].settings()
 
 
+def test_several_lenses_by_name(run, given, model, tmp_path, monkeypatch):
+    module = sys.modules["lenscope.experiments.patchscopes_paper.fake"]
+    monkeypatch.setattr(module, "EXPERIMENT", replace(module.EXPERIMENT, data="questions", lenses=True))
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXT))
+    lens, out = str(tmp_path / "lens"), str(tmp_path / "out")
+    assert run("fit", "-m", model, "--data", str(text), "--tokens", "256", "--length", "32", "-o", lens)[0] == 0
+    command = ["reproduce", "fake", "-m", model, "-o", out]
+    assert run(*command, "--lens", lens, "--lens", f"other={lens}", "--text", str(text))[0] == 0
+    assert list(given[-1].lenses) == ["lens", "other"]
+    assert given[-1].lens is None
+    assert given[-1].text == (str(text),)
+    assert given[-1].settings()["lens"].startswith("given: lens, other")
+    assert run(*command)[0] == 0
+    assert given[-1].lenses == {}
+    status, _, err = run(*command, "--lens", lens, "--lens", lens)
+    assert status == 2
+    assert "give each lens a name of its own" in err
+    monkeypatch.setattr(module, "EXPERIMENT", replace(module.EXPERIMENT, lenses=False))
+    assert run(*command, "--lens", lens)[0] == 0
+    assert given[-1].lenses == {}
+    assert given[-1].lens is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

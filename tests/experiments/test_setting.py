@@ -88,6 +88,11 @@ def variants(lm, root):
         "data": file("data"),
         "text": file("text"),
         "lens": [lambda g: g.update(lens=other_lens(g["lens"])), given("lens", None)],
+        "lenses": [
+            lambda g: g.update(lenses={"one": other_lens(g["lenses"]["one"])}),
+            lambda g: g.update(lenses={"other": g["lenses"]["one"]}),
+            given("lenses", {}),
+        ],
         "quick": [given("quick", True)],
         "seed": [given("seed", 1)],
     }
@@ -103,6 +108,7 @@ def test_a_changed_input_is_a_new_value(lm, tmp_path, name):
     for number, change in enumerate(variants(lm, tmp_path)[name]):
         root = tmp_path / str(number)
         given = {"lm": lm, "target_lm": copied(lm), "lens": affine_lens.affine(lm), "folder": root / "out"}
+        given["lenses"] = {"one": affine_lens.affine(lm, 1)}
         for kind in ("data", "text"):
             (root / kind).mkdir(parents=True)
             (root / kind / "a.txt").write_text("the cat")

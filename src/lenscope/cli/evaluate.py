@@ -4,7 +4,6 @@ Knows: how many tokens are read where no number is given, names of lenses, what 
 Does not know: how lenses are measured (lenses/evaluate.py).
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -29,6 +28,7 @@ from lenscope.cli.options import (
     open_lens,
     parse_amount,
     parse_indices,
+    places_by_name,
     resolve_layers,
 )
 from lenscope.cli.streams import first_process, several_processes, tell
@@ -106,7 +106,7 @@ def evaluate_command(
     require_effect("--transferred", transferred, bool(lens), "applies to --lens")
     wanted = (CROSSED if transfer else MEASURED) if tokens is None else parse_amount(tokens, "tokens")
     chosen = parse_indices(layers, "layers")
-    given = _places_by_name(lens or ())
+    given = places_by_name(lens or ())
     if transfer and len(given) != 1:
         raise LenscopeError(f"--transfer: takes one --lens, not {len(given)}")
     require_corpus(data, field, length, seed)
@@ -178,19 +178,6 @@ def evaluate_command(
         raise Stopped(left)
     if partial is not None and first_process():
         remove_checkpoint(partial)
-
-
-def _places_by_name(lenses: Sequence[str]) -> dict[str, str]:
-    """The places of lenses by name: NAME=LENS, or a lens that is named after the end of its place."""
-    places: dict[str, str] = {}
-    for text in lenses:
-        name, equal, where = text.partition("=")
-        if not equal or "/" in name or Path(text).exists():
-            name, where = Path(text).name, text
-        if not name or not where or name in ("logit lens", *places):
-            raise LenscopeError(f"--lens {text}: give each lens a name of its own, as NAME={where or 'LENS'}")
-        places[name] = where
-    return places
 
 
 def _held_out_share(report: dict[str, Any]) -> float:

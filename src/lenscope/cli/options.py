@@ -200,6 +200,19 @@ def open_lens(where: str, lm: "LM", transferred: bool = False) -> "PairMapping":
     return load_mapping(where).transferred(lm)
 
 
+def places_by_name(lenses: Sequence[str]) -> dict[str, str]:
+    """The places of lenses by name: NAME=LENS, or a lens that is named after the end of its place."""
+    places: dict[str, str] = {}
+    for text in lenses:
+        name, equal, where = text.partition("=")
+        if not equal or "/" in name or Path(text).exists():
+            name, where = Path(text).name, text
+        if not name or not where or name in ("logit lens", *places):
+            raise LenscopeError(f"--lens {text}: give each lens a name of its own, as NAME={where or 'LENS'}")
+        places[name] = where
+    return places
+
+
 def open_corpus(lm: "LM", data: Sequence[str] | None, field: str | None, **how: Any) -> "Corpus":
     """Open the text of --data, or the model's own samples; `how` as `Corpus.open` takes it."""
     from lenscope.text.corpus import Corpus

@@ -12,7 +12,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.options import DEFAULT_MODEL, TUNED, CommonOptions, Seed, Transferred, common_options, open_lens
+from lenscope.cli.options import (
+    DEFAULT_MODEL,
+    TUNED,
+    CommonOptions,
+    Seed,
+    Transferred,
+    common_options,
+    open_lens,
+    places_by_name,
+)
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, Stopped, headline, progress_bar, show
 from lenscope.cli.validation import (
@@ -47,11 +56,18 @@ def reproduce_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            "--text", help="Text to fit a lens on if none is given; default: text that the model writes itself."
+            "--text",
+            help="Text to fit a lens on if none is given, and for which-lens to measure lenses on; default: text that "
+            "the model writes itself.",
         ),
     ] = None,
     lens: Annotated[
-        str | None, typer.Option("--lens", help=f"{TUNED.partition(';')[0]}; default: one is fitted.")
+        list[str] | None,
+        typer.Option(
+            "--lens",
+            help=f"{TUNED.partition(';')[0]}; default: one is fitted. which-lens takes several, each as LENS or "
+            "NAME=LENS.",
+        ),
     ] = None,
     transferred: Transferred = False,
     target_model: Annotated[
@@ -74,7 +90,9 @@ def reproduce_command(
     Examples:
       lenscope reproduce
       lenscope reproduce overthinking --quick -o report
+      lenscope reproduce which-lens --lens tuned=lens --lens jacobian=jlens -d prompts.jsonl
     """
+    lens = lens or None
     if name is None:
         for option, value in (
             ("--data", data), ("--text", text), ("--lens", lens), ("--transferred", transferred),
@@ -97,14 +115,17 @@ def reproduce_command(
     require_model(common.model)
     if target_model is not None:
         require_model(target_model)
-    if lens is not None:
-        require_lens(lens, transferred)
     chosen = experiment(name)
     require_effect("--lens", lens, chosen.lens, f"{name} reads through no lens")
+    if lens and len(lens) > 1 and not chosen.lenses:
+        raise LenscopeError(f"--lens: {name} reads through one lens, not {len(lens)}; give one")
+    places = places_by_name(lens or ()) if chosen.lenses else dict.fromkeys(("",), lens[0]) if lens else {}
+    for where in places.values():
+        require_lens(where, transferred)
     require_effect(
         "--text", text, chosen.lens or chosen.data == "text", f"is what a lens is fitted on, and {name} needs none"
     )
-    require_effect("--text", text, lens is None, "is what a lens is fitted on, and --lens gives one")
+    require_effect("--text", text, lens is None or chosen.lenses, "is what a lens is fitted on, and --lens gives one")
     if text and chosen.data == "text":
         raise LenscopeError(f"--text: the --data of {name} is its text; give it as --data")
     if target_model is not None and not chosen.across:
@@ -115,19 +136,22 @@ def reproduce_command(
     other = None if target_model is None else replace(common, model=target_model, revision=None).load()
     from lenscope.experiments.setting import Setting
 
+    lenses = {named: open_lens(where, lm, transferred) for named, where in places.items()}
     setting = Setting(
         lm,
         data=tuple(data or ()),
         text=tuple((data if chosen.data == "text" else text) or ()),
-        lens=None if lens is None else open_lens(lens, lm, transferred),
+        lens=None if chosen.lenses else lenses.get(""),
         quick=quick,
         seed=seed,
         folder=folder,
         progress=progress_bar,
         target_lm=other,
+        lenses=lenses if chosen.lenses else {},
     )
     if setting.overlapping:
-        tell(f"--lens {lens} was fitted on some of the text that is held out: give a lens of other text or --seed")
+        given = " ".join(lens or ())
+        tell(f"--lens {given} was fitted on some of the text that is held out: give a lens of other text or --seed")
     try:
         report = chosen.run(setting)
     except KeyboardInterrupt as stop:

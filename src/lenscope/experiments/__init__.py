@@ -28,6 +28,9 @@ PAPERS = {
         "multihop": "Can patching answer two-hop questions? (Patchscopes paper, §5, Fig 12)",
         "worth": "Does a state say more than the text it was read from? (in neither paper)",
     },
+    "jacobian_lens_paper": {
+        "which-lens": "Which lens shows what a model thinks of and has not said? (Jacobian lens paper)",
+    },
 }
 # name → what it asks
 EXPERIMENTS = {name: line for names in PAPERS.values() for name, line in names.items()}

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 class Experiment:
     """An experiment: `run` makes its report; `data` says what its --data takes, "text" or a format of questions.
 
-    `across` is whether states may be patched into another model, `lens` whether states are read through a tuned lens.
+    `across` is whether states may be patched into another model, `lens` whether states are read through a lens,
+    `lenses` whether several may be given, which are compared, and measured on the text too.
     """
 
     data: str
     run: "Callable[[Setting], Report]"
     across: bool = False
     lens: bool = True
+    lenses: bool = False

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,7 +58,8 @@ class Setting:
     `text` is what a lens is fitted on where no `lens` is given; none: the model's own samples. `quick` runs are small,
     at most five minutes for a model of 135M parameters on two cores. What is done is kept in `folder`, so that the
     same run goes on where it was interrupted. `progress(unit)` is a `with` block whose value takes (done, in all).
-    `target_lm` is the model that states are patched into, where an experiment patches into another one.
+    `target_lm` is the model that states are patched into, where an experiment patches into another one. `lenses` are
+    those that were given by name, where an experiment compares several.
     """
 
     lm: LM
@@ -70,6 +71,7 @@ class Setting:
     folder: Path | None = None
     progress: Callable[[str], AbstractContextManager[Progress]] = field(default=_silent)
     target_lm: LM | None = None
+    lenses: Mapping[str, PairMapping] = field(default_factory=dict)
 
     def choose(self, *, quick: _Size, full: _Size) -> _Size:
         """How much this run does of something: the one size in a quick run, else the other."""
@@ -88,10 +90,12 @@ class Setting:
 
     @property
     def overlapping(self) -> bool:
-        """Whether the lens that was given has seen some of the text that is held out."""
-        if self.lens is None or not self.text:
+        """Whether a lens that was given has seen some of the text that is held out."""
+        given = [f for f in (self.lens, *self.lenses.values()) if f is not None]
+        if not given or not self.text:
             return False
-        return overlap(self.lens.report.get("corpus"), self.held_out.provenance())
+        held_out = self.held_out.provenance()
+        return any(overlap(f.report.get("corpus"), held_out) for f in given)
 
     @cached_property
     def translators(self) -> PairMapping:
@@ -151,6 +155,7 @@ class Setting:
             "data": [(d, content(d)) for d in self.data],
             "text": [(t, content(t)) for t in self.text],
             "lens": None if self.lens is None else mapping_hash(self.lens),
+            "lenses": {name: mapping_hash(f) for name, f in self.lenses.items()},
             "quick": self.quick,
             "seed": self.seed,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
@@ -168,11 +173,16 @@ class Setting:
             given["lens"] = "given" if self.lens is not None else f"fitted on {tokens:,} tokens of the text"
             if self.overlapping:
                 given["lens"] += ", fitted on some of what is held out"
+        elif self.lenses:
+            given["lens"] = f"given: {', '.join(self.lenses)}"
+            given["lens"] += ", one of them fitted on some of what is held out" if self.overlapping else ""
         return {**given, **own}
 
     def provenance(self) -> dict[str, Any]:
         """The model's provenance, and the lens's as far as one was used."""
         used = {"lens": self.translators.report} if "translators" in self.__dict__ else {}
+        if self.lenses:
+            used = {**used, "lenses": {name: f.report for name, f in self.lenses.items()}}
         return {**provenance(self.lm), **used}
 
 
