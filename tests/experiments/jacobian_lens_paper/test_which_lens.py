@@ -110,3 +110,19 @@ def test_which_lens_is_ahead_is_said_by_intervals():
     assert said.startswith("the a is ahead of b, and not surely of c (a 0.500 [0.500, 0.500], c 0.500")
     assert module._ahead(["a", "c"], values[[0, 2]], 0).startswith("no lens is surely ahead (a 0.500")
     assert module._ahead(["b", "a"], values[[1, 0]], 0).startswith("the a is ahead of b (a 0.500")
+
+
+def test_lenses_are_fitted_where_none_is_given(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("lenscope.experiments.setting.SAMPLED", {"quick": 256, "full": 256})
+    monkeypatch.setattr(module, "JACOBIAN_TOKENS", 64)
+    monkeypatch.setattr(module, "JACOBIAN_LENGTH", 32)
+    setting = Setting(lm, folder=tmp_path)
+    lenses = module._lenses_compared(setting)
+    assert list(lenses) == ["logit lens", "tuned lens", "Jacobian lens"]
+    assert lenses["Jacobian lens"].f.report["lens"] == "Jacobian lens"
+    assert lenses["Jacobian lens"].f.report["prompts"] == 2
+    assert module._layers_of_all(lenses) == (1, 2, 3)
+    assert module._missing(setting) == []
+    quick = Setting(lm, quick=True)
+    assert list(module._lenses_compared(quick)) == ["logit lens", "tuned lens"]
+    assert "No Jacobian lens" in module._missing(quick)[0]
