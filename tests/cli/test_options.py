@@ -164,7 +164,6 @@ REFUSED = {
         (["reproduce", "--lens", "LENS"], "without NAME"),
         ([*NAMED, "--lens", "LENS"], "reads through no lens"),
         (["reproduce", "cross-model", "--lens", "LENS"], "reads through no lens"),
-        (["reproduce", "prediction", "--lens", "a", "--lens", "b"], "prediction reads through one lens, not 2"),
     ],
     ("reproduce", "--transferred"): [
         (["reproduce", "--transferred"], "without NAME"),

@@ -112,6 +112,7 @@ def test_several_lenses_by_name(run, given, model, tmp_path, monkeypatch):
         (["fake", "--text", __file__], "give it as --data"),
         (["fake", "--target-model", "smollm2-135m"], "fake stays within one model"),
         (["fake", "--lens", "missing/lens/folder"], "missing/lens/folder"),
+        (["fake", "--lens", "a", "--lens", "b"], "fake reads through one lens, not 2; give one"),
     ],
 )
 def test_mistakes_are_one_line(run, given, model, tmp_path, arguments, said):
