@@ -203,7 +203,7 @@ def lens_command(
             item_bar(len(ready) if common.as_json or not Screen().is_terminal else 1, "prompts") as progress,
         ):
             how: Any = {"target": target, "top_k": keep}
-            within = {} if generate is not None else {"points": points}
+            within: Any = {} if generate is not None else {"points": points}
             # those that share a reading of the weights
             read = (
                 _read_block_by_block(one, ready, chosen, wanted_positions, how | within)

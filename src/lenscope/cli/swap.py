@@ -117,7 +117,7 @@ def swap_command(
     answers = [a for a in (answer, swap_answer) if a is not None] or None
     if answer is None and swap_answer is not None:
         own = lm.unembed(lm.read(prompt, lm.n_layers, -1)[lm.n_layers, -1]).argmax()
-        answers = [int(own), swap_answer]
+        answers = [lm.encoder.tokens([int(own)])[0], swap_answer]
     effects = swap_effects(
         chosen_lens,
         prompt,

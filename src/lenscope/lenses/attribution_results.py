@@ -235,7 +235,7 @@ class LogitAttribution(Record):
             vocabulary=vocabulary_value(data["vocabulary"]),
             provenance=object_value(data["provenance"], "provenance"),
             **numbers,  # type: ignore[arg-type]
-            **single,
+            **single,  # type: ignore[arg-type]
         )
         attribution._check()
         return attribution
