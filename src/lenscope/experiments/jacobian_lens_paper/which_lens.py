@@ -15,10 +15,20 @@ from lenscope.display.panels import Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.jacobian_lens_paper.bridge_swaps import (
+    SWAPS,
+    ablation_rows,
+    bridge_band,
+    bridge_tokens,
+    run_bridge_swaps,
+    swap_reading,
+    swap_rows,
+)
 from lenscope.experiments.jacobian_lens_paper.builtin_thoughts import builtin_bridge_swaps, builtin_thoughts
 from lenscope.experiments.jacobian_lens_paper.control_words import ControlWords, mean_prediction
 from lenscope.experiments.jacobian_lens_paper.prompt_sets import (
     ARITHMETIC,
+    BridgeSwap,
     ThoughtPrompt,
     load_prompt_sets,
     single_token_forms,
@@ -87,13 +97,16 @@ def _run_which_lens(setting: Setting) -> Report:
     measured = _measured_on_text(setting, lenses, layers)
     kl = [[Estimate(*measured.values["kl"][f, n].tolist()) for n in range(len(layers))] for f in range(len(lenses))]
     names = list(lenses)
+    swapped, said_of_swaps = _swaps(setting, lenses, layers, swaps)
     by_layer = thought_layer_rows(scores[ALL], names, layers, kl, seed)
     return Report(
         experiment="which-lens",
         model=lm.name,
         claim=CLAIM,
-        reading="\n".join([*_which_lens_reading(scores[ALL], names, layers, kl, seed), *_missing(setting)]),
-        tables={"words": words, **thought_tables(scores, names, layers, seed), "by layer": by_layer},
+        reading="\n".join(
+            [*_which_lens_reading(scores[ALL], names, layers, kl, seed), *said_of_swaps, *_missing(setting)]
+        ),
+        tables={"words": words, **thought_tables(scores, names, layers, seed), "by layer": by_layer, **swapped},
         figures=(_sets_figure(scores, names, seed), _layers_figure(by_layer, names)),
         settings=setting.settings(
             lenses=names,
@@ -278,6 +291,21 @@ def _which_lens_reading(
         + " nats."
     )
     return lines
+
+
+def _swaps(
+    setting: Setting, lenses: dict[str, Lens], layers: tuple[int, ...], swaps: Sequence[BridgeSwap]
+) -> tuple[dict[str, Any], list[str]]:
+    """Tables and sentences on swaps and ablations; none where no two-hop prompt can be swapped."""
+    tried = list(swaps)[: setting.choose(**SWAPS)]
+    items, left_out = bridge_tokens(setting.lm, tried)
+    if not items:
+        return {}, []
+    results = run_bridge_swaps(setting, lenses, layers, tried)
+    rows = swap_rows(results, list(lenses), setting.seed)
+    ablated = ablation_rows(results, list(lenses), setting.seed)
+    said_of_swaps = swap_reading(results, rows, ablated, left_out, bridge_band(setting.lm, layers))
+    return {"swaps": rows, "ablations": ablated}, said_of_swaps
 
 
 def _missing(setting: Setting) -> list[str]:
