@@ -65,12 +65,14 @@ def test_what_is_measured_is_the_edited_models_next_token(lm64, monkeypatch):
     for n, one in enumerate(items):
         with torch.no_grad():
             log = lm64.model(torch.tensor([one.prompt.ids])).logits[0, -1].log_softmax(-1)
-        assert results["unedited"][n, 2:] == pytest.approx([log[one.answer], log[one.other_answer]])
+        assert results["unedited"][n, 2:] == pytest.approx([float(log[one.answer]), float(log[one.other_answer])])
         assert results["unedited"][n, 0] == (int(log.argmax()) == one.answer)
         edit = swap_tokens(lenses["other"], one.bridge, one.other_bridge, [1, 2, 3])
         with lm64.edit(*edit):
             log = ls.Lens(lm64).logits(lm64.read(one.prompt)[lm64.n_layers, -1], lm64.n_layers).log_softmax(-1)
-        assert results["other|swap|edit"][n, 2:] == pytest.approx([log[one.answer], log[one.other_answer]])
+        assert results["other|swap|edit"][n, 2:] == pytest.approx(
+            [float(log[one.answer]), float(log[one.other_answer])]
+        )
     assert (results["other|swap|edit"] != results["other|swap|random"]).any()
     assert (results["other|swap|edit"] != results["logit lens|swap|edit"]).any()
     assert (results["other|ablate|edit"] != results["unedited"]).any()
