@@ -66,7 +66,7 @@ def _directions(edit: TokenEdit, control: str, seed: int) -> Callable[[int], Ten
     """The unit direction (D,) of a layer that takes the place of the edit's."""
     lm = edit.lens.lm
     if control == "random":
-        drawn = _drawn(lm, 1, seed)[0]
+        drawn = _drawn_tokens(lm, 1, seed)[0]
         return lambda layer: drawn
     others = _other_tokens(lm, edit.tokens, seed)
     directions = TokenDirections(lm, edit.lens.f, edit.lens.name)
@@ -85,7 +85,7 @@ def _spans(edit: TokenEdit, control: str, seed: int) -> Callable[[int, Tensor], 
     lm, k = edit.lens.lm, edit.k
     assert k is not None
     if control == "random":
-        drawn = _drawn(lm, k, seed)
+        drawn = _drawn_tokens(lm, k, seed)
         return lambda layer, h: drawn.to(h).expand(len(h), -1, -1)
     directions, others = TokenDirections(lm, edit.lens.f, edit.lens.name), neighbours(lm, k, seed)
 
@@ -97,7 +97,7 @@ def _spans(edit: TokenEdit, control: str, seed: int) -> Callable[[int, Tensor], 
     return span
 
 
-def _drawn(lm: LM, k: int, seed: int) -> Tensor:
+def _drawn_tokens(lm: LM, k: int, seed: int) -> Tensor:
     """k unit vectors (k, D) from a normal distribution."""
     draw = torch.Generator().manual_seed(seed)
     vectors = torch.randn(k, lm.hidden_size, generator=draw, dtype=torch.float64)
@@ -121,7 +121,7 @@ def neighbours(lm: LM, count: int, seed: int) -> Tensor:
     random, table = np.random.default_rng(seed), np.zeros((count, lm.vocab_size), dtype=np.int64)
     kinds = _known_kinds.get(lm.encoder)
     if kinds is None:
-        kinds = _known_kinds[lm.encoder] = _kinds(lm)
+        kinds = _known_kinds[lm.encoder] = _control_kinds(lm)
     for ids in kinds:
         reach = min(WITHIN, (len(ids) - 1) // 2)
         steps = np.concatenate([np.arange(-reach, 0), np.arange(1, reach + 1)])
@@ -134,7 +134,7 @@ def neighbours(lm: LM, count: int, seed: int) -> Tensor:
     return torch.from_numpy(table)
 
 
-def _kinds(lm: LM) -> list[np.ndarray]:
+def _control_kinds(lm: LM) -> list[np.ndarray]:
     """The ids of each kind, ascending, none special: by the space in front, letters alone, a capital first.
 
     Kinds of few tokens are one kind.

@@ -60,7 +60,9 @@ def swap_effects(
         top_k: how many of the most probable tokens are listed.
     """
     batched, many = lens.lm.encoder.prompts(prompts)
-    sources, replacements = (_tokens(v, len(many), batched, w) for v, w in ((source, "source"), (replacement, "other")))
+    sources, replacements = (
+        _edited_tokens(v, len(many), batched, w) for v, w in ((source, "source"), (replacement, "other"))
+    )
     edits: dict[tuple[Any, Any], TokenEdit] = {}
     for pair in zip(sources, replacements, strict=True):
         edits.setdefault(pair, swap_tokens(lens, *pair, layers, positions))
@@ -120,8 +122,8 @@ def edit_effects(
             states[n] = h
             added, lengths = one.sizes(many[n])
             sizes[n] = (added / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).mean(-1).numpy()
-    followed = _answers(lm, many, batched, answers, states)
-    scores = [_scores(lm, h, ids, top_k) for h, ids in zip(states, followed, strict=True)]
+    followed = _followed_answers(lm, many, batched, answers, states)
+    scores = [_answer_scores(lm, h, ids, top_k) for h, ids in zip(states, followed, strict=True)]
     log_prob, rank, top_ids, top_log_probs = (np.stack(values) for values in zip(*scores, strict=True))
     described = [
         EditedPrompt(
@@ -160,7 +162,7 @@ def _last_states(
     return [*torch.stack(runs, 1)]
 
 
-def _scores(lm: LM, h: Tensor, ids: Sequence[int], top_k: int) -> tuple[np.ndarray, ...]:
+def _answer_scores(lm: LM, h: Tensor, ids: Sequence[int], top_k: int) -> tuple[np.ndarray, ...]:
     """Of last states (R, D): ln p and rank of answers (R, K), ids and ln p of the most probable tokens (R, T)."""
     log_p = lm.unembed(h).log_softmax(-1)
     chosen = log_p[:, list(ids)]
@@ -171,7 +173,7 @@ def _scores(lm: LM, h: Tensor, ids: Sequence[int], top_k: int) -> tuple[np.ndarr
     return log_prob, rank.cpu().numpy().astype(np.int64), top.indices.cpu().numpy(), top_log_probs
 
 
-def _answers(
+def _followed_answers(
     lm: LM, prompts: Sequence[Prompt], batched: bool, answers: Any, states: Sequence[Tensor]
 ) -> list[tuple[int, ...]]:
     """The ids of each prompt's answers; LenscopeError for one of several tokens, naming them."""
@@ -198,7 +200,7 @@ def _one_token(lm: LM, prompt: Prompt, answer: Any) -> int:
     return ids[0]
 
 
-def _tokens(value: TokenOrTokens, prompts: int, batched: bool, what: str) -> list[str | int]:
+def _edited_tokens(value: TokenOrTokens, prompts: int, batched: bool, what: str) -> list[str | int]:
     """One token for each prompt."""
     if isinstance(value, str) or is_integer(value):
         return [value] * prompts  # type: ignore[list-item]

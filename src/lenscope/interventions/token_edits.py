@@ -157,7 +157,7 @@ def swap_tokens(
         amount = h[places] @ u
         return amount[:, None] * (v - u), amount
 
-    return TokenEdit(lens, f"swap {texts[0]} → {texts[1]}", band, _checked(positions), ids, change)
+    return TokenEdit(lens, f"swap {texts[0]} → {texts[1]}", band, _checked_edit(positions), ids, change)
 
 
 def steer_token(
@@ -195,7 +195,7 @@ def steer_token(
         return added.expand(len(places), -1), torch.full((len(places),), strength).to(h)
 
     name = f"steer {lens.lm.encoder.tokens([token_id])[0]!r} × {strength:g}"
-    return TokenEdit(lens, name, band, _checked(positions), [token_id], change)
+    return TokenEdit(lens, name, band, _checked_edit(positions), [token_id], change)
 
 
 def ablate_tokens(
@@ -224,7 +224,7 @@ def ablate_tokens(
             parts.append(-projected(part, units.view(len(part), k, -1).to(part)))
         return torch.cat(parts), torch.ones(len(places))
 
-    return TokenEdit(lens, f"ablate {k} tokens", band, _checked(positions), [], change, k)
+    return TokenEdit(lens, f"ablate {k} tokens", band, _checked_edit(positions), [], change, k)
 
 
 def middle_band(lens: Lens) -> tuple[int, ...]:
@@ -284,7 +284,7 @@ def _units(lens: Lens, ids: Sequence[int]) -> Callable[[int], Tensor]:
     return units
 
 
-def _checked(positions: Positions | None) -> Positions | None:
+def _checked_edit(positions: Positions | None) -> Positions | None:
     """Positions that can be used again: a list of them as a tuple."""
     if positions is None or isinstance(positions, str | slice | int) or not isinstance(positions, Sequence):
         return positions

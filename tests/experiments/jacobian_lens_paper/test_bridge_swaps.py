@@ -65,7 +65,8 @@ def test_what_is_measured_is_the_edited_models_next_token(lm64, monkeypatch):
     for n, one in enumerate(items):
         with torch.no_grad():
             log = lm64.model(torch.tensor([one.prompt.ids])).logits[0, -1].log_softmax(-1)
-        assert results["unedited"][n, 2:] == pytest.approx([float(log[one.answer]), float(log[one.other_answer])])
+        wanted = [float(log[one.answer]), float(log[one.other_answer])]
+        assert results["unedited"][n, 2:] == pytest.approx(wanted)
         assert results["unedited"][n, 0] == (int(log.argmax()) == one.answer)
         edit = swap_tokens(lenses["other"], one.bridge, one.other_bridge, [1, 2, 3])
         with lm64.edit(*edit):
