@@ -87,3 +87,25 @@ def test_values_that_no_axis_has_are_drawn_without_a_warning(kind, values, log):
     """Such as the KL of the last layer alone, on a log scale."""
     one = Series("a", [0, 1], values, [0.0, 0.0], [float("inf")] * 2)
     assert draw_in([Panel("t", "x", "y", [one], kind=kind, log=log)]).axes
+
+
+@pytest.mark.parametrize("theme", style.THEMES)
+def test_rows_that_are_not_to_be_trusted_are_pale_and_named_so(theme):
+    values = np.linspace(0, 1, 12).reshape(3, 4)
+    canvas = draw_in(
+        [heat(values, doubted=[True, False, False], note="not to be trusted at layer 0: why")], style.PALETTES[theme]
+    )
+    axes = canvas.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["?0", "1", "2"]
+    assert "? and pale: not to be trusted at layer 0: why" in " ".join(axes.get_xlabel().split())
+    assert len(axes.patches) == 1
+    palette = style.PALETTES[theme]
+    for colour in palette.ramp:
+        pale = style.blended(colour, palette.paper, drawing.VEIL)
+        assert style.contrast(style.text_on(pale), pale) >= 4.5
+        # the page has ink on the same colour
+        assert style.contrast(palette.ink, pale) >= 4.5
+    bare = Heatmap("", "", "", range(4), range(3), values, "nats", doubted=[False, True, False], note="why")
+    assert len(draw_in([bare], palette).axes[0].patches) == 2
+    plain = draw_in([heat(values)], palette).axes[0]
+    assert (len(plain.patches), plain.get_xlabel()) == (0, "")

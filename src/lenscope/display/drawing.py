@@ -15,7 +15,7 @@ import numpy as np
 
 from lenscope import visible_text as visible
 from lenscope.display.panels import Heatmap, Panel, Series
-from lenscope.display.style import Palette, text_on
+from lenscope.display.style import Palette, blended, text_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +33,8 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Arabi
 # a log scale goes down to the largest value over this: what is less is rounding
 LOG_SPAN = 1e4
 MARKERS = "osD^vPX*"
+# how much of the paper covers rows that are not to be trusted, and what stands before their names
+VEIL, DOUBT = 0.65, "?"
 
 
 @contextmanager
@@ -222,11 +224,17 @@ def _draw_heatmap(axes: "Axes", panel: Heatmap, ends: tuple[float, float], palet
     axes.spines[:].set_visible(False)
     axes.tick_params(length=2)
     _labels(axes, panel)
+    for row in np.flatnonzero(panel.doubted):
+        axes.axhspan(row - 0.5, row + 0.5, facecolor=palette.paper, alpha=VEIL, linewidth=0)
+        if cell is None:  # hatching behind texts would be read with them
+            axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor=palette.faint, hatch="////", linewidth=0)
     if cell is None or panel.texts is None:
         return
     bold = np.zeros(values.shape, dtype=bool) if panel.bold is None else np.asarray(panel.bold, dtype=bool)
     for (row, column), value in np.ndenumerate(values):
         ground = _hex(ramp(norm(value))) if np.isfinite(value) else palette.wash
+        if len(panel.doubted) and panel.doubted[row]:
+            ground = blended(ground, palette.paper, VEIL)
         shown = "\n".join(_figure_text(line, CELL) for line in panel.texts[row][column].split("\n"))
         look: dict[str, Any] = {"color": text_on(ground), "weight": "bold" if bold[row, column] else "normal"}
         axes.text(column, row, shown, ha="center", va="center", fontsize=7, linespacing=1.1, **look)
@@ -236,7 +244,9 @@ def _ticks(axes: "Axes", panel: Heatmap, cell: tuple[float, float] | None) -> No
     """Names at rows and columns: all of them beside texts, as many as there is room for without."""
     width, height = _size(panel, False)
     room = (max(10, int(2 * width)), max(10, int(2 * height))) if cell is None else (10**6, 10**6)
-    for names, place, most in ((panel.columns, axes.set_xticks, room[0]), (panel.rows, axes.set_yticks, room[1])):
+    marks = [DOUBT if doubted else "" for doubted in panel.doubted] or [""] * len(panel.rows)
+    rows = [f"{mark}{name}" for mark, name in zip(marks, panel.rows, strict=True)]
+    for names, place, most in ((panel.columns, axes.set_xticks, room[0]), (rows, axes.set_yticks, room[1])):
         step = max(1, -(-len(names) // most))
         place(range(0, len(names), step), [_figure_text(v, NAME if cell is None else CELL * 2) for v in names[::step]])
     wide = max((len(str(name)) for name in panel.columns), default=0)
@@ -253,6 +263,8 @@ def _hex(colour: Sequence[float]) -> str:
 
 def _labels(axes: "Axes", panel: Panel | Heatmap) -> None:
     axes.set_title(_figure_text(panel.title, TITLE), fontsize=10)
-    axes.set_xlabel(_figure_text(panel.x), fontsize=9)
+    note = panel.note if isinstance(panel, Heatmap) else ""
+    below = "\n" + _folded(f"{DOUBT} and pale: {note}", _size(panel, False)[0]) if note else ""
+    axes.set_xlabel(_figure_text(panel.x) + below, fontsize=9)
     axes.set_ylabel(_folded(panel.y, _size(panel, False)[1]), fontsize=9)
     axes.tick_params(labelsize=8)

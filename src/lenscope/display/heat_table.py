@@ -14,13 +14,16 @@ from rich.text import Text
 
 from lenscope import visible_text as visible
 from lenscope.display.numbers import figure
-from lenscope.display.style import text_on
+from lenscope.display.style import blended, text_on
 from lenscope.display.tables import TableColumn, dim, plain_table
 
 # The narrowest and widest cell, in terminal columns; a cell from FIGURE on also shows the measure as a number.
 NARROW, WIDE, FIGURE = 6, 18, 11
 # Dark blue → teal → yellow: even steps of lightness, also for the colour-blind (points of the viridis map).
 SCALE = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+# What stands before the label of a row that is not to be trusted, the grey that its colours are mixed with, and how
+# much of that there is: text reads on it as well as on any other colour.
+DOUBT, GREY, GREYED = "?", "#707070", 0.7
 # Measures for which a small value means a prediction near its end.
 SMALL_IS_SURE = {"entropy", "kl", "cross_entropy", "rank", "js", "total_variation", "kl_back"}
 
@@ -35,6 +38,7 @@ def heat_table(
     bold: np.ndarray | None = None,
     corner: str = "",
     gap: int = 1,
+    doubted: Sequence[bool] = (),
 ) -> Table:
     """Rows, the last on top, of texts that shades colour.
 
@@ -47,13 +51,16 @@ def heat_table(
         bold: (rows, columns) which cells are bold.
         corner: the heading of the labels.
         gap: the columns of the terminal between two columns of the table.
+        doubted: which rows are not to be trusted: these stand back and have a mark; none where it is empty. The caption
+            says why (`with_doubts`).
     """
     rows = []
     for n in reversed(range(len(labels))):
-        looks = [style_of(float(shade)) for shade in shades[n]]
+        back = bool(len(doubted)) and bool(doubted[n])
+        looks = [style_of(float(shade), back) for shade in shades[n]]
         if bold is not None:
             looks = [look + Style(bold=bool(b)) for look, b in zip(looks, bold[n], strict=True)]
-        rows.append([dim(labels[n]), *map(Text, texts[n], looks)])
+        rows.append([dim(DOUBT + labels[n] if back else labels[n]), *map(Text, texts[n], looks)])
     return plain_table([TableColumn(corner, "right"), *columns], rows, caption, gap=gap)
 
 
@@ -95,14 +102,20 @@ def shades_of(values: np.ndarray, measure: str) -> np.ndarray:
     return 1 - shade if measure in SMALL_IS_SURE else shade
 
 
-def style_of(shade: float) -> Style:
-    """The colour of a shade 0 … 1, with black or white text; dim where there is none."""
+def with_doubts(caption: str, doubts: str) -> str:
+    """A caption, and in a line below it what the mark of rows that are not to be trusted says, if there are any."""
+    return f"{caption}\n{DOUBT} and grey: {visible.printable(doubts)}" if doubts else caption
+
+
+def style_of(shade: float, back: bool = False) -> Style:
+    """The colour of a shade 0 … 1, with black or white text, greyed where it stands `back`; dim where there is none."""
     if np.isnan(shade):
         return Style(dim=True)
     at = shade * (len(SCALE) - 1)
     i = min(int(at), len(SCALE) - 2)
     r, g, b = (round(x + (y - x) * (at - i)) for x, y in zip(SCALE[i], SCALE[i + 1], strict=True))
     ground = f"#{r:02x}{g:02x}{b:02x}"
+    ground = blended(ground, GREY, GREYED) if back else ground
     return Style(color=text_on(ground), bgcolor=ground)
 
 

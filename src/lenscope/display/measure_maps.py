@@ -23,6 +23,8 @@ def measure_map(
     unit: str,
     texts: Sequence[Sequence[str]] | None = None,
     bold: Any = None,
+    doubted: Sequence[bool] = (),
+    note: str = "",
 ) -> Heatmap:
     """A heat map of a measure: ranks on a logarithmic scale, full colour from the 95th percentile where few exceed it.
 
@@ -36,6 +38,8 @@ def measure_map(
         unit: their unit.
         texts: (rows, columns) what stands in the cells.
         bold: (rows, columns) which cells are bold.
+        doubted: which rows are not to be trusted.
+        note: why they are not.
     """
     counted = measure == "rank"
     share = unit.startswith(("0–1", "probability"))
@@ -51,6 +55,8 @@ def measure_map(
         bold=bold,
         log=counted,
         high=None if counted or share else usual_high(values),
+        doubted=doubted,
+        note=note,
     )
 
 

@@ -62,7 +62,8 @@ class Heatmap:
 
     `colour` says what the values are. `texts` (rows, columns) stand in the cells, in as many lines as they have, bold
     where `bold` (rows, columns) says so, and the picture grows to hold them. `log` colours by ln(1 + value). `high` is
-    the value from which on the colour is full, where a few large ones would hide the others.
+    the value from which on the colour is full, where a few large ones would hide the others. Rows that are `doubted`
+    stand back and have a mark; `note` is a line below that says why.
     """
 
     title: str
@@ -76,6 +77,8 @@ class Heatmap:
     bold: Any = None
     log: bool = False
     high: float | None = None
+    doubted: Sequence[bool] = ()
+    note: str = ""
 
     def page_data(self) -> dict[str, Any]:
         """The heat map as JSON values."""
@@ -91,6 +94,8 @@ class Heatmap:
             "texts": None if self.texts is None else [[str(text) for text in row] for row in self.texts],
             "log": bool(self.log),
             "high": None if self.high is None else float(self.high),
+            "doubted": [bool(d) for d in self.doubted],
+            "note": str(self.note),
         }
 
 

@@ -88,6 +88,12 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def blended(colour: str, other: str, share: float) -> str:
+    """A colour #rrggbb that a share 0–1 of another one covers."""
+    pairs = [(int(colour[n : n + 2], 16), int(other[n : n + 2], 16)) for n in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
 def text_on(colour: str) -> str:
     """Black or white, whichever reads better on a colour."""
     return max("#000000", "#ffffff", key=lambda text: contrast(text, colour))

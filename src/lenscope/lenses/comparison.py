@@ -13,7 +13,14 @@ from rich.table import Table
 
 from lenscope import visible_text as visible
 from lenscope.display.figures import Figure
-from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.heat_table import (
+    colour_caption,
+    fit_columns,
+    heat_table,
+    shades_of,
+    token_and_figure,
+    with_doubts,
+)
 from lenscope.display.measure_maps import measure_map, token_names
 from lenscope.display.page import Drawn
 from lenscope.display.payload import packed
@@ -22,6 +29,7 @@ from lenscope.files.digests import FORMAT
 from lenscope.files.json_values import check_within, float_array, whole_numbers
 from lenscope.files.parquet_tables import number_column, repeated_text
 from lenscope.files.records import Lists, Record, check_measure
+from lenscope.lenses.lens_reports import doubts_in_words
 from lenscope.lenses.trajectory import POINTS, Trajectory
 
 DISTANCES = {
@@ -71,6 +79,12 @@ class Comparison(Record, Drawn):
     def same_top(self) -> np.ndarray:
         """Whether both predict the same token first, (L, P)."""
         return self.first.top_ids[..., 0] == self.second.top_ids[..., 0]
+
+    @property
+    def doubts(self) -> dict[int, str]:
+        """Those of `layers` at which one of the lenses is not to be trusted, and why: {layer: words}."""
+        sides = {side.lens: side.doubts for side in (self.second, self.first)}
+        return {layer: doubts[layer] for doubts in sides.values() for layer in sorted(doubts)}
 
     def _document(self, lists: Lists) -> dict[str, Any]:
         numbers = {name: lists(getattr(self, name)) for name in DISTANCES}
@@ -151,7 +165,8 @@ class Comparison(Record, Drawn):
     def _drawn(self, measure: str, width: int | None) -> Table:
         """Layers (last on top) × paired positions, each cell the two top tokens, coloured by how far apart they are."""
         values = self.measure(measure)
-        shown, size = fit_columns(len(self.positions), len(str(self.first.n_layers)), width)
+        doubts = self.doubts
+        shown, size = fit_columns(len(self.positions), len(str(self.first.n_layers)) + bool(doubts), width)
         sides = (self.first, self.second)
         heads = [[visible.printable_token(t.vocabulary[t.ids[t.positions[n]]], size) for t in sides] for n in shown]
         hidden, note = len(self.positions) - len(shown), "above: first, below: second"
@@ -162,8 +177,9 @@ class Comparison(Record, Drawn):
             [str(layer) for layer in self.layers],
             [[self._cell(row, n, measure, size) for n in shown] for row in range(len(self.layers))],
             shades_of(values, measure)[:, shown.start : shown.stop],
-            colour_caption(measure, values, hidden, self.units[measure], note),
+            with_doubts(colour_caption(measure, values, hidden, self.units[measure], note), doubts_in_words(doubts)),
             corner="layer" if max(self.layers) > 99 else "",
+            doubted=[layer in doubts for layer in self.layers],
         )
 
     def figure(self, measure: str = "js") -> Figure:
@@ -175,7 +191,12 @@ class Comparison(Record, Drawn):
         texts = [["\n".join(pair) for pair in zip(*rows, strict=True)] for rows in zip(*tops, strict=True)]
         title = " / ".join(dict.fromkeys(side.read_by for side in sides))
         axes = ("token", "layer")
-        drawn = measure_map(title, axes, names, self.layers, values, measure, self.units[measure], texts)
+        doubted, why, unit = (
+            [layer in self.doubts for layer in self.layers],
+            doubts_in_words(self.doubts),
+            self.units[measure],
+        )
+        drawn = measure_map(title, axes, names, self.layers, values, measure, unit, texts, None, doubted, why)
         return Figure(f"comparison {measure}", [drawn])
 
     def _cell(self, row: int, column: int, measure: str, size: int) -> str:

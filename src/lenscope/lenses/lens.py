@@ -14,7 +14,7 @@ from torch import Tensor
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
-from lenscope.lenses.lens_reports import HELD_OUT, held_out_kl
+from lenscope.lenses.lens_reports import HELD_OUT, doubtful_layers, doubts_entry, held_out_kl
 from lenscope.lenses.token_directions import TokenDirections
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import POINTS, Trajectory
@@ -74,6 +74,22 @@ class Lens:
         """The layers that can be read: those that `f` has weights for, or all where it is a function."""
         last = self.lm.n_layers
         return self.f.layers(last) if isinstance(self.f, PairMapping) else range(last + 1)
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The layers that can be read and trusted: all of `layers` but those of `doubts`."""
+        doubts = self.doubts
+        return tuple(layer for layer in self.layers if layer not in doubts)
+
+    @property
+    def doubts(self) -> dict[int, str]:
+        """The layers at which the lens is not to be trusted, by the report of its fit, and why: {layer: words}.
+
+        `lenscope.lenses.lens_reports.doubtful_layers` says by which rules. Of the logit lens, a function, and a lens
+        without a report nothing is known, and nothing is doubted.
+        """
+        report = self.f.report if isinstance(self.f, PairMapping) else {}
+        return doubtful_layers(report, self.layers, self.lm.n_layers)
 
     def map(self, h: Tensor, layer: int) -> Tensor:
         """Apply `f` to hidden states (..., D) of one layer: states as the last layer would have them.
@@ -353,16 +369,17 @@ class Lens:
             top_ids=top_ids,
             top_log_probs=_to_numpy(r.top_log_probs),
             vocabulary=dict(zip(occurring, self.lm.encoder.tokens(occurring), strict=True)),
-            provenance={**source, "lens": self.name, **self._held_out()},
+            provenance={**source, "lens": self.name, **self._reported(layers)},
             final=own,
             points=points,
         )
 
-    def _held_out(self) -> dict[str, Any]:
-        """What the report of a fitted f says of held-out text, as a provenance has it; nothing where there is none."""
+    def _reported(self, layers: tuple[int, ...]) -> dict[str, Any]:
+        """What the report of a fitted f says of how well these layers are read, as a provenance has it."""
         report = self.f.report if isinstance(self.f, PairMapping) else {}
-        kl = held_out_kl(report.get("layers"))
-        return {} if kl is None else {HELD_OUT: kl}
+        kl, doubts = held_out_kl(report.get("layers")), self.doubts
+        held_out = {} if kl is None else {HELD_OUT: kl}
+        return {**held_out, **doubts_entry({layer: doubts[layer] for layer in layers if layer in doubts})}
 
     def _mapped_all(self, states: HiddenStates, layers: tuple[int, ...]) -> Tensor:
         """f of every layer's states: (L, P, D)."""

@@ -18,7 +18,14 @@ from rich.table import Table
 
 from lenscope import visible_text as visible
 from lenscope.display.figures import Figure
-from lenscope.display.heat_table import colour_caption, fit_columns, heat_table, shades_of, token_and_figure
+from lenscope.display.heat_table import (
+    colour_caption,
+    fit_columns,
+    heat_table,
+    shades_of,
+    token_and_figure,
+    with_doubts,
+)
 from lenscope.display.measure_maps import measure_map, token_names
 from lenscope.display.page import Drawn
 from lenscope.display.payload import packed, vocabulary_payload
@@ -48,7 +55,7 @@ from lenscope.files.parquet_tables import (
     write_parquet,
 )
 from lenscope.files.records import Lists, Record, check_measure, document_of, write_json
-from lenscope.lenses.lens_reports import HELD_OUT
+from lenscope.lenses.lens_reports import HELD_OUT, UNTRUSTED, doubts_in_words, doubts_of, doubts_payload
 from lenscope.lenses.trajectory_rows import documents_of_rows
 from lenscope.measures import definitions as measures
 
@@ -135,8 +142,17 @@ class Trajectory(Record, Drawn):
         check_measure(name, MEASURES)
         return getattr(self, name)
 
+    @property
+    def doubts(self) -> dict[int, str]:
+        """Those of `layers` at which the lens is not to be trusted, by its report, and why: {layer: words}."""
+        known = doubts_of(self.provenance)
+        return {layer: known[layer] for layer in self.layers if layer in known}
+
     def table(self, measure: str = "max_probability", *, top_k: int = 1, width: int | None = None) -> Table:
-        """Show the top tokens, layers × positions, as a table for a terminal, coloured by a measure."""
+        """Show the top tokens, layers × positions, as a table for a terminal, coloured by a measure.
+
+        Layers at which the lens is not to be trusted are grey, with a mark; a line below says why.
+        """
         return fit_to_width(lambda room: self._drawn(measure, top_k, room), width)
 
     def _drawn(self, measure: str, top_k: int, width: int | None) -> Table:
@@ -147,7 +163,8 @@ class Trajectory(Record, Drawn):
         values = self.measure(measure)
         if not 1 <= top_k <= self.top_ids.shape[2]:
             raise LenscopeError(f"top_k {top_k}: this trajectory has the {self.top_ids.shape[2]} most probable tokens")
-        shown, size = fit_columns(len(self.positions), len(str(self.n_layers)), width)
+        doubts = self.doubts
+        shown, size = fit_columns(len(self.positions), len(str(self.n_layers)) + bool(doubts), width)
         tokens = [self.vocabulary[self.ids[self.positions[n]]] for n in shown]
         cells = [[self._cell(row, n, measure, top_k, size) for n in shown] for row in range(len(self.layers))]
         hidden, note = len(self.positions) - len(shown), "bold: the top token stays to the end"
@@ -157,9 +174,10 @@ class Trajectory(Record, Drawn):
             [str(layer) for layer in self.layers],
             cells,
             shades_of(values, measure)[:, shown.start : shown.stop],
-            colour_caption(measure, values, hidden, self.units[measure], note),
+            with_doubts(colour_caption(measure, values, hidden, self.units[measure], note), doubts_in_words(doubts)),
             bold=self._stays()[:, shown.start : shown.stop],
             corner="layer" if max(self.layers) > 99 else "",
+            doubted=[layer in doubts for layer in self.layers],
         )
 
     def _stays(self) -> np.ndarray:
@@ -183,7 +201,9 @@ class Trajectory(Record, Drawn):
         names = token_names([self.vocabulary[self.ids[p]] for p in self.positions])
         top = [token_names([self.vocabulary.get(i, "") for i in row]) for row in self.top_ids[..., 0].tolist()]
         title, axes = f"{self.read_by}, {self.model}", ("token", "layer")
-        drawn = measure_map(title, axes, names, self.layers, values, measure, self.units[measure], top, bold)
+        doubted, why = [layer in self.doubts for layer in self.layers], doubts_in_words(self.doubts)
+        unit = self.units[measure]
+        drawn = measure_map(title, axes, names, self.layers, values, measure, unit, top, bold, doubted, why)
         return Figure(f"trajectory {measure}", [drawn])
 
     def _document(self, lists: Lists) -> dict[str, Any]:
@@ -305,7 +325,8 @@ class Trajectory(Record, Drawn):
     def page_data(self) -> dict[str, Any]:
         """Give what a page draws of it: the head, and its arrays (L, P) and (L, P, k) in a compressed block."""
         provenance = dict(self.provenance)
-        held_out = provenance.pop(HELD_OUT, None)
+        held_out, doubts = provenance.pop(HELD_OUT, None), self.doubts
+        provenance.pop(UNTRUSTED, None)
         chosen = [] if self.target is None else [self.target]
         return packed(
             {
@@ -326,6 +347,7 @@ class Trajectory(Record, Drawn):
                 "measures": dict(MEASURES),
                 "provenance": provenance,
                 "held_out_kl": held_out,
+                "doubts": doubts_payload(doubts),
             },
             {
                 **{name: self.measure(name) for name in MEASURES},

@@ -55,6 +55,12 @@ export function weakNote(model, l) {
   return element("p", { class: "warning" }, `On held-out text this lens is ${model.heldOut(l).toFixed(2)} nats of KL from the model at layer ${model.layers[l]}: take what it says here with care.`);
 }
 
+/** A sentence where the lens is not to be trusted at the cell's layer, by the report of its fit. */
+export function doubtNote(model, l) {
+  const why = model.doubt(l);
+  return why === null ? null : element("p", { class: "warning" }, `Not to be trusted at layer ${model.layers[l]}: ${visibleProse(why)}.`);
+}
+
 /**
  * What the cell at row l and column p says: nodes. `held` says whether it stays while the pointer moves on; hold() changes
  * that; `actions` are further buttons.
@@ -67,6 +73,7 @@ export function cellDetails(model, l, p, { store, held, hold, actions = [] }) {
     element("h3", {}, `Position ${position}`, element("small", {}, `token ${position + 1} of ${model.result.ids.length}`)),
     contextNodes(model, p),
     weakNote(model, l),
+    doubtNote(model, l),
     actions.length ? element("div", { class: "actions" }, actions) : null,
     ...topTokenList(model, l, p, store),
     element("dl", {}, measureRows(model, l, p),

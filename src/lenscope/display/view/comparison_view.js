@@ -2,11 +2,11 @@
 
 import { clipText, element, nameElement, tokenElement, visibleProse } from "./text.js";
 import { MEASURES } from "./scale.js";
-import { indicesWithin, trajectoryModel, weakLayersInWords, withSharedReports } from "./trajectory_model.js";
+import { doubtsInWords, indicesWithin, trajectoryModel, weakLayersInWords, withSharedReports } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
 import { addGestures, carryCell } from "./table_gestures.js";
 import { togglePin } from "./token_chips.js";
-import { topTokenList, weakNote } from "./cell_details.js";
+import { doubtNote, topTokenList, weakNote } from "./cell_details.js";
 import { layerChart, linesInWords, measureChart, rankChart } from "./rank_curves.js";
 import { askedRanks, gridSource, provenanceNode } from "./trajectory_view.js";
 import { createToolbar, measureInUse, scaleInUse } from "./toolbar.js";
@@ -28,6 +28,7 @@ export function comparisonModel(result) {
     values: (name) => (name.startsWith(BETWEEN) ? Array.from(between(name)?.values ?? []).filter((v) => !Number.isNaN(v)) : sides.flatMap((side) => side.values(name))),
     depth: (p) => first.depth(p),
     weak: (l) => sides.some((side) => side.weak(l)),
+    doubt: (l) => sides.map((side) => side.doubt(l)).find((why) => why !== null) ?? null,
   };
 }
 
@@ -40,7 +41,7 @@ function comparisonHead(model) {
     element("h2", { dir: "auto" }, clipText(visibleProse(first.text), 300), !same && [element("span", { class: "versus" }, " and "), element("bdi", {}, clipText(visibleProse(second.text), 300))]),
     element("p", { class: "about" }, lens(first), (first.lens !== second.lens || first.model !== second.model) && [" and ", lens(second)],
       ` · layers ${model.layers[0]}–${model.layers[model.L - 1]} of ${first.n_layers} · ${model.P} ${model.P === 1 ? "pair" : "pairs"} of positions`),
-    ...new Set(model.sides.map(weakLayersInWords).filter(Boolean)),
+    ...new Set(model.sides.flatMap((side) => [weakLayersInWords(side), doubtsInWords(side)]).filter(Boolean)),
   ].map((part) => (typeof part === "string" ? element("p", { class: "warning" }, part) : part));
 }
 
@@ -86,7 +87,7 @@ export function drawComparison(result, store, hooks) {
       distanceRows(l, p), ...sides.flatMap((side) => {
         const position = side.model.positions[p], actions = hooks.cellActions?.(side.result, cellOf(l, p, side.n)) ?? [];
         return [element("h3", {}, `${side.n ? "Second" : "First"}`, element("small", {}, `position ${position}, after `, tokenElement(side.model.input(p)))),
-          weakNote(side.model, l), actions.length ? element("div", { class: "actions" }, actions) : null, ...topTokenList(side.model, l, p, store)];
+          weakNote(side.model, l), doubtNote(side.model, l), actions.length ? element("div", { class: "actions" }, actions) : null, ...topTokenList(side.model, l, p, store)];
       }).filter(Boolean));
     if (focused) aside.querySelector(`[data-follow="${focused}"]`)?.focus();
     const own = measure.startsWith(BETWEEN) ? "kl" : measure, scale = scaleInUse({ ...state, measure: own }, models);

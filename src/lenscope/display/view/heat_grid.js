@@ -97,7 +97,8 @@ export function drawHeatPanel(panel, scale) {
   const value = (r, c) => panel.values[R - 1 - r]?.[c] ?? null;
   const words = panel.columns.length <= 12;
   const readout = element("p", { class: "readout", role: "status" }, element("span", { class: "hint" }, "Point, or use arrow keys, to read values."));
-  const rowName = (r) => visibleProse(panel.rows[R - 1 - r]), columnName = (c) => visibleProse(panel.columns[c]);
+  const doubted = (r) => Boolean(panel.doubted?.[R - 1 - r]);
+  const rowName = (r) => `${doubted(r) ? "?" : ""}${visibleProse(panel.rows[R - 1 - r])}`, columnName = (c) => visibleProse(panel.columns[c]);
   const says = (r, c) => `${panel.y} ${rowName(r)}, ${panel.x} ${columnName(c)}: ${formatNumber(value(r, c))}`;
   const read = ([r, c]) => {
     const text = panel.texts?.[R - 1 - r]?.[c];
@@ -107,9 +108,10 @@ export function drawHeatPanel(panel, scale) {
   };
   const grid = createHeatGrid({ label: visibleProse(`${panel.title}: ${panel.colour}`), corner: "", words,
     rows: panel.rows.map((_, r) => rowName(r)), columns: panel.columns.map((_, c) => columnName(c)) }, { look: read, open: read });
-  grid.paint({ className: (r, c) => stepClass(own, value(r, c)), describe: says,
+  grid.paint({ className: (r, c) => stepClass(own, value(r, c)) + (doubted(r) ? " doubted" : ""), describe: says,
     nodes: (r, c) => (words ? element("bdi", {}, panel.texts ? visibleProse(panel.texts[R - 1 - r][c]) : formatNumber(value(r, c))) : null) });
   return element("figure", { class: "chart heat" },
-    element("figcaption", {}, element("b", {}, element("bdi", {}, visibleProse(panel.title))), element("span", {}, visibleProse(`rows: ${panel.y}, columns: ${panel.x}`))),
+    element("figcaption", {}, element("b", {}, element("bdi", {}, visibleProse(panel.title))), element("span", {}, visibleProse(`rows: ${panel.y}, columns: ${panel.x}`)),
+      panel.note && element("span", {}, `? and pale: ${visibleProse(panel.note)}`)),
     rampLegend(own, visibleProse(panel.colour)), grid.element, readout);
 }

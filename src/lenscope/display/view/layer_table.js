@@ -10,7 +10,7 @@ const ROW_HEIGHT = 19, WIDEST_COLUMN = 104, NARROWEST_COLUMN = 64;
  * A virtual grid: {element, setSource(source), repaint(), point(place, held), focus(place), reveal(place), cellAt(node), remove()}.
  *
  * source = {label, rows, columns (numbers of them), headRows: [{label, key(c), nodes(key), note(c)}], rowLabel(r), rowMark(r),
- * className(r, c), key(r, c), nodes(key), describe(r, c), draggable}. Cells of one key have the same content, which is built once.
+ * className(r, c), key(r, c), nodes(key), describe(r, c), rowTitle(r), draggable}. Cells of one key have the same content, which is built once.
  */
 export function createLayerTable() {
   const heads = element("div", { class: "heads", role: "rowgroup" });
@@ -123,6 +123,9 @@ export function createLayerTable() {
         row.node.setAttribute("aria-rowindex", String(r + 1 + headPool.length));
         row.head.replaceChildren(...source.rowLabel(r));
         row.head.className = `row-head ${source.rowMark?.(r) ?? ""}${pointed?.place[0] === r ? " on" : ""}`;
+        const title = source.rowTitle?.(r) ?? "";
+        if (title) row.head.title = title;
+        else row.head.removeAttribute("title");
         row.head.place = { r, c: null };
       }
       for (let c = firstColumn; c < firstColumn + columns; c++) {

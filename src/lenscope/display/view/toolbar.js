@@ -87,11 +87,13 @@ export function createToolbar(models, store, hooks = {}, shared = false) {
   const layers = windowFields(store, "layerWindow", "layer", () => models.flatMap((model) => model.layers));
   const positions = windowFields(store, "positionWindow", "position", () => models.flatMap((model) => model.positions));
   const weak = models.some((model) => model.layers.some((_, l) => model.weak(l)));
+  const doubted = models.some((model) => model.layers.some((_, l) => model.doubt(l) !== null));
   const depth = models.some((model) => model.positions.some((_, p) => model.depth(p) !== null));
   const key = element("ul", { class: "key" },
     depth && element("li", { title: "Prediction depth: from here on the top token is that of the last layer." }, element("span", { class: "sample line" }), "settled above"),
     element("li", {}, element("b", {}, "bold"), "target or next token"),
-    weak && element("li", {}, element("i", { class: "sample-weak" }, "slanted"), "the lens knows little"));
+    weak && element("li", {}, element("i", { class: "sample-weak" }, "slanted"), "the lens knows little"),
+    doubted && element("li", { title: "The report of the lens's fit says so: point at such a layer to read why." }, element("b", {}, "?"), element("span", { class: "sample doubted" }), "not to be trusted"));
   const node = element("div", { class: "toolbar" }, element("div", { class: "tools" }, choices, legend),
     element("div", { class: "tools" }, element("div", { class: "following" }, search.element, chips), layers.element, positions.element, key));
 

@@ -12,6 +12,7 @@ export function trajectoryModel(result) {
   const topIds = arrays.top_ids.values, topLogs = arrays.top_log_probs.values;
   const known = (value) => value === undefined || Number.isNaN(value) ? null : value;
   const held = result.held_out_kl, heldAt = new Map(held ? held.layers.map((layer, i) => [layer, held.kl[i]]) : []);
+  const doubts = new Map(result.doubts ? result.doubts.layers.map((layer, i) => [layer, result.doubts.why[i]]) : []);
   const model = {
     result, layers, positions, L, P, k, vocabularies: [vocabulary],
     hasMeasure: (name) => Object.hasOwn(arrays, name),
@@ -51,6 +52,8 @@ export function trajectoryModel(result) {
     settled: (l, p) => (result.depth?.[p] ?? Infinity) <= layers[l],
     heldOut: (l) => heldAt.get(layers[l]) ?? null,
     weak: (l) => (heldAt.get(layers[l]) ?? 0) > WEAK_KL,
+    /** Why the lens is not to be trusted at a layer, in words; null where it is. */
+    doubt: (l) => doubts.get(layers[l]) ?? null,
     rowOf: (layer) => layers.indexOf(layer),
     columnOf: (position) => positions.indexOf(position),
     layerInWords(l) {
@@ -112,17 +115,24 @@ export function weakLayersInWords(model) {
     + `${one ? "layer" : "layers"} ${runsInWords(rows.map((l) => model.layers[l]))}: it knows little there.`;
 }
 
+/** A sentence on the layers at which the lens is not to be trusted; null where there are none, or nothing is known. */
+export function doubtsInWords(model) {
+  if (!model.result.doubts) return null;
+  return `“${clipText(visibleProse(model.result.lens), 60)}” is ${visibleProse(model.result.doubts.line)}.`;
+}
+
 /** What a screen reader says of a cell. */
 export function cellInWords(model, l, p) {
   const share = model.value("max_probability", l, p);
   return `${visibleToken(model.token(model.first(l, p)))}${share === null ? "" : `, probability ${share.toPrecision(3)}`}; layer ${model.layers[l]}, `
-    + `position ${model.positions[p]} after ${visibleToken(model.input(p))}`;
+    + `position ${model.positions[p]} after ${visibleToken(model.input(p))}${model.doubt(l) === null ? "" : `; not to be trusted: ${visibleProse(model.doubt(l))}`}`;
 }
 
 /** The class of a cell's marks that no choice of measure changes: the target in bold, the staircase of prediction depth. */
 export function fixedMarks(model, l, p, before, after) {
   let marks = model.first(l, p) === model.target(p) ? " hit" : "";
   if (model.weak(l)) marks += " weak";
+  if (model.doubt(l) !== null) marks += " doubted";
   if (model.settled(l, p)) {
     const edges = (model.layers[l] === model.depth(p) ? " eb" : "") + (before !== null && !model.settled(l, before) ? " el" : "")
       + (after !== null && !model.settled(l, after) ? " er" : "");

@@ -2,7 +2,7 @@
 
 import { clipText, element, nameElement, tokenElement, tokenNodes, visibleProse } from "./text.js";
 import { stepClass } from "./scale.js";
-import { cellInWords, fixedMarks, indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
+import { cellInWords, doubtsInWords, fixedMarks, indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
 import { addGestures, carryCell } from "./table_gestures.js";
 import { MOST_PINS, pinClass, togglePin } from "./token_chips.js";
@@ -30,8 +30,9 @@ export function gridSource(model, { rows, columns, scale, value, pins, cone, dra
   }
   return {
     label, rows: rows.length, columns: columns.length, headRows, nodes, draggable, contents: model, at,
-    rowLabel: (r) => [r === 0 && element("small", {}, "layer"), String(model.layers[at(r)])].filter(Boolean),
-    rowMark: (r) => (model.weak(at(r)) ? "weak" : ""),
+    rowLabel: (r) => [r === 0 && element("small", {}, "layer"), `${model.doubt(at(r)) === null ? "" : "?"}${model.layers[at(r)]}`].filter(Boolean),
+    rowMark: (r) => [model.weak(at(r)) && "weak", model.doubt(at(r)) !== null && "doubted"].filter(Boolean).join(" "),
+    rowTitle: (r) => doubtTitle(model, at(r)),
     key: (r, c) => model.first(at(r), columns[c]),
     describe: (r, c) => cellInWords(model, at(r), columns[c]),
     className(r, c) {
@@ -43,9 +44,15 @@ export function gridSource(model, { rows, columns, scale, value, pins, cone, dra
   };
 }
 
-/** The head of a trajectory: the prompt, the lens and the model, a sentence on weak layers. */
+/** What a pointer is told over a layer at which the lens is not to be trusted; empty where it is. */
+function doubtTitle(model, l) {
+  const why = model.doubt(l);
+  return why === null ? "" : `Not to be trusted at layer ${model.layers[l]}: ${visibleProse(why)}`;
+}
+
+/** The head of a trajectory: the prompt, the lens and the model, sentences on weak and on doubted layers. */
 function trajectoryHead(model) {
-  const { result } = model, weak = weakLayersInWords(model);
+  const { result } = model, weak = weakLayersInWords(model), doubts = doubtsInWords(model);
   const range = model.L === 1 ? `layer ${model.layers[0]}` : `layers ${model.layers[0]}–${model.layers[model.L - 1]}`;
   return [
     element("h2", { dir: "auto", title: clipText(visibleProse(result.text), 2000) }, clipText(visibleProse(result.text), 400)),
@@ -53,6 +60,7 @@ function trajectoryHead(model) {
       ` · ${range} of ${result.n_layers} · ${model.P} ${model.P === 1 ? "position" : "positions"}`,
       result.target !== null && [" · target ", tokenElement(model.token(result.target))]),
     weak && element("p", { class: "warning" }, weak),
+    doubts && element("p", { class: "warning" }, doubts),
   ];
 }
 
