@@ -82,7 +82,7 @@ def doubts_in_words(doubts: Mapping[int, str]) -> str:
         several = len({doubts[n] for n in layers}) > 1
         words = f"{doubts[layers[0]]} at layer {layers[0]}" if several else f"{doubts[layers[0]]} there"
         if several and len(layers) > 1:
-            words += f" … {doubts[layers[-1]].removeprefix(kind).strip(' ()')} at layer {layers[-1]}"
+            words += f" … {doubts[layers[-1]].removeprefix(kind).strip()} at layer {layers[-1]}"
         parts.append(f"{'layers' if len(layers) > 1 else 'layer'} {_runs(layers)}: {words}")
     return f"not to be trusted at {'; '.join(parts)}" if parts else ""
 
@@ -118,7 +118,7 @@ def _agreement_doubt(row: Mapping[str, Any]) -> str | None:
         return _UNKNOWN
     if low >= LEAST_AGREEMENT:
         return None
-    value = _number(row.get("cosine"))
+    value = _finite_number(row.get("cosine"))
     if value is None or value < LEAST_AGREEMENT:
         return f"{_APART} {_hundredths(low if value is None else value)}"
     return f"{_APART} {_hundredths(value)} (95 % interval from {_hundredths(low)})"
@@ -126,7 +126,7 @@ def _agreement_doubt(row: Mapping[str, Any]) -> str | None:
 
 def _gain_doubt(row: Mapping[str, Any]) -> str | None:
     """Why a layer of a lens that predicts the model is not to be trusted; None where it is."""
-    kl, logit_lens = _number(row.get("kl")), _number(row.get("kl_logit_lens"))
+    kl, logit_lens = _finite_number(row.get("kl")), _finite_number(row.get("kl_logit_lens"))
     if kl is None:
         return _UNKNOWN
     _, high = _interval(row.get("gain_95"))
@@ -135,7 +135,7 @@ def _gain_doubt(row: Mapping[str, Any]) -> str | None:
     return _WORSE if logit_lens is None else f"{_WORSE} (KL {kl:.2f}, and {logit_lens:.2f} nats)"
 
 
-def _number(value: Any) -> float | None:
+def _finite_number(value: Any) -> float | None:
     known = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     return float(value) if known else None
 
@@ -143,7 +143,7 @@ def _number(value: Any) -> float | None:
 def _interval(ends: Any) -> tuple[float | None, float | None]:
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         return None, None
-    low, high = map(_number, ends)
+    low, high = map(_finite_number, ends)
     return (None, None) if low is None or high is None else (low, high)
 
 
