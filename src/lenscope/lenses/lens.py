@@ -15,6 +15,7 @@ from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.lens_reports import HELD_OUT, doubtful_layers, doubts_entry, held_out_kl
+from lenscope.lenses.reduced_trajectory import float32_array, reduced_trajectory
 from lenscope.lenses.token_directions import TokenDirections
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import POINTS, Trajectory
@@ -23,7 +24,6 @@ from lenscope.mappings import mapping as mappings
 from lenscope.mappings.mapping import PairMapping, StateMap
 from lenscope.measures.chosen_tokens import rank_tokens
 from lenscope.measures.divergences import diverge
-from lenscope.measures.streamed import reduce
 from lenscope.models.batches import in_order
 from lenscope.models.edits import as_vectors
 from lenscope.models.hidden_states import HiddenStates
@@ -211,7 +211,7 @@ class Lens:
             layers=numbers,
             positions=states.positions[0],
             rank=ranked.rank.cpu().numpy().astype(np.int64),
-            log_prob=_to_numpy(ranked.log_prob),
+            log_prob=float32_array(ranked.log_prob),
             vocabulary=dict(zip(ids, self.lm.encoder.tokens(ids), strict=True)),
             model=self.lm.name,
             lens=f"{self.name} {POINTS[points]}".rstrip(),
@@ -314,10 +314,10 @@ class Lens:
             models=(self.lm.name, other.lm.name),
             layers=numbers,
             positions=tuple(zip(a.positions, b.positions, strict=True)),
-            js=_to_numpy(apart.js),
-            total_variation=_to_numpy(apart.total_variation),
-            kl=_to_numpy(apart.kl),
-            kl_back=_to_numpy(apart.kl_back),
+            js=float32_array(apart.js),
+            total_variation=float32_array(apart.total_variation),
+            kl=float32_array(apart.kl),
+            kl_back=float32_array(apart.kl_back),
             first=a,
             second=b,
         )
@@ -326,52 +326,18 @@ class Lens:
         self, states: HiddenStates, layers: tuple[int, ...], target: int | None, top_k: int, source: dict[str, Any],
         points: Point = "block",
     ) -> Trajectory:  # fmt: skip
-        (prompt,), (positions,) = states.prompts, states.positions
-        device = states.tensor.device
-        if target is None:
-            following = [prompt.ids[p + 1] if p + 1 < len(prompt) else -1 for p in positions]
-        else:
-            following = [target] * len(positions)
-        targets = torch.tensor(following, device=device)
-        known = (targets >= 0).cpu()
-        final = states[self.lm.n_layers, list(positions)] if states.last is None else states.last[0]
-        has_final = layers[-1] == self.lm.n_layers and points == "block"
-        r = reduce(
-            self.lm.runner.readout,
-            self.lm.vocab_size,
+        return reduced_trajectory(
+            self.lm,
+            states,
             self._mapped_all(states, layers),
-            final,
-            targets.clamp_min(0),
-            top_k,
-            final_is_last=self.f is None and has_final,
-        )
-        top_ids = r.top_ids.cpu().numpy()
-        # what the model itself predicts, where the last of the layers does not say it
-        own = None
-        if not has_final or not (self.f is None or isinstance(self.f, PairMapping)):
-            last = reduce(self.lm.runner.readout, self.lm.vocab_size, final[None], final, None, 1, final_is_last=True)
-            own = tuple(last.top_ids[0, :, 0].tolist())
-        occurring = sorted({*prompt.ids, *np.unique(top_ids).tolist(), *([] if target is None else [target])})
-        return Trajectory(
-            text=prompt.text,
-            ids=prompt.ids,
-            model=self.lm.name,
-            lens=self.name,
-            n_layers=self.lm.n_layers,
-            layers=layers,
-            positions=positions,
+            layers,
+            self.name,
+            {**source, "lens": self.name, **self._reported(layers)},
             target=target,
-            entropy=_to_numpy(r.entropy),
-            kl=_to_numpy(r.kl),
-            max_probability=_to_numpy(r.max_probability),
-            cross_entropy=_to_numpy(r.cross_entropy.cpu().masked_fill(~known, torch.nan)),
-            rank=r.rank.cpu().masked_fill(~known, -1).numpy().astype(np.int64),
-            top_ids=top_ids,
-            top_log_probs=_to_numpy(r.top_log_probs),
-            vocabulary=dict(zip(occurring, self.lm.encoder.tokens(occurring), strict=True)),
-            provenance={**source, "lens": self.name, **self._reported(layers)},
-            final=own,
+            top_k=top_k,
             points=points,
+            unmapped=self.f is None,
+            identity_at_last=self.f is None or isinstance(self.f, PairMapping),
         )
 
     def _reported(self, layers: tuple[int, ...]) -> dict[str, Any]:
@@ -412,10 +378,6 @@ def _last_positions(states: HiddenStates, count: int) -> HiddenStates:
     tensor = states.tensor[:, :, len(states.positions[0]) - count :]
     last = None if states.last is None else states.last[:, -count:]
     return HiddenStates(tensor, states.layers, states.n_layers, states.prompts, (keep,), False, states.model, last)
-
-
-def _to_numpy(values: Tensor) -> np.ndarray:
-    return values.cpu().numpy().astype(np.float32)
 
 
 def lens_layers(lens: Lens, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -154,7 +154,7 @@ def swap_rows(results: Mapping[str, np.ndarray], lenses: Sequence[str], seed: in
                 "Δ ln p answer": _mean_or_nothing(after[:, 2] - before[:, 2], seed),
                 "Δ ln p other answer": _mean_or_nothing(after[:, 3] - before[:, 3], seed),
                 "Δ ln odds": _mean_or_nothing(moved, seed),
-                "Δ ln odds, edit minus control": "–" if condition == "edit" else difference(
+                "Δ ln odds, edit minus control": None if condition == "edit" else difference(
                     _odds_moved(edit, before), moved, seed=seed
                 ),
             })  # fmt: skip
@@ -184,7 +184,7 @@ def ablation_rows(results: Mapping[str, np.ndarray], lenses: Sequence[str], seed
                 "taken out": f"{ABLATED} strongest tokens" if condition == "edit" else f"control: {condition}",
                 "still right of right": _mean_or_nothing(after[right, 0], seed),
                 "Δ ln p answer": _mean_or_nothing(after[:, 2] - before[:, 2], seed),
-                "Δ ln p answer, edit minus control": "–" if condition == "edit" else difference(
+                "Δ ln p answer, edit minus control": None if condition == "edit" else difference(
                     edit[:, 2], after[:, 2], seed=seed
                 ),
             })  # fmt: skip
