@@ -137,14 +137,15 @@ def swap_command(
         console = Screen()
         console.print(headline(lm, prompt, console.width, f"{effects.prompts[0].edit}, {effects.lens}"))
         show(console, effects.table())
-        console.print(Text(printable(_caption(effects)), style="dim"))
+        for line in _caption(effects):
+            console.print(Text(printable(line), style="dim"))
     if output is not None:
         flush()
         effects.save(output)
         tell(f"saved {output}")
 
 
-def _caption(effects: "EditEffects") -> str:
+def _caption(effects: "EditEffects") -> list[str]:
     """What was changed and by how much, and what it did to the answers beside its controls, in a few lines."""
     one, band = effects.prompts[0], effects.layers
     places = len(one.places)
@@ -160,4 +161,4 @@ def _caption(effects: "EditEffects") -> str:
             excess = effects.excess(k)
             line += f"; {excess.value:+.2f} more than controls, 95 % over them {excess.low:+.2f} to {excess.high:+.2f}"
         lines.append(line)
-    return "\n".join(lines)
+    return lines
