@@ -24,6 +24,12 @@ def run_of(lm, targets="later", last=None, dtype=torch.float64):
     return JacobianRun(lm, corpus.split(0.5), graphs, Targets(targets), sums, (0, 1), Group())
 
 
+def directions(lm, count=6):
+    """Random directions (D, 6): a Jacobian that is right along all of them is right."""
+    draw = torch.Generator().manual_seed(2)
+    return torch.randn(lm.hidden_size, count, dtype=lm.dtype, generator=draw)
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_jacobians_are_those_of_finite_differences(kind):
     lm = make(kind, torch.float64)
@@ -33,9 +39,10 @@ def test_jacobians_are_those_of_finite_differences(kind):
     layers = (0, 2, lm.n_layers - 1)
     with InFloat64():
         ours = run_of(lm).rows_of(IDS, counted)
-        differences = [by_differences(lm, IDS, places, layer) for layer in layers]
+        v = directions(lm)
+        differences = [by_differences(lm, IDS, places, layer, v) for layer in layers]
     for layer, wanted in zip(layers, differences, strict=True):
-        assert (ours[layer] - wanted).abs().max() < 1e-6 * max(1.0, float(wanted.abs().max()))
+        assert (ours[layer] @ v - wanted).abs().max() < 1e-6 * max(1.0, float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
@@ -46,8 +53,9 @@ def test_a_position_that_is_its_only_target(kind):
     chosen = sources[len(sources) // (2 * ALONE) :: max(1, len(sources) // ALONE)][:ALONE]
     with InFloat64():
         ours = run_of(lm, "same").rows_of(IDS, counted)
-        wanted = alone_by_differences(lm, IDS, chosen, 1)
-    assert (ours[1] - wanted).abs().max() < 1e-6 * max(1.0, float(wanted.abs().max()))
+        v = directions(lm)
+        wanted = alone_by_differences(lm, IDS, chosen, 1, v)
+    assert (ours[1] @ v - wanted).abs().max() < 1e-6 * max(1.0, float(wanted.abs().max()))
 
 
 def test_the_layer_before_the_last_may_be_aimed_at():
@@ -56,9 +64,10 @@ def test_the_layer_before_the_last_may_be_aimed_at():
     places = counted & (torch.arange(len(IDS)) < len(IDS) - 1)
     with InFloat64():
         ours = run_of(lm, last=3).rows_of(IDS, counted)
-        wanted = by_differences(lm, IDS, places, 1, 3)
+        v = directions(lm)
+        wanted = by_differences(lm, IDS, places, 1, v, 3)
     assert len(ours) == 3
-    assert (ours[1] - wanted).abs().max() < 1e-6
+    assert (ours[1] @ v - wanted).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])

@@ -50,14 +50,14 @@ def test_one_held_out_prompt_decides_nothing():
     assert not any(row["weight"] for row in rows)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "gpt_neox", "qwen3_next"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_a_shrunk_lens_is_nowhere_further_from_a_long_one(kind):
     lm, docs = make(kind), documents(400)
     how = {"length": 24, "skip": 4}
     short = fit_jacobian_lens(lm, docs, tokens=24 * 8, **how)
     plain = fit_jacobian_lens(lm, docs, tokens=24 * 8, shrink=False, **how)
     # other text than the short ones read
-    long = fit_jacobian_lens(lm, documents(400, seed=9), tokens=24 * 160, shrink=False, **how)
+    long = fit_jacobian_lens(lm, documents(400, seed=9), tokens=24 * 100, shrink=False, **how)
     for pair, (j, _) in long.weights.items():
         far, near = ((lens.weights[pair][0] - j).norm() for lens in (plain, short))
         assert near <= 1.01 * far

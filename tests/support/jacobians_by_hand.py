@@ -22,28 +22,31 @@ def last_states(lm, ids, layer, moved, target_layer):
     return last[0]
 
 
-def by_differences(lm, ids, places, layer, target_layer=None):
-    """Mean over positions t of Σ over positions t' ≥ t of ∂h_last[t'] / ∂h_layer[t]: (D, D), for `places` (T,) bool."""
+def by_differences(lm, ids, places, layer, directions, target_layer=None):
+    """The mean over positions t of Σ over positions t' ≥ t of ∂h_last[t'] / ∂h_layer[t] · v, for v (D, K): (D, K).
+
+    The positions are those of `places` (T,) bool.
+    """
     end = lm.n_layers if target_layer is None else target_layer
     columns = []
-    for dimension in range(lm.hidden_size):
+    for v in directions.T:
         moved = torch.zeros(len(ids), lm.hidden_size, dtype=lm.dtype)
         # to first order, all source positions at once are the sum over them
-        moved[places, dimension] = STEP
+        moved[places] = STEP * v
         ends = [last_states(lm, ids, layer, sign * moved, end)[places].sum(0) for sign in (1, -1)]
         columns.append((ends[0] - ends[1]) / (2 * STEP))
     return torch.stack(columns, 1) / places.sum()
 
 
-def alone_by_differences(lm, ids, places, layer):
-    """Mean over the positions `places` of ∂h_last[t] / ∂h_layer[t]: (D, D)."""
-    total = torch.zeros(lm.hidden_size, lm.hidden_size, dtype=lm.dtype)
+def alone_by_differences(lm, ids, places, layer, directions):
+    """Mean over the positions `places` of ∂h_last[t] / ∂h_layer[t] · v, for v (D, K): (D, K)."""
+    total = torch.zeros_like(directions)
     for place in places:
-        for dimension in range(lm.hidden_size):
+        for number, v in enumerate(directions.T):
             moved = torch.zeros(len(ids), lm.hidden_size, dtype=lm.dtype)
-            moved[place, dimension] = STEP
+            moved[place] = STEP * v
             ends = [last_states(lm, ids, layer, sign * moved, lm.n_layers)[place] for sign in (1, -1)]
-            total[:, dimension] += (ends[0] - ends[1]) / (2 * STEP) / len(places)
+            total[:, number] += (ends[0] - ends[1]) / (2 * STEP) / len(places)
     return total
 
 
