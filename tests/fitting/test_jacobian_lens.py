@@ -17,7 +17,7 @@ SHORT = {"length": 32, "skip": 4}
 
 
 def fitted(lm, docs=None, **changed):
-    return fit_jacobian_lens(lm, docs or documents(), **{"tokens": 640, **SHORT, **changed})
+    return fit_jacobian_lens(lm, docs or documents(), **{"tokens": 384, **SHORT, **changed})
 
 
 def apart(one, other):
@@ -30,7 +30,7 @@ def test_a_lens_says_how_well_it_reads(tmp_path):
     rows = lens.report["layers"]
     assert [row["layer"] for row in rows] == [0, 1, 2, 3]
     assert lens.report["lens"] == "Jacobian lens"
-    assert lens.report["prompts"] == 20
+    assert lens.report["prompts"] == 12
     for row in rows:
         assert 0 <= row["top1"] <= 1
         assert row["cosine_95"][0] <= row["cosine"] <= row["cosine_95"][1]
@@ -46,14 +46,14 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     whole = fitted(lm)
 
     def stop(done, _):
-        if done >= 320:
+        if done >= 192:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fitted(lm, folder=tmp_path, progress=stop)
     read = []
     resumed = fitted(lm, folder=tmp_path, progress=lambda done, _: read.append(done))
-    assert min(read) > 320
+    assert min(read) > 192
     assert apart(whole, resumed) == 0
     assert resumed.report["layers"] == whole.report["layers"]
 
@@ -61,7 +61,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
 def test_more_tokens_go_on_from_a_finished_lens(tmp_path):
     lm = make()
     fitted(lm, folder=tmp_path)
-    assert apart(fitted(lm, folder=tmp_path, tokens=960), fitted(lm, tokens=960)) == 0
+    assert apart(fitted(lm, folder=tmp_path, tokens=512), fitted(lm, tokens=512)) == 0
 
 
 def test_parts_merge_to_the_lens_of_one_run(tmp_path):
@@ -71,7 +71,7 @@ def test_parts_merge_to_the_lens_of_one_run(tmp_path):
     folders = [tmp_path / "1", tmp_path / "2"]
     merged = merge_jacobian_lenses(lm, folders, documents(), folder=tmp_path / "both")
     whole = fitted(lm)
-    assert merged.report["prompts"] == whole.report["prompts"] == 20
+    assert merged.report["prompts"] == whole.report["prompts"] == 12
     assert apart(merged, whole) < 1e-6 * max(float(w[0].abs().max()) for w in whole.weights.values())
     for one, other in zip(merged.report["layers"], whole.report["layers"], strict=True):
         assert abs(one["cosine"] - other["cosine"]) < 1e-5
@@ -108,8 +108,8 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
 def test_reading_stops_when_the_halves_agree():
     lm = make()
     told = []
-    lens = fitted(lm, tokens=4000, until=0.5, report_error=told.append)
-    assert lens.report["prompts"] < 4000 // 32
+    lens = fitted(lm, tokens=3000, until=0.5, report_error=told.append)
+    assert lens.report["prompts"] < 3000 // 32
     assert told[-1] >= 0.5
     assert all(least < 0.5 for least in told[:-1])
 
@@ -152,7 +152,7 @@ def test_a_block_without_a_rule_is_refused():
 @pytest.mark.parametrize("how", ["plain", "split"])
 def test_two_processes_fit_the_lens_of_one(how, tmp_path):
     started(tmp_path / "two", 2, [jacobian_processes.__file__, how])
-    whole = fitted(make(), tokens=576)
+    whole = fitted(make(), tokens=320)
     two = load_mapping(tmp_path / "two")
     assert two.report["processes"] == 2
     assert two.report["prompts"] == whole.report["prompts"]

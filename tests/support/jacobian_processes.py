@@ -11,8 +11,8 @@ from small_fits import documents, make
 from lenscope.distributed.sharding import sharded
 from lenscope.fitting.jacobian_lens import fit_jacobian_lens
 
-# nine rows of each half: one process has a row less
-HOW = {"tokens": 576, "length": 32, "skip": 4}
+# five rows of each half: one process has a row less
+HOW = {"tokens": 320, "length": 32, "skip": 4}
 
 
 def fit_here(folder, split=False):

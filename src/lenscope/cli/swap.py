@@ -114,10 +114,10 @@ def swap_command(
     from lenscope.lenses.lens import Lens
 
     chosen_lens = Lens(lm, None if lens is None else open_lens(lens, lm, transferred))
-    answers = [a for a in (answer, swap_answer) if a is not None] or None
+    answers: list[str | int] | None = [a for a in (answer, swap_answer) if a is not None] or None
     if answer is None and swap_answer is not None:
         own = lm.unembed(lm.read(prompt, lm.n_layers, -1)[lm.n_layers, -1]).argmax()
-        answers = [lm.encoder.tokens([int(own)])[0], swap_answer]
+        answers = [int(own), swap_answer]
     effects = swap_effects(
         chosen_lens,
         prompt,
