@@ -5,9 +5,8 @@ BIN = $(VENV)/bin
 
 # a processor without 512-bit vectors, whatever this one has
 NARROW = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-FITS = tests/fitting tests/distributed/test_sharding.py tests/measures/test_sampled_kl.py tests/models/test_precision.py tests/cli/test_fit.py
-FITTED = $(addprefix tests/experiments/tuned_lens_paper/test_,difficulty.py drift.py prediction.py)
-ENGINE = tests/models/test_readout.py tests/engine/test_chunked_runs.py tests/engine/test_shared_attention.py
+FITS = $(addprefix tests/fitting/test_,tuned_lens.py tuned_lens_run.py jacobian_lens.py streamed_ridge.py held_out.py) tests/measures/test_sampled_kl.py tests/models/test_precision.py
+ENGINE = tests/engine/test_chunked_runs.py tests/engine/test_shared_attention.py
 
 .PHONY: demo test check site install clean
 
@@ -19,7 +18,7 @@ demo: install
 test: install check site
 	$(BIN)/python -m pytest --durations=25
 	if [ "$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')" = AVX512 ]; then \
-		$(NARROW) LENSCOPE_FAST_PRODUCTS=0 $(BIN)/python -m pytest $(FITS) $(FITTED) $(ENGINE); fi
+		$(NARROW) LENSCOPE_FAST_PRODUCTS=0 $(BIN)/python -m pytest $(FITS) $(ENGINE); fi
 
 # format, lint, types: what a change must pass before its tests are worth running
 check: install
