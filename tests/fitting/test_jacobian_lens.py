@@ -4,6 +4,7 @@ import math
 
 import jacobian_processes
 import pytest
+import torch
 from several_processes import started
 from small_fits import documents, make
 
@@ -160,3 +161,9 @@ def test_two_processes_fit_the_lens_of_one(how, tmp_path):
     for one, other in zip(two.report["layers"], whole.report["layers"], strict=True):
         assert one["cosine"] == pytest.approx(other["cosine"], abs=1e-5)
         assert one["kl"] == pytest.approx(other["kl"], rel=1e-4)
+
+
+def test_a_fit_of_a_float64_model_goes_on_from_its_folder(tmp_path):
+    lm = make("llama", torch.float64)
+    fitted(lm, folder=tmp_path, tokens=128)
+    assert apart(fitted(lm, folder=tmp_path), fitted(lm)) == 0

@@ -4,12 +4,12 @@ Knows: options, that nothing is overwritten. Does not know: how lenses are joine
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lenscope.cli.jacobian_fit import show_jacobian_lens
-from lenscope.cli.options import DEFAULT_MODEL, CommonOptions, Data, common_options
+from lenscope.cli.options import DEFAULT_MODEL, CommonOptions, Data, common_options, data_source
 from lenscope.cli.validation import make_folder, require_model, require_path
 from lenscope.errors import LenscopeError
 
@@ -45,7 +45,6 @@ def merge_command(
     lm = common.load()
     from lenscope.fitting.jacobian_merging import merge_jacobian_lenses
 
-    source: Any = None if not data else data[0] if len(data) == 1 else [Path(d) for d in data]
-    merged = merge_jacobian_lenses(lm, lenses, source, folder=folder)
+    merged = merge_jacobian_lenses(lm, lenses, data_source(data), folder=folder)
     again = "" if common.model == DEFAULT_MODEL else f" -m {common.model}"
     show_jacobian_lens(lm, merged, output, f"{len(lenses)} lenses", common.as_json, again, "merge")

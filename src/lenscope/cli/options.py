@@ -217,8 +217,12 @@ def open_corpus(lm: "LM", data: Sequence[str] | None, field: str | None, **how: 
     """Open the text of --data, or the model's own samples; `how` as `Corpus.open` takes it."""
     from lenscope.text.corpus import Corpus
 
-    source: Any = None if not data else data[0] if len(data) == 1 else [Path(d) for d in data]
-    return Corpus.open(lm, source, field=field or "text", **how)
+    return Corpus.open(lm, data_source(data), field=field or "text", **how)
+
+
+def data_source(data: Sequence[str] | None) -> Any:
+    """The text of --data as `Corpus.open` takes it: None, a name, or several files."""
+    return None if not data else data[0] if len(data) == 1 else [Path(d) for d in data]
 
 
 def available_tokens(corpus: "Corpus", wanted: int, asked: bool) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenscope.fitting.held_out import HeldOut
+from lenscope.fitting.held_out import HeldOut, interval_ends
 from lenscope.models.language_model import LM
 from lenscope.models.readout import wide
 from lenscope.statistics.intervals import Estimate, ratios
@@ -76,5 +76,4 @@ def agreement_rows(agreement: dict[str, list[Estimate]]) -> list[dict[str, Any]]
 
 
 def _row(name: str, estimate: Estimate) -> Sequence[tuple[str, Any]]:
-    known = estimate.low == estimate.low
-    return (name, estimate.value), (f"{name}_95", [estimate.low, estimate.high] if known else None)
+    return (name, estimate.value), (f"{name}_95", interval_ends(estimate))

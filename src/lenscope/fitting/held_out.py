@@ -183,11 +183,11 @@ def layer_rows(
         {
             "layer": n,
             "kl": _number(fitted[n].value),
-            "kl_95": _ends(fitted[n]),
+            "kl_95": interval_ends(fitted[n]),
             "kl_logit_lens": _number(own[n].value),
-            "kl_logit_lens_95": _ends(own[n]),
+            "kl_logit_lens_95": interval_ends(own[n]),
             "gain": _number(gain[n].value),
-            "gain_95": _ends(gain[n]),
+            "gain_95": interval_ends(gain[n]),
             "kept": name,
         }
         for n, name in enumerate(names)
@@ -215,5 +215,6 @@ def _number(value: float) -> float | None:
     return value if isfinite(value) else None
 
 
-def _ends(e: Estimate) -> list[float] | None:
+def interval_ends(e: Estimate) -> list[float] | None:
+    """The ends of an interval as a report has them; None where nothing could be resampled."""
     return [e.low, e.high] if isfinite(e.low) and isfinite(e.high) else None

@@ -221,8 +221,8 @@ def _sums_in(lm: LM, settings: dict[str, Any], where: Path | None) -> JacobianSu
         return sums
     if where is not None and (where.parent / CONFIG).exists():
         raise LenscopeError(f"{where.parent}: has a {CONFIG} of something else; give another folder")
-    size, dtype = lm.hidden_size, torch.float64 if lm.dtype == torch.float64 else torch.float32
-    total = torch.zeros(2, settings["target_layer"], size, size, device=lm.device, dtype=dtype)
+    size = lm.hidden_size
+    total = torch.zeros(2, settings["target_layer"], size, size, device=lm.device)
     return JacobianSums(total, [0, 0], settings)
 
 
