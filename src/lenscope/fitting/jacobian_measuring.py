@@ -103,7 +103,7 @@ class JacobianMeasures:
                     parts.append(rows)
         if len(parts) < 2:
             return None
-        rows = torch.stack(parts)
+        rows = torch.stack(parts).float()
         count = self.select.block.states.shape[1]
         step = max(1, count // STATES)
         own = self.select.block.states[:, ::step].float()
