@@ -34,8 +34,8 @@ from lenscope.files.weights_folder import (
 )
 from lenscope.files.writing import write_text
 from lenscope.mappings.model_card import model_card
-from lenscope.models.identity import model_hash
-from lenscope.models.same_model import is_same_model, model_identity
+from lenscope.mappings.vector_map import VectorMap
+from lenscope.models.same_model import in_words, is_same_model, model_identity, sizes_of
 
 if TYPE_CHECKING:
     from lenscope.models.language_model import LM
@@ -61,6 +61,8 @@ def argument_count(f: Callable[..., Any]) -> int:
             return 1
         wanted = "f(h), f(h, layer), f(h, layer, target_layer), or what load_lens reads"
         raise LenscopeError(f"f {f!r}: it is no function; give {wanted}") from None
+    if isinstance(f, VectorMap):
+        return 1 if f.layers is None else 2
     needed = [p for p in parameters if p.default is p.empty]
     count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed)
     named = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]
@@ -102,10 +104,10 @@ def mapping_hash(f: Callable[..., Any] | None) -> str:
     total = hashlib.sha256()
     if f is None or f is identity:
         total.update(b"identity")
-    elif isinstance(f, PairMapping):
-        sizes = [[model["hidden_size"], model["n_layers"]] for model in (f.source, f.target)]
-        total.update(json.dumps([f.kind, sizes, f.source == f.target]).encode())
-        for name, weight in sorted(f._tensors().items()):
+    elif isinstance(f, PairMapping | VectorMap):
+        head, tensors = f.contents()
+        total.update(json.dumps(head).encode())
+        for name, weight in sorted(tensors.items()):
             total.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
             total.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     else:
@@ -184,10 +186,10 @@ class PairMapping:
         """
         sides = [(self.source, source_lm), (self.target, target_lm)]
         if not all(lm is None or is_same_model(fitted, lm) for fitted, lm in sides):
-            given = [None if lm is None else _given_sizes(lm) for _, lm in sides]
+            given = [None if lm is None else sizes_of(lm) for _, lm in sides]
             raise LenscopeError(
-                f"mapping: fitted from {_describe(self.source)} to {_describe(self.target)}, but used from "
-                f"{_describe(given[0])} to {_describe(given[1])}; fit one for this pair, load the weights it was "
+                f"mapping: fitted from {in_words(self.source)} to {in_words(self.target)}, but used from "
+                f"{in_words(given[0])} to {in_words(given[1])}; fit one for this pair, load the weights it was "
                 "fitted with, or move it to a model of the same size with transferred(lm)"
             )
 
@@ -205,7 +207,7 @@ class PairMapping:
         here = model_identity(lm)
         if any(here[size] != self.source[size] for size in ("hidden_size", "n_layers")):
             raise LenscopeError(
-                f"mapping: fitted for {_describe(self.source)}; {_describe(here)} is of another size, so fit one for it"
+                f"mapping: fitted for {in_words(self.source)}; {in_words(here)} is of another size, so fit one for it"
             )
         origins = [*self.report.get("transferred_from", []), self.source]
         return replace(self, source=here, target=here, report={**self.report, "transferred_from": origins})
@@ -254,6 +256,11 @@ class PairMapping:
     def push(self, repo_id: str) -> str:
         """Do what `push_to_hub` does; this was its name first."""
         return self.push_to_hub(repo_id)
+
+    def contents(self) -> tuple[list[Any], dict[str, Tensor]]:
+        """What tells it apart from other mappings, for `mapping_hash`: JSON values, and its tensors by name."""
+        sizes = [[model["hidden_size"], model["n_layers"]] for model in (self.source, self.target)]
+        return [self.kind, sizes, self.source == self.target], self._tensors()
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors, seen = {}, set()
@@ -380,19 +387,5 @@ def _pair_key(pair: Pair) -> str:
     return "all" if pair is None else f"{pair[0]}.{pair[1]}"
 
 
-def _given_sizes(lm: "LM") -> dict[str, Any]:
-    dtype = str(lm.dtype).removeprefix("torch.")
-    sizes = {"hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
-    return {"model": lm.name, "model_hash": model_hash(lm.model), "dtype": dtype, **sizes}
-
-
 def _model_name(model: dict[str, Any]) -> str:
     return str(model["model"])
-
-
-def _describe(model: dict[str, Any] | None) -> str:
-    if model is None:
-        return "an unknown source"
-    known = str(model.get("model_hash") or "weights not known").removeprefix("sha256:")[:17]
-    dtype = f"{model['dtype']}; " if model.get("dtype") else ""
-    return f"{model['model']} ({known}; {dtype}{model['n_layers']} layers of {model['hidden_size']})"

@@ -79,6 +79,21 @@ def is_same_model(known: Mapping[str, Any], lm: LM) -> bool:
     return deviation(torch.tensor(_some_logits(lm), dtype=torch.float64), expected) <= tolerance
 
 
+def sizes_of(lm: LM) -> dict[str, Any]:
+    """What tells a model at hand from another one in a message, without the whole of `model_identity`."""
+    sizes = {"hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
+    return {"model": lm.name, "model_hash": model_hash(lm.model), "dtype": _dtype(lm), **sizes}
+
+
+def in_words(model: Mapping[str, Any] | None) -> str:
+    """A model's name, the beginning of its hash, dtype and sizes, in a few words; None: a source that is not known."""
+    if model is None:
+        return "an unknown source"
+    known = str(model.get("model_hash") or "weights not known").removeprefix("sha256:")[:17]
+    dtype = f"{model['dtype']}; " if model.get("dtype") else ""
+    return f"{model['model']} ({known}; {dtype}{model['n_layers']} layers of {model['hidden_size']})"
+
+
 def _environment(lm: LM) -> str:
     """What may make other numbers of the same weights and settings."""
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
