@@ -44,7 +44,7 @@ from lenscope.models.prompts import Prompt as Prompt
 from lenscope.patchscopes.grid import Grid as Grid
 from lenscope.patchscopes.grid import load_grid as load_grid
 from lenscope.patchscopes.patchscope import Patchscope as Patchscope
-from lenscope.patchscopes.patchscope import Target as Target
+from lenscope.patchscopes.target_prompts import Target as Target
 from lenscope.saved_results import load_results as load_results
 from lenscope.statistics.intervals import Estimate as Estimate
 from lenscope.sweeps.running import sweep as sweep

@@ -7,7 +7,8 @@ import torch
 import lenscope as ls
 from lenscope.errors import LenscopeError
 from lenscope.patchscopes.controls import prompts_with_text, random_vectors, shuffled_sources
-from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.patchscopes.target_prompts import Target
 from lenscope.patchscopes.with_controls import score_with_controls
 
 TEXTS = ["one two three", "four five", "six seven eight nine", "ten"]

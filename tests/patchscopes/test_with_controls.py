@@ -10,7 +10,8 @@ import torch
 from lenscope.errors import LenscopeError
 from lenscope.patchscopes import with_controls as verbalizing
 from lenscope.patchscopes.controls import random_vectors, shuffled_sources
-from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.patchscopes.target_prompts import Target
 from lenscope.patchscopes.with_controls import (
     NONE,
     RANDOM,

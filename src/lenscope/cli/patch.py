@@ -144,7 +144,8 @@ def patch_command(
         require_mapping(mapping)
     from lenscope.patchscopes.grid_cells import ANSWERS, MEASURES
     from lenscope.patchscopes.methods import TARGETS
-    from lenscope.patchscopes.patchscope import BELOW, Patchscope, SweepInterrupted, Target
+    from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted
+    from lenscope.patchscopes.target_prompts import BELOW, Target
 
     if below not in BELOW:
         raise LenscopeError(f"--below {below}: give one of {', '.join(BELOW)}{did_you_mean(below, BELOW)}")

@@ -4,9 +4,10 @@ from lenscope.patchscopes import methods
 from lenscope.patchscopes.controls import prompts_with_text, random_vectors, shuffled_sources
 from lenscope.patchscopes.grid import Grid, load_grid
 from lenscope.patchscopes.methods import back_patching
-from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted, Target
+from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted
 from lenscope.patchscopes.soft_prompt import SoftPrompt, load_soft_prompt
 from lenscope.patchscopes.streamed_explanations import ExplanationRow, StreamedExplanation, stream_explanation
+from lenscope.patchscopes.target_prompts import Target
 from lenscope.patchscopes.with_controls import (
     ControlledScores,
     ControlledTexts,

@@ -34,8 +34,9 @@ from lenscope.mappings.mapping import StateMap
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.prompts import Position
-from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.soft_prompt import FIXED_PROMPTS, SoftPrompt
+from lenscope.patchscopes.target_prompts import Target
 
 # Ghandeharioun et al. 2024, Table 2: the twelve tasks' verbalizations, under the names of their data
 RELATIONS = {

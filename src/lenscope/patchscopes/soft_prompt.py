@@ -15,7 +15,7 @@ from lenscope.files.weights_folder import opened_folder, write_folder
 from lenscope.models.edits import Edit
 from lenscope.models.language_model import LM
 from lenscope.models.same_model import is_same_model
-from lenscope.patchscopes.patchscope import Target
+from lenscope.patchscopes.target_prompts import Target
 
 # Pal et al. 2023: the fixed prompts of the authors' code
 FIXED_PROMPTS = (

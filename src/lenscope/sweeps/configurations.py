@@ -21,7 +21,8 @@ from lenscope.mappings.lens_files import load_lens
 from lenscope.mappings.mapping import PairMapping, load_mapping, mapping_hash
 from lenscope.models.language_model import LM
 from lenscope.patchscopes import methods
-from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.patchscopes.target_prompts import Target
 from lenscope.sweeps.spec import OPERATIONS, SweepMapping, SweepSpec, SweepTarget
 from lenscope.sweeps.spots import named_layers
 from lenscope.sweeps.swept_models import identity_of, model_label

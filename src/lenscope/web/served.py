@@ -20,7 +20,7 @@ from lenscope.models import edits
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.patchscopes.methods import TARGETS, named_target
-from lenscope.patchscopes.patchscope import Target
+from lenscope.patchscopes.target_prompts import Target
 from lenscope.web.examples import EXAMPLES
 from lenscope.web.limits import Limits
 from lenscope.web.requests import PromptIn, TargetIn

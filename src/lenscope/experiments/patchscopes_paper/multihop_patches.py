@@ -17,7 +17,8 @@ from lenscope.experiments.setting import Setting
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.methods import back_patching
-from lenscope.patchscopes.patchscope import Patchscope, Target
+from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.patchscopes.target_prompts import Target
 from lenscope.patchscopes.with_controls import (
     RANDOM,
     SHUFFLED,
