@@ -15,7 +15,8 @@ demo: install
 
 # the site, whose warnings are errors; all tests on the processor as it is; then fits and engine as on a processor without 512-bit
 # vectors and 16-bit products, since what rounds differs there (such a processor has run them already)
-test: install check site
+test: install
+	$(MAKE) -j 2 check site
 	$(BIN)/python -m pytest --durations=25
 	if [ "$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')" = AVX512 ]; then \
 		$(NARROW) LENSCOPE_FAST_PRODUCTS=0 $(BIN)/python -m pytest $(FITS) $(ENGINE); fi

@@ -84,10 +84,11 @@ def test_past_a_models_own_windows_the_laws_hold(architecture):
     assert_a_batch_is_what_its_rows_are_alone(lm, 46, 5, 37)
     assert torch.equal(lm.read(prompts(lm, 5)[0]).tensor, short), "a long run left its traces"
     if lm.runner.regimes.of(44):
-        assert_written_is_what_reading_anew_gives(lm, (30, 27), 6)
-        assert_written_is_what_reading_anew_gives(lm, (46, 44), 3)
-        assert_rows_are_what_plain_hooks_give(lm, (40, 36), 3)
-        assert_rows_are_what_plain_hooks_give(lm, (30,), 5)
+        # each length that a run reaches is measured anew, which is most of the time that this takes
+        assert_written_is_what_reading_anew_gives(lm, (31, 29), 4)
+        assert_written_is_what_reading_anew_gives(lm, (46, 44), 2)
+        assert_rows_are_what_plain_hooks_give(lm, (46, 44), 2)
+        assert_rows_are_what_plain_hooks_give(lm, (31,), 3)
     else:
         # nothing is named that sets in at a length: what is written crosses it all the same
         assert_written_is_what_reading_anew_gives(lm, (31,), 3)
