@@ -85,5 +85,7 @@ def test_controls_of_ones_own_vectors_are_vectors(lm64):
     for control in (random_vectors, shuffled_sources):
         with pytest.raises(ls.LenscopeError, match="states: str is no vector; give a tensor or an array"):
             control("a text")
-    with pytest.raises(ls.LenscopeError, match="states: are ndarray, and controls take hidden states of prompts"):
-        score_with_controls(ls.Patchscope(lm64, "one x"), own.numpy(), ["a"] * 6, lambda text, n: 0.0)
+    scores = score_with_controls(
+        ls.Patchscope(lm64, "one x"), own.numpy(), ["a"] * 6, lambda text, n: float(n), [1], max_new_tokens=1
+    )
+    assert scores.scores["vector"].tolist() == [[float(n)] for n in range(6)]

@@ -5,19 +5,32 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from lenscope.errors import LenscopeError
+from lenscope.models.edits import Edit
+from lenscope.models.language_model import LM
 from lenscope.patchscopes import with_controls as verbalizing
-from lenscope.patchscopes.controls import random_vectors, shuffled_sources
-from lenscope.patchscopes.patchscope import Patchscope
-from lenscope.patchscopes.target_prompts import Target
-from lenscope.patchscopes.with_controls import (
+from lenscope.patchscopes.control_runs import (
+    BIAS,
+    CONTROLS,
+    MEAN,
     NONE,
     RANDOM,
     SHUFFLED,
     TEXT,
+    UNIT,
+    UNTRAINED,
     VECTOR,
+    exchanged,
+    text_prompts,
+)
+from lenscope.patchscopes.controls import random_vectors, shuffled_sources
+from lenscope.patchscopes.patchscope import Patchscope
+from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.with_controls import (
     ControlledScores,
     ControlledTexts,
     generate_with_controls,
@@ -31,15 +44,18 @@ NEW = 3
 
 
 def by_hand(model, ids, patch=None):
-    """Greedy ids after `ids` without a cache, a vector written at (layer, position) by a plain hook in every pass."""
+    """Greedy ids after `ids` without a cache, a vector written at (layer, positions) by a plain hook in every pass."""
     written = []
     for _ in range(NEW):
         with ExitStack() as undo:
             if patch is not None:
                 layer, position, v = patch
+                position = list(position) if isinstance(position, tuple) else position
 
                 def write(h, position=position, v=v):
-                    return torch.cat([h[:, :position], v[None, None], h[:, position + 1 :]], 1)
+                    h = h.clone()
+                    h[:, position] = v
+                    return h
 
                 if layer:
                     hook = model.model.layers[layer - 1].register_forward_hook(lambda m, a, out: write(out))
@@ -87,6 +103,102 @@ def test_every_way_of_telling_equals_hooks(lm64, said):
         assert said.texts[NONE][n, 0] == shown(lm64, by_hand(model, ids))
     # a patch says something of its own, else nothing was compared
     assert len({*said.texts[VECTOR].reshape(-1), *said.texts[RANDOM].reshape(-1)}) > 4
+
+
+def test_vectors_and_the_controls_of_their_map_equal_hooks(lm64):
+    """A map at layer 0 of two placeholders, and every control that it brings."""
+    model, tokenizer = lm64.model, lm64.tokenizer
+    weight = torch.randn(32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    bias = torch.linspace(-1, 1, 32, dtype=torch.float64)
+
+    def f(h):
+        return h @ weight + bias
+
+    scope = Patchscope(lm64, Target("x is a x", at="x", every=True), f, layers=0)
+    (prompt, places) = scope.resolved[0]
+    vectors = lm64.read(NAMES, 3, -1).tensor[:, 0, 0]
+    found = generate_with_controls(scope, vectors, NAMES, max_new_tokens=NEW, seed=2)
+    assert tuple(found.texts) == (VECTOR, *CONTROLS)
+    assert found.cells == ((-1, 0),)
+    length = lm64.read("x is a x", 0).tensor.norm(dim=-1).mean()
+    patches = {
+        VECTOR: f(vectors),
+        RANDOM: f(random_vectors(vectors, 2)),
+        MEAN: f(vectors.mean(0, keepdim=True)).expand(4, -1),
+        UNTRAINED: vectors,
+        UNIT: length * vectors / vectors.norm(dim=-1, keepdim=True),
+        BIAS: bias.expand(4, -1),
+    }
+    for way, vector in patches.items():
+        for n in range(4):
+            expected = by_hand(model, prompt.ids, (0, places, vector[n]))
+            assert found.texts[way][n, 0] == shown(lm64, expected), way
+    assert (found.texts[SHUFFLED] == found.texts[VECTOR][exchanged(None, 4, 2)]).all()
+    for n, name in enumerate(NAMES):
+        instead = tokenizer(f"{name} is a {name}").input_ids
+        assert found.texts[TEXT][n, 0] == shown(lm64, by_hand(model, instead))
+    assert len({texts[0, 0] for texts in found.texts.values()}) > 4
+    frame = found.to_dataframe()
+    assert frame["source_layer"].isna().all()
+    few = generate_with_controls(scope, vectors, controls=[BIAS, NONE], max_new_tokens=NEW)
+    assert tuple(few.texts) == (VECTOR, NONE, BIAS)
+    assert (few.texts[BIAS] == found.texts[BIAS]).all()
+    row = few.scored_together(lambda texts: np.array([len(t) for t in texts])).row()
+    assert row[BIAS].value == np.mean([len(t) for t in found.texts[BIAS][:, 0]])
+    assert "vector - bias alone" in row
+    assert "vector above text" not in row
+
+
+def test_a_target_with_edits_has_every_control_but_the_text(lm64):
+    edit = Edit(0, [0, 1], torch.linspace(-2, 2, 64, dtype=torch.float64).view(2, 32))
+    scope = Patchscope(lm64, Target("a b is x", at="x", edits=(edit,)))
+    states = lm64.read(NAMES, positions=-1)
+    found = generate_with_controls(scope, states, layers=[2], max_new_tokens=NEW)
+    assert tuple(found.texts) == (VECTOR, NONE, RANDOM, SHUFFLED, MEAN)
+    with lm64.edit(edit):
+        assert found.texts[NONE][0, 0] == lm64.generate("a b is x", NEW).text
+    assert found.texts[NONE][0, 0] != lm64.generate("a b is x", NEW).text
+    with pytest.raises(LenscopeError, match="texts: the target prompt has edits of its own"):
+        generate_with_controls(scope, states, NAMES)
+
+
+def test_controls_exist_only_where_there_is_something_to_run(lm64, scope):
+    vectors = torch.randn(3, 32, dtype=torch.float64)
+    plain = generate_with_controls(scope, vectors, layers=[1], max_new_tokens=1)
+    assert tuple(plain.texts) == (VECTOR, NONE, RANDOM, SHUFFLED, MEAN)
+    linear = Patchscope(lm64, Target(PROMPT, at="x"), lambda h: 2 * h, layers=1)
+    assert tuple(generate_with_controls(linear, vectors, max_new_tokens=1).texts) == (
+        VECTOR, NONE, RANDOM, SHUFFLED, MEAN, UNTRAINED, UNIT,
+    )  # fmt: skip
+    wide = Patchscope(lm64, Target(PROMPT, at="x"), lambda h: h[..., :32] + 1, layers=1)
+    found = generate_with_controls(wide, torch.randn(3, 40, dtype=torch.float64), max_new_tokens=1)
+    assert tuple(found.texts) == (VECTOR, NONE, RANDOM, SHUFFLED, MEAN, BIAS)
+    assert tuple(generate_with_controls(scope, vectors[:1], layers=[1], max_new_tokens=1).texts) == (
+        VECTOR, NONE, RANDOM,
+    )  # fmt: skip
+    for name, said in (
+        (BIAS, "has no map f"), ("nothing", "control 'nothing': there are text, no patch"), (TEXT, "give the texts"),
+    ):  # fmt: skip
+        with pytest.raises(LenscopeError, match=said):
+            generate_with_controls(scope, vectors, controls=[name], layers=[1])
+    with pytest.raises(LenscopeError, match="give the numbers of target layers"):
+        generate_with_controls(scope, torch.randn(5, 32), layers="same")
+    with pytest.raises(LenscopeError, match="of N items"):
+        generate_with_controls(scope, torch.randn(32), layers=[1])
+
+
+def test_text_stands_behind_the_tokens_that_the_target_begins_with(lm64):
+    tokenizer = tiny.tokenizer()
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    lm = LM(lm64.model, tokenizer, "with a first token")
+    own = lm.prompt("A test of x").ids
+    assert own[0] == 1
+    for ids in (own, own[1:]):
+        prompt = lm.prompt(list(ids))
+        scope = Patchscope(lm, Target(list(ids), at=-1))
+        (made,) = text_prompts(scope, ["mat"], 1)
+        assert made.ids[: len(ids) - 2] == prompt.ids[: len(ids) - 2]
+        assert made.text.endswith("mat")
 
 
 def test_shuffled_sources_are_what_other_states_say(lm64, scope):
@@ -181,15 +293,16 @@ def test_worth_is_what_is_said_scored(lm64, scope, said):
     )
     assert (made.scores[VECTOR] == said.scored(lambda text, n: text.count(NAMES[n][0])).scores[VECTOR]).all()
     assert made.units == [0, 0, 1, 1]
-    assert done[-1] == (32, 32)
+    # vectors, random ones, and the mean vector in every cell
+    assert done[-1] == (36, 36)
     assert [a for a, _ in done] == sorted(a for a, _ in done)
 
 
 def test_what_cannot_be_told_is_refused(lm64, scope):
     states = lm64.read(NAMES, positions=-1)
-    with pytest.raises(LenscopeError, match="3 texts, 4 prompts: give one text for each"):
+    with pytest.raises(LenscopeError, match="3 texts, 4 items: give one text for each"):
         generate_with_controls(scope, states, NAMES[:3])
-    with pytest.raises(LenscopeError, match="states of one position"):
+    with pytest.raises(LenscopeError, match="states of one position of each prompt"):
         generate_with_controls(scope, lm64.read(["a b", "c d"]), ["a b", "c d"])
     two = Patchscope(lm64, [Target(PROMPT, at="x"), Target("one x", at="x")])
     with pytest.raises(LenscopeError, match="one target"):

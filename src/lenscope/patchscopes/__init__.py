@@ -3,6 +3,7 @@
 from lenscope.patchscopes import methods
 from lenscope.patchscopes.controls import prompts_with_text, random_vectors, shuffled_sources
 from lenscope.patchscopes.grid import Grid, load_grid
+from lenscope.patchscopes.label_likelihoods import label_log_likelihoods, likelihoods_with_controls
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted
 from lenscope.patchscopes.soft_prompt import SoftPrompt, load_soft_prompt
@@ -27,6 +28,8 @@ __all__ = [
     "Target",
     "back_patching",
     "generate_with_controls",
+    "label_log_likelihoods",
+    "likelihoods_with_controls",
     "load_grid",
     "load_soft_prompt",
     "methods",

@@ -12,7 +12,7 @@ import lenscope as ls
 from lenscope.experiments.patchscopes_paper import entities as module
 from lenscope.experiments.patchscopes_paper.entities import copied, description_in, pick
 from lenscope.experiments.setting import Setting
-from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, TEXT, VECTOR
+from lenscope.patchscopes.control_runs import RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.tasks.relations import Entity
 from lenscope.tasks.text_match import rouge
 from lenscope.text.packing import after_document_mark, find_marks

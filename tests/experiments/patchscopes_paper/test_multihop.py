@@ -14,7 +14,7 @@ from lenscope.experiments.patchscopes_paper.multihop_patches import (
     kinds_of,
 )
 from lenscope.experiments.setting import Setting
-from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
+from lenscope.patchscopes.control_runs import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.tasks.relations import Chain
 from lenscope.tasks.text_match import compared_words, mentions
 

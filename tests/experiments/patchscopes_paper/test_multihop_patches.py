@@ -15,7 +15,7 @@ from lenscope.experiments.patchscopes_paper.multihop_patches import (
     kinds_of,
 )
 from lenscope.experiments.setting import Setting
-from lenscope.patchscopes.with_controls import RANDOM, SHUFFLED, VECTOR
+from lenscope.patchscopes.control_runs import RANDOM, SHUFFLED, VECTOR
 from lenscope.statistics.derangements import derange
 from lenscope.tasks.relations import Chain, builtin_chains
 from lenscope.tasks.text_match import mentions

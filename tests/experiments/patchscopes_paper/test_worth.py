@@ -10,7 +10,7 @@ from patched_texts import written_after
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import worth as module
 from lenscope.experiments.setting import Setting
-from lenscope.patchscopes.with_controls import TEXT, VECTOR
+from lenscope.patchscopes.control_runs import TEXT, VECTOR
 from lenscope.tasks.relations import Entity, Fact, Relation
 from lenscope.tasks.text_match import compared_words, mentions
 from lenscope.text.packing import find_marks

@@ -20,16 +20,11 @@ from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval, surely
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
+from lenscope.patchscopes.control_runs import CONDITIONS, NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.patchscopes.controls import prompts_with_text
 from lenscope.patchscopes.methods import entity_description, named_target
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.with_controls import (
-    CONDITIONS,
-    NONE,
-    RANDOM,
-    SHUFFLED,
-    TEXT,
-    VECTOR,
     ControlledScores,
     ControlledTexts,
     Score,
@@ -171,6 +166,7 @@ def _own_texts(setting: Setting, names: Sequence[str], how: dict[str, Any]) -> C
         with setting.progress("descriptions") as advance:
             scope = entity_description(lm)
             options: Any = {"max_new_tokens": how["tokens"], "stop": "\n", "seed": setting.seed, "progress": advance}
+            options["controls"] = CONDITIONS[1:]
             return generate_with_controls(scope, states, names, **options)
 
     return setting.cached("entities", compute, names=list(names), **how)

@@ -31,7 +31,7 @@ from lenscope.experiments.patchscopes_paper.multihop_patches import (
 )
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
-from lenscope.patchscopes.with_controls import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
+from lenscope.patchscopes.control_runs import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.selection import SPLITS, crossed
 from lenscope.statistics.significance import paired_tests

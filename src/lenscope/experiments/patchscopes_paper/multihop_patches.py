@@ -15,19 +15,12 @@ import torch
 from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.models.hidden_states import HiddenStates
+from lenscope.patchscopes.control_runs import CONDITIONS, RANDOM, SHUFFLED, VECTOR
 from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.target_prompts import Target
-from lenscope.patchscopes.with_controls import (
-    RANDOM,
-    SHUFFLED,
-    VECTOR,
-    ControlledTexts,
-    continue_texts,
-    generate_with_controls,
-    texts_by_cell,
-)
+from lenscope.patchscopes.with_controls import ControlledTexts, continue_texts, generate_with_controls, texts_by_cell
 from lenscope.statistics.derangements import derange
 from lenscope.statistics.selection import balanced
 from lenscope.tasks.model_knowledge import answers_correctly
@@ -171,6 +164,7 @@ def cot_texts(setting: Setting, kinds: Sequence[Kind], layers: list[int], how: d
                 described,
                 pairs,
                 answers=[c.answer for c in kind.chains],
+                controls=CONDITIONS[1:],
                 max_new_tokens=how["tokens"],
                 stop="\n",
                 seed=setting.seed,

@@ -18,16 +18,11 @@ from lenscope.experiments.estimates_shown import curve, interval
 from lenscope.experiments.patchscopes_paper.entities import description_in, pick
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
+from lenscope.patchscopes.control_runs import CONDITIONS, NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.patchscopes.methods import entity_description, feature_extraction, token_identity
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.sources import Layers
 from lenscope.patchscopes.with_controls import (
-    CONDITIONS,
-    NONE,
-    RANDOM,
-    SHUFFLED,
-    TEXT,
-    VECTOR,
     ControlledScores,
     ControlledTexts,
     Score,
@@ -213,6 +208,7 @@ def _score_case(setting: Setting, case: _Case) -> ControlledScores:
         states = setting.lm.read(after_document_mark(setting.lm, case.texts), positions=-1)
         with setting.progress(f"cells, {case.name}") as advance:
             how: Any = {"answers": case.answers, "max_new_tokens": case.new, "stop": "\n", "seed": setting.seed}
+            how["controls"] = CONDITIONS[1:]
             return generate_with_controls(case.scope, states, case.texts, case.layers, progress=advance, **how)
 
     name = f"worth-{case.name}".replace(" ", "-").replace(":", "")
