@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from lenscope.errors import LenscopeError
 from lenscope.statistics import estimates as module
-from lenscope.statistics.estimates import auroc, spearman
+from lenscope.statistics.estimates import auroc, spearman, variance_explained
 
 
 def random(seed=0):
@@ -64,3 +64,16 @@ def test_auroc_of_single_scores_has_no_interval():
 def test_auroc_refuses_what_it_cannot_rank(low, high):
     with pytest.raises(LenscopeError, match="give at least 1 of each, none NaN"):
         auroc(low, high)
+
+
+def test_variance_explained_by_hand():
+    vectors = np.array([[3.0, 0], [0, 3], [-3, 0], [0, -3]])
+    assert variance_explained(vectors, vectors) == (1, 1, 1)
+    assert variance_explained(vectors, 0 * vectors).value == 0
+    found = variance_explained(vectors, vectors * [[1], [1], [1], [0]], seed=1)
+    assert found.value == 0.75
+    assert found.low < 0.75 < found.high
+    assert variance_explained(vectors, 2 * vectors, center=[1, 0]).value == pytest.approx(1 - 36 / 40)
+    assert np.isnan(variance_explained(np.ones((3, 2)), np.ones((3, 2))).value)
+    with pytest.raises(LenscopeError, match=r"vectors \(4, 2\), reconstructions \(3, 2\)"):
+        variance_explained(vectors, vectors[:3])

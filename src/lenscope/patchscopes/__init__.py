@@ -6,6 +6,7 @@ from lenscope.patchscopes.grid import Grid, load_grid
 from lenscope.patchscopes.label_likelihoods import label_log_likelihoods, likelihoods_with_controls
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted
+from lenscope.patchscopes.reconstructions import reconstruction_with_controls
 from lenscope.patchscopes.soft_prompt import SoftPrompt, load_soft_prompt
 from lenscope.patchscopes.streamed_explanations import ExplanationRow, StreamedExplanation, stream_explanation
 from lenscope.patchscopes.target_prompts import Target
@@ -35,6 +36,7 @@ __all__ = [
     "methods",
     "prompts_with_text",
     "random_vectors",
+    "reconstruction_with_controls",
     "score_with_controls",
     "shuffled_sources",
     "stream_explanation",

@@ -1,6 +1,6 @@
 """Arrays of numbers go in, numbers with intervals come out."""
 
-from lenscope.statistics.estimates import auroc, difference, mean, spearman
+from lenscope.statistics.estimates import auroc, difference, mean, spearman, variance_explained
 from lenscope.statistics.intervals import Estimate, bootstrap
 from lenscope.statistics.probes import Probed, probe
 from lenscope.statistics.selection import Selection, select
@@ -19,4 +19,5 @@ __all__ = [
     "select",
     "sign_flips",
     "spearman",
+    "variance_explained",
 ]

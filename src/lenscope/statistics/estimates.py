@@ -50,3 +50,37 @@ def auroc(normal: ArrayLike, anomalous: ArrayLike, *, seed: int = 0, resamples: 
     drawn = ((rows @ wins) * columns).sum(1)
     ends = percentiles(drawn, min(wins.shape))
     return Estimate(value, float(ends[0]), float(ends[1]))
+
+
+def variance_explained(
+    vectors: ArrayLike,
+    reconstructed: ArrayLike,
+    center: ArrayLike | None = None,
+    *,
+    units: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """The share of the variance of vectors (N, D) that reconstructions explain: 1 - Σ ‖v - v'‖² / Σ ‖v - c‖².
+
+    It is 1 for perfect reconstructions, 0 for those that are no better than the center c (D,), and below 0 for worse
+    ones. The center is that of other vectors, such as those of training; by default that of these.
+
+    Args:
+        vectors: what was to be reconstructed, (N, D).
+        reconstructed: what was made of it, (N, D).
+        center: c, (D,); None: the mean of the vectors.
+        units: what each vector belongs to, and is resampled with.
+        seed: fixes the resamples.
+
+    Raises LenscopeError for vectors and reconstructions of different shapes. It is NaN where vectors do not vary.
+    """
+    own, made = np.asarray(vectors, dtype=float), np.asarray(reconstructed, dtype=float)
+    if own.ndim != 2 or own.shape != made.shape:
+        raise LenscopeError(f"vectors {own.shape}, reconstructions {made.shape}: give (N, D) of both")
+    middle = own.mean(0) if center is None else np.asarray(center, dtype=float)
+    left, whole = np.square(own - made).sum(1), np.square(own - middle).sum(1)
+
+    def share(missing: np.ndarray, total: np.ndarray) -> float:
+        return float(1 - missing.sum() / total.sum()) if total.sum() > 0 else float("nan")
+
+    return bootstrap(share, left, whole, units=units, seed=seed)

@@ -1,6 +1,7 @@
 """Questions, facts and entities with their prompts, and whether a text says an answer."""
 
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
+from lenscope.tasks.label_recall import LabelSearch, label_search
 from lenscope.tasks.model_knowledge import known_chains, known_facts
 from lenscope.tasks.questions import Question, few_shot_prompts, load_questions
 from lenscope.tasks.relation_files import load_chains, load_entities, load_relations
@@ -11,6 +12,7 @@ __all__ = [
     "Chain",
     "Entity",
     "Fact",
+    "LabelSearch",
     "Question",
     "Relation",
     "answer_log_likelihoods",
@@ -20,6 +22,7 @@ __all__ = [
     "few_shot_prompts",
     "known_chains",
     "known_facts",
+    "label_search",
     "load_chains",
     "load_entities",
     "load_questions",
