@@ -157,7 +157,7 @@ def _tokens_put_before(again: Prompt, own: Prompt, first: int) -> int:
 
 def _missing_controls(scope: Patchscope, states: HiddenStates | Tensor, layers: Layers) -> dict[str, str]:
     """The controls that do not exist here, and why."""
-    why = {}
+    why: dict[str, str] = {}
     if item_count(states) < 2:
         why |= dict.fromkeys((SHUFFLED, MEAN), "there is one item; give at least two")
     if scope.f is None:
