@@ -17,7 +17,7 @@ from lenscope.patchscopes.control_runs import (
     TEXT,
     UNTRAINED,
     VECTOR,
-    exchanged,
+    exchanged_items,
 )
 from lenscope.patchscopes.controls import random_vectors
 from lenscope.patchscopes.label_likelihoods import label_log_likelihoods, likelihoods_with_controls
@@ -57,7 +57,7 @@ def test_every_way_equals_whole_runs(lm64):
     patches = {
         VECTOR: 2 * vectors + bias,
         RANDOM: 2 * random_vectors(vectors, 1) + bias,
-        SHUFFLED: 2 * vectors[exchanged(None, 4, 1)] + bias,
+        SHUFFLED: 2 * vectors[exchanged_items(None, 4, 1)] + bias,
         MEAN: (2 * vectors.mean(0) + bias).expand(4, -1),
         UNTRAINED: vectors,
         BIAS: bias.expand(4, -1),

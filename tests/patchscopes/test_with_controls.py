@@ -24,7 +24,7 @@ from lenscope.patchscopes.control_runs import (
     UNIT,
     UNTRAINED,
     VECTOR,
-    exchanged,
+    exchanged_items,
     text_prompts,
 )
 from lenscope.patchscopes.controls import random_vectors, shuffled_sources
@@ -133,7 +133,7 @@ def test_vectors_and_the_controls_of_their_map_equal_hooks(lm64):
         for n in range(4):
             expected = by_hand(model, prompt.ids, (0, places, vector[n]))
             assert found.texts[way][n, 0] == shown(lm64, expected), way
-    assert (found.texts[SHUFFLED] == found.texts[VECTOR][exchanged(None, 4, 2)]).all()
+    assert (found.texts[SHUFFLED] == found.texts[VECTOR][exchanged_items(None, 4, 2)]).all()
     for n, name in enumerate(NAMES):
         instead = tokenizer(f"{name} is a {name}").input_ids
         assert found.texts[TEXT][n, 0] == shown(lm64, by_hand(model, instead))

@@ -3,7 +3,7 @@
 from lenscope.patchscopes import methods
 from lenscope.patchscopes.controls import prompts_with_text, random_vectors, shuffled_sources
 from lenscope.patchscopes.grid import Grid, load_grid
-from lenscope.patchscopes.label_likelihoods import label_log_likelihoods, likelihoods_with_controls
+from lenscope.patchscopes.label_likelihoods import likelihoods_with_controls
 from lenscope.patchscopes.methods import back_patching
 from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted
 from lenscope.patchscopes.reconstructions import reconstruction_with_controls
@@ -18,26 +18,8 @@ from lenscope.patchscopes.with_controls import (
 )
 
 __all__ = [
-    "ControlledScores",
-    "ControlledTexts",
-    "ExplanationRow",
-    "Grid",
-    "Patchscope",
-    "SoftPrompt",
-    "StreamedExplanation",
-    "SweepInterrupted",
-    "Target",
-    "back_patching",
-    "generate_with_controls",
-    "label_log_likelihoods",
-    "likelihoods_with_controls",
-    "load_grid",
-    "load_soft_prompt",
-    "methods",
-    "prompts_with_text",
-    "random_vectors",
-    "reconstruction_with_controls",
-    "score_with_controls",
-    "shuffled_sources",
-    "stream_explanation",
-]
+    "ControlledScores", "ControlledTexts", "ExplanationRow", "Grid", "Patchscope", "SoftPrompt",
+    "StreamedExplanation", "SweepInterrupted", "Target", "back_patching", "generate_with_controls",
+    "likelihoods_with_controls", "load_grid", "load_soft_prompt", "methods", "prompts_with_text", "random_vectors",
+    "reconstruction_with_controls", "score_with_controls", "shuffled_sources", "stream_explanation",
+]  # fmt: skip

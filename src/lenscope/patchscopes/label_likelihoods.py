@@ -29,7 +29,7 @@ from lenscope.patchscopes.control_runs import (
     VECTOR,
     cell_count,
     control_runs,
-    exchanged,
+    exchanged_items,
     item_count,
     require_items,
     text_prompts,
@@ -83,7 +83,7 @@ def likelihoods_with_controls(
     sources = {way: run.sources for way, run in runs.items()}
     scopes = {way: run.scope for way, run in runs.items()}
     if SHUFFLED in asked and count > 1:
-        sources[SHUFFLED], scopes[SHUFFLED] = _in_order(states, exchanged(answers, count, seed)), scope
+        sources[SHUFFLED], scopes[SHUFFLED] = _rearranged(states, exchanged_items(answers, count, seed)), scope
     each = cell_count(scope, states, layers)
     tables: dict[str, np.ndarray] = {}
     cells: tuple[tuple[int, int], ...] = ()
@@ -103,8 +103,8 @@ def likelihoods_with_controls(
         # the target's own edits are made in every prompt of the batch
         with scope.lm.edit(*(replace(edit, row=None) for edit in scope.fixed[0])):
             tables[NONE] = _behind_prompts(scope.lm, [own] * count, labels)[:, None]
-    found = {way: tables[way] for way in (VECTOR, *CONTROLS) if way in tables}
-    return ControlledScores(cells, found, units, seed)
+    in_order = {way: tables[way] for way in (VECTOR, *CONTROLS) if way in tables}
+    return ControlledScores(cells, in_order, units, seed)
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def label_log_likelihoods(
     return cells, table
 
 
-def _in_order(states: HiddenStates | Tensor, order: Sequence[int]) -> HiddenStates | Tensor:
+def _rearranged(states: HiddenStates | Tensor, order: Sequence[int]) -> HiddenStates | Tensor:
     """The vectors of other items in the place of each; addresses stay."""
     if isinstance(states, Tensor):
         return states[torch.tensor(order, device=states.device)]

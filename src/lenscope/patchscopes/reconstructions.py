@@ -58,11 +58,11 @@ def reconstruction_with_controls(
         # the same text is read once
         distinct = list(dict.fromkeys(column))
         with torch.no_grad():
-            made = as_vectors(reconstruct(distinct), "reconstruct").double().cpu().numpy()
-        if made.shape != (len(distinct), own.shape[1]):
+            rebuilt = as_vectors(reconstruct(distinct), "reconstruct").double().cpu().numpy()
+        if rebuilt.shape != (len(distinct), own.shape[1]):
             raise LenscopeError(
-                f"reconstruct: made {made.shape} of {len(distinct)} texts; it must give (texts, {own.shape[1]})"
+                f"reconstruct: made {rebuilt.shape} of {len(distinct)} texts; it must give (texts, {own.shape[1]})"
             )
-        back = made[[distinct.index(text) for text in column]]
+        back = rebuilt[[distinct.index(text) for text in column]]
         shares[way] = variance_explained(np.asarray(own.numpy()), back, middle, units=units, seed=seed)
     return shares

@@ -29,7 +29,7 @@ from lenscope.patchscopes.control_runs import (
     VECTOR,
     cell_count,
     control_runs,
-    exchanged,
+    exchanged_items,
     for_every_item,
     item_count,
     require_items,
@@ -262,7 +262,7 @@ def generate_with_controls(
     if controls is not None and TEXT in controls and texts is None:
         raise LenscopeError(f"control {TEXT!r}: give the texts")
     with_text = [] if texts is None or TEXT not in asked else text_prompts(scope, texts, count)
-    others = exchanged(answers, count, seed) if SHUFFLED in asked and count > 1 else []
+    others = exchanged_items(answers, count, seed) if SHUFFLED in asked and count > 1 else []
     sizes = {way: cell_count(run.scope, run.run, layers) for way, run in runs.items()}
     tables: dict[str, np.ndarray] = {}
     cells: tuple[tuple[int, int], ...] = ()

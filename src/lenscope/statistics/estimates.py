@@ -74,11 +74,11 @@ def variance_explained(
 
     Raises LenscopeError for vectors and reconstructions of different shapes. It is NaN where vectors do not vary.
     """
-    own, made = np.asarray(vectors, dtype=float), np.asarray(reconstructed, dtype=float)
-    if own.ndim != 2 or own.shape != made.shape:
-        raise LenscopeError(f"vectors {own.shape}, reconstructions {made.shape}: give (N, D) of both")
+    own, back = np.asarray(vectors, dtype=float), np.asarray(reconstructed, dtype=float)
+    if own.ndim != 2 or own.shape != back.shape:
+        raise LenscopeError(f"vectors {own.shape}, reconstructions {back.shape}: give (N, D) of both")
     middle = own.mean(0) if center is None else np.asarray(center, dtype=float)
-    left, whole = np.square(own - made).sum(1), np.square(own - middle).sum(1)
+    left, whole = np.square(own - back).sum(1), np.square(own - middle).sum(1)
 
     def share(missing: np.ndarray, total: np.ndarray) -> float:
         return float(1 - missing.sum() / total.sum()) if total.sum() > 0 else float("nan")
