@@ -22,6 +22,7 @@ ROOMS = (
     "patchscopes",
     "lenses",
     "fitting",
+    "verbalisers",
     "interventions",
     "directions",
     "tasks",

@@ -16,6 +16,7 @@ from lenscope import statistics as statistics
 from lenscope import sweeps as sweeps
 from lenscope import tasks as tasks
 from lenscope import text as text
+from lenscope import verbalisers as verbalisers
 from lenscope import web as web
 from lenscope._version import __version__ as __version__
 from lenscope.errors import LenscopeError as LenscopeError

@@ -18,7 +18,7 @@ FLOORS = (
     ("measures", "mappings", "distributed"),
     ("engine",),
     ("text", "patchscopes"),
-    ("lenses", "fitting"),
+    ("lenses", "fitting", "verbalisers"),
     ("interventions", "directions", "tasks", "planning"),
     ("detection", "sweeps", "web"),
     ("saved_results", "experiments"),

@@ -90,3 +90,18 @@ def read_safetensors(path: str | os.PathLike[str]) -> "dict[str, Tensor]":
 
     with checked_reading(Path(path), "is damaged, or no file of tensors"):
         return safetensors.torch.load_file(path)
+
+
+def read_safetensors_header(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts by name that the header of a safetensors file has beside its tensors; empty where it has none.
+
+    Raises LenscopeError for a file that is missing, damaged or none.
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    with checked_reading(path, "is damaged, or no file of tensors"):
+        if not path.is_file():
+            raise LenscopeError(f"{escaped(path)}: no such file")
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})

@@ -245,7 +245,7 @@ def _dequantised(name: str, parts: list[Path]) -> Path:
                         shutil.copyfileobj(piece, out)
         model, tokenizer, _ = _from_gguf(whole, {"dtype": torch.float32})
         done = Path(making) / "done"
-        with _plain_errors(name, "cannot be saved to the cache"):
+        with plain_errors(name, "cannot be saved to the cache"):
             model.save_pretrained(done)
             tokenizer.save_pretrained(done)
             cached_folders.seal(done)
@@ -279,9 +279,9 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
     device = options.pop("blocks_on_disk", None)
     options |= {} if device is None else {"device_map": device}
     look = options.pop("look", None)
-    with _plain_errors(str(path), "cannot be read as a GGUF model"), headers_read_once():
+    with plain_errors(str(path), "cannot be read as a GGUF model"), headers_read_once():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent, **{"dtype": torch.float32, **options}, **where, **_TOLD
+            path.parent, **{"dtype": torch.float32, **options}, **where, **TOLD
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     model, info = loaded
@@ -318,10 +318,10 @@ def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Lo
 def _from_pretrained(source: str, options: dict[str, Any], revision: str | None) -> _Loaded:
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     look, device = options.pop("look", None), options.pop("blocks_on_disk", None)
-    with _plain_errors(source, "cannot be loaded as a causal language model"):
+    with plain_errors(source, "cannot be loaded as a causal language model"):
         if device is not None:
             options["device_map"] = _blocks_on_disk(source, where, device)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, **options, **_TOLD)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, **options, **TOLD)
         model, info = loaded
         local = {name: value for name, value in options.items() if name == "local_files_only"}
         tokenizer = _saved_tokenizer(source, model, where, local)
@@ -366,11 +366,11 @@ def _blocks_on_disk(source: str, where: dict[str, Any], device: str) -> dict[str
 
 
 # what was not found in the files is told by transformers, and refused here, with names
-_TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 @contextmanager
-def _plain_errors(source: str, what: str) -> Iterator[None]:
+def plain_errors(source: str, what: str) -> Iterator[None]:
     """Loading fails in a hundred ways, all of them about the files: one line, with the cause kept as __cause__."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -154,6 +154,20 @@ class Encoder:
 
         Raises LenscopeError without a template, and for turns that the template does not take.
         """
+        return self.templated(self.chat_text(turns))
+
+    def templated(self, text: str) -> Prompt:
+        """A prompt of a text that has its special tokens written out, as what a chat template gives: none is added."""
+        return self._encode(text, special=False)
+
+    def chat_text(
+        self, turns: str | Sequence[Mapping[str, str]], *, opened: bool = True, values: Mapping[str, Any] | None = None
+    ) -> str:
+        """What the model's chat template makes of turns, as text; `opened`: up to where the assistant speaks.
+
+        `values` are what the template may ask for beside the turns, such as enable_thinking. Raises LenscopeError as
+        `chat` does.
+        """
         if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
             raise LenscopeError(f"{self.name} has no chat template: give the prompt as plain text")
         turns = plain(turns)
@@ -166,14 +180,14 @@ class Encoder:
             raise LenscopeError(f"{shown(turns)}: give a text, or a list of turns with role and content")
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in listed], tokenize=False, add_generation_prompt=True
+                [dict(turn) for turn in listed], tokenize=False, add_generation_prompt=opened, **(values or {})
             )
         except Exception as error:  # a template is a program of its own, and may refuse in any way
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise LenscopeError(f"{self.name}: its chat template does not take these turns ({reason})") from error
         if not isinstance(text, str):
             raise LenscopeError(f"{self.name}: its chat template gives {shown(text)}, no text")
-        return self._encode(text, special=False)
+        return text
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Each id as text as it follows other text, leading space kept; bytes that are no whole character as <F0>."""
