@@ -1,6 +1,7 @@
 """One language model: how it is loaded, read, edited and run, and which shortcuts are exact for it."""
 
 from lenscope.models import edits
+from lenscope.models.adapters import with_adapter
 from lenscope.models.check import check
 from lenscope.models.edits import Edit
 from lenscope.models.hidden_states import HiddenStates
@@ -21,4 +22,5 @@ __all__ = [
     "load",
     "load_streamed",
     "relp_rules",
+    "with_adapter",
 ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from lenscope.models.adapter_layers import acting_modules
 from lenscope.models.offloaded import OnDisk, offloaded_weights, tied_names
 
 # a tensor, or one that is read from disk when its numbers are looked at
@@ -57,9 +58,9 @@ def parameters(model: nn.Module, within: nn.Module | None = None) -> dict[str, P
 def stored(model: nn.Module) -> dict[str, Part]:
     """As `tensors`, without the buffers that checkpoints do not store."""
     computed = {
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
+        f"{one.name}.{one.called(name)}" if one.name else name
+        for one in acting_modules(model)
+        for name in one.module._non_persistent_buffers_set
     }
     return {name: t for name, t in tensors(model).items() if name not in computed}
 
@@ -68,20 +69,21 @@ def tensors(model: nn.Module) -> dict[str, Part]:
     """All tensors that a model's numbers come from, by name, each once: parameters, buffers, parts of packed weights.
 
     Buffers that runs set anew, as RoPE does that changes with the length, are left out for what they are made from.
-    Offloaded weights are those that wait elsewhere.
+    Offloaded weights are those that wait elsewhere. Adapters that are off are left out.
     """
     by_name: dict[str, Part] = {}
     seen: set[int | str] = set()
     waiting = offloaded_weights(model)
     ties = tied_names(model) if waiting else {}
 
-    def add(name: str, value: Any, depth: int = 0) -> None:
-        if name in waiting:
+    def add(name: str, value: Any, depth: int = 0, path: str | None = None) -> None:
+        path = name if path is None else path
+        if path in waiting:
             # the same weight under another name
-            one = ties.get(name, name)
+            one = ties.get(path, path)
             if one not in seen:
                 seen.add(one)
-                by_name[name] = waiting[name]
+                by_name[name] = waiting[path]
             return
         if isinstance(value, Tensor):
             if id(value) in seen:
@@ -102,16 +104,17 @@ def tensors(model: nn.Module) -> dict[str, Part]:
         for n, v in more.items():
             add(f"{name}.{n}", v, depth + 1)
 
-    for path, module in model.named_modules():
-        at = f"{path}." if path else ""
+    for acting in acting_modules(model):
+        module = acting.module
+        at, place = (f"{path}." if path else "" for path in (acting.name, acting.path))
         changing = _changing(module)
-        for name, p in module._parameters.items():
-            add(at + name, p)
-        for name, b in module._buffers.items():
-            if name not in changing:
-                add(at + name, b)
+        buffers = {name: b for name, b in module._buffers.items() if name not in changing}
+        for name, t in {**module._parameters, **buffers}.items():
+            called = acting.called(name)
+            if called is not None:
+                add(at + called, t, 0, place + name)
         if not _known_class(module):
-            for name, value in vars(module).items():
+            for name, value in acting.attributes().items():
                 if name[0] != "_" and not _NO_SETTING_LIKE.match(name) and name not in _NO_SETTING:
                     add(at + name, value, 1)
         if type(module)._save_to_state_dict is not nn.Module._save_to_state_dict or (
@@ -167,14 +170,16 @@ def settings(model: nn.Module) -> tuple[str, ...]:
     """What acts beside the tensors: each module's class and plain attributes, each configuration's fields."""
     lines = []
     configs: dict[int, PreTrainedConfig] = {}
-    for path, module in model.named_modules():
-        own = vars(module)
+    for acting in acting_modules(model):
+        module, own = acting.module, acting.attributes()
         replaced = own.get("_old_forward" if "_hf_hook" in own else "forward")
         # or by transformers, which divides products among processes
         by_library = str(getattr(replaced, "__module__", "")).startswith("transformers.")
         if by_library or getattr(replaced, "__func__", None) is type(module).forward:
             replaced = None
-        line = f"{path} {type(module).__qualname__}" + (f" forward {_setting_text(replaced)}" if replaced else "")
+        line = f"{acting.name} {type(module).__qualname__}" + (
+            f" forward {_setting_text(replaced)}" if replaced else ""
+        )
         if type(module) not in _PLAIN:
             public = _known_class(module)
             for name, value in sorted(own.items()):

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lenscope.errors import LenscopeError
+from lenscope.models.adapter_layers import adapter_layers, state_of_adapters
 from lenscope.models.interruption import held, may_stop, stoppable
 from lenscope.models.residual_stream import Anatomy, embedding
 
@@ -29,6 +30,13 @@ def lock_of(model: nn.Module) -> Any:
         if model not in _locks:
             _locks[model] = threading.RLock()
         return _locks[model]
+
+
+def share_lock(model: nn.Module, other: nn.Module) -> None:
+    """From now on a model that nothing runs yet has the lock of another one, whose weights it shares."""
+    lock = lock_of(other)
+    with _making:
+        _locks[model] = lock
 
 
 class Exclusive:
@@ -48,6 +56,7 @@ class Exclusive:
         """From now on changes are those since the model had this anatomy."""
         self.anatomy = anatomy
         self.configs = [(c, copy.deepcopy(_settings(c))) for c in _all_configs(self.model)]
+        self.adapters = adapter_layers(self.model)
         self.seen = self._fingerprint()
         self.modules = list(self.model.modules())
         self.dynamic = [m for m in self.model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
@@ -126,6 +135,8 @@ class Exclusive:
             "device": str(weight.device),
             "dtype": [str(p.dtype) for p in (weight, *first) if p is not None],
             "head": None if head is None else (type(head).__name__, id(head), *_shape(getattr(head, "weight", None))),
+            # what is loaded or deleted changes layers inside of blocks
+            "adapters": (*(getattr(self.model, "peft_config", None) or ()), state_of_adapters(self.adapters)),
             "own forward": vars(self.model).get("forward"),
             "compilation": [getattr(m, "_compiled_call_impl", None) is not None for m in parts],
         }

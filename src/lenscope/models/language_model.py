@@ -60,6 +60,8 @@ class LM:
         revision: the branch, tag or commit there; None where it has none.
         model: the transformers model.
         unused: the weights in its files that the model has no place for.
+        adapter: the adapter that is on, as `with_adapter` was given it; "" for models that were not made so.
+        plain: the model without it, which has the same weights; None where there is none.
         runner: the mechanics, for those who extend lenscope.
 
     Raises LenscopeError if weights or buffers hold NaN, the model is not causal, or its readout cannot be verified.
@@ -77,6 +79,8 @@ class LM:
         self.source = source
         self.revision = revision
         self.unused: tuple[str, ...] = ()
+        self.adapter = ""
+        self.plain: LM | None = None
         self.runner = Runner(model, tokenizer, name)
 
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ def provenance(lm: LM) -> dict[str, Any]:
         "model": lm.name,
         "source": lm.source,
         "revision": lm.revision,
+        **({"adapter": lm.adapter} if lm.adapter else {}),
         **glanced(lm.model),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "device": str(lm.device),

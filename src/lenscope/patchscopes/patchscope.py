@@ -17,6 +17,7 @@ from lenscope.engine import chunked_runs, exact_modes, sweep
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
+from lenscope.models.adapters import with_adapter
 from lenscope.models.edits import Operation, add, replace
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
@@ -55,6 +56,8 @@ class Patchscope:
         layers: the layers that calls use which name none; None: all.
         source_lm: the model that the sources come from, if it is not `lm`: needed for surprisal and precision.
         budget: bytes that the states, keys and values of one chunk may take.
+        adapter: an adapter that is on in `lm` for the target's runs alone (patched, unpatched, controls): a folder, a
+            hub id or a name, as `with_adapter` takes it. `lm` itself stays as it is, also as the source's model.
     """
 
     def __init__(
@@ -68,12 +71,13 @@ class Patchscope:
         layers: Layers = None,
         source_lm: LM | None = None,
         budget: int = chunked_runs.CHUNK_BYTES,
+        adapter: Any = None,
     ) -> None:
         window = count(window, "window", 1)
         several: Any = isinstance(target, list | tuple) and target and isinstance(target[0], Target)
         many: Any = target if several else [target]
-        self.lm = lm
         self.source_lm = source_lm or lm
+        self.lm = lm = lm if adapter is None else with_adapter(lm, adapter)
         self.targets = [t if isinstance(t, Target) else Target(t) for t in many]
         self.resolved = [t.resolve(lm) for t in self.targets]
         self.fixed = [t.fixed(lm) for t in self.targets]
