@@ -16,6 +16,8 @@ from lenscope.models.identity import model_hash
 from lenscope.patchscopes import generate_with_controls, stream_explanation
 
 SOURCE, TARGET = "The capital of France is", "one -> one, two -> two, x ->"
+# (source layer, target layer)
+PAIRS = [(2, 1), (3, 3)]
 # the largest difference of a logit in float64; these compute a part in float32 whatever they are given
 EXACT = {"gemma2": 1e-5, "mamba": 1e-5}
 
@@ -86,7 +88,7 @@ def test_several_adapters_share_a_model_and_never_mix(adapted, tmp_path):
     scopes = {name: ls.Patchscope(lm, TARGET, adapter=name) for name in (None, folder, second)}
 
     def told(scope):
-        return texts(scope.generate(states, "same", max_new_tokens=4))
+        return texts(scope.generate(states, PAIRS, max_new_tokens=3))
 
     # each alone, on a model that nobody else has
     alone = {}
@@ -116,15 +118,17 @@ def test_a_source_with_an_adapter_and_a_target_with_another(adapted, tmp_path):
     assert scope.source_lm is tuned
     assert scope.lm is with_adapter(lm, second)
     by_hand = ls.Patchscope(lm, TARGET, source_lm=tuned, adapter=second)
-    assert texts(scope.generate(states, "same")) == texts(by_hand.generate(states, "same"))
+    assert texts(scope.generate(states, PAIRS, max_new_tokens=3)) == texts(
+        by_hand.generate(states, PAIRS, max_new_tokens=3)
+    )
 
 
 def test_an_interrupted_run_leaves_nothing_behind(adapted):
-    lm, folder, oracle = adapted("llama")
+    lm, folder, _ = adapted("llama")
     states = lm.read(SOURCE, positions=-1)
     scope = ls.Patchscope(lm, TARGET, adapter=folder)
-    whole = texts(scope.generate(states, "same", max_new_tokens=4))
-    plain = texts(ls.Patchscope(lm, TARGET).generate(states, "same", max_new_tokens=4))
+    whole = texts(scope.generate(states, PAIRS, max_new_tokens=3))
+    plain = texts(ls.Patchscope(lm, TARGET).generate(states, PAIRS, max_new_tokens=3))
     identity = model_hash(lm.model), model_hash(scope.lm.model)
     passes = 0
 
@@ -137,29 +141,31 @@ def test_an_interrupted_run_leaves_nothing_behind(adapted):
     hook = scope.lm.model.model.layers[2].mlp.register_forward_hook(stop)
     try:
         with pytest.raises(KeyboardInterrupt):
-            scope.generate(states, "same", max_new_tokens=4)
+            scope.generate(states, PAIRS, max_new_tokens=3)
     finally:
         hook.remove()
     assert passes == 3
     assert (model_hash(lm.model), model_hash(scope.lm.model)) == identity
     assert not any(map(any, [*hooks_of(lm), *hooks_of(scope.lm)]))
-    assert texts(scope.generate(states, "same", max_new_tokens=4)) == whole
-    assert texts(ls.Patchscope(lm, TARGET).generate(states, "same", max_new_tokens=4)) == plain
+    assert texts(scope.generate(states, PAIRS, max_new_tokens=3)) == whole
+    assert texts(ls.Patchscope(lm, TARGET).generate(states, PAIRS, max_new_tokens=3)) == plain
 
 
 def test_controls_and_streams_have_the_adapter_on(adapted):
     lm, folder, oracle = adapted("llama")
     states = lm.read([SOURCE, "A cat sat on the mat"], positions=-1)
     scope = ls.Patchscope(lm, TARGET, adapter=folder)
-    written = scope.generate(states, "same", max_new_tokens=4)
-    streamed = stream_explanation(scope, states, "same", max_new_tokens=4)
+    written = scope.generate(states, PAIRS, max_new_tokens=3)
+    streamed = stream_explanation(scope, states, PAIRS, max_new_tokens=3)
     for _ in streamed:
         pass
-    assert list(streamed.texts) == texts(written)
+    # controls are written beside them
+    assert list(streamed.texts)[: len(written)] == texts(written)
     ids = list(lm.prompt(TARGET).ids)
-    plain = lm.encoder.decode(write_greedily(oracle, ids, 4))
-    controlled = generate_with_controls(scope, states, max_new_tokens=4)
-    assert set(controlled.texts["no patch"].ravel()) == {plain}
+    plain = lm.encoder.decode(write_greedily(oracle, ids, 3))
+    scope = ls.Patchscope(lm, ls.Target(TARGET, at="x"), adapter=folder)
+    controlled = generate_with_controls(scope, states, ["France", "cat"], PAIRS, max_new_tokens=3)
+    assert set(controlled.texts["no patch"].ravel().tolist()) == {plain}
 
 
 def test_inside_an_edit_of_the_model_a_scope_with_an_adapter_does_not_run(adapted):

@@ -49,7 +49,9 @@ def reachable() -> bool:
     return _answer[-1][1]
 
 
-def fetch_file(repo_id: str, file: str, kind: str = "model", named: str | None = None) -> Path | None:
+def fetch_file(
+    repo_id: str, file: str, kind: str = "model", named: str | None = None, revision: str | None = None
+) -> Path | None:
     """A file of a repository, from the cache where it is there; None where the hub has none, or none for this user.
 
     Raises LenscopeError where the hub cannot be reached, about `named`, which is what a user wrote.
@@ -57,7 +59,7 @@ def fetch_file(repo_id: str, file: str, kind: str = "model", named: str | None =
     try:
         # offline it asks nobody, whatever it is told
         local: dict[str, Any] = {} if constants.HF_HUB_OFFLINE or reachable() else {"local_files_only": True}
-        return Path(huggingface_hub.hf_hub_download(repo_id, file, repo_type=kind, **local))
+        return Path(huggingface_hub.hf_hub_download(repo_id, file, repo_type=kind, revision=revision, **local))
     except LocalEntryNotFoundError as error:
         raise _refused(named or repo_id, error) from error
     except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
@@ -66,10 +68,10 @@ def fetch_file(repo_id: str, file: str, kind: str = "model", named: str | None =
         raise _refused(named or repo_id, error) from error
 
 
-def fetch_if_reachable(repo_id: str, file: str) -> Path | None:
+def fetch_if_reachable(repo_id: str, file: str, revision: str | None = None) -> Path | None:
     """As `fetch`, and None too where the hub cannot be reached."""
     try:
-        return fetch_file(repo_id, file)
+        return fetch_file(repo_id, file, revision=revision)
     except LenscopeError:
         return None
 

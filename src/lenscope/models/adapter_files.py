@@ -7,7 +7,6 @@ Does not know: models, or how tensors become layers (adapters.py).
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from lenscope.errors import LenscopeError
 from lenscope.files import hub
 from lenscope.files.tensors import read_tensors
 from lenscope.files.untrusted import read_json
+from lenscope.models import refusals
 
-CONFIG = "adapter_config.json"
+CONFIG = refusals.ADAPTER
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # these put tokens of their own before a prompt, or keys before its keys
 _VIRTUAL_TOKENS = {
@@ -68,13 +68,11 @@ def is_adapter_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def require_peft(source: str) -> None:
-    """Raise LenscopeError where the package that reads adapters is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise LenscopeError(
-            f"{source}: is an adapter ({CONFIG}), which the package peft reads: pip install peft, or merge the adapter "
-            "into its model (merge_and_unload) and save that"
-        )
+def is_on_hub(name: str, revision: str | None = None) -> bool:
+    """Whether a repository of the hub, or of its cache, holds an adapter alone."""
+    if hub.fetch_if_reachable(name, CONFIG, revision) is None:
+        return False
+    return hub.fetch_if_reachable(name, "config.json", revision) is None
 
 
 def read_adapter(source: str | os.PathLike[str], revision: str | None = None) -> AdapterFiles:
@@ -86,7 +84,7 @@ def read_adapter(source: str | os.PathLike[str], revision: str | None = None) ->
     if not isinstance(place, str) or not place.strip() or "\0" in place:
         raise LenscopeError(f"adapter {place!r}: give the folder of an adapter, or its name on the hub")
     folder = _folder_of(place, revision)
-    require_peft(place)
+    refusals.require_peft(place, folder)
     settings = read_json(folder / CONFIG)
     config = _config_of(place, settings)
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -116,11 +114,11 @@ def _folder_of(place: str, revision: str | None) -> Path:
         raise LenscopeError(f"{place}: is a file; give the folder of an adapter, with {CONFIG} in it")
     if place.count("/") != 1 or place.startswith((".", "/", "~")):
         raise LenscopeError(f"{place}: no such folder; give the folder of an adapter, or its name on the hub")
-    config = hub.fetch_file(place, CONFIG)
+    config = hub.fetch_file(place, CONFIG, revision=revision)
     if config is None:
         raise LenscopeError(f"{place}: no folder, and the hub has no adapter of this name that you may read")
-    if hub.fetch_file(place, WEIGHTS[0]) is None:
-        hub.fetch_file(place, WEIGHTS[1])
+    if hub.fetch_file(place, WEIGHTS[0], revision=revision) is None:
+        hub.fetch_file(place, WEIGHTS[1], revision=revision)
     return config.parent
 
 

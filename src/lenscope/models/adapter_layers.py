@@ -78,8 +78,8 @@ def _place_below(layer: nn.Module) -> str:
 
 def held_adapters(layer: Any) -> set[str]:
     """The names of the adapters that a layer has weights of."""
-    groups = (getattr(layer, name, None) for name in layer.adapter_layer_names)
-    return {name for group in groups if hasattr(group, "keys") for name in group.keys()}  # noqa: SIM118
+    groups: list[Any] = [getattr(layer, name, None) for name in layer.adapter_layer_names]
+    return {name for group in groups if hasattr(group, "keys") for name in list(group.keys())}
 
 
 def acting_adapters(layer: Any) -> list[str]:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from lenscope.errors import LenscopeError
 from lenscope.models.adapter_files import AdapterFiles, read_adapter, require_kind
 from lenscope.models.adapter_layers import adapter_layers, is_adapter_layer, module_below
+from lenscope.models.deviations import TOLERANCE, deviation
 from lenscope.models.exclusive_runs import share_lock
 from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
@@ -77,7 +78,7 @@ def with_adapter(lm: LM, adapter: "str | os.PathLike[str] | LM", *, revision: st
         made = known.get(files.digest)
         if made is not None and _still_shares(made, plain):
             return made
-        known[files.digest] = made = _with_files(plain, files)
+        known[files.digest] = made = with_files(plain, files, plain.tokenizer, f"{plain.name} + {files.name}")
         return made
 
 
@@ -86,12 +87,14 @@ def plain_model(lm: LM) -> LM:
     return lm if lm.plain is None else lm.plain
 
 
-def _with_files(plain: LM, files: AdapterFiles) -> LM:
+def with_files(plain: LM, files: AdapterFiles, tokenizer: Any, name: str) -> LM:
+    """A plain model with an adapter on, which was read, and a tokenizer and a name of its own."""
+    _require_shareable(plain, files.place)
     before = model_hash(plain.model)
     model = _second_tree(plain.model)
     _take_out(model, f"adapter {files.place}")
     put_in(model, files)
-    made = _as_lm(plain, model, files.name, files.place)
+    made = _as_lm(plain, model, tokenizer, name, files.place)
     if model_hash(plain.model) != before:
         raise LenscopeError(f"{files.place}: PEFT changed the weights of {plain.name} itself; load it again")
     return made
@@ -110,16 +113,39 @@ def _with_loaded(plain: LM, name: str, known: WeakValueDictionary[str, LM]) -> L
         layer._disable_adapters = False
         # PEFT's own way also sets which weights are trained
         layer._active_adapter = [name]
-    known[f"loaded {name}"] = made = _as_lm(plain, model, name, name)
+    known[f"loaded {name}"] = made = _as_lm(plain, model, plain.tokenizer, f"{plain.name} + {name}", name)
     return made
 
 
-def _as_lm(plain: LM, model: PreTrainedModel, name: str, place: str) -> LM:
+def _as_lm(plain: LM, model: PreTrainedModel, tokenizer: Any, name: str, place: str) -> LM:
     share_lock(model, plain.model)
-    made = LM(model, plain.tokenizer, f"{plain.name} + {name}", plain.source, plain.revision)
+    made = LM(model, tokenizer, name, plain.source, plain.revision)
     made.adapter, made.plain, made.unused = place, plain, plain.unused
+    made.runner.plain = plain.runner
     _places[made] = _places_of(plain.model)
     return made
+
+
+def model_in_adapters(model: Any) -> tuple[Any, Any]:
+    """What wraps a model in adapters (None where nothing does), and the model with its adapters' layers inside."""
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "peft_config"):
+        return None, model
+    require_readable(model)
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model.base_model, "model", None)
+    return (model, inside) if isinstance(inside, PreTrainedModel) else (None, model)
+
+
+def require_same_forward(lm: LM, wrapper: Any) -> None:
+    """Raise LenscopeError where what wraps a model gives other logits than the model with its layers inside."""
+    anatomy = lm.runner.anatomy
+    with lm.lock, torch.no_grad():
+        logits = wrapper(input_ids=anatomy.ids).logits
+    same = logits.shape == anatomy.logits.shape
+    if not same or not deviation(logits, anatomy.logits) <= TOLERANCE.get(logits.dtype, 1e-4):
+        raise LenscopeError(
+            f"load: {type(wrapper).__name__} gives other logits than the {lm.name} that it wraps; lenscope reads "
+            "adapters that change a model's layers alone; give (model.merge_and_unload(), tokenizer)"
+        )
 
 
 def require_readable(model: Any, name: str | None = None) -> None:

@@ -65,6 +65,8 @@ class Runner:
         self.name = name
         self._running: Running | None = None
         self._open = 0
+        # of a model with an adapter, what runs the plain one
+        self.plain: Runner | None = None
         self.exclusive = Exclusive(model, self._renew)
         self.measured = Measurements(self.exclusive.lock)
         self.stream = stream_of(model)
@@ -143,8 +145,8 @@ class Runner:
 
     @property
     def editing(self) -> bool:
-        """Whether a `with` block that edits this model is open in this thread or task."""
-        return any(block.runner is self for block in open_blocks.get())
+        """Whether a `with` block that edits this model is open in this thread or task, or the one below its adapter."""
+        return any(block.runner in (self, self.plain) for block in open_blocks.get())
 
     @contextmanager
     def block(self) -> Iterator[EditBlock]:
