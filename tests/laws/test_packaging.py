@@ -52,8 +52,8 @@ def test_the_source_distribution_holds_what_builds_and_tests_it():
 
 
 def test_an_extra_is_named_by_what_it_brings():
-    assert EXTRAS.keys() == {"serve", "hub", "pandas", "ray", "all", "docs", "dev"}
-    assert EXTRAS["all"] == ["lenscope[serve,hub,pandas,ray]"]
+    assert EXTRAS.keys() == {"serve", "hub", "pandas", "ray", "peft", "all", "docs", "dev"}
+    assert EXTRAS["all"] == ["lenscope[serve,hub,pandas,ray,peft]"]
     needs = {name: {Requirement(one).name for one in EXTRAS[name]} for name in ("serve", "hub", "pandas", "ray")}
     core = {Requirement(one).name for one in PROJECT["project"]["dependencies"]}
     assert needs["serve"] == set(serve.NEEDED) - core

@@ -130,7 +130,7 @@ def _config_of(place: str, settings: Any) -> Any:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = settings["peft_type"]
-    known = {str(getattr(name, "value", name)): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known = {str(getattr(name, "value", name)): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     version = f"peft {importlib.metadata.version('peft')}"
     if kind not in known:
         raise LenscopeError(f"{where} names peft_type {kind!r}, which {version} does not know; upgrade peft")

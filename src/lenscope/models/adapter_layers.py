@@ -46,14 +46,14 @@ class ActingModule:
         if self.adapters is None or self.group:
             return own
         known = {*self.adapters, *self.idle}
-        kept = {}
+        chosen = {}
         for name, value in own.items():
             if name in _SWITCHES:
                 continue
             if isinstance(value, dict) and value and known >= set(value):
                 value = {self.adapters[key]: one for key, one in value.items() if key in self.adapters}
-            kept[name] = value
-        return kept
+            chosen[name] = value
+        return chosen
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:

@@ -75,11 +75,11 @@ def with_adapter(lm: LM, adapter: "str | os.PathLike[str] | LM", *, revision: st
         if adapter in (getattr(plain.model, "peft_config", None) or {}):
             return _with_loaded(plain, str(adapter), known)
         files = read_adapter(adapter, revision)
-        made = known.get(files.digest)
-        if made is not None and _still_shares(made, plain):
-            return made
-        known[files.digest] = made = with_files(plain, files, plain.tokenizer, f"{plain.name} + {files.name}")
-        return made
+        adapted = known.get(files.digest)
+        if adapted is not None and _still_shares(adapted, plain):
+            return adapted
+        known[files.digest] = adapted = with_files(plain, files, plain.tokenizer, f"{plain.name} + {files.name}")
+        return adapted
 
 
 def plain_model(lm: LM) -> LM:
@@ -94,18 +94,18 @@ def with_files(plain: LM, files: AdapterFiles, tokenizer: Any, name: str) -> LM:
     model = _second_tree(plain.model)
     _take_out(model, f"adapter {files.place}")
     put_in(model, files)
-    made = _as_lm(plain, model, tokenizer, name, files.place)
+    adapted = _as_lm(plain, model, tokenizer, name, files.place)
     if model_hash(plain.model) != before:
         raise LenscopeError(f"{files.place}: PEFT changed the weights of {plain.name} itself; load it again")
-    return made
+    return adapted
 
 
 def _with_loaded(plain: LM, name: str, known: WeakValueDictionary[str, LM]) -> LM:
     """The model with one of the adapters on that are loaded in it."""
     require_readable(plain.model, name)
-    made = known.get(f"loaded {name}")
-    if made is not None and _still_shares(made, plain):
-        return made
+    adapted = known.get(f"loaded {name}")
+    if adapted is not None and _still_shares(adapted, plain):
+        return adapted
     model = _second_tree(plain.model)
     for layer in adapter_layers(model):
         if layer.merged_adapters:
@@ -113,17 +113,17 @@ def _with_loaded(plain: LM, name: str, known: WeakValueDictionary[str, LM]) -> L
         layer._disable_adapters = False
         # PEFT's own way also sets which weights are trained
         layer._active_adapter = [name]
-    known[f"loaded {name}"] = made = _as_lm(plain, model, plain.tokenizer, f"{plain.name} + {name}", name)
-    return made
+    known[f"loaded {name}"] = adapted = _as_lm(plain, model, plain.tokenizer, f"{plain.name} + {name}", name)
+    return adapted
 
 
 def _as_lm(plain: LM, model: PreTrainedModel, tokenizer: Any, name: str, place: str) -> LM:
     share_lock(model, plain.model)
-    made = LM(model, tokenizer, name, plain.source, plain.revision)
-    made.adapter, made.plain, made.unused = place, plain, plain.unused
-    made.runner.plain = plain.runner
-    _places[made] = _places_of(plain.model)
-    return made
+    adapted = LM(model, tokenizer, name, plain.source, plain.revision)
+    adapted.adapter, adapted.plain, adapted.unused = place, plain, plain.unused
+    adapted.runner.plain = plain.runner
+    _places[adapted] = _places_of(plain.model)
+    return adapted
 
 
 def model_in_adapters(model: Any) -> tuple[Any, Any]:
@@ -224,9 +224,9 @@ def _same_numbers(value: Tensor) -> Tensor:
     return own
 
 
-def _still_shares(made: LM, plain: LM) -> bool:
+def _still_shares(adapted: LM, plain: LM) -> bool:
     """Whether the weights of the plain model are where they were when a model was made of it."""
-    return _places[made] == _places_of(plain.model)
+    return _places[adapted] == _places_of(plain.model)
 
 
 def _places_of(model: nn.Module) -> tuple[int, ...]:
@@ -237,8 +237,8 @@ def _take_out(model: nn.Module, what: str) -> None:
     """Take the layers of all adapters out of a model, which is plain then."""
     layers = adapter_layers(model)
     for own, config in dict(getattr(model, "peft_config", None) or {}).items():
-        made = str(_field(config, "init_lora_weights")).lower()
-        if made.startswith(_CHANGE_WEIGHTS) or _field(config, "bias") not in (None, "none"):
+        start = str(_field(config, "init_lora_weights")).lower()
+        if start.startswith(_CHANGE_WEIGHTS) or _field(config, "bias") not in (None, "none"):
             raise LenscopeError(f"{what}: the model's adapter {own} changes the weights below it; give the plain model")
     if any(layer.merged_adapters for layer in layers):
         raise LenscopeError(
@@ -304,8 +304,8 @@ def put_in(model: PreTrainedModel, files: AdapterFiles) -> None:
 
 def _part_weights(model: nn.Module, files: AdapterFiles) -> None:
     """Give a model weights of its own in the modules of an adapter that changes them as it is put in."""
-    made = str(_field(files.config, "init_lora_weights")).lower()
-    if str(files.config.peft_type.value) in _LEAVE_WEIGHTS and not made.startswith(_CHANGE_WEIGHTS):
+    start = str(_field(files.config, "init_lora_weights")).lower()
+    if str(files.config.peft_type.value) in _LEAVE_WEIGHTS and not start.startswith(_CHANGE_WEIGHTS):
         return
     modules = dict(model.named_modules())
     for key in files.tensors:
