@@ -268,7 +268,7 @@ def put_in(model: PreTrainedModel, files: AdapterFiles) -> None:
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     weights = dict(files.tensors)
-    with _refused(files, type(model).__name__):
+    with _refusing_misfits(files, type(model).__name__):
         _part_weights(model, files)
         below = {id(p) for p in (*model.parameters(), *model.buffers())}
         peft_model = PeftModel(model, files.config, _NAME)
@@ -283,7 +283,7 @@ def put_in(model: PreTrainedModel, files: AdapterFiles) -> None:
                 else:
                     owner, _, last = key.rpartition(".")
                     peft_model.get_submodule(owner)._parameters[last] = nn.Parameter(own[key].clone(), False)
-        loaded = set_peft_model_state_dict(peft_model, weights, _NAME)
+        loaded: Any = set_peft_model_state_dict(peft_model, weights, _NAME)
         state = peft_model.state_dict(keep_vars=True)
         saved = get_peft_model_state_dict(peft_model, state, _NAME)
     # what several layers share is in the file once
@@ -293,12 +293,12 @@ def put_in(model: PreTrainedModel, files: AdapterFiles) -> None:
     if unexpected:
         raise LenscopeError(
             f"{files.place}: has {_several(unexpected)} that {type(model).__name__} has no place for: "
-            f"{_first(unexpected)}; {_for_which(files)}"
+            f"{_first_two(unexpected)}; {_for_which(files)}"
         )
     if missing:
         raise LenscopeError(
             f"{files.place}: lacks {_several(missing)} of its layers, which would be drawn at random: "
-            f"{_first(missing)}; {_for_which(files)}"
+            f"{_first_two(missing)}; {_for_which(files)}"
         )
 
 
@@ -311,15 +311,16 @@ def _part_weights(model: nn.Module, files: AdapterFiles) -> None:
     for key in files.tensors:
         parts = key.removeprefix(_PREFIX).split(".")
         owner = next((m for n in range(len(parts), 0, -1) if (m := modules.get(".".join(parts[:n])))), None)
-        for name, p in () if owner is None else owner.named_parameters(recurse=False):
-            owner._parameters[name] = nn.Parameter(p.detach().clone(), False)
+        if owner is not None:
+            for name, p in list(owner.named_parameters(recurse=False)):
+                owner._parameters[name] = nn.Parameter(p.detach().clone(), False)
 
 
 def _several(names: list[str]) -> str:
     return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
 
 
-def _first(names: list[str]) -> str:
+def _first_two(names: list[str]) -> str:
     short = [name.removeprefix(_PREFIX).replace(f".{_NAME}", "") for name in names]
     return ", ".join(short[:2]) + (", …" if len(short) > 2 else "")
 
@@ -329,7 +330,7 @@ def _for_which(files: AdapterFiles) -> str:
 
 
 @contextmanager
-def _refused(files: AdapterFiles, model: str) -> Iterator[None]:
+def _refusing_misfits(files: AdapterFiles, model: str) -> Iterator[None]:
     """Within the block PEFT's many errors become one line, without its warnings, which are looked into."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -341,9 +342,9 @@ def _refused(files: AdapterFiles, model: str) -> Iterator[None]:
             )
             if shape:
                 name, own, here = shape.groups()
-                reason = f"{_first([name])} is {own} in its file, and {here} in the model"
+                reason = f"{_first_two([name])} is {own} in its file, and {here} in the model"
             elif isinstance(error, KeyError):
-                reason = f"it lacks {_first([str(error.args[0])])}" if error.args else "it lacks a tensor"
+                reason = f"it lacks {_first_two([str(error.args[0])])}" if error.args else "it lacks a tensor"
             else:
                 reason = " ".join(str(error).split())[:240] or type(error).__name__
             raise LenscopeError(f"{files.place}: does not fit {model} ({reason}); {_for_which(files)}") from error
