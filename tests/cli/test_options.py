@@ -43,6 +43,7 @@ ALWAYS = {
     "patch": {
         "--at", "--target", "--grid", "--layers", "--target-layers", "--answer", "--below", "--model",
         "--target-model", "--mapping", "--output", "--html", "--json",
+        "--contrast",
     },
     "attribute": {"--token", "--model", "--against", "--at", "--heads", "--chat", "--output", "--json"},
     "check": {"--json"},

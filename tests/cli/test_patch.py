@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 import lenscope as ls
 from lenscope.models import loading
 
@@ -44,6 +46,25 @@ def test_controls_stand_beneath(smollm2, run, monkeypatch):
     # of the same cells
     assert [line.split()[0] for line in lines[3:]] == ["0", "12"]
     assert "British monarch" not in beneath
+
+
+def test_a_contrast_reaches_texts_next_tokens_and_controls(run, model):
+    plain, grids = ["patch", "the cat sat", "-m", model, "-t", "a b x c", "--layers", "1,3"], []
+    for more in ((), ("--contrast", "2"), ("-n", "0", "--contrast", "2")):
+        code, out, _ = run(*plain, *more, "--json")
+        assert code == 0
+        grids.append(json.loads(out))
+    assert [grid["provenance"]["contrast"] for grid in grids] == [0.0, 2.0, 2.0]
+    assert grids[0]["cells"]["log_probs"] != grids[1]["cells"]["log_probs"]
+    written, predicted = ([p[0] for p in grid["cells"]["log_probs"]] for grid in grids[1:])
+    assert written == pytest.approx(predicted, abs=1e-4)
+    code, out, _ = run(*plain, "--contrast", "2", "--controls")
+    assert code == 0
+    assert "with contrast 2" in " ".join(out.split())
+    for wrong in ("-1", "nan", "inf"):
+        code, out, err = run(*plain, "--contrast", wrong)
+        assert (code, out) == (2, "")
+        assert err == f"lenscope: --contrast {wrong}: give 0 (no contrast) or a positive number, such as 0.5\n"
 
 
 def test_an_interruption_is_one_line_and_status_130(run, model, monkeypatch):

@@ -95,6 +95,14 @@ Seed = Annotated[
     int, typer.Option(help="Seed of everything that is drawn: order of texts, held-out texts, samples, intervals.")
 ]
 
+Contrast = Annotated[
+    float,
+    typer.Option(
+        help="α, from 0 on: choose tokens from (1 + α) · patched - α · unpatched logits, so that what the prompt says "
+        "of itself counts less. 0: not at all."
+    ),
+]
+
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -310,6 +318,12 @@ def parse_amount(text: str, name: str) -> int:
             f"--{name} {_shortened(text)}: give a whole number from 1 on, such as 8192, 100_000, 200k or 1M"
         )
     return int(value)
+
+
+def require_contrast(contrast: float) -> None:
+    """Raise LenscopeError for a --contrast that is no finite number from 0 on."""
+    if not 0 <= contrast < float("inf"):
+        raise LenscopeError(f"--contrast {contrast:g}: give 0 (no contrast) or a positive number, such as 0.5")
 
 
 def _shortened(text: str) -> str:

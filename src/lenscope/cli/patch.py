@@ -13,12 +13,14 @@ from rich.text import Text
 from lenscope.cli.options import (
     DEFAULT_MODEL,
     CommonOptions,
+    Contrast,
     Model,
     PageFile,
     ResultFile,
     common_options,
     parse_indices,
     parse_positions,
+    require_contrast,
     resolve_layers,
 )
 from lenscope.cli.terminal import Screen, Stopped, progress_bar, show_and_save
@@ -89,6 +91,7 @@ def patch_command(
             help="What later tokens see of the patched position in layers below the patch: target, none or source."
         ),
     ] = "target",
+    contrast: Contrast = 0.0,
     controls: Annotated[
         bool,
         typer.Option("--controls", help="Show beneath what the model writes without the state, and of random vectors."),
@@ -132,6 +135,7 @@ def patch_command(
     )
     if any(not text for text in (*(stop or ()), *(answer or ()))):
         raise LenscopeError("--stop and --answer: an empty text is in every text; give one that is not")
+    require_contrast(contrast)
     require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
     source_layers, chosen_layers = parse_indices(layers, "layers"), parse_indices(target_layers, "target-layers")
     where = parse_positions(at, "at", [prompt])
@@ -194,9 +198,10 @@ def patch_command(
     try:
         with progress_bar("cells") as advance:
             if predicts:
-                result = scope.predict(states, wanted, answers=answer or (), progress=advance)
+                result = scope.predict(states, wanted, answers=answer or (), contrast=contrast, progress=advance)
             else:
                 how: Any = {"max_new_tokens": WRITTEN if tokens is None else tokens, "stop": tuple(stop or ())}
+                how["contrast"] = contrast
                 result = scope.generate(states, wanted, progress=advance, **how)
     except SweepInterrupted as partial:
         if partial.grid is None:

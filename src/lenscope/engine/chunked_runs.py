@@ -180,8 +180,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
             + (length - start) * 40 * lm.hidden_size * rows.vectors.element_size()
         )
         most = int(max(1, min(MOST_ROWS, budget // room)))
-        for at in range(0, len(members), most):
-            part = np.array(members[at : at + most])
+        for part in _parts(members, most, rows.leader):
             part = part[np.argsort(diverges_at[part], kind="stable")]
             if mode == "cascade" and target < 0:
                 # one prefix at a time
@@ -189,6 +188,23 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
                     yield Chunk(part[rows.target[part] == one], start, mode)
             else:
                 yield Chunk(part, start, mode)
+
+
+def _parts(members: list[int], most: int, leader: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows in parts of at most so many, but rows of one leader are never parted."""
+    if not len(leader):
+        yield from (np.array(members[at : at + most]) for at in range(0, len(members), most))
+        return
+    groups: dict[int, list[int]] = {}
+    for n in members:
+        groups.setdefault(int(leader[n]), []).append(n)
+    part: list[int] = []
+    for group in groups.values():
+        if part and len(part) + len(group) > most:
+            yield np.array(part)
+            part = []
+        part.extend(group)
+    yield np.array(part)
 
 
 def _prepare(

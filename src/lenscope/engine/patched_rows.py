@@ -39,6 +39,8 @@ class PatchedRows(Brief):
         ops: functions (state, vector) → state.
         hidden_keys: attention knockouts: (row, first block, block after the last, first query position, query position
             after the last or -1 for all that follow, key position).
+        leader: the row (N,) that each row runs together with, in one chunk; its own number: it runs by itself. Empty:
+            all rows do.
     """
 
     prompts: tuple[Prompt, ...]
@@ -51,12 +53,13 @@ class PatchedRows(Brief):
     op: np.ndarray
     ops: tuple[Operation, ...]
     hidden_keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), dtype=np.int64))
+    leader: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.target)
 
     def only(self, numbers: np.ndarray) -> "PatchedRows":
-        """The rows of these numbers, in that order, with what is written into them."""
+        """The rows of these numbers, in that order, with what is written into them; each runs by itself."""
         if len(numbers) == len(self) and (numbers == np.arange(len(numbers))).all():
             return self
         number = np.full(len(self), -1)
@@ -65,7 +68,8 @@ class PatchedRows(Brief):
         hidden = self.hidden_keys[number[self.hidden_keys[:, 0]] >= 0]
         hidden = np.concatenate([number[hidden[:, :1]], hidden[:, 1:]], 1)
         columns = {name: getattr(self, name)[mine] for name in ("layer", "position", "vector", "op")}
-        return replace(self, target=self.target[numbers], row=number[self.row[mine]], hidden_keys=hidden, **columns)
+        columns |= {"target": self.target[numbers], "row": number[self.row[mine]], "leader": self.leader[:0]}
+        return replace(self, hidden_keys=hidden, **columns)
 
     def first_changed(self) -> np.ndarray:
         """(N,) the first position where a row differs from its plain prompt: its last one, if it never does."""
@@ -102,7 +106,7 @@ class WrittenStep:
 
 
 def in_one_batch(parts: Sequence[PatchedRows]) -> PatchedRows:
-    """Rows of the same prompts as one set, in order."""
+    """Rows of the same prompts as one set, in order; each runs by itself."""
     row_starts = np.cumsum([0, *map(len, parts)])
     vector_starts = np.cumsum([0, *(len(p.vectors) for p in parts)])
     op_starts = np.cumsum([0, *(len(p.ops) for p in parts)])

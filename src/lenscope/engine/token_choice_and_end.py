@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lenscope.errors import LenscopeError
+from lenscope.measures.contrasted_readout import contrasted
 from lenscope.measures.streamed import WHOLE_ROWS_BYTES, top_token
 from lenscope.models import generation, inputs
 from lenscope.models.language_model import LM
+from lenscope.models.readout import wide
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class TokenChooser:
 
     Temperature 0 is greedy; above it tokens are drawn from softmax(logits / temperature), cut to the smallest set of
     probability `top_p`, by one uniform number per row and step that `seed` fixes, whatever rows run together.
-    Rows end at an end-of-text token, or where their text contains one of `stop`.
+    Rows end at an end-of-text token, or where their text contains one of `stop`. With a `contrast` α states come in
+    pairs (n, 2 · D), and the logits are (1 + α) · those of a row - α · those of the row beside it.
 
     Args:
         lm: the model that writes.
@@ -46,11 +49,13 @@ class TokenChooser:
         temperature: 0 (greedy) or a positive number.
         top_p: above 0, at most 1.
         seed: of the draws.
+        contrast: α, at least 0; 0: none.
     """
 
     def __init__(
-        self, lm: LM, n: int, max_new_tokens: int, stop: Sequence[str], temperature: float, top_p: float, seed: int
-    ) -> None:
+        self, lm: LM, n: int, max_new_tokens: int, stop: Sequence[str], temperature: float, top_p: float, seed: int,
+        contrast: float = 0.0,
+    ) -> None:  # fmt: skip
         if not 0 <= temperature < float("inf"):
             raise LenscopeError(f"temperature {temperature}: give 0 (greedy) or a positive number")
         if not 0 < top_p <= 1:
@@ -59,6 +64,7 @@ class TokenChooser:
         if any(not s for s in stop):
             raise LenscopeError("stop: an empty string would end every text before it begins")
         self.lm = lm
+        self.readout = contrasted(lm.runner.readout, contrast)
         self.stop = tuple(stop)
         self.temperature, self.top_p = temperature, top_p
         self.ends = np.array(generation.end_ids(lm.runner), dtype=np.int64)
@@ -69,11 +75,11 @@ class TokenChooser:
         self.reasons: dict[int, str] = {}
 
     def choose(self, h: Tensor, rows: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids, their log-probabilities (under the model itself, at temperature 1) and which rows end."""
+        """Token ids, their log-probabilities (at temperature 1; contrasted, where rows are) and which rows end."""
         if self.temperature:
             ids, log_probs = self._draw(h, self.draws[rows, step])
         else:
-            tokens, top, total = top_token(self.lm, h)
+            tokens, top, total = top_token(self.lm, h, self.readout)
             ids, log_probs = tokens.cpu().numpy(), (top - total).cpu().numpy()
         ended = np.isin(ids, self.ends)
         for row in rows[ended].tolist():
@@ -108,7 +114,9 @@ class TokenChooser:
         for part, u in zip(
             h.split(self._group()), torch.from_numpy(uniform).to(h.device).split(self._group()), strict=True
         ):
-            z = self.lm.unembed(part)
+            with self.lm.runner.exclusive.alone(), torch.no_grad():
+                ready = self.readout.prepare(part.to(self.lm.device, self.lm.dtype))
+                z = wide(self.readout.columns(ready, 0, self.lm.vocab_size))
             p = (z / self.temperature).softmax(-1).double()
             p, order = p.sort(stable=True, dim=-1, descending=True)
             below = p.cumsum(-1) - p

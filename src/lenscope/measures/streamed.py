@@ -336,12 +336,12 @@ def vocabulary_pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int
     return [(at, min(at + size, vocab)) for at in range(0, vocab, size)]
 
 
-def top_token(lm: LM, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def top_token(lm: LM, h: Tensor, readout: Readout | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The most probable token of states h (N, D): ids, their logits and ln Σ exp(logits), (N,) each.
 
-    Of equal logits the lowest id wins.
+    Of equal logits the lowest id wins. With a `readout` they are read by that one, not by the model's own.
     """
-    readout, vocab = lm.runner.readout, lm.vocab_size
+    readout, vocab = readout or lm.runner.readout, lm.vocab_size
     parts = []
     for part in h.split(1024 if readout.splits else max(1, WHOLE_ROWS_BYTES // (4 * vocab))):
         x = readout.prepare(part)

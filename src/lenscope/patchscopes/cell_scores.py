@@ -15,11 +15,12 @@ from torch import Tensor
 
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.errors import LenscopeError
+from lenscope.measures.contrasted_readout import contrasted
 from lenscope.measures.streamed import reduce, top_token
 from lenscope.models.inputs import elements, is_integer
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
-from lenscope.models.readout import wide
+from lenscope.models.readout import Readout, wide
 from lenscope.patchscopes.sources import Sources
 
 # of each answer, by its name, and each target, the tokens that the answer has after that target
@@ -40,7 +41,7 @@ class CellScores:
 
     def __init__(
         self, lm: LM, source_lm: LM, rows: PatchedRows, sources: Sources, source: np.ndarray, base: Tensor,
-        answers: AnswerIds, top_k: int,
+        answers: AnswerIds, top_k: int, contrast: float = 0.0,
     ) -> None:  # fmt: skip
         """Scores of rows of which none is there yet.
 
@@ -53,8 +54,10 @@ class CellScores:
             base: the last states (targets, D) of the targets' runs without a patch.
             answers: the tokens of what is scored, as `name_answers` gives them.
             top_k: how many tokens of each row are listed.
+            contrast: α, with which the rows are contrasted with the runs without a patch; 0: not at all.
         """
         n = len(rows)
+        self.contrast, self.readout = contrast, contrasted(lm.runner.readout, contrast)
         self.lm, self.source_lm, self.rows = lm, source_lm, rows
         self.answers, self.base = answers, base
         self.ids = np.full((n, top_k), -1)
@@ -78,8 +81,12 @@ class CellScores:
         target = self.rows.target[mine]
         together = (target == target[0]).all()
         # one unpatched run for all, or each row beside that of its own target
-        states, base = (h[:, None], self.base[target[:1]]) if together else (h[None], self.base[target])
-        r = reduce(self.lm.runner.readout, self.lm.vocab_size, states, base, None, self.ids.shape[1], False)
+        base = self.base[target[:1]] if together else self.base[target]
+        if self.contrast:
+            # each beside the run without its patch, and that one beside itself, which leaves it as it is
+            h, base = torch.cat([h, self.base[target].to(h)], -1), torch.cat([base, base], -1)
+        states = h[:, None] if together else h[None]
+        r = reduce(self.readout, self.lm.vocab_size, states, base, None, self.ids.shape[1], False)
         self.ids[mine] = r.top_ids.reshape(len(mine), -1).cpu().numpy()
         self.log_probs[mine] = r.top_log_probs.reshape(len(mine), -1).cpu().numpy()
         for name in ("max_probability", "entropy", "kl"):
@@ -89,14 +96,14 @@ class CellScores:
         single = {n: [i[0] if len(i) == 1 else -1 for i in ids] for n, ids in self.answers.items()}
         if any(max(ids) >= 0 for ids in single.values()):
             _, _, totals = top_token(self.lm, self.base)
-            x, z = self.lm.runner.readout.prepare(h), self.lm.runner.readout.prepare(self.base)
-            top = wide(self.lm.runner.readout.tokens(x, r.top_ids.reshape(len(mine), -1)[:, 0]))
+            x, z = self.readout.prepare(h), self.lm.runner.readout.prepare(self.base)
+            top = wide(self.readout.tokens(x, r.top_ids.reshape(len(mine), -1)[:, 0]))
             total = top - r.top_log_probs.reshape(len(mine), -1)[:, 0]
             for name, ids in single.items():
                 # each target's own token; where the answer has several there, what is computed is not used
                 token = torch.tensor(ids, device=x.device)
                 here = torch.from_numpy(np.flatnonzero(np.array(ids)[target] >= 0))
-                patched = wide(self.lm.runner.readout.tokens(x, token[torch.from_numpy(target)].clamp_min(0))) - total
+                patched = wide(self.readout.tokens(x, token[torch.from_numpy(target)].clamp_min(0))) - total
                 plain = wide(self.lm.runner.readout.tokens(z, token.clamp_min(0))) - totals
                 self._answer(name, mine[here.numpy()], patched[here], plain[torch.from_numpy(target)][here])
 
@@ -130,9 +137,15 @@ class CellScores:
         """How many rows run in all: once each, and again for every answer of several tokens."""
         return len(self.rows) + sum(len(answer.rows) for answer in self.long_answers)
 
-    def take_answer(self, answer: LongAnswer, mine: np.ndarray, patched: Tensor, plain: Tensor) -> None:
-        """Take in ln p of an answer of several tokens: of the rows `mine` (n,), and of the targets without a patch."""
-        self._answer(answer.name, mine, patched, plain[torch.from_numpy(self.rows.target[mine])])
+    def take_answer(self, answer: LongAnswer, mine: np.ndarray, h: Tensor, unpatched: Tensor) -> None:
+        """Take in an answer of several tokens: the states that these are read from, one by one.
+
+        They are h (n, len(answer.ids), D) of the rows `mine` (n,), and `unpatched` (targets, len(answer.ids), D).
+        """
+        target = torch.from_numpy(self.rows.target[mine])
+        pairs = torch.cat([h, unpatched[target].to(h)], -1) if self.contrast else h
+        plain = log_prob(self.lm, unpatched, answer.ids)
+        self._answer(answer.name, mine, log_prob(self.lm, pairs, answer.ids, self.readout), plain[target])
 
     def _answer(self, name: str, mine: np.ndarray, patched: Tensor, plain: Tensor) -> None:
         self.measures[f"log_prob:{name}"][mine] = patched.cpu().numpy()
@@ -152,12 +165,15 @@ class CellScores:
 
 
 @torch.no_grad()
-def log_prob(lm: LM, h: Tensor, ids: Sequence[int]) -> Tensor:
-    """(N,) ln p of the tokens `ids`, summed in float64, read one by one from last-layer states h (N, len(ids), D)."""
-    flat = h.flatten(0, 1)
-    _, _, total = top_token(lm, flat)
+def log_prob(lm: LM, h: Tensor, ids: Sequence[int], readout: Readout | None = None) -> Tensor:
+    """(N,) ln p of the tokens `ids`, summed in float64, read one by one from last-layer states h (N, len(ids), D).
+
+    With a `readout` they are read by that one, not by the model's own.
+    """
+    readout, flat = readout or lm.runner.readout, h.flatten(0, 1)
+    _, _, total = top_token(lm, flat, readout)
     wanted = torch.tensor(ids, device=flat.device).repeat(len(h))
-    z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(flat), wanted))
+    z = wide(readout.tokens(readout.prepare(flat), wanted))
     return (z - total).double().view(h.shape[:2]).sum(1)
 
 

@@ -52,7 +52,8 @@ class Grid(Record, Drawn):
         target: the number of each cell's target prompt, (N,).
         layer: the target layer of each cell, (N,).
         ids: the k most probable next tokens (N, k), or the tokens that were written (N, n), filled up with -1.
-        log_probs: their natural log-probabilities; NaN where `ids` is filled up.
+        log_probs: their natural log-probabilities, under the patched run, or under the contrasted distribution where
+            there is a `contrast`, at temperature 1; NaN where `ids` is filled up.
         texts: the text of the most probable token, or all that was written.
         ended: why each text ended: "end", "stop" or "length"; empty for next tokens.
         measures: by name, a number for each cell (N,), in the units of `unit`.
@@ -105,6 +106,11 @@ class Grid(Record, Drawn):
         )
 
     @property
+    def contrast(self) -> float:
+        """The α of (1 + α) · patched - α · unpatched logits, which all numbers are of; 0: of the patched runs alone."""
+        return float(self.provenance.get("contrast", 0.0))
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The target layers, ascending."""
         return tuple(np.unique(self.layer).tolist())
@@ -134,7 +140,7 @@ class Grid(Record, Drawn):
 
     def unit(self, name: str) -> str:
         """Give the unit of a measure."""
-        return unit_of(name)
+        return unit_of(name, self.contrast)
 
     def table(self, measure: str = "", *, width: int | None = None) -> Table:
         """Show the cells in a terminal: a heat map where one target has every source at several layers, else lines.
@@ -171,7 +177,7 @@ class Grid(Record, Drawn):
             raise LenscopeError(f"measure {measure!r}: give one of {', '.join(self.measures)}")
         unit = self.unit(measure)
         if self.kind == "generate" and measure == "max_probability":
-            unit = "probability of the first token that was written, 0–1"
+            unit = unit.replace("the top token", "the first token that was written")
         return measure, unit
 
     def page_data(self) -> dict[str, Any]:
@@ -269,6 +275,9 @@ class Grid(Record, Drawn):
     def _check(self) -> None:
         """ValueError for values that no Patchscope gives."""
         n, generated = len(self), self.kind == "generate"
+        contrast = self.provenance.get("contrast", 0.0)
+        if isinstance(contrast, bool) or not isinstance(contrast, int | float) or not 0 <= contrast < np.inf:
+            raise ValueError(f"contrast {str(contrast)[:40]}: is no number of at least 0")
         if self.kind not in ("predict", "generate"):
             raise ValueError(f"kind {str(self.kind)[:40]}: there are predict and generate")
         for s in self.sources:

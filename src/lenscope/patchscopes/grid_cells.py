@@ -62,6 +62,10 @@ ENDED = ("end", "stop", "length")
 BELOW = ("target", "none", "source")
 
 
-def unit_of(measure: str) -> str:
-    """The unit of a measure of cells."""
-    return MEASURES.get(measure) or ANSWERS[measure.split(":")[0]]
+def unit_of(measure: str, contrast: float = 0.0) -> str:
+    """The unit of a measure of cells, and of which distribution it is where patched runs were contrasted by α."""
+    unit = MEASURES.get(measure) or ANSWERS[measure.split(":")[0]]
+    if not contrast:
+        return unit
+    unit = unit.replace("| patched", "| contrasted").replace("‖ patched", "‖ contrasted")
+    return f"{unit}, with contrast {contrast:g}"

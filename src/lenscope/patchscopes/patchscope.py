@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from lenscope.engine import chunked_runs, exact_modes, sweep
+from lenscope.engine.contrasted_rows import ContrastedRows, read_along
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.token_choice_and_end import TokenChooser
 from lenscope.errors import LenscopeError
+from lenscope.measures.contrasted_readout import contrast_weight
 from lenscope.models.adapters import with_adapter
 from lenscope.models.edits import Operation, add, replace
 from lenscope.models.hidden_states import HiddenStates
@@ -25,7 +27,7 @@ from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import provenance
-from lenscope.patchscopes.cell_scores import CellScores, log_prob, name_answers
+from lenscope.patchscopes.cell_scores import CellScores, name_answers
 from lenscope.patchscopes.grid import Grid
 from lenscope.patchscopes.grid_cells import Spot
 from lenscope.patchscopes.sources import Layers, Sources, Vectors, cells, gather
@@ -98,6 +100,7 @@ class Patchscope:
         *,
         top_k: int = 5,
         answers: str | int | Sequence[str | int] = (),
+        contrast: float = 0.0,
         progress: Progress | None = None,
     ) -> Grid:
         """Predict the next token after the target prompt, with each source patched in at each of `layers`.
@@ -112,13 +115,15 @@ class Patchscope:
                 layer) pairs; None: the Patchscope's own, by default all.
             top_k: how many tokens of each cell are listed.
             answers: tokens (text or id), or texts of several tokens, as they follow the target prompt.
+            contrast: as of `generate`: tokens, probabilities and all measures are of the contrasted distribution; the
+                KL and the PMI are still against the plain run without a patch.
             progress: called with how much is done and how much there is.
         """
-        plan = self.plan(sources, layers)
+        plan, contrast = self.plan(sources, layers), contrast_weight(contrast)
         top_k = count(top_k, "top_k", 1, self.lm.vocab_size)
         named = name_answers(self.lm, plan.rows.prompts, answers)
         base = self._unpatched(plan.rows.prompts, 1)[:, 0]
-        scores = CellScores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, base, named, top_k)
+        scores = CellScores(self.lm, self.source_lm, plan.rows, plan.sources, plan.source, base, named, top_k, contrast)
         done: list[np.ndarray] = []
         total = scores.passes
         ready = 0
@@ -138,13 +143,13 @@ class Patchscope:
                 # the target prompt and all of the answer that its last token is read after
                 texts = tuple(self.lm.prompt([*p.ids, *answer.ids[:-1]]) for p in plan.rows.prompts)
                 longer = dataclasses.replace(plan.rows, prompts=texts).only(answer.rows)
-                plain = log_prob(self.lm, self._unpatched(texts, len(answer.ids)), answer.ids)
+                plain = self._unpatched(texts, len(answer.ids))
                 for part, h in sweep.predict(self.lm, longer, len(answer.ids), self.budget):
-                    scores.take_answer(answer, answer.rows[part], log_prob(self.lm, h, answer.ids), plain)
+                    scores.take_answer(answer, answer.rows[part], h, plain)
                     advance(len(part))
         except KeyboardInterrupt as stop:
-            raise SweepInterrupted(self._grid(plan, done, scores.columns) if done else None) from stop
-        return self._grid(plan, done, scores.columns)
+            raise SweepInterrupted(self._grid(plan, done, scores.columns, contrast) if done else None) from stop
+        return self._grid(plan, done, scores.columns, contrast)
 
     @torch.no_grad()
     def generate(
@@ -157,12 +162,21 @@ class Patchscope:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        contrast: float = 0.0,
         progress: Progress | None = None,
     ) -> Grid:
         """Write on after the target prompt, with each source patched in at each of `layers`.
 
         Greedy, or drawn at a `temperature` with a `seed`; a row ends at an end-of-text token, where its text contains a
         string of `stop` (which is cut off), or after `max_new_tokens`. Later tokens see the patch through the cache.
+
+        With a `contrast` α each token is chosen from (1 + α) · patched - α · unpatched logits (BALOR, arXiv
+        2602.00300), so that what the target prompt would say of itself counts less. The unpatched run reads the target
+        prompt without the patch, with the target's own edits, and then what this cell has written so far.
+
+        The grid's log-probabilities, and the measures made of them, are of the distribution at temperature 1 and with
+        the whole vocabulary: without a contrast the patched model's own, with one the contrasted distribution, which
+        tokens are chosen from and which is none that the model itself gives.
 
         Args:
             sources: hidden states, or vectors (N, D) or (N, K, D).
@@ -172,13 +186,14 @@ class Patchscope:
             temperature: 0 takes the most probable token each time.
             top_p: tokens are drawn from the most probable ones that make up this share.
             seed: fixes the draws.
+            contrast: α, at least 0; 0 is the patched run alone.
             progress: called with how much is done and how much there is.
         """
-        plan = self.plan(sources, layers)
+        plan, contrast = self.plan(sources, layers), contrast_weight(contrast)
         max_new_tokens = count(max_new_tokens, "max_new_tokens")
         self.require_room(max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        writer = TokenChooser(self.lm, len(plan.rows), max_new_tokens, stops, temperature, top_p, seed)
+        writer = TokenChooser(self.lm, len(plan.rows), max_new_tokens, stops, temperature, top_p, seed, contrast)
         ids = np.full((len(plan.rows), max_new_tokens), -1)
         log_probs = np.full((len(plan.rows), max_new_tokens), np.nan, dtype=np.float32)
         done: list[np.ndarray] = []
@@ -197,15 +212,18 @@ class Patchscope:
             }
 
         try:
-            for mine, wrote in sweep.generate(self.lm, plan.rows, writer.choose, max_new_tokens, budget=self.budget):
+            how: Any = writer.choose, max_new_tokens, self.budget
+            rows = self.contrasted(plan.rows) if contrast else None
+            chunks = rows.generate(self.lm, *how) if rows else sweep.generate(self.lm, plan.rows, *how)
+            for mine, wrote in chunks:
                 for n, one in zip(mine.tolist(), wrote, strict=True):
                     ids[n, : len(one.ids)], log_probs[n, : len(one.ids)] = one.ids, one.log_probs
                 done.append(mine)
                 if progress is not None:
                     progress(sum(map(len, done)), len(plan.rows))
         except KeyboardInterrupt as stop_now:
-            raise SweepInterrupted(self._grid(plan, done, written) if done else None) from stop_now
-        return self._grid(plan, done, written)
+            raise SweepInterrupted(self._grid(plan, done, written, contrast) if done else None) from stop_now
+        return self._grid(plan, done, written, contrast)
 
     def require_room(self, max_new_tokens: int) -> None:
         """Raise LenscopeError where a target prompt and so many new tokens are more than the model reads."""
@@ -216,13 +234,25 @@ class Patchscope:
                 f"prompt has {longest}; ask for fewer new tokens"
             )
 
-    def without_patch(self) -> PatchedRows:
-        """A row for each target as it is, that starts where its patched rows do: nothing is added to a placeholder."""
-        n = np.arange(len(self.targets))
-        slots = np.array([slots[0] for _, slots in self.resolved])
+    def contrasted(self, rows: PatchedRows, patched: np.ndarray | None = None) -> ContrastedRows:
+        """Rows of this Patchscope, beside each of which its target without a patch reads what it writes.
+
+        `patched` (N,) says beside which rows; the others are contrasted with themselves, so that they stay plain.
+        """
+        which = np.ones(len(rows), dtype=bool) if patched is None else patched
+        plain = self.without_patch(rows.target[which])
+        return read_along(rows, plain, np.where(which, np.cumsum(which) - 1, -1))
+
+    def without_patch(self, target: np.ndarray | None = None) -> PatchedRows:
+        """A row for each target as it is, that starts where its patched rows do: nothing is added to a placeholder.
+
+        `target` (N,) asks for N rows of these targets.
+        """
+        target = np.arange(len(self.targets)) if target is None else target
+        n, slots = np.arange(len(target)), np.array([slots[0] for _, slots in self.resolved])[target]
         nothing = torch.zeros(1, self.lm.hidden_size, dtype=self.lm.dtype, device=self.lm.device)
         prompts, last = tuple(p for p, _ in self.resolved), np.full_like(n, self.lm.n_layers)
-        return self._with_fixed(PatchedRows(prompts, n, nothing, n, last, slots, 0 * n, 0 * n, (add,)))
+        return self._with_fixed(PatchedRows(prompts, target, nothing, n, last, slots, 0 * n, 0 * n, (add,)))
 
     def _unpatched(self, prompts: Sequence[Prompt], tokens: int) -> Tensor:
         """The last layer's states (targets, tokens, D) at the last tokens of the targets, run without a patch."""
@@ -295,7 +325,9 @@ class Patchscope:
             ops=tuple(ops),
         )  # fmt: skip
 
-    def _grid(self, plan: "SweepPlan", done: list[np.ndarray], fill: Callable[[np.ndarray], dict[str, Any]]) -> Grid:
+    def _grid(
+        self, plan: "SweepPlan", done: list[np.ndarray], fill: Callable[[np.ndarray], dict[str, Any]], contrast: float
+    ) -> Grid:
         finished = np.sort(np.concatenate(done)) if done else np.zeros(0, dtype=np.int64)
         columns = fill(finished)
         known = sorted({int(i) for i in np.unique(columns["ids"]) if i >= 0})
@@ -312,6 +344,7 @@ class Patchscope:
                 [{"layer": e.layer, "positions": e.position, "op": _function_name(e.op)} for e in edits]
                 for edits in self.fixed
             ],
+            "contrast": contrast,
             "run": exact_modes.fastest_exact_mode(self.lm),
         }
         return Grid(

@@ -14,6 +14,7 @@ from lenscope.engine import sweep
 from lenscope.engine.patched_rows import WrittenStep, in_one_batch
 from lenscope.engine.token_choice_and_end import TokenChooser, WrittenToken
 from lenscope.errors import LenscopeError
+from lenscope.measures.contrasted_readout import contrast_weight
 from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.patchscopes.controls import random_vectors
@@ -99,12 +100,15 @@ def stream_explanation(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     controls: bool = True,
+    contrast: float = 0.0,
 ) -> StreamedExplanation:
     """Let a Patchscope write what states mean, token by token, with its controls in the same batch.
 
     What it writes is what `Patchscope.generate` has it write, greedily. The first rows are the cells of that grid, in
     order. With `controls` then comes each target without a patch, and then the cells of `random_vectors(states, seed)`:
     random directions of the states' norms, mapped as they are. Raises LenscopeError as `Patchscope.generate` does.
+    With a `contrast` the states and the random vectors are contrasted with the target without a patch, which itself
+    stays plain; log-probabilities are of the distribution that a row's tokens are chosen from.
 
     Args:
         scope: a Patchscope, also between two models.
@@ -114,7 +118,9 @@ def stream_explanation(
         stop: strings that end a text.
         seed: fixes the random vectors.
         controls: whether the unpatched targets and random vectors run too.
+        contrast: α as of `Patchscope.generate`.
     """
+    contrast = contrast_weight(contrast)
     max_new_tokens = count(max_new_tokens, "max_new_tokens")
     scope.require_room(max_new_tokens)
     plan = scope.plan(states, layers)
@@ -131,6 +137,11 @@ def stream_explanation(
         rows += [ExplanationRow(UNPATCHED, target, -1, -1) for target in plain.target.tolist()]
         rows += [ExplanationRow(RANDOM, *cell) for cell in cells]
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    chooser = TokenChooser(scope.lm, len(rows), max_new_tokens, stops, 0.0, 1.0, 0)
-    steps = sweep.write(scope.lm, in_one_batch(parts), chooser.choose, max_new_tokens, scope.budget)
+    chooser = TokenChooser(scope.lm, len(rows), max_new_tokens, stops, 0.0, 1.0, 0, contrast)
+    together, how = in_one_batch(parts), (chooser.choose, max_new_tokens, scope.budget)
+    if contrast:
+        patched = np.array([row.kind != UNPATCHED for row in rows])
+        steps = scope.contrasted(together, patched).write(scope.lm, *how)
+    else:
+        steps = sweep.write(scope.lm, together, *how)
     return StreamedExplanation(scope, rows, steps, chooser, max_new_tokens)

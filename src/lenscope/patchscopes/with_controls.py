@@ -188,6 +188,7 @@ def score_with_controls(
     max_new_tokens: int = 20,
     stop: str | Sequence[str] = (),
     seed: int = 0,
+    contrast: float = 0.0,
     progress: Progress | None = None,
 ) -> ControlledScores:
     """Score what a Patchscope says of N states or vectors, and what it says without them.
@@ -205,9 +206,11 @@ def score_with_controls(
         max_new_tokens: tokens of a text at most.
         stop: strings that end a text.
         seed: fixes random vectors, exchanges and intervals.
+        contrast: as of `generate_with_controls`.
         progress: called with how much is done and how much there is.
     """
     how: Any = {"answers": answers, "controls": controls, "max_new_tokens": max_new_tokens, "stop": stop, "seed": seed}
+    how["contrast"] = contrast
     return generate_with_controls(scope, states, texts, layers, **how, progress=progress).scored(score, units, seed)
 
 
@@ -222,6 +225,7 @@ def generate_with_controls(
     max_new_tokens: int = 20,
     stop: str | Sequence[str] = (),
     seed: int = 0,
+    contrast: float = 0.0,
     progress: Progress | None = None,
 ) -> ControlledTexts:
     """Let a Patchscope say what each of N states or vectors means, and let every control say the same without it.
@@ -248,6 +252,8 @@ def generate_with_controls(
         max_new_tokens: tokens of a text at most.
         stop: strings that end a text.
         seed: fixes random vectors and exchanges.
+        contrast: α as of `Patchscope.generate`, for the states and every control that is patched; the text and the
+            prompt as it is are continued plainly.
         progress: called with how much is done and how much there is.
 
     Raises LenscopeError where prompts have more than one position, or texts are not as many; for a Patchscope with
@@ -273,7 +279,7 @@ def generate_with_controls(
             if progress is not None:
                 progress(before + done, sum(sizes.values()))
 
-        how: Any = {"max_new_tokens": max_new_tokens, "stop": stops, "progress": advance}
+        how: Any = {"max_new_tokens": max_new_tokens, "stop": stops, "contrast": contrast, "progress": advance}
         cells, table = texts_by_cell(run.scope.generate(run.run, layers, **how))
         tables[way] = for_every_item(table, count)
         before += sizes[way]
