@@ -180,7 +180,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
             + (length - start) * 40 * lm.hidden_size * rows.vectors.element_size()
         )
         most = int(max(1, min(MOST_ROWS, budget // room)))
-        for part in _parts(members, most, rows.leader):
+        for part in _rows_of_chunks(members, most, rows.leader):
             part = part[np.argsort(diverges_at[part], kind="stable")]
             if mode == "cascade" and target < 0:
                 # one prefix at a time
@@ -190,7 +190,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
                 yield Chunk(part, start, mode)
 
 
-def _parts(members: list[int], most: int, leader: np.ndarray) -> Iterator[np.ndarray]:
+def _rows_of_chunks(members: list[int], most: int, leader: np.ndarray) -> Iterator[np.ndarray]:
     """Rows in parts of at most so many, but rows of one leader are never parted."""
     if not len(leader):
         yield from (np.array(members[at : at + most]) for at in range(0, len(members), most))
