@@ -80,7 +80,7 @@ DRAWS = {"quick": 20, "full": 50}
 # tokens of text that say how frequent words are
 FREQUENCY = {"quick": 1024, "full": 8192}
 # tokens of held-out text, of which one in so many positions is measured
-TEXT, EVERY = {"quick": 1024, "full": 8192}, 4
+TEXT, EVERY = {"quick": 1024, "full": 2048}, 4
 # the k of which the reading speaks
 READ_AT = KS.index(10)
 
