@@ -12,20 +12,21 @@ from lenscope.interventions.token_edit_results import EditEffects
 from lenscope.lenses.attribution_results import LogitAttribution
 from lenscope.lenses.comparison import Comparison
 from lenscope.lenses.evaluation_results import Evaluation
+from lenscope.lenses.side_by_side_results import SideBySide
 from lenscope.lenses.trajectory import Trajectory
 from lenscope.lenses.transfer_results import Transfer
 from lenscope.patchscopes.grid import Grid
 
 RESULTS: tuple[type[Record], ...] = (
-    Trajectory, Comparison, Grid, Effects, EditEffects, Evaluation, Transfer, LogitAttribution,
+    Trajectory, Comparison, SideBySide, Grid, Effects, EditEffects, Evaluation, Transfer, LogitAttribution,
 )  # fmt: skip
 
 
 def load_results(path: str | os.PathLike[str]) -> Any:
     """Load a saved result of any kind, equal to what was saved.
 
-    That is a Trajectory or a list of them (as it was saved), a Comparison, Grid, Effects, EditEffects, Evaluation,
-    Transfer or LogitAttribution. The rows of a Parquet file may be in any order. Raises LenscopeError for a file of
-    something else, whose loader it names, and for one that is damaged or holds values that no result has.
+    That is a Trajectory or a SideBySide, or a list of them (as it was saved), a Comparison, Grid, Effects, EditEffects,
+    Evaluation, Transfer or LogitAttribution. The rows of a Parquet file may be in any order. Raises LenscopeError for a
+    file of something else, whose loader it names, and for one that is damaged or holds values that no result has.
     """
     return load_record(path, RESULTS)

@@ -37,7 +37,7 @@ DETECT = ["detect", "fit", "-d", "PLAIN", "-o", "OUT"]
 # Options that have an effect in every combination in which they are taken at all.
 ALWAYS = {
     "lens": {
-        "--model", "--file", "--chat", "--layers", "--positions", "--lens", "--compare", "--output", "--html", "--json",
+        "--model", "--file", "--chat", "--layers", "--positions", "--lens", "--output", "--html", "--json",
         "--stream",
     },
     "patch": {
@@ -89,7 +89,11 @@ REFUSED = {
         ([*LENS, "--points", "mlp", "--lens", "LENS"], "maps for the ends of blocks only"),
         ([*LENS, "--points", "mlp", "--generate", "2"], "reads the ends of blocks"),
     ],
-    ("lens", "--generate"): [([*LENS, "--compare", "ho", "--generate", "2"], "--compare writes nothing")],
+    ("lens", "--generate"): [
+        ([*LENS, "--compare", "ho", "--generate", "2"], "--compare writes nothing"),
+        ([*LENS, "--lens", "LENS", "--lens", "logit", "--generate", "2"], "through one lens"),
+    ],
+    ("lens", "--compare"): [([*LENS, "--lens", "LENS", "--lens", "logit", "--compare", "ho"], "through one lens")],
     ("lens", "--temperature"): [([*LENS, "--temperature", "1"], "applies to --generate")],
     ("lens", "--seed"): [
         ([*LENS, "--seed", "1"], "applies to --temperature"),

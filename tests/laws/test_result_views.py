@@ -14,7 +14,7 @@ from lenscope.display.panels import Heatmap, Panel, Series
 from lenscope.experiments.report import Report
 from lenscope.statistics.intervals import Estimate
 
-KINDS = ("predicted", "generated", "effects", "evaluation", "transfer", "report")
+KINDS = ("side by side", "predicted", "generated", "effects", "evaluation", "transfer", "report")
 ACTING = "</script><script>document.title='gone'</script><img src=x onerror=\"document.title='gone'\">" + NASTY
 
 
@@ -85,6 +85,18 @@ def test_cells_of_a_grid_show_words_or_colours(browser, tmp_path):
         assert not first.inner_text()
         tab.get_by_text("words", exact=True).click()
         assert first.inner_text()
+
+
+def test_lenses_beside_each_other_show_one_cell_of_all(browser, tmp_path):
+    result = every_result()["side by side"]
+    with opened(browser, written(tmp_path / "a.html", result)) as tab:
+        grids = tab.locator(".side")
+        assert grids.locator("h3").all_inner_texts() == ["Lens 1: logit lens", "Lens 2: tuned"]
+        grids.nth(1).get_by_role("gridcell").last.click()
+        aside = tab.get_by_role("complementary").inner_text()
+        assert "Layer 0" in aside
+        assert f"KL(1 ‖ 2)\n{result.kl[0, 1, 0, -1]:.3g}"[:14] in aside.replace("\t", "\n")
+        assert tab.get_by_text("share of positions where lens 1 and each other").count() == 1
 
 
 def test_answers_are_marked_in_what_was_written(browser, tmp_path):

@@ -7,9 +7,10 @@ import tiny
 import torch
 
 import lenscope as ls
+from lenscope.lenses.side_by_side import read_side_by_side
 
 TEXTS = ["The cat sat on the mat.", "The capital of France is Paris.", "This is a test."]
-KINDS = ("trajectory", "comparison", "predicted", "generated", "effects", "evaluation", "transfer")
+KINDS = ("trajectory", "comparison", "side by side", "predicted", "generated", "effects", "evaluation", "transfer")
 # those that Parquet files hold
 TABLES = tuple(k for k in KINDS if k != "comparison")
 
@@ -25,6 +26,7 @@ def every_result():
     return {
         "trajectory": ls.Lens(lm).trajectory("The cat sat", top_k=3),
         "comparison": ls.Lens(lm).compare("The cat", "The mat", lens=lens, layers=[0, 4]),
+        "side by side": read_side_by_side(lm, {"logit lens": None, "tuned": f}, "The cat", layers=[0, 2, 4], top_k=2),
         "predicted": scope.predict(states, [4, 0], top_k=3, answers=["a"]),
         "generated": scope.generate(torch.stack([torch.full((32,), k) for k in (1.0, 2.0)]), [1, 3], stop=["e", "t"]),
         "effects": ls.interventions.causal_tracing(

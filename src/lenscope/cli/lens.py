@@ -6,6 +6,7 @@ trajectories are computed, file formats.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,13 +16,13 @@ from lenscope.cli.options import (
     DEFAULT_MODEL,
     CommonOptions,
     Layers,
+    Lenses,
     Model,
     PageFile,
     Prompts,
     ResultFile,
     Stream,
     Transferred,
-    TunedLens,
     common_options,
     open_lens,
     parse_indices,
@@ -29,6 +30,7 @@ from lenscope.cli.options import (
     read_prompts,
     resolve_layers,
 )
+from lenscope.cli.several_lenses import LOGIT, file_of_several, lenses_by_name, opened_lenses, shown_side_by_side
 from lenscope.cli.streams import failure as failure_of_stdout
 from lenscope.cli.streams import flush, print_json, say, tell
 from lenscope.cli.terminal import Screen, Stopped, headline, item_bar, progress_bar, rank_line, show, show_and_save
@@ -84,7 +86,7 @@ def lens_command(
         str | None,
         typer.Option(help='Token to follow through the layers, such as " Paris"; default: the prompt\'s next token.'),
     ] = None,
-    tuned: TunedLens = None,
+    lenses: Lenses = None,
     transferred: Transferred = False,
     points: Annotated[
         str,
@@ -122,8 +124,13 @@ def lens_command(
       lenscope lens "The capital of France is"
       lenscope lens "The capital of France is" --target " Paris" --measure rank
       lenscope lens --file prompts.txt --lens lens -o runs.parquet
+      lenscope lens "The capital of France is" --lens logit --lens lens
     """
-    require_effect("--transferred", transferred, tuned is not None, "applies to --lens")
+    # several lenses are called by names; one is what it always was
+    several = lenses_by_name(lenses) if lenses and len(lenses) > 1 else {}
+    tuned = None if several or not lenses or lenses[0] == LOGIT else lenses[0]
+    places = [where for where in (tuned, *several.values()) if where is not None]
+    require_effect("--transferred", transferred, bool(places), "applies to --lens")
     require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
     require_effect("--temperature", temperature, generate is not None, "applies to --generate")
     require_effect("--seed", seed, bool(temperature), "applies to --temperature")
@@ -132,6 +139,9 @@ def lens_command(
         raise LenscopeError(f"--generate {generate}: give at least 1")
     if temperature is not None and not 0 <= temperature < float("inf"):
         raise LenscopeError(f"--temperature {temperature}: give 0 (greedy) or a positive number")
+    if several:
+        require_effect("--compare", compare, False, "reads two prompts through one lens, and --lens gives several")
+        require_effect("--generate", generate, False, "reads through one lens, and --lens gives several")
     if compare is not None:
         require_effect("--generate", generate, False, "--compare writes nothing")
         require_effect("--target", target, False, "--compare follows no token")
@@ -143,7 +153,7 @@ def lens_command(
         )
     require_name("points", points, POINTS)
     if points != "block":
-        require_effect("--points", points, tuned is None, "a fitted lens has maps for the ends of blocks only")
+        require_effect("--points", points, not places, "a fitted lens has maps for the ends of blocks only")
         require_effect("--points", points, generate is None, "--generate reads the ends of blocks")
     if top_k is not None and top_k < 1:
         raise LenscopeError(f"top_k {top_k}: give at least 1")
@@ -159,8 +169,8 @@ def lens_command(
     if compare is not None and (len(given) != 1 or (output and not output.endswith(".json"))):
         raise LenscopeError("--compare: takes one prompt, and saves with -o FILE.json")
     require_model(model)
-    if tuned is not None:
-        require_lens(tuned, transferred)
+    for place in places:
+        require_lens(place, transferred)
     from lenscope.lenses.comparison import DISTANCES
     from lenscope.lenses.trajectory import MEASURES
 
@@ -173,9 +183,11 @@ def lens_command(
     else:
         lm = common.load()
     from lenscope.lenses.lens import Lens
+    from lenscope.lenses.side_by_side import read_side_by_side
     from lenscope.lenses.trajectory_files import TrajectoryFile
 
     f = None if tuned is None else open_lens(tuned, lm, transferred)
+    beside = opened_lenses(several, lm, transferred)
     one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")
     chosen = None if wanted_layers is None else resolve_layers(wanted_layers, lm.n_layers)
     ready = [lm.chat(t) if chat else lm.prompt(t) for t in given]
@@ -189,12 +201,16 @@ def lens_command(
         return
 
     keep = TOP if top_k is None and (common.as_json or output or html) else top_k or 1
-    show_one = (
-        _shown_as_json(len(given))
-        if common.as_json
-        else _shown_as_tables(lm, one, measure or "max_probability", top_k or 1)
-    )
-    files = [TrajectoryFile.open(path, len(given) == 1) for path in (output, html) if path]
+    colour = measure or "max_probability"
+    show_one: Any = _shown_as_json(len(given)) if common.as_json else _shown_as_tables(lm, one, colour, top_k or 1)
+    reader: Any = one.trajectory
+    single, paths = len(given) == 1, [path for path in (output, html) if path]
+    if beside:
+        show_one = show_one if common.as_json else shown_side_by_side(lm, colour, top_k or 1)
+        reader = partial(read_side_by_side, lm, beside)
+        files = [file_of_several(path, single, len(beside)) for path in paths]
+    else:
+        files = [TrajectoryFile.open(path, single) for path in paths]
     done = 0
     failure: BaseException | None = None
     try:
@@ -206,13 +222,13 @@ def lens_command(
             within: Any = {} if generate is not None else {"points": points}
             # those that share a reading of the weights
             read = (
-                _read_block_by_block(one, ready, chosen, wanted_positions, how | within)
+                _read_block_by_block(lm, reader, ready, chosen, wanted_positions, how | within)
                 if stream and generate is None
                 else None
             )
             for n, prompt in enumerate(ready):
                 if generate is None:
-                    trajectory = read[n] if read else one.trajectory(prompt, chosen, wanted_positions, **how, **within)
+                    trajectory = read[n] if read else reader(prompt, chosen, wanted_positions, **how, **within)
                     # the terminal first: what cannot be saved is still seen
                     shown(trajectory)
                 else:
@@ -247,13 +263,12 @@ def lens_command(
         raise failure
 
 
-def _read_block_by_block(one: "Lens", prompts: Any, layers: Any, positions: Any, how: Any) -> "list[Trajectory]":
-    """The trajectories of all prompts, block by block."""
+def _read_block_by_block(lm: "LM", reader: Any, prompts: Any, layers: Any, positions: Any, how: Any) -> list[Any]:
+    """What a reader gives of all prompts, block by block."""
     with progress_bar("blocks") as advance:
-        if one.lm.runner.stream is not None:
-            one.lm.runner.stream.progress = advance
-        trajectories: Any = one.trajectory(prompts, layers, positions, **how)
-        return list(trajectories)
+        if lm.runner.stream is not None:
+            lm.runner.stream.progress = advance
+        return list(reader(prompts, layers, positions, **how))
 
 
 @contextmanager

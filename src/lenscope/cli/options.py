@@ -67,6 +67,13 @@ PageFile = Annotated[
 
 TUNED = "A fitted lens: a folder, a file or a hub repository; default: the logit lens."
 TunedLens = Annotated[str | None, typer.Option("--lens", help=TUNED)]
+Lenses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lens",
+        help=f"{TUNED[:-1]}. Repeat it to see several beside each other, also as NAME=LENS; logit is the logit lens.",
+    ),
+]
 Transferred = Annotated[
     bool, typer.Option("--transferred", help="Use the lens although it was fitted for another model of the same size.")
 ]
@@ -212,13 +219,18 @@ def places_by_name(lenses: Sequence[str]) -> dict[str, str]:
     """The places of lenses by name: NAME=LENS, or a lens that is named after the end of its place."""
     places: dict[str, str] = {}
     for text in lenses:
-        name, equal, where = text.partition("=")
-        if not equal or "/" in name or Path(text).exists():
-            name, where = Path(text).name, text
+        own_name, where = name_and_place(text)
+        name = Path(text).name if own_name is None else own_name
         if not name or not where or name in ("logit lens", *places):
             raise LenscopeError(f"--lens {text}: give each lens a name of its own, as NAME={where or 'LENS'}")
         places[name] = where
     return places
+
+
+def name_and_place(lens: str) -> tuple[str | None, str]:
+    """The name and the place of NAME=LENS; a lens without a name has None."""
+    name, equal, where = lens.partition("=")
+    return (None, lens) if not equal or "/" in name or Path(lens).exists() else (name, where)
 
 
 def open_corpus(lm: "LM", data: Sequence[str] | None, field: str | None, **how: Any) -> "Corpus":

@@ -137,12 +137,15 @@ def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Tex
     return line
 
 
-def rank_line(t: "Trajectory") -> Text:
-    """Return the target's way up at the last position: rank and probability where its rank changes most."""
+def rank_line(t: "Trajectory", before: str = "") -> Text:
+    """Return the target's way up at the last position: rank and probability where its rank changes most.
+
+    `before` stands in front.
+    """
     token = t.vocabulary[t.target] if t.target is not None else ""
     ranks = t.rank[:, -1]
     steps = [0, *(i for i in range(1, len(ranks)) if ranks[i] < ranks[:i].min())]
-    line = Text(f"\n{token!r} at the last position, rank (0 is the top) by layer: ")
+    line = Text(f"\n{before}{token!r} at the last position, rank (0 is the top) by layer: ")
     for i in steps:
         probability = float(math.exp(-t.cross_entropy[i, -1]))
         line.append(f"  {t.layers[i]}: ", style="dim")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table
@@ -102,6 +102,24 @@ def plain_table(
         table.caption = dim(caption)
         table.caption.justify = "left"
     return table
+
+
+def titled_tables(titles: Sequence[str], tables: Sequence[Table], beside: bool, caption: str = "") -> Table:
+    """Tables with a title above each, `beside` each other or one above the other, as one table with a dim caption."""
+    whole = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2 if beside else 0, 0, 0))
+    blocks = [
+        Group(Text(title, style="bold", no_wrap=True, overflow="ellipsis"), table)
+        for title, table in zip(titles, tables, strict=True)
+    ]
+    if beside:
+        whole.add_row(*blocks)
+    else:
+        for n, block in enumerate(blocks):
+            whole.add_row(Group(Text(""), block) if n else block)
+    if caption:
+        whole.caption = dim(caption)
+        whole.caption.justify = "left"
+    return whole
 
 
 def dim(text: str) -> Text:

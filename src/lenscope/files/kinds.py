@@ -18,6 +18,7 @@ KINDS = {
     "trajectory": ("trajectory", "load_results(path)"),
     "attribution": ("attribution of a logit", "load_results(path)"),
     "comparison": ("comparison", "load_results(path)"),
+    "side by side": ("trajectory through several lenses", "load_results(path)"),
     "grid": ("grid", "load_grid(path)"),
     "effects": ("table of effects", "load_effects(path)"),
     "edit effects": ("table of what edits did", "load_edit_effects(path)"),
@@ -35,7 +36,10 @@ KINDS = {
     "influence": ("table of influences", "any reader of JSON"),
 }
 # keys of a Parquet file's metadata
-PARQUET = {"lenscope": "trajectory", "grid": "grid", "effects": "effects", "evaluation": "evaluation"}
+PARQUET = {
+    "lenscope": "trajectory", "side_by_side": "side by side", "grid": "grid", "effects": "effects",
+    "evaluation": "evaluation",
+}  # fmt: skip
 
 
 def kind_of_path(path: str | os.PathLike[str]) -> str | None:

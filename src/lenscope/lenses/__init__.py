@@ -7,6 +7,8 @@ from lenscope.lenses.evaluation_results import Evaluation, load_evaluation
 from lenscope.lenses.lens import Lens
 from lenscope.lenses.logit_attribution import attribute_logit
 from lenscope.lenses.patched_trajectory import causal_cone, patched_trajectory
+from lenscope.lenses.side_by_side import read_side_by_side
+from lenscope.lenses.side_by_side_results import SideBySide
 from lenscope.lenses.token_ranks import TokenRanks
 from lenscope.lenses.trajectory import Trajectory, save
 from lenscope.lenses.transfer_results import Transfer
@@ -20,6 +22,7 @@ __all__ = [
     "LogitAttribution",
     "LogitPart",
     "ReadToken",
+    "SideBySide",
     "TokenRanks",
     "Trajectory",
     "Transfer",
@@ -29,6 +32,7 @@ __all__ = [
     "evaluate",
     "load_evaluation",
     "patched_trajectory",
+    "read_side_by_side",
     "save",
     "transfer",
 ]

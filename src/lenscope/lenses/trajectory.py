@@ -6,7 +6,7 @@ Does not know: models, how anything is measured.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,25 +160,32 @@ class Trajectory(Record, Drawn):
 
         Columns that do not fit `width` are left out from the start of the prompt, and the caption says so.
         """
-        values = self.measure(measure)
+        values, doubts = self.measure(measure), self.doubts
+        shown, size = fit_columns(len(self.positions), len(str(self.n_layers)) + bool(doubts), width)
+        caption = with_doubts(self.colours(measure, values, len(shown)), doubts_in_words(doubts))
+        return self.heat(measure, top_k, shown, size, shades_of(values, measure), caption)
+
+    def heat(self, measure: str, top_k: int, shown: range, size: int, shades: np.ndarray, caption: str = "") -> Table:
+        """Give the table for a terminal of some columns, `size` wide each, whose cells shades (L, P) colour."""
         if not 1 <= top_k <= self.top_ids.shape[2]:
             raise LenscopeError(f"top_k {top_k}: this trajectory has the {self.top_ids.shape[2]} most probable tokens")
-        doubts = self.doubts
-        shown, size = fit_columns(len(self.positions), len(str(self.n_layers)) + bool(doubts), width)
         tokens = [self.vocabulary[self.ids[self.positions[n]]] for n in shown]
-        cells = [[self._cell(row, n, measure, top_k, size) for n in shown] for row in range(len(self.layers))]
-        hidden, note = len(self.positions) - len(shown), "bold: the top token stays to the end"
-        note = f"{POINTS[self.points]} of each block; {note}" if POINTS[self.points] else note
         return heat_table(
             [TableColumn(visible.printable_token(token, size), width=size) for token in tokens],
             [str(layer) for layer in self.layers],
-            cells,
-            shades_of(values, measure)[:, shown.start : shown.stop],
-            with_doubts(colour_caption(measure, values, hidden, self.units[measure], note), doubts_in_words(doubts)),
+            [[self._cell(row, n, measure, top_k, size) for n in shown] for row in range(len(self.layers))],
+            shades[:, shown.start : shown.stop],
+            caption,
             bold=self._stays()[:, shown.start : shown.stop],
             corner="layer" if max(self.layers) > 99 else "",
-            doubted=[layer in doubts for layer in self.layers],
+            doubted=[layer in self.doubts for layer in self.layers],
         )
+
+    def colours(self, measure: str, values: np.ndarray, shown: int) -> str:
+        """Say what the colours of values mean in a table that shows so many of the positions."""
+        note = "bold: the top token stays to the end"
+        note = f"{POINTS[self.points]} of each block; {note}" if POINTS[self.points] else note
+        return colour_caption(measure, values, len(self.positions) - shown, self.units[measure], note)
 
     def _stays(self) -> np.ndarray:
         """(L, P) where the top token is the one that the model predicts, and is so at all later layers too."""
@@ -381,9 +388,11 @@ def file_metadata(single: bool) -> dict[str, str]:
     return {Trajectory.file_mark: json.dumps({"version": FORMAT, "single": single})}
 
 
-def file_rows(number: int, trajectory: Trajectory) -> pa.Table:
-    """A trajectory as the rows of a Parquet file, the `number`-th in it; the first row has its head."""
+def file_rows(number: int, trajectory: Trajectory, more: Mapping[str, pa.Array] | None = None) -> pa.Table:
+    """A trajectory as the rows of a Parquet file, the `number`-th in it, with `more` columns; its head in the first."""
     rows = trajectory._rows()
+    for name, column in (more or {}).items():
+        rows = rows.append_column(name, column)
     # where rows stand in a file is not what they say
     head = json.dumps(stamped(trajectory._head(lambda _: None), columns_of(rows)), ensure_ascii=False)
     rows = rows.add_column(0, "result", pa.array(np.full(len(rows), number, dtype=np.int32)))

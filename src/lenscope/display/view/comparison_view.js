@@ -1,11 +1,12 @@
-// Two trajectories side by side: two prompts, or two lenses of one prompt. Grids scroll, look and hold together.
+// Trajectories side by side: of two prompts, or of two or more lenses of one prompt. Grids scroll, look and hold together.
 
-import { clipText, element, nameElement, tokenElement, visibleProse } from "./text.js";
-import { MEASURES } from "./scale.js";
+import { clipText, element, formatNumber, nameElement, tokenElement, visibleProse } from "./text.js";
+import { numberAt } from "./payload.js";
+import { MEASURES, makeScale } from "./scale.js";
 import { doubtsInWords, indicesWithin, trajectoryModel, weakLayersInWords, withSharedReports } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
 import { addGestures, carryCell } from "./table_gestures.js";
-import { togglePin } from "./token_chips.js";
+import { MOST_PINS, togglePin } from "./token_chips.js";
 import { doubtNote, topTokenList, weakNote } from "./cell_details.js";
 import { layerChart, linesInWords, measureChart, rankChart } from "./rank_curves.js";
 import { askedRanks, gridSource, provenanceNode } from "./trajectory_view.js";
@@ -13,9 +14,14 @@ import { createToolbar, measureInUse, scaleInUse } from "./toolbar.js";
 
 const BETWEEN = "between:";
 
+/** The trajectories of a comparison: those of several lenses, or the first and the second. */
+const sidesOf = (result) => result.sides ?? [result.first, result.second];
+/** What a side is called. */
+const called = (result, n) => (result.sides ? `Lens ${n + 1}` : n ? "Second" : "First");
+
 /** A comparison as a model: its distances are measures named between:…, its other measures are those of both sides. */
 export function comparisonModel(result) {
-  const sides = withSharedReports([result.first, result.second]).map(trajectoryModel), [first] = sides;
+  const sides = withSharedReports(sidesOf(result)).map(trajectoryModel), [first] = sides;
   const between = (name) => (name.startsWith(BETWEEN) ? result.arrays[name.slice(BETWEEN.length)] : undefined);
   return {
     result, sides, layers: result.layers, positions: first.positions, L: first.L, P: first.P,
@@ -32,15 +38,16 @@ export function comparisonModel(result) {
   };
 }
 
-const sameText = (result) => result.first.text === result.second.text && result.first.ids.join() === result.second.ids.join();
+const sameText = (result) => Boolean(result.sides) || (result.first.text === result.second.text && result.first.ids.join() === result.second.ids.join());
 
 function comparisonHead(model) {
-  const { first, second } = model.result, same = sameText(model.result);
+  const [first, second] = sidesOf(model.result), same = sameText(model.result);
   const lens = (side) => element("b", {}, nameElement(side.lens), " on ", nameElement(side.model));
   return [
     element("h2", { dir: "auto" }, clipText(visibleProse(first.text), 300), !same && [element("span", { class: "versus" }, " and "), element("bdi", {}, clipText(visibleProse(second.text), 300))]),
-    element("p", { class: "about" }, lens(first), (first.lens !== second.lens || first.model !== second.model) && [" and ", lens(second)],
-      ` · layers ${model.layers[0]}–${model.layers[model.L - 1]} of ${first.n_layers} · ${model.P} ${model.P === 1 ? "pair" : "pairs"} of positions`),
+    element("p", { class: "about" }, model.result.sides ? [element("b", {}, `${model.sides.length} lenses`), " on ", element("b", {}, nameElement(first.model))]
+      : [lens(first), (first.lens !== second.lens || first.model !== second.model) && [" and ", lens(second)]],
+      ` · layers ${model.layers[0]}–${model.layers[model.L - 1]} of ${first.n_layers} · ${model.P} ${model.result.sides ? (model.P === 1 ? "position" : "positions") : `${model.P === 1 ? "pair" : "pairs"} of positions`}`),
     ...new Set(model.sides.flatMap((side) => [weakLayersInWords(side), doubtsInWords(side)]).filter(Boolean)),
   ].map((part) => (typeof part === "string" ? element("p", { class: "warning" }, part) : part));
 }
@@ -56,8 +63,8 @@ export function drawComparison(result, store, hooks) {
   const name = (side) => (same ? side.model.result.lens : clipText(visibleProse(side.model.result.text), 60));
   const node = element("section", { class: "result comparison" }, element("div", { class: "result-head" }, comparisonHead(model)), toolbar?.element,
     element("div", { class: "body" }, element("div", { class: "main" }, element("div", { class: "pair" }, sides.map((side) =>
-      element("div", { class: "side" }, element("h3", { dir: "auto" }, `${side.n ? "Second" : "First"}: `, nameElement(name(side))), side.table.element))), charts), aside),
-    sides.map((side) => provenanceNode(side.model.result.provenance, `Provenance of the ${side.n ? "second" : "first"}`)), spoken);
+      element("div", { class: "side" }, element("h3", { dir: "auto" }, `${called(result, side.n)}: `, nameElement(name(side))), side.table.element))), charts), aside),
+    sides.map((side) => provenanceNode(side.model.result.provenance, `Provenance of ${result.sides ? `lens ${side.n + 1}` : side.n ? "the second" : "the first"}`)), spoken);
   let rows = [], columns = [], at = [model.L - 1, model.P - 1], frame = 0;
 
   const ours = () => (store.get().cell?.result === key ? store.get().cell : null);
@@ -75,6 +82,20 @@ export function drawComparison(result, store, hooks) {
     const lines = [{ name: says, values: model.layers.map((_, row) => model.value(chosen, row, p)) }];
     return layerChart({ title: [says, unit && `, ${unit}`], label: linesInWords(model.layers, lines), layers: model.layers, lines, scale, at: l, depth: null });
   }
+  /** Of several lenses: how far each is from the first at a position, and at which share of positions it says the same. */
+  function lensCharts(l, p) {
+    const others = sides.slice(1, MOST_PINS), { kl_between: kl, same_top: share } = result.arrays;
+    const line = (of) => others.map(({ n }) => ({ name: `lens ${n + 1}`, pin: n, values: model.layers.map((_, row) => of(n, row)) }));
+    const chart = (title, lines, scale) => layerChart({ title, label: linesInWords(model.layers, lines), layers: model.layers, lines, scale, at: l, depth: null });
+    const apart = line((n, row) => numberAt(kl, 0, n, row, p)), known = apart.flatMap(({ values }) => values).filter((v) => v !== null);
+    return [chart("KL(lens 1 ‖ each other), nats, at this position", apart, makeScale("kl", known)),
+      chart("share of positions where lens 1 and each other have the same top token", line((n, row) => numberAt(share, 0, n, row)), makeScale("max_probability", []))];
+  }
+  function lensRows(l, p) {
+    const pairs = sides.flatMap(({ n: i }) => sides.filter(({ n: j }) => i !== j).map(({ n: j }) => [i, j]));
+    return element("dl", {}, pairs.map(([i, j]) => element("div", {}, element("dt", {}, `KL(${i + 1} ‖ ${j + 1})`),
+      element("dd", {}, `${formatNumber(numberAt(result.arrays.kl_between, i, j, l, p))} nats`))));
+  }
   function distanceRows(l, p) {
     return element("dl", {}, Object.keys(MEASURES).filter((measure) => measure.startsWith(BETWEEN) && model.hasMeasure(measure)).map((measure) =>
       element("div", {}, element("dt", {}, MEASURES[measure].says), element("dd", {}, `${Number(model.value(measure, l, p)?.toPrecision(3) ?? NaN)} ${MEASURES[measure].unit}`))));
@@ -84,19 +105,19 @@ export function drawComparison(result, store, hooks) {
     for (const side of sides) side.table.point(placeOf(l, p), held);
     const focused = aside.contains(document.activeElement) ? document.activeElement.dataset.follow : null;
     aside.replaceChildren(element("h3", {}, `Layer ${model.layers[l]}`, element("button", { type: "button", class: "hold", "aria-pressed": String(held), on: { click: () => open(l, p, 0) } }, held ? "held" : "hold")),
-      distanceRows(l, p), ...sides.flatMap((side) => {
+      ...(result.sides ? [] : [distanceRows(l, p)]), ...sides.flatMap((side) => {
         const position = side.model.positions[p], actions = hooks.cellActions?.(side.result, cellOf(l, p, side.n)) ?? [];
-        return [element("h3", {}, `${side.n ? "Second" : "First"}`, element("small", {}, `position ${position}, after `, tokenElement(side.model.input(p)))),
+        return [element("h3", {}, result.sides ? `${side.n + 1} ${clipText(visibleProse(name(side)), 40)}` : called(result, side.n), element("small", {}, `position ${position}, after `, tokenElement(side.model.input(p)))),
           weakNote(side.model, l), doubtNote(side.model, l), actions.length ? element("div", { class: "actions" }, actions) : null, ...topTokenList(side.model, l, p, store)];
-      }).filter(Boolean));
+      }).filter(Boolean), ...(result.sides ? [lensRows(l, p)] : []));
     if (focused) aside.querySelector(`[data-follow="${focused}"]`)?.focus();
     const own = measure.startsWith(BETWEEN) ? "kl" : measure, scale = scaleInUse({ ...state, measure: own }, models);
-    const paired = measureChart(sides.map((side) => side.model), own, scale, l, p);
-    paired.querySelector("figcaption").append(element("small", {}, " 1 first, 2 second"));
-    charts.replaceChildren(distanceCharts(l, p), paired,
+    const paired = measureChart(sides.slice(0, MOST_PINS).map((side) => side.model), own, scale, l, p);
+    paired.querySelector("figcaption").append(element("small", {}, result.sides ? " by lens" : " 1 first, 2 second"));
+    charts.replaceChildren(...(result.sides ? lensCharts(l, p) : [distanceCharts(l, p)]), paired,
       ...(state.pins.length ? sides.map((side) => {
         const chart = rankChart(side.model, state.pins, side.ranks.get(), l, p);
-        chart.querySelector("figcaption").prepend(side.n ? "Second: " : "First: ");
+        chart.querySelector("figcaption").prepend(`${called(result, side.n)}: `);
         return chart;
       }) : []));
   }
@@ -118,11 +139,13 @@ export function drawComparison(result, store, hooks) {
   }
   const limits = (values, a, b) => [Math.min(values[a], values[b]), Math.max(values[a], values[b])];
   for (const side of sides) {
-    const other = sides[1 - side.n], cellAt = ([r, c]) => ({ ...cellOf(r === null ? 0 : side.source.at(r), columns[c], side.n), ...(r === null ? { layer: null } : {}) });
+    const others = sides.filter((one) => one !== side), cellAt = ([r, c]) => ({ ...cellOf(r === null ? 0 : side.source.at(r), columns[c], side.n), ...(r === null ? { layer: null } : {}) });
     side.table.element.addEventListener("scroll", () => {
       const { scrollLeft, scrollTop } = side.table.element;
-      if (other.table.element.scrollLeft !== scrollLeft) other.table.element.scrollLeft = scrollLeft;
-      if (other.table.element.scrollTop !== scrollTop) other.table.element.scrollTop = scrollTop;
+      for (const { table } of others) {
+        if (table.element.scrollLeft !== scrollLeft) table.element.scrollLeft = scrollLeft;
+        if (table.element.scrollTop !== scrollTop) table.element.scrollTop = scrollTop;
+      }
     }, { passive: true });
     addGestures(side.table, () => ({ rows: rows.length, columns: columns.length }), {
       label: ([r, c]) => side.source.describe(r, c),
@@ -156,7 +179,7 @@ export function drawComparison(result, store, hooks) {
       side.ranks.ask(state.pins);
       const value = measure.startsWith(BETWEEN) ? (l, p) => model.value(measure, l, p) : (l, p) => side.model.value(measure, l, p);
       side.source = gridSource(side.model, { rows, columns, scale, value, pins: state.pins, cone: null, draggable: Boolean(hooks.dragData),
-        label: `${side.n ? "Second" : "First"}: top token at every layer and position` });
+        label: `${called(result, side.n)}: top token at every layer and position` });
       side.table.setSource(side.source);
     }
     show();

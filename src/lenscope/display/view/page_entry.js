@@ -51,10 +51,10 @@ export async function drawPage(root, data) {
       element("li", {}, element("a", { href: `#result-${i + 1}` }, resultName(result)))))));
   const main = element("main", {});
   root.replaceChildren(header, main);
-  const drawn = results.filter((result) => result.kind === "trajectory" || result.kind === "comparison");
+  const drawn = results.filter((result) => ["trajectory", "comparison", "side by side"].includes(result.kind));
   const shared = drawn.length > 1 && new Set(drawn.map((result) => result.kind)).size === 1;  // one scale and one choice of measure for all, so that they compare
   if (shared) {
-    const models = drawn.map((result) => (result.kind === "comparison" ? comparisonModel(result) : trajectoryModel(result)));
+    const models = drawn.map((result) => (result.kind === "trajectory" ? trajectoryModel(result) : comparisonModel(result)));
     const toolbar = createToolbar(models, store, {}, true).element;
     toolbar.classList.add("shared");
     header.after(toolbar);

@@ -22,7 +22,7 @@ function planesToNumbers(bytes, { dtype, offset, length }) {
 
 /**
  * A payload with its arrays: {...head, arrays: {name: {values, shape}}}. A vocabulary {ids, texts} becomes a Map from id
- * to text. Payloads within the payload (the two sides of a comparison) are unpacked too.
+ * to text. Payloads within the payload (the sides of a comparison) are unpacked too.
  */
 export async function unpackResult(payload) {
   const result = { ...payload };
@@ -35,6 +35,7 @@ export async function unpackResult(payload) {
   for (const [name, value] of Object.entries(payload)) {
     if (name === "arrays" || value === null || typeof value !== "object") continue;
     if (name === "vocabulary") result.vocabulary = new Map(value.ids.map((id, i) => [id, value.texts[i]]));
+    else if (Array.isArray(value) && value[0]?.arrays) result[name] = await Promise.all(value.map(unpackResult));
     else if (value.arrays) result[name] = await unpackResult(value);
   }
   return result;

@@ -82,6 +82,7 @@ export function reportOf(info) {
 /** A result in which what the logit lens says is judged by the report of another lens; both sides of a comparison are. */
 export function withLogitLensReport(result, held) {
   if (!held?.logit_lens) return result;
+  if (result.sides) return { ...result, sides: result.sides.map((side) => withLogitLensReport(side, held)) };
   if (result.kind === "comparison") return { ...result, first: withLogitLensReport(result.first, held), second: withLogitLensReport(result.second, held) };
   if (result.held_out_kl || result.lens !== "logit lens") return result;
   return { ...result, held_out_kl: { layers: held.layers, kl: held.logit_lens, logit_lens: held.logit_lens } };

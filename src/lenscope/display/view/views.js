@@ -11,6 +11,7 @@ import { drawReport } from "./report_view.js";
 const VIEWS = {
   trajectory: drawTrajectory,
   comparison: drawComparison,
+  "side by side": drawComparison,
   grid: drawGrid,
   evaluation: drawEvaluation,
   transfer: drawTransfer,
