@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from rich.table import Table
+from rich.text import Text
 
 from lenscope.display.figures import Figure
 from lenscope.display.heat_table import DOUBT, fit_columns, shades_of
@@ -118,7 +119,7 @@ class SideBySide(Record, Drawn):
         agreement, kl = self.agreement, self.kl.mean(-1)
         step = ceil(len(self.layers) / LINES)
         doubted = {layer for doubts in self.doubts.values() for layer in doubts}
-        rows = []
+        rows: list[list[str | Text]] = []
         for n in range(len(self.layers))[::-step]:
             cells = [text for i, j in pairs[:fits] for text in (f"{agreement[i, j, n]:.0%}", f"{kl[i, j, n]:.3g}")]
             rows.append([dim(f"{DOUBT if self.layers[n] in doubted else ''}{self.layers[n]}"), *cells])
