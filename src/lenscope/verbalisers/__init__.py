@@ -1,4 +1,4 @@
-"""Models that others trained to put states into words: Activation Oracles, LatentQA, natural language autoencoders."""
+"""Verbalisers that others trained: SelfIE adapters, Activation Oracles, LatentQA, natural language autoencoders."""
 
 from lenscope.verbalisers.autoencoder_contracts import AutoencoderContract, read_autoencoder_contract
 from lenscope.verbalisers.autoencoder_verbaliser import (
@@ -14,6 +14,7 @@ from lenscope.verbalisers.reconstructor import (
     mean_vector,
     score_reconstructions,
 )
+from lenscope.verbalisers.selfie_prompts import adapted_selfie
 
 __all__ = [
     "AutoencoderContract",
@@ -23,6 +24,7 @@ __all__ = [
     "Reconstructor",
     "VectorExplanations",
     "activation_oracle",
+    "adapted_selfie",
     "latent_qa",
     "load_autoencoder_verbaliser",
     "load_oracle_settings",

@@ -140,7 +140,7 @@ def load_autoencoder_verbaliser(folder: str | os.PathLike[str], **options: Any) 
     contract = read_autoencoder_contract(folder)
     if contract.role != VERBALISER:
         raise LenscopeError(f"{contract.where}: is of a {contract.role}; load_reconstructor reads it")
-    return AutoencoderVerbaliser(load(_folder_of(folder), **options), contract)
+    return AutoencoderVerbaliser(load(_folder_of_weights(folder), **options), contract)
 
 
 def cut_explanation(text: str) -> str | None:
@@ -149,7 +149,7 @@ def cut_explanation(text: str) -> str | None:
     return None if match is None else match[1].strip()
 
 
-def _folder_of(folder: str | os.PathLike[str]) -> Path:
+def _folder_of_weights(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     return path.parent if path.name == CONTRACT_FILE else path
 
