@@ -31,6 +31,7 @@ LENS = ["lens", "hi"]
 PATCH = ["patch", "hi"]
 EVAL = ["eval", "-d", "TEXT"]
 NAMED = ["reproduce", "attributes"]
+VERBALISER = ["fit-verbaliser", "--titles", "PLAIN", "-o", "OUT"]
 SWAP = ["swap", "hi", "a", "b"]
 DETECT = ["detect", "fit", "-d", "PLAIN", "-o", "OUT"]
 
@@ -42,7 +43,7 @@ ALWAYS = {
     },
     "patch": {
         "--at", "--target", "--grid", "--layers", "--target-layers", "--answer", "--below", "--model",
-        "--target-model", "--mapping", "--output", "--html", "--json",
+        "--target-model", "--mapping", "--verbaliser", "--output", "--html", "--json",
         "--contrast",
     },
     "attribute": {"--token", "--model", "--against", "--at", "--heads", "--chat", "--output", "--json"},
@@ -50,6 +51,10 @@ ALWAYS = {
     "fit": {
         "--output", "--data", "--tokens", "--recipe", "--held-out", "--length", "--seed", "--model", "--json",
         "--moments-on", "--stream",
+    },
+    "fit-verbaliser": {
+        "--output", "--titles", "--vectors", "--prompts", "--layers", "--shape", "--steps", "--minutes", "--seed",
+        "--model", "--json",
     },
     "merge": {"--output", "--data", "--model", "--json"},
     "sweep": {"--output", "--engine", "--status", "--dry-run", "--json"},
@@ -134,6 +139,9 @@ REFUSED = {
             *(("--rule", "relp"), ("--part", "1/2")),
         )
     },
+    ("fit-verbaliser", "--labels"): [([*VERBALISER, "--labels", "PLAIN"], "names the vectors of --vectors")],
+    ("fit-verbaliser", "--rank"): [([*VERBALISER, "--rank", "3"], "applies to --shape low_rank")],
+    ("fit-verbaliser", "--each-layer"): [([*VERBALISER, "--each-layer"], "needs several --layers")],
     ("sweep", "--limit"): [
         (["sweep", "PLAIN", "-o", "OUT", "--status", "--limit", "3"], "nothing is run"),
         (["sweep", "PLAIN", "--dry-run", "--limit", "3"], "nothing is run"),

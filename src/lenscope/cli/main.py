@@ -62,6 +62,7 @@ def command_line() -> "Typer":
     from lenscope.cli.evaluate import evaluate_command
     from lenscope.cli.export import export_command
     from lenscope.cli.fit import fit_command
+    from lenscope.cli.fit_verbaliser import fit_verbaliser_command
     from lenscope.cli.lens import lens_command
     from lenscope.cli.merge import merge_command
     from lenscope.cli.patch import patch_command
@@ -85,6 +86,7 @@ def command_line() -> "Typer":
     app.command("sweep")(sweep_command)
     app.command("check")(check_command)
     app.command("fit")(fit_command)
+    app.command("fit-verbaliser")(fit_verbaliser_command)
     app.command("merge")(merge_command)
     app.command("eval")(evaluate_command)
     app.command("export")(export_command)

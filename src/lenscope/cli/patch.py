@@ -105,6 +105,10 @@ def patch_command(
         typer.Option("--target-model", help="Another model that states are patched into; default: the same model."),
     ] = None,
     mapping: Annotated[str | None, typer.Option(help="Folder of a fitted mapping between the two models.")] = None,
+    verbaliser: Annotated[
+        str | None,
+        typer.Option(help="Folder of a trained verbaliser, whose map and target prompt are used, at its layers."),
+    ] = None,
     output: ResultFile = None,
     html: PageFile = None,
     *,
@@ -137,6 +141,11 @@ def patch_command(
         raise LenscopeError("--stop and --answer: an empty text is in every text; give one that is not")
     require_contrast(contrast)
     require_effect("--measure", measure, not common.as_json, "colours the table, and with --json there is none")
+    if verbaliser is not None:
+        usual = (("--target", target != "entity"), ("--below", below != "target"))
+        others = (("--placeholder", placeholder), ("--mapping", mapping), ("--grid", grid))
+        for option, value in (*usual, *others, ("--target-layers", target_layers)):
+            require_effect(option, value, False, "--verbaliser has a target prompt, a layer and a map of its own")
     source_layers, chosen_layers = parse_indices(layers, "layers"), parse_indices(target_layers, "target-layers")
     where = parse_positions(at, "at", [prompt])
     require_writable(output, (".parquet", ".json"))
@@ -146,6 +155,8 @@ def patch_command(
         require_model(target_model)
     if mapping is not None:
         require_mapping(mapping)
+    if verbaliser is not None:
+        require_mapping(verbaliser, "verbaliser")
     from lenscope.patchscopes.grid_cells import ANSWERS, MEASURES
     from lenscope.patchscopes.methods import TARGETS
     from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted
@@ -182,14 +193,25 @@ def patch_command(
 
     if measure in ("surprisal", "precision") and not comparable(other, lm):
         raise LenscopeError(f"--measure {measure}: {lm.name} and {other.name} have no common vocabulary to compare in")
-    scope = Patchscope(other, replace(one, below=below), load_mapping(mapping) if mapping else None, source_lm=lm)
-    # all layers are read: the last one is the source model's own prediction, the lower ones may fill placeholders
-    states = lm.read(prompt, positions=where)
-    if source_layers is not None:
+    if verbaliser is not None:
+        from lenscope.patchscopes.verbaliser import load_verbaliser
+
+        trained = load_verbaliser(verbaliser, other, lm if target_model else None)
+        scope, stop = trained.scope(other, lm if target_model else None), stop or list(trained.stop)
+        # those that it was trained on, where nothing is said
+        read = resolve_layers(source_layers, lm.n_layers) if source_layers is not None else trained.layers or None
+        states = trained.vectors(lm.read(prompt, read, where))
+    else:
+        scope = Patchscope(other, replace(one, below=below), load_mapping(mapping) if mapping else None, source_lm=lm)
+        # all layers are read: the last one is the source model's own prediction, the lower ones may fill placeholders
+        states = lm.read(prompt, positions=where)
+    if verbaliser is not None:
+        wanted: Any = None
+    elif source_layers is not None:
         to = resolve_layers(chosen_layers, other.n_layers) if chosen_layers is not None else None
         every = check_layers(resolve_layers(source_layers, lm.n_layers), lm.n_layers, lm.name)
         targets = to if to is not None else range(other.n_layers + 1) if grid else None
-        wanted: Any = [(a, b) for a in every for b in (targets if targets is not None else [a])]
+        wanted = [(a, b) for a in every for b in (targets if targets is not None else [a])]
     elif chosen_layers is not None:
         wanted = resolve_layers(chosen_layers, other.n_layers)
     else:

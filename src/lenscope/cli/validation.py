@@ -139,10 +139,10 @@ def require_lens(where: str, transferred: bool = False) -> None:
         )
 
 
-def require_mapping(folder: str) -> None:
-    """Raise LenscopeError for a folder that cannot hold a mapping."""
+def require_mapping(folder: str, what: str = "mapping") -> None:
+    """Raise LenscopeError for a folder that cannot hold a mapping, or `what` else lenscope saves in a folder."""
     if not (require_path(folder, "folder") / "config.json").is_file():
-        raise LenscopeError(f"{folder}: is no mapping that lenscope saved (the folder has no config.json)")
+        raise LenscopeError(f"{folder}: is no {what} that lenscope saved (the folder has no config.json)")
 
 
 def require_text(where: str) -> None:

@@ -29,6 +29,8 @@ KINDS = {
     "basis": ("basis", "load_basis(folder)"),
     "detector": ("detector", "load_detector(folder, lm)"),
     "softprompt": ("soft prompt", "load_soft_prompt(folder)"),
+    "verbaliser": ("verbaliser", "load_verbaliser(folder, lm)"),
+    "verbaliserrun": ("checkpoint of a verbaliser", "fit_verbaliser(lm, …, folder=the folder above it)"),
     "jacobian": ("half of a Jacobian lens", "merge_jacobian_lenses(lm, [the folder above it, …])"),
     "checkpoint": ("checkpoint", "fit(lm, …, folder=the folder above it)"),
     "sums": ("checkpoint of an evaluation", "evaluate(lm, …, folder=the folder above it)"),

@@ -8,14 +8,19 @@ from lenscope.fitting.recipes import Recipe
 from lenscope.fitting.relation import fit_relation
 from lenscope.fitting.soft_prompt import fit_soft_prompt
 from lenscope.fitting.tuned_lens import fit
+from lenscope.fitting.verbaliser import VerbaliserInterrupted, fit_verbaliser
+from lenscope.fitting.verbaliser_steps import VerbaliserRecipe
 
 __all__ = [
     "Recipe",
+    "VerbaliserInterrupted",
+    "VerbaliserRecipe",
     "fine_tune",
     "fit",
     "fit_jacobian_lens",
     "fit_mapping",
     "fit_relation",
     "fit_soft_prompt",
+    "fit_verbaliser",
     "merge_jacobian_lenses",
 ]

@@ -140,9 +140,12 @@ class LM:
         """Tokenize a text, or wrap token ids. Raises LenscopeError if it is empty or longer than the context."""
         return self.encoder.prompt(source)
 
-    def chat(self, turns: str | Sequence[dict[str, str]]) -> Prompt:
-        """Make a prompt in the model's chat template: of one user turn as text, or of turns as role/content dicts."""
-        return self.encoder.chat(turns)
+    def chat(self, turns: str | Sequence[dict[str, str]], begin: str = "") -> Prompt:
+        """Make a prompt in the model's chat template: of one user turn as text, or of turns as role/content dicts.
+
+        It ends where the assistant's turn begins, with the text `begin` of that turn.
+        """
+        return self.encoder.chat(turns, begin)
 
     # -- reading
 

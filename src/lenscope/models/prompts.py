@@ -149,12 +149,14 @@ class Encoder:
             return False, [self.prompt(items)]
         return True, [self.prompt(item) for item in items]
 
-    def chat(self, turns: str | Sequence[Mapping[str, str]]) -> Prompt:
+    def chat(self, turns: str | Sequence[Mapping[str, str]], begin: str = "") -> Prompt:
         """A prompt in the model's chat template, up to where the assistant speaks; a plain string is one user turn.
+
+        `begin` is what the assistant's turn begins with.
 
         Raises LenscopeError without a template, and for turns that the template does not take.
         """
-        return self.templated(self.chat_text(turns))
+        return self.templated(self.chat_text(turns) + begin)
 
     def templated(self, text: str) -> Prompt:
         """A prompt of a text that has its special tokens written out, as what a chat template gives: none is added."""

@@ -10,6 +10,7 @@ from lenscope.patchscopes.reconstructions import reconstruction_with_controls
 from lenscope.patchscopes.soft_prompt import SoftPrompt, load_soft_prompt
 from lenscope.patchscopes.streamed_explanations import ExplanationRow, StreamedExplanation, stream_explanation
 from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.verbaliser import Verbaliser, load_verbaliser, meaning_target
 from lenscope.patchscopes.with_controls import (
     ControlledScores,
     ControlledTexts,
@@ -19,7 +20,8 @@ from lenscope.patchscopes.with_controls import (
 
 __all__ = [
     "ControlledScores", "ControlledTexts", "ExplanationRow", "Grid", "Patchscope", "SoftPrompt",
-    "StreamedExplanation", "SweepInterrupted", "Target", "back_patching", "generate_with_controls",
-    "likelihoods_with_controls", "load_grid", "load_soft_prompt", "methods", "prompts_with_text", "random_vectors",
-    "reconstruction_with_controls", "score_with_controls", "shuffled_sources", "stream_explanation",
+    "StreamedExplanation", "SweepInterrupted", "Target", "Verbaliser", "back_patching", "generate_with_controls",
+    "likelihoods_with_controls", "load_grid", "load_soft_prompt", "load_verbaliser", "meaning_target", "methods",
+    "prompts_with_text", "random_vectors", "reconstruction_with_controls", "score_with_controls", "shuffled_sources",
+    "stream_explanation",
 ]  # fmt: skip
