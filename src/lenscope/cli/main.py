@@ -54,6 +54,7 @@ def command_line() -> "Typer":
     import typer
 
     from lenscope._version import __version__
+    from lenscope.cli.ask import ask_command
     from lenscope.cli.attribute import attribute_command
     from lenscope.cli.causal import causal_command
     from lenscope.cli.check import check_command
@@ -82,6 +83,7 @@ def command_line() -> "Typer":
     )
     app.command("lens")(lens_command)
     app.command("patch")(patch_command)
+    app.command("ask")(ask_command)
     app.command("attribute")(attribute_command)
     app.command("sweep")(sweep_command)
     app.command("check")(check_command)

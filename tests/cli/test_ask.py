@@ -1,0 +1,45 @@
+"""The command that asks about states, on a tiny model."""
+
+import json
+
+from lenscope.patchscopes.questions_about_states import NOTHING_TRAINED, WAYS
+
+
+def test_ask_shows_the_states_beside_their_controls(run, roomy):
+    asked = ["ask", "the cat sat on a mat", "What is it?", "-m", roomy, "--layers", "1,2", "-n", "3"]
+    code, out, err = run(*asked, "--at", "cat", "--at", "1", "--at", "mat")
+    assert code == 0
+    assert all(way in out for way in WAYS)
+    assert err == f"lenscope: {NOTHING_TRAINED}\n"
+    code, out, err = run(*asked, "--at", "cat", "--at", "mat", "--contrast", "1", "--json")
+    assert (code, err) == (0, f"lenscope: {NOTHING_TRAINED}\n")
+    document = json.loads(out)
+    assert document["trained"] == ""
+    assert document["note"] == NOTHING_TRAINED
+    assert len(document["tokens"]) == 2
+    assert document["provenance"]["contrast"] == 1.0
+    assert [(a["way"], a["layer"]) for a in document["answers"]] == [
+        *((way, layer) for layer in (1, 2) for way in ("state", "other position", "random vector")),
+        ("no state", None),
+        ("text alone", None),
+    ]
+
+
+def test_mistakes_are_one_line(run, roomy):
+    asked = ["ask", "the cat sat", "What is it?", "-m", roomy]
+    for wrong, message in (
+        (["--at", "dog"], "'dog': not in the prompt"),
+        (["--layers", "40"], "layer 40"),
+        (["--layers", "x"], "--layers x"),
+        (["--max-tokens", "0"], "--max-tokens 0: give at least 1"),
+        (["--max-tokens", "100000"], "max_new_tokens 100000"),
+        (["--contrast", "-1"], "--contrast -1"),
+        (["--stop", ""], "--stop: an empty text"),
+        (["--adapter", "/nowhere"], "/nowhere"),
+        (["--seed", "-1"], "--seed -1: give at least 0"),
+    ):
+        code, out, err = run(*asked, *wrong)
+        assert (code, out) == (2, ""), wrong
+        assert message in err
+        assert err.count("\n") == 1
+    assert run("ask", "the cat", " ", "-m", roomy)[:2] == (2, "")
