@@ -26,7 +26,7 @@ from lenscope.cli.options import (
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.models import loading
 
-SOURCE = {"--dtype", "--device", "--revision", "--attn", "--placement"}
+SOURCE = {"--dtype", "--device", "--revision", "--attn", "--placement", "--adapter"}
 LENS = ["lens", "hi"]
 PATCH = ["patch", "hi"]
 EVAL = ["eval", "-d", "TEXT"]
@@ -43,7 +43,7 @@ ALWAYS = {
     },
     "patch": {
         "--at", "--target", "--grid", "--layers", "--target-layers", "--answer", "--below", "--model",
-        "--target-model", "--mapping", "--verbaliser", "--output", "--html", "--json",
+        "--target-model", "--target-adapter", "--mapping", "--verbaliser", "--output", "--html", "--json",
         "--contrast",
     },
     "ask": {"--adapter", "--at", "--layers", "--max-tokens", "--stop", "--contrast", "--seed", "--model", "--json"},

@@ -89,3 +89,34 @@ def test_a_grid_and_an_evaluation_go_onto_pages(run, model, tmp_path):
         code, out, err = run(*arguments, "--html", "page.htm")
         assert (code, out) == (2, "")
         assert "page.htm: give a file that ends in .html" in err
+
+
+def test_an_adapter_is_on_in_the_model_or_in_the_target_alone(model, run, tmp_path):
+    peft_adapters = pytest.importorskip("peft_adapters", reason="the package peft is not installed")
+    lm = ls.load(model)
+    first = peft_adapters.saved(tmp_path / "first", lm.model, peft_adapters.lora())
+    second = peft_adapters.saved(tmp_path / "second", lm.model, peft_adapters.lora(r=2), seed=1)
+    text, target = "the cat sat", "a cat -> a cat, x ->"
+    command = ["patch", text, "-m", str(model), "-t", target, "--layers", "2", "-n", "3", "--json"]
+
+    def texts(adapter, on_target):
+        source = lm if adapter is None else ls.models.with_adapter(lm, adapter)
+        scope = ls.Patchscope(source, target, adapter=on_target)
+        return scope.generate(source.read(text, positions=-1), [(2, 2)], max_new_tokens=3).texts
+
+    expected = {(a, b): list(texts(a, b)) for a, b in ((None, None), (first, None), (None, second), (first, second))}
+    assert len({str(one) for one in expected.values()}) == 4
+    for (adapter, on_target), one in expected.items():
+        options = [
+            *(["--adapter", str(adapter)] if adapter else []),
+            *(["--target-adapter", str(on_target)] if on_target else []),
+        ]
+        code, out, _ = run(*command, *options)
+        assert code == 0
+        assert json.loads(out)["texts"] == one
+    for wrong in (["--adapter", str(model)], ["--target-adapter", "nowhere"], ["--adapter", "no/such/one"]):
+        code, out, err = run(*command, *wrong)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+    code, out, err = run("lens", text, "-m", str(model), "--stream", "--adapter", str(first))
+    assert (code, err) == (2, f"lenscope: --adapter {first}: --stream takes no adapter; leave it out\n")

@@ -240,3 +240,136 @@ def test_pickled_weights_are_read_without_running_code(plain, folder, tmp_path):
     torch.save({"a": Code()}, pickled / "adapter_model.bin")
     with pytest.raises(ls.LenscopeError):
         with_adapter(plain, pickled)
+
+
+# -- loaded with an adapter: from files, and in memory
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of a model, and beside it the folder of an adapter that names it."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    model = tiny.model("llama")
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    loaded = ls.load(folder).model
+    peft_adapters.saved(folder.parent / "adapter", loaded, peft_adapters.lora())
+    return folder
+
+
+def test_load_puts_an_adapter_on_or_takes_the_model_that_it_names(base):
+    adapter = base.parent / "adapter"
+    plain, ids = ls.load(base), tiny.ids(tiny.model("llama"), 2, 7)
+    expected = logits(peft_adapters.opened(plain.model, adapter), ids)
+    for adapted in (
+        ls.load(base, adapter=adapter),
+        ls.load(adapter),
+        ls.load((plain.model, plain.tokenizer), adapter=adapter),
+    ):
+        assert torch.equal(logits(adapted.model, ids), expected)
+        assert adapted.adapter == str(adapter)
+        assert torch.equal(logits(adapted.plain.model, ids), logits(plain.model, ids))
+    assert ls.load(base, adapter=adapter).name == "base + adapter"
+    assert ls.load(adapter).name == "adapter"
+    assert ls.load(adapter, dtype="float64").dtype == torch.float64
+
+
+def test_an_adapters_own_tokenizer_is_taken(base, tmp_path):
+    adapter = shutil.copytree(base.parent / "adapter", tmp_path / "adapter")
+    assert ls.load(adapter).tokenizer.get_vocab() == ls.load(base).tokenizer.get_vocab()
+    own = ls.load(base).tokenizer
+    own.add_tokens(["<own>"])
+    own.save_pretrained(adapter)
+    assert "<own>" in ls.load(adapter).tokenizer.get_vocab()
+    assert "<own>" not in ls.load(base, adapter=adapter).tokenizer.get_vocab()
+
+
+def test_an_adapter_that_names_no_model_asks_for_one(base, tmp_path):
+    nameless = broken(base.parent / "adapter", tmp_path, {"base_model_name_or_path": None})
+    with pytest.raises(ls.LenscopeError, match="names no model that the adapter is for"):
+        ls.load(nameless)
+    with pytest.raises(ls.LenscopeError, match="is neither streamed nor divided"):
+        ls.models.load_streamed(base.parent / "adapter")
+
+
+@pytest.mark.parametrize("kind", ["attention and MLP", "whole modules", "IA3", "head and embedding"])
+def test_a_wrapped_model_reads_as_itself_whatever_is_on(kind, plain):
+    config = CONFIGS[kind]()
+    wrapper = peft_adapters.wrapped(plain.model, config)
+    wrapper.add_adapter("other", config)
+    wrapper.set_adapter("other")
+    peft_adapters.redraw(wrapper, 9)
+    wrapper.set_adapter("default")
+    lm = ls.load(wrapper, tiny.tokenizer())
+    ids = tiny.ids(plain.model, 2, 8)
+    identities, seen = set(), []
+
+    def reads():
+        with torch.no_grad():
+            expected = wrapper(input_ids=ids, output_hidden_states=True)
+        states = lm.read(ids.tolist())
+        for layer in range(lm.n_layers):
+            assert torch.equal(states.tensor[:, layer], expected.hidden_states[layer])
+        assert (lm.unembed(states.tensor[:, -1]) - expected.logits).abs().max() <= 1e-10
+        written = wrapper.generate(input_ids=ids[:1], max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
+        assert list(lm.generate(ids[0].tolist(), 3).ids) == written.tolist()
+        identities.add(model_hash(lm.model))
+        seen.append(expected.logits)
+
+    reads()
+    wrapper.set_adapter("other")
+    reads()
+    assert len(identities) == 2
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+    with wrapper.disable_adapter():
+        reads()
+        assert model_hash(lm.model) == model_hash(plain.model)
+        assert torch.equal(seen[2], logits(plain.model, ids))
+    reads()
+    assert torch.equal(seen[3], seen[1])
+    # an adapter of it by its name, whatever is on, and as peft has it
+    named = with_adapter(lm, "default")
+    assert torch.equal(logits(named.model, ids), seen[0])
+    assert torch.equal(logits(lm.model, ids), seen[1])
+    merged = wrapper.merge_and_unload()
+    assert torch.allclose(logits(ls.load(merged, tiny.tokenizer()).model, ids), seen[1], rtol=0, atol=1e-10)
+
+
+def test_adapters_of_transformers_own_are_read_too(plain):
+    model = tiny.model("llama", dtype=torch.float64)
+    model.add_adapter(peft_adapters.lora(), adapter_name="one")
+    lm = ls.load(model, tiny.tokenizer())
+    ids = tiny.ids(model, 1, 6)
+    on = lm.unembed(lm.read(ids[0].tolist())[lm.n_layers, :])
+    assert (on - logits(model, ids)[0]).abs().max() <= 1e-10
+    model.disable_adapters()
+    assert model_hash(model) == model_hash(plain.model)
+    assert torch.equal(lm.read(ids[0].tolist()).tensor, plain.read(ids[0].tolist()).tensor)
+
+
+def test_wrappers_that_are_more_than_layers_are_refused(plain):
+    virtual = peft_adapters.peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    wrapper = peft_adapters.wrapped(tiny.model("llama"), virtual)
+    with pytest.raises(
+        ls.LenscopeError, match="adapter default: is a PROMPT_TUNING adapter, which adds virtual tokens"
+    ):
+        ls.load(wrapper, tiny.tokenizer())
+    wrapper = peft_adapters.wrapped(tiny.model("llama"), peft_adapters.lora())
+    forward = wrapper.forward
+    wrapper.forward = lambda input_ids: forward(input_ids=input_ids + 1)
+    with pytest.raises(ls.LenscopeError, match="gives other logits than the LlamaForCausalLM that it wraps"):
+        ls.load(wrapper, tiny.tokenizer())
+
+
+def test_on_a_model_with_merged_or_weight_changing_adapters_no_other_is_put(plain, folder):
+    wrapper = peft_adapters.wrapped(plain.model, peft_adapters.lora())
+    lm = ls.load(wrapper, tiny.tokenizer())
+    with_adapter(lm, folder)
+    wrapper.merge_adapter()
+    with pytest.raises(ls.LenscopeError, match="has adapters merged into its weights"):
+        with_adapter(lm, folder)
+    changed = ls.load(
+        peft_adapters.wrapped(tiny.model("llama"), peft_adapters.lora(init_lora_weights="pissa")), tiny.tokenizer()
+    )
+    with pytest.raises(ls.LenscopeError, match="changes the weights below it"):
+        with_adapter(changed, folder)

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import time
-from types import SimpleNamespace
 
 import ggufs
 import huggingface_hub
@@ -268,26 +267,6 @@ def test_a_folder_without_a_tokenizer_names_what_to_save(tmp_path, family):
     tiny.model(family).save_pretrained(tmp_path)
     with pytest.raises(ls.LenscopeError, match=r"has no tokenizer beside its weights; save it there, too"):
         ls.load(tmp_path)
-
-
-def test_an_adapter_without_a_tokenizer_takes_that_of_the_model_below_it(llama_folder, tmp_path, monkeypatch):
-    """As transformers would give it with peft, which the tests do not install."""
-    from_pretrained = loading.AutoModelForCausalLM.from_pretrained
-
-    def adapted(source, **how):
-        model, info = from_pretrained(llama_folder, **how)
-        model._hf_peft_config_loaded = True
-        model.peft_config = {"default": SimpleNamespace(base_model_name_or_path=str(llama_folder))}
-        return model, info
-
-    (tmp_path / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr(refusals.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", adapted)
-    of_model = ls.load(llama_folder).tokenizer
-    assert ls.load(tmp_path).tokenizer.get_vocab() == of_model.get_vocab()
-    of_model.add_tokens(["<own>"])
-    of_model.save_pretrained(tmp_path)
-    assert "<own>" in ls.load(tmp_path).tokenizer.get_vocab()
 
 
 def test_a_gguf_file_whole_and_in_part(tmp_path):

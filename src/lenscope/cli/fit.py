@@ -14,7 +14,6 @@ from rich.text import Text
 
 from lenscope.cli.jacobian_fit import RECIPE, fit_jacobian, parse_part
 from lenscope.cli.options import (
-    DEFAULT_MODEL,
     CommonOptions,
     Data,
     Field,
@@ -145,7 +144,7 @@ def fit_command(
         require_settings(lm, 1, **{k: v for k, v in how.items() if k != "held_out"})
         rows = open_corpus(lm, data, field, length=length or LENGTH, skip=SKIP, seed=seed, epochs=epochs or 1)
         wanted = TOKENS if tokens is None else parse_amount(tokens, "tokens")
-        again = "" if common.model == DEFAULT_MODEL else f" -m {common.model}"
+        again = common.model_again
         fit_jacobian(lm, rows, Path(output), wanted, tokens is not None, how, common.as_json, again)
         return
     from lenscope.fitting.tuned_lens import finished_lens, other_run, remove_fit_checkpoint
@@ -181,7 +180,7 @@ def fit_command(
     read = f"{report['tokens']:,} tokens of {corpus.name} in {report['seconds']:,.0f} s"
     console.print(headline(lm, read, console.width, str(report["lens"])))
     show(console, fitted_table(report))
-    again = "" if common.model == DEFAULT_MODEL else f" -m {common.model}"
+    again = common.model_again
     console.print(Text(printable(f'lenscope lens "…"{again} --lens {output}'), style="bold"), soft_wrap=True)
     if finished is None:
         tell(f"saved {output}")

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lenscope.cli.options import (
-    DEFAULT_MODEL,
     CommonOptions,
     Seed,
     common_options,
@@ -126,7 +125,7 @@ def fit_verbaliser_command(
     if common.as_json:
         print_json({"kind": "fit-verbaliser", "folder": str(folder), **verbaliser.report})
         return
-    _show_report(lm, verbaliser, common.model, output)
+    _show_report(lm, verbaliser, common.model_again, output)
 
 
 def _read_files(titles: str | None, vectors: str | None, labels: str | None, prompts: str | None) -> tuple[str, Any]:
@@ -156,7 +155,7 @@ def _vectors_of(lm: "LM", read: tuple[str, Any], layers: list[int] | None) -> tu
     return read_states.vectors, read_states.labels, read_states.layers, read_states.mean
 
 
-def _show_report(lm: "LM", verbaliser: "Verbaliser", model: str, output: str) -> None:
+def _show_report(lm: "LM", verbaliser: "Verbaliser", again: str, output: str) -> None:
     console, report = Screen(), verbaliser.report
     measures = report["measured"]
     steps = f"{report['steps_made']} steps in {report['seconds']:,.0f} s"
@@ -171,7 +170,6 @@ def _show_report(lm: "LM", verbaliser: "Verbaliser", model: str, output: str) ->
     remark = "" if share is None or share[0] is None else f" The bias alone has {share[0]:.0%} of the gain."
     table.caption = f"{measures['labels']} labels that were not trained on; 95 % intervals over labels.{remark}"
     show(console, table)
-    again = "" if model == DEFAULT_MODEL else f" -m {model}"
     console.print(
         Text(printable(f'lenscope patch "…" --at …{again} --verbaliser {output}'), style="bold"), soft_wrap=True
     )

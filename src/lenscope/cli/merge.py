@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lenscope.cli.jacobian_fit import show_jacobian_lens
-from lenscope.cli.options import DEFAULT_MODEL, CommonOptions, Data, common_options, data_source
+from lenscope.cli.options import CommonOptions, Data, common_options, data_source
 from lenscope.cli.validation import make_folder, require_model, require_path
 from lenscope.errors import LenscopeError
 
@@ -46,5 +46,5 @@ def merge_command(
     from lenscope.fitting.jacobian_merging import merge_jacobian_lenses
 
     merged = merge_jacobian_lenses(lm, lenses, data_source(data), folder=folder)
-    again = "" if common.model == DEFAULT_MODEL else f" -m {common.model}"
+    again = common.model_again
     show_jacobian_lens(lm, merged, output, f"{len(lenses)} lenses", common.as_json, again, "merge")

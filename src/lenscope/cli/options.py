@@ -51,6 +51,10 @@ Attention = Annotated[
         "--attn", help="Attention implementation of transformers: eager, sdpa, …; default: transformers' choice."
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(help="An adapter, such as a LoRA, that is on in the model: a folder that peft saved, or a hub id."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One prompt or several.")]
@@ -124,6 +128,7 @@ class CommonOptions:
     revision: Revision = None
     attention: Attention = None
     placement: Placement = "whole"
+    adapter: Adapter = None
     # what ends with the command: models that are divided among processes
     opened: ExitStack = field(default_factory=ExitStack, compare=False)
 
@@ -132,6 +137,8 @@ class CommonOptions:
         for option, value, usual in (("device", self.device, "cpu"), ("placement", self.placement, "whole")):
             if value not in (None, usual):
                 raise LenscopeError(f"--{option} {value}: --stream runs in one process, on the CPU; leave it out")
+        if self.adapter is not None:
+            raise LenscopeError(f"--adapter {self.adapter}: --stream takes no adapter; leave it out")
         if several_processes():
             raise LenscopeError("--stream: runs in one process; run it without torchrun")
         self._require_dtype()
@@ -144,9 +151,26 @@ class CommonOptions:
         if self.dtype not in (None, "float32", "float64", "bfloat16", "float16"):
             raise LenscopeError(f"--dtype {self.dtype}: give float32, float64, bfloat16 or float16")
 
+    @property
+    def model_again(self) -> str:
+        """The options that name the same model once more, as a command line has them; "" for the default."""
+        model = "" if self.model == DEFAULT_MODEL else f" -m {self.model}"
+        return model + ("" if self.adapter is None else f" --adapter {self.adapter}")
+
     def load(self) -> "LM":
         """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
         self._require_dtype()
+        if self.adapter is None:
+            return self._load_model()
+        from lenscope.models.adapter_files import read_adapter
+        from lenscope.models.adapters import with_adapter
+
+        # what is wrong with it is told before the model is loaded
+        read_adapter(self.adapter)
+        return with_adapter(self._load_model(), self.adapter)
+
+    def _load_model(self) -> "LM":
+        """The model without `adapter`."""
         how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "revision": self.revision}
         from lenscope.models.loading import load, to_unpack
 

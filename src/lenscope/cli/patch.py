@@ -104,6 +104,13 @@ def patch_command(
         str | None,
         typer.Option("--target-model", help="Another model that states are patched into; default: the same model."),
     ] = None,
+    target_adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--target-adapter",
+            help="An adapter that is on in the model that states are patched into, and not where they are read.",
+        ),
+    ] = None,
     mapping: Annotated[str | None, typer.Option(help="Folder of a fitted mapping between the two models.")] = None,
     verbaliser: Annotated[
         str | None,
@@ -185,8 +192,16 @@ def patch_command(
         )
         require_name("measure", measure, [*known, *(f"{name}:{text}" for text in answer or () for name in ANSWERS)])
 
+    if target_adapter is not None:
+        from lenscope.models.adapter_files import read_adapter
+
+        read_adapter(target_adapter)
     lm = common.load()
-    other = replace(common, model=target_model).load() if target_model else lm
+    other = replace(common, model=target_model, adapter=None).load() if target_model else lm
+    if target_adapter is not None:
+        from lenscope.models.adapters import with_adapter
+
+        other = with_adapter(other, target_adapter)
     from lenscope.mappings.mapping import load_mapping
     from lenscope.models.layers import check_layers
     from lenscope.patchscopes.cell_scores import comparable
@@ -196,8 +211,8 @@ def patch_command(
     if verbaliser is not None:
         from lenscope.patchscopes.verbaliser import load_verbaliser
 
-        trained = load_verbaliser(verbaliser, other, lm if target_model else None)
-        scope, stop = trained.scope(other, lm if target_model else None), stop or list(trained.stop)
+        trained = load_verbaliser(verbaliser, other, lm if other is not lm else None)
+        scope, stop = trained.scope(other, lm if other is not lm else None), stop or list(trained.stop)
         # those that it was trained on, where nothing is said
         read = resolve_layers(source_layers, lm.n_layers) if source_layers is not None else trained.layers or None
         states = trained.vectors(lm.read(prompt, read, where))
@@ -230,7 +245,7 @@ def patch_command(
             raise
         result = partial.grid
         left = f"interrupted: {len(result)} cells done; they are {'kept' if output else 'shown'}"
-    show_and_save(result, other, f"{prompt!r}", "patchscope", measure or "", common.as_json, output, html)
+    show_and_save(result, scope.lm, f"{prompt!r}", "patchscope", measure or "", common.as_json, output, html)
     if left:
         raise Stopped(left)
     if controls:

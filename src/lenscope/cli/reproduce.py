@@ -98,7 +98,7 @@ def reproduce_command(
             ("--data", data), ("--text", text), ("--lens", lens), ("--transferred", transferred),
             ("--target-model", target_model), ("--quick", quick), ("--seed", seed or None), ("--output", output),
             ("--model", common.model != DEFAULT_MODEL), ("--dtype", common.dtype), ("--device", common.device),
-            ("--revision", common.revision), ("--attn", common.attention),
+            ("--revision", common.revision), ("--attn", common.attention), ("--adapter", common.adapter),
         ):  # fmt: skip
             require_effect(option, value, False, "applies to an experiment, and without NAME they are only listed")
         _list_experiments(common.as_json)
@@ -133,7 +133,7 @@ def reproduce_command(
     folder = make_folder(output or f"reproduction/{name}")
     began = time.perf_counter()
     lm = common.load()
-    other = None if target_model is None else replace(common, model=target_model, revision=None).load()
+    other = None if target_model is None else replace(common, model=target_model, revision=None, adapter=None).load()
     from lenscope.experiments.setting import Setting
 
     lenses = {named: open_lens(where, lm, transferred) for named, where in places.items()}

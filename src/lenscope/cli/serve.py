@@ -110,7 +110,7 @@ def _served(
     lm = common.load()
     how = {
         "dtype": common.dtype, "device_map": common.device, "attn_implementation": common.attention,
-        "revision": common.revision,
+        "revision": common.revision, "adapter": common.adapter,
     }  # fmt: skip
     options = {name: value for name, value in how.items() if value is not None}
     opened = []
@@ -121,8 +121,8 @@ def _served(
     maps = {Path(folder).name or folder: ServedMapping(load_mapping(folder), folder) for folder in mappings}
     models = [ServedModel(lm, model, options)]
     for name in target_models:
-        other = replace(common, model=name, revision=None).load()
-        options = {key: value for key, value in options.items() if key != "revision"}
+        other = replace(common, model=name, revision=None, adapter=None).load()
+        options = {key: value for key, value in options.items() if key not in ("revision", "adapter")}
         models.append(ServedModel(other, name, options, _own_mapping(maps, lm, other)))
     for name, one in maps.items():
         if not any(_fits(one.mapping, lm, m.lm) for m in models):

@@ -83,7 +83,7 @@ def read_adapter(source: str | os.PathLike[str], revision: str | None = None) ->
     place = os.fspath(source)
     if not isinstance(place, str) or not place.strip() or "\0" in place:
         raise LenscopeError(f"adapter {place!r}: give the folder of an adapter, or its name on the hub")
-    folder = _folder_of(place, revision)
+    folder = _adapter_folder(place, revision)
     refusals.require_peft(place, folder)
     settings = read_json(folder / CONFIG)
     config = _config_of(place, settings)
@@ -98,7 +98,7 @@ def read_adapter(source: str | os.PathLike[str], revision: str | None = None) ->
     return AdapterFiles(place, folder, config, tensors, content.hexdigest())
 
 
-def _folder_of(place: str, revision: str | None) -> Path:
+def _adapter_folder(place: str, revision: str | None) -> Path:
     path = Path(place).expanduser()
     try:
         there = path.is_dir()

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lenscope.errors import LenscopeError
 from lenscope.models import refusals
 from lenscope.models.language_model import LM
-from lenscope.models.loading import TOLD, plain_errors
+from lenscope.models.loading import TOLD
+from lenscope.models.loading_errors import plain_errors
 
 
 def load_body(folder: str | os.PathLike[str], **options: Any) -> LM:

@@ -6,25 +6,23 @@ Does not know: how models work.
 
 import hashlib
 import importlib.metadata
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as transformers_logging
 
 from lenscope.errors import LenscopeError
 from lenscope.files import hub
-from lenscope.models import cached_folders, refusals
+from lenscope.models import adapter_files, cached_folders, refusals
+from lenscope.models.adapters import model_in_adapters, require_readable, require_same_forward, with_adapter, with_files
 from lenscope.models.gguf_reading import headers_read_once
 from lenscope.models.language_model import LM
+from lenscope.models.loading_errors import plain_errors
 from lenscope.models.residual_stream import likeliest_blocks
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -68,14 +66,16 @@ def load(
     attn_implementation: str | None = None,
     quantization_config: Any = None,
     revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> LM:
     """Load a causal language model, and verify that lenscope reads it exactly.
 
     Code that comes with a checkpoint is never run. The arguments from `dtype` on go to transformers' `from_pretrained`.
 
     Args:
-        source: a built-in name ("smollm2-135m"), a hub id, a folder, a .gguf file, or a transformers model in memory,
-            alone or with its tokenizer: load(model, tokenizer) or load((model, tokenizer)).
+        source: a built-in name ("smollm2-135m"), a hub id, a folder, a .gguf file, the folder or hub id of an adapter,
+            or a transformers model or PeftModel in memory, alone or with its tokenizer: load(model, tokenizer) or
+            load((model, tokenizer)).
         tokenizer: the tokenizer of a model in memory.
         dtype: number format of the weights; None keeps the checkpoint's own (float32 for GGUF files).
         device_map: where the weights go: "cpu", "cuda", "auto" (over all devices, then memory, then disk; needs
@@ -86,6 +86,7 @@ def load(
         attn_implementation: the attention implementation of transformers, such as "eager" or "sdpa".
         quantization_config: how weights are quantised while they are loaded.
         revision: a branch, tag or commit on the hub.
+        adapter: the folder or the hub id of an adapter that is on in the model (see `lenscope.models.with_adapter`).
 
     Raises LenscopeError if there is no such model, its files cannot be read or lack weights, or its readout cannot be
     verified. Weights in the files that the model has no place for are named by `LM.unused`.
@@ -102,9 +103,11 @@ def load(
         "quantization_config": quantization_config,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    if not isinstance(source, str | os.PathLike):
-        return _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
-    return load_with(source, tokenizer, options, revision)
+    if isinstance(source, str | os.PathLike):
+        lm = load_with(source, tokenizer, options, revision)
+    else:
+        lm = _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
+    return lm if adapter is None else with_adapter(lm, adapter)
 
 
 def load_with(
@@ -137,6 +140,8 @@ def load_with(
     if path.suffix == ".gguf":
         return _language_model(_from_gguf(path, options), path.stem, str(path))
     if path.is_dir():
+        if adapter_files.is_adapter_folder(path):
+            return _of_adapter(name, options, None)
         refusals.require_peft(name, path)
         return _language_model(_from_pretrained(str(path), options, None), path.name, str(path.resolve()))
     if there:
@@ -144,6 +149,8 @@ def load_with(
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise LenscopeError(f"{name}: no such folder{refusals.near(path.name, beside)}")
+    if adapter_files.is_on_hub(name, revision):
+        return _of_adapter(name, options, revision)
     return _language_model(_from_hub(name, options, revision), name, name, revision)
 
 
@@ -158,9 +165,27 @@ def _language_model(loaded: _Loaded, name: str, source: str, revision: str | Non
     return lm
 
 
+def _of_adapter(name: str, options: dict[str, Any], revision: str | None) -> LM:
+    """The model that an adapter names, with the adapter on, and the tokenizer that was saved beside the adapter."""
+    files = adapter_files.read_adapter(name, revision)
+    if not files.base:
+        raise LenscopeError(f"{name}: names no model that the adapter is for; give load(model, adapter={name!r})")
+    if "blocks_on_disk" in options:
+        raise LenscopeError(
+            f"{name}: is an adapter, and its model is neither streamed nor divided; merge it, or load it whole"
+        )
+    plain = load_with(files.base, None, options, getattr(files.config, "revision", None))
+    tokenizer = plain.tokenizer
+    if (files.folder / refusals.TOKENIZER).is_file():
+        with plain_errors(name, "has a tokenizer that cannot be read"):
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
+    return with_files(plain, files, tokenizer, Path(name).name if Path(name).is_dir() else name)
+
+
 def _in_memory(source: Any, tokenizer: Any, options: list[str]) -> LM:
     pair = source if isinstance(source, tuple | list) else (source, tokenizer)
     model, tokenizer = pair if len(pair) == 2 else (None, None)
+    wrapper, model = model_in_adapters(model)
     if hasattr(model, "merge_and_unload") and not isinstance(model, PreTrainedModel):
         raise LenscopeError(
             f"load: {type(model).__name__} wraps a model in adapters; give (model.merge_and_unload(), tokenizer), "
@@ -174,7 +199,11 @@ def _in_memory(source: Any, tokenizer: Any, options: list[str]) -> LM:
         )
     if options:
         raise LenscopeError(f"load((model, tokenizer)): {options[0]} applies to files only")
-    return LM(model, tokenizer, type(model).__name__, model.name_or_path or "")
+    require_readable(model)
+    lm = LM(model, tokenizer, type(model).__name__, model.name_or_path or "")
+    if wrapper is not None:
+        require_same_forward(lm, wrapper)
+    return lm
 
 
 def _load_built_in(name: str, built_in: BuiltIn, options: dict[str, Any], revision: str | None) -> LM:
@@ -298,9 +327,8 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> _Loaded:
 def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Loaded:
     """From the hub if it answers at once, else from its local cache: its own retries take half a minute to give up."""
     reachable = hub.reachable()
-    adapter = hub.fetch_if_reachable(hub_id, refusals.ADAPTER)
-    if adapter is not None:
-        refusals.require_peft(hub_id, adapter.parent)
+    if (beside := hub.fetch_if_reachable(hub_id, refusals.ADAPTER, revision)) is not None:
+        refusals.require_peft(hub_id, beside.parent)
     try:
         return _from_pretrained(hub_id, {**options, "local_files_only": not reachable}, revision)
     except LenscopeError as error:
@@ -367,32 +395,3 @@ def _blocks_on_disk(source: str, where: dict[str, Any], device: str) -> dict[str
 
 # what was not found in the files is told by transformers, and refused here, with names
 TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-
-
-@contextmanager
-def plain_errors(source: str, what: str) -> Iterator[None]:
-    """Loading fails in a hundred ways, all of them about the files: one line, with the cause kept as __cause__."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    # what waits elsewhere was asked to
-    placing = logging.getLogger("accelerate.big_modeling")
-    level = placing.level
-    placing.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except LenscopeError:
-        raise
-    except MemoryError as error:
-        raise LenscopeError(
-            f"{source}: does not fit into memory; give a smaller dtype, or device_map='auto'"
-        ) from error
-    except Exception as error:
-        refusals.require_own_code(source, error)
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 300 else reason[:299] + "…"
-        raise LenscopeError(f"{source}: {what}: {reason or type(error).__name__}") from error
-    finally:
-        placing.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
