@@ -103,7 +103,8 @@ def reproduce_command(
     if name is None:
         for option, value in (
             ("--data", data), ("--text", text), ("--lens", lens), ("--transferred", transferred),
-            ("--target-model", target_model), ("--verbaliser", verbaliser), ("--quick", quick), ("--seed", seed or None), ("--output", output),
+            ("--target-model", target_model), ("--verbaliser", verbaliser),
+            ("--quick", quick), ("--seed", seed or None), ("--output", output),
             ("--model", common.model != DEFAULT_MODEL), ("--dtype", common.dtype), ("--device", common.device),
             ("--revision", common.revision), ("--attn", common.attention),
         ):  # fmt: skip

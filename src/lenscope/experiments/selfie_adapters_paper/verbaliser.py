@@ -247,8 +247,8 @@ def _texts_and_labels(
 
 
 def _verbalised(
-    setting: Setting, name: str, one: Verbaliser, items: _Vectors, part: str, weight: float, search: LabelSearch, at: int,
-    controls: Sequence[str] | None = None,
+    setting: Setting, name: str, one: Verbaliser, items: _Vectors, part: str, weight: float, search: LabelSearch,
+    at: int, controls: Sequence[str] | None = None,
 ) -> VerbalisedLabels:  # fmt: skip
     """What is said in every way, the rank of the own label among those searched, and whether it is the label itself."""
     texts = _texts(setting, name, one, items, part, weight, controls)
