@@ -10,7 +10,7 @@ from lenscope.experiments.selfie_adapters_paper.labelled_kinds import TOPICS, di
 
 def test_built_in_kinds_share_no_label():
     kinds = load_kinds(())
-    assert list(kinds) == [TOPICS, "opposite", "landmark", "entities"]
+    assert list(kinds) == [TOPICS, "landmark", "opposite", "entities"]
     every = [label.casefold() for labels in kinds.values() for label in labels]
     assert len(every) == len(set(every))
     assert "Lyon" in kinds[TOPICS]
@@ -30,7 +30,7 @@ def test_files_by_what_is_in_them(tmp_path):
     }  # fmt: skip
     alone = load_kinds([str(titles)])
     assert alone[TOPICS] == ("Lottery", "Absolute zero")
-    assert list(alone) == [TOPICS, "opposite", "landmark", "entities"]
+    assert list(alone) == [TOPICS, "landmark", "opposite", "entities"]
     with pytest.raises(LenscopeError, match=r"f.jsonl: no topics; give a text file"):
         load_kinds([str(facts)])
 

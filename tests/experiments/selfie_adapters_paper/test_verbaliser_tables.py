@@ -1,5 +1,7 @@
 """Rows and sentences on planted scores, by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,17 @@ from lenscope.experiments.selfie_adapters_paper import verbaliser_tables as modu
 from lenscope.experiments.selfie_adapters_paper.verbaliser_tables import VerbalisedLabels
 from lenscope.patchscopes.control_runs import BIAS, NONE, RANDOM, SHUFFLED, TEXT, UNIT, VECTOR
 from lenscope.patchscopes.with_controls import ControlledScores, ControlledTexts
+from lenscope.statistics.intervals import bootstrap
 
 N = 40
+
+
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch):
+    monkeypatch.setattr("lenscope.statistics.estimates.bootstrap", partial(bootstrap, resamples=50))
+    monkeypatch.setattr(module, "bootstrap", partial(bootstrap, resamples=50))
+
+
 CELLS = ((-1, 0),)
 
 
@@ -62,14 +73,15 @@ def test_the_bias_has_its_share_of_the_gain():
 
 
 def test_the_verdict_goes_by_intervals():
+    whole = tables(likelihoods(), words())
     for scores, one, verdict in (
         (likelihoods(), words(), "Replicates: of 40 topics"),
         (likelihoods(), words(50, 0), "Replicates in part: "),
         (likelihoods(-9.0), words(50, 0), "Does not replicate: "),
     ):
-        share = module.bias_share(scores, UNIT)
-        lines = module.verbaliser_reading(scores, one, UNIT, share, tables(scores, one))
+        shown = whole | {"likelihood": module.likelihood_rows(scores), "words": module.word_rows(one)}
+        lines = module.verbaliser_reading(scores, one, UNIT, module.bias_share(likelihoods(), UNIT), shown)
         assert lines[0].startswith(verdict)
         assert "Contrast: on other topics no weight is better" in "\n".join(lines)
         assert lines[-1].startswith("Never seen, animals (40): recall@10")
-    assert "nothing shows that" in lines[1]
+        assert ("nothing shows that" in lines[1]) == (verdict[0] == "D")
