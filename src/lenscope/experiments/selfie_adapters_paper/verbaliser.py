@@ -84,7 +84,7 @@ def _run_verbaliser(setting: Setting) -> Report:
     )
     layer = _layer_read(setting)
     states = _states_of_labels(setting, parts, layer)
-    center = _center(setting, states, parts)
+    center = _center_of_topics(setting, states, parts)
 
     def vectors(labels: Sequence[str]) -> _Vectors:
         return _Vectors(tuple(labels), torch.stack([states[label] - center for label in labels]))
@@ -184,7 +184,7 @@ def _states_of_labels(setting: Setting, parts: DividedLabels, layer: int) -> dic
     return dict(zip(labels, setting.cached("verbaliser-states", compute, labels=labels, layer=layer), strict=True))
 
 
-def _center(setting: Setting, states: dict[str, Tensor], parts: DividedLabels) -> Tensor:
+def _center_of_topics(setting: Setting, states: dict[str, Tensor], parts: DividedLabels) -> Tensor:
     """What is taken from states: what the given verbaliser takes, else the mean of those that are trained on."""
     if setting.verbaliser is not None and setting.verbaliser.center is not None:
         return setting.verbaliser.center[0]
@@ -222,7 +222,7 @@ def _likelihoods(
     return setting.cached(f"verbaliser-likelihood-{name}-{part}", compute, **_identity(setting, one, items))
 
 
-def _texts(
+def _verbalised_texts(
     setting: Setting, name: str, one: Verbaliser, items: _Vectors, part: str, weight: float,
     controls: Sequence[str] | None = None,
 ) -> ControlledTexts:  # fmt: skip
@@ -242,7 +242,7 @@ def _texts_and_labels(
     setting: Setting, name: str, one: Verbaliser, items: _Vectors, part: str, weight: float
 ) -> tuple[list[str], tuple[str, ...]]:
     """What is said of vectors, without controls, and their labels."""
-    texts = _texts(setting, name, one, items, part, weight, ())
+    texts = _verbalised_texts(setting, name, one, items, part, weight, ())
     return [str(text) for text in texts.texts[VECTOR][:, 0]], items.labels
 
 
@@ -251,7 +251,7 @@ def _verbalised(
     at: int, controls: Sequence[str] | None = None,
 ) -> VerbalisedLabels:  # fmt: skip
     """What is said in every way, the rank of the own label among those searched, and whether it is the label itself."""
-    texts = _texts(setting, name, one, items, part, weight, controls)
+    texts = _verbalised_texts(setting, name, one, items, part, weight, controls)
 
     def ranked(column: Sequence[str]) -> np.ndarray:
         ranks: np.ndarray = search.ranks(column, items.labels)[:, at]
