@@ -31,6 +31,7 @@ from lenscope.experiments.selfie_adapters_paper.verbaliser_tables import (
 )
 from lenscope.experiments.setting import Setting
 from lenscope.fitting.verbaliser import fit_verbaliser
+from lenscope.fitting.verbaliser_steps import VerbaliserRecipe
 from lenscope.mappings.mapping import mapping_hash
 from lenscope.patchscopes.control_runs import BIAS, MEAN, NONE, RANDOM, SHUFFLED, UNIT, UNTRAINED, VECTOR
 from lenscope.patchscopes.label_likelihoods import likelihoods_with_controls
@@ -47,16 +48,21 @@ CLAIM = (
     "maps of full rank overfit. No intervals, and no scores of what another vector says."
 )
 # labels that maps are trained on, that choose, that are reported, and of every other kind
-TRAIN = {"quick": 192, "full": 4000}
-CHOOSE = {"quick": 24, "full": 200}
-REPORT = {"quick": 40, "full": 500}
-OF_A_KIND = {"quick": 20, "full": 100}
+TRAIN = {"quick": 128, "full": 4000}
+CHOOSE = {"quick": 16, "full": 200}
+REPORT = {"quick": 32, "full": 500}
+OF_A_KIND = {"quick": 10, "full": 100}
+# other kinds, the first ones
+KINDS = {"quick": 1, "full": 100}
 # shapes of maps that are trained
 SHAPES = {"quick": ("affine",), "full": ("affine", "low_rank", "full")}
 # weights of contrast; 0 is plain decoding
 WEIGHTS = {"quick": (0.0, 0.5), "full": (0.0, 0.25, 0.5, 1.0)}
-# steps of training, and labels of which the training itself measures something, which the report does not use
-STEPS, MEASURED = {"quick": 40, "full": 400}, 8
+# steps of training, examples of a step, labels that select the step which is kept, looks at them
+STEPS, BATCH = {"quick": 40, "full": 400}, {"quick": 8, "full": 24}
+SELECTING, CHECKS = {"quick": 16, "full": 64}, {"quick": 4, "full": 10}
+# labels of which the training itself measures something, which the report does not use
+MEASURED = 8
 # new tokens of what is said
 TOKENS = {"quick": 8, "full": 12}
 # controls of kinds that nothing was trained on
@@ -103,7 +109,7 @@ def _run_verbaliser(setting: Setting) -> Report:
     words = _verbalised(setting, best, chosen, report, "reported", 0.0, search, at)
     weights = _by_weight(setting, best, chosen, (choose, report), search, at)
     kinds = []
-    for kind, labels in parts.kinds.items():
+    for kind, labels in list(parts.kinds.items())[: setting.choose(**KINDS)]:
         mine = vectors(labels)
         scores = _likelihoods(setting, best, chosen, mine, kind, FEW)
         among = label_search(lm, parts.searched(labels), (search.layers[at],))
@@ -146,7 +152,7 @@ def _run_verbaliser(setting: Setting) -> Report:
             layer=layer,
             chosen=len(parts.chosen),
             reported=len(parts.reported),
-            kinds={kind: len(labels) for kind, labels in parts.kinds.items()},
+            kinds={row["kind"]: row["labels"] for row in kinds},
             searched=f"{len(search.labels)} labels, by the mean state of layer {search.layers[at]}, chosen on other "
             "topics",
             new_tokens=setting.choose(**TOKENS),
@@ -196,11 +202,13 @@ def _maps(setting: Setting, train: _Vectors, layer: int, center: Tensor) -> dict
     if setting.verbaliser is not None:
         return {setting.verbaliser.map.shape: setting.verbaliser}
     maps = {}
+    recipe = VerbaliserRecipe(batch=setting.choose(**BATCH), checks=setting.choose(**CHECKS))
     for shape in setting.choose(**SHAPES):
         with setting.progress(f"steps of training, {shape}") as advance:
             maps[shape] = fit_verbaliser(
                 setting.lm, train.vectors[:, None], train.labels, shape=shape, layers=(layer,), center=center,
-                steps=setting.choose(**STEPS), measured=MEASURED, seed=setting.seed, progress=advance,
+                steps=setting.choose(**STEPS), selecting=setting.choose(**SELECTING), measured=MEASURED,
+                recipe=recipe, seed=setting.seed, progress=advance,
                 folder=setting.place(f"verbaliser-{shape}", labels=list(train.labels)),
             )  # fmt: skip
     return maps
