@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from lenscope.patchscopes.verbaliser import Verbaliser
 
 import lenscope as ls
 from lenscope import experiments
@@ -19,6 +18,7 @@ from lenscope.mappings.mapping import mapping_hash
 from lenscope.mappings.vector_map import VectorMap
 from lenscope.models.same_model import model_identity
 from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.verbaliser import Verbaliser
 from lenscope.statistics.intervals import Estimate
 
 TEXT = [" ".join(["the cat sat on a mat", f"number {n}"] * 30) for n in range(60)]

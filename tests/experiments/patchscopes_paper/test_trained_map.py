@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from lenscope.patchscopes.verbaliser import Verbaliser
 
 import lenscope as ls
 from lenscope.experiments.patchscopes_paper import trained_map as module
@@ -14,6 +13,7 @@ from lenscope.models.same_model import model_identity
 from lenscope.patchscopes.control_runs import BIAS, UNTRAINED, VECTOR
 from lenscope.patchscopes.methods import named_target
 from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.verbaliser import Verbaliser
 from lenscope.statistics.intervals import bootstrap
 from lenscope.tasks.relations import Fact, Relation
 from lenscope.tasks.text_match import mentions

@@ -6,8 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from lenscope.patchscopes.verbaliser import Verbaliser
-from lenscope.text.topic_vectors import topic_vectors
 
 import lenscope as ls
 from lenscope.experiments.selfie_adapters_paper import verbaliser as module
@@ -18,8 +16,10 @@ from lenscope.models.same_model import model_identity
 from lenscope.patchscopes.control_runs import CONTROLS, UNTRAINED, VECTOR
 from lenscope.patchscopes.label_likelihoods import label_log_likelihoods
 from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.verbaliser import Verbaliser
 from lenscope.statistics.intervals import bootstrap
 from lenscope.tasks.label_recall import label_search
+from lenscope.text.topic_vectors import topic_vectors
 
 WORDS = ["cat", "mat", "sat", "test", "France", "Paris", "capital", "tokenizer"]
 
