@@ -134,7 +134,8 @@ def verbaliser_reading(
     gain, own = likely[untrained]["vector less it"], likely[SHUFFLED]["vector less it"]
     first, apart = rows[untrained]["vector less it, @1"], rows[SHUFFLED]["vector less it, @10"]
     whole = first.low > 0 and apart.low > 0
-    verdict = "Replicates" if whole else "Replicates in part" if gain.low > 0 else "Does not replicate"
+    part = gain.low > 0 and own.low > 0
+    verdict = "Replicates" if whole else "Replicates in part" if part else "Does not replicate"
     lines = [
         f"{verdict}: of {count} topics never trained on, what the trained map makes the model say is nearest to the "
         f"own label among {words.searched} for {_in_row(rows[VECTOR], 'recall@1')}, without training "
