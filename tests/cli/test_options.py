@@ -187,6 +187,10 @@ REFUSED = {
         (["reproduce", "--target-model", "x"], "without NAME"),
         ([*NAMED, "--target-model", "smollm2-135m"], "stays within one model"),
     ],
+    ("reproduce", "--verbaliser"): [
+        (["reproduce", "--verbaliser", "LENS"], "without NAME"),
+        (["reproduce", "worth", "--verbaliser", "LENS"], "has no row of a trained map"),
+    ],
     **{
         ("reproduce", option): [(["reproduce", option, *value], "without NAME")]
         for option, *value in (

@@ -7,11 +7,18 @@ from shutil import copytree
 from types import ModuleType
 
 import pytest
+import torch
 
+import lenscope as ls
 from lenscope import experiments
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
+from lenscope.mappings.mapping import mapping_hash
+from lenscope.mappings.vector_map import VectorMap
+from lenscope.models.same_model import model_identity
+from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.verbaliser import Verbaliser
 from lenscope.statistics.intervals import Estimate
 
 TEXT = [" ".join(["the cat sat on a mat", f"number {n}"] * 30) for n in range(60)]
@@ -102,6 +109,27 @@ def test_several_lenses_by_name(run, given, model, tmp_path, monkeypatch):
     assert run(*command, "--lens", lens)[0] == 0
     assert given[-1].lenses == {}
     assert given[-1].lens is not None
+
+
+def test_a_trained_verbaliser(run, given, model, tmp_path, monkeypatch):
+    module = sys.modules["lenscope.experiments.patchscopes_paper.fake"]
+    lm = ls.load(model)
+    prompt = lm.prompt("x is x")
+    f = VectorMap(scale=torch.tensor(3.0), bias=torch.ones(lm.hidden_size))
+    Verbaliser(f, Target(prompt, at=[0]), 0, model_identity(lm), layers=(2,)).save(tmp_path / "trained")
+    command = ["reproduce", "fake", "-m", model, "-o", str(tmp_path / "out"), "--verbaliser"]
+    status, _, err = run(*command, str(tmp_path / "trained"))
+    assert (status, given) == (2, [])
+    assert "fake has no row of a trained map" in err
+    monkeypatch.setattr(module, "EXPERIMENT", replace(module.EXPERIMENT, verbaliser=True))
+    assert run(*command, str(tmp_path / "trained"))[0] == 0
+    assert given[-1].verbaliser.layers == (2,)
+    assert mapping_hash(given[-1].verbaliser.map) == mapping_hash(f)
+    assert run(*command[:-1])[0] == 0
+    assert given[-1].verbaliser is None
+    status, _, err = run(*command, str(tmp_path / "none"))
+    assert status == 2
+    assert "no such folder" in err
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,13 @@ def reproduce_command(
         str | None,
         typer.Option("--target-model", help="Model that states are patched into; default: the same model."),
     ] = None,
+    verbaliser: Annotated[
+        str | None,
+        typer.Option(
+            "--verbaliser",
+            help="Folder of a trained verbaliser whose map is compared; default: none, or one is trained.",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Run a small version, of at most five minutes.")] = False,
     seed: Seed = 0,
     output: Annotated[
@@ -96,7 +103,8 @@ def reproduce_command(
     if name is None:
         for option, value in (
             ("--data", data), ("--text", text), ("--lens", lens), ("--transferred", transferred),
-            ("--target-model", target_model), ("--quick", quick), ("--seed", seed or None), ("--output", output),
+            ("--target-model", target_model), ("--verbaliser", verbaliser),
+            ("--quick", quick), ("--seed", seed or None), ("--output", output),
             ("--model", common.model != DEFAULT_MODEL), ("--dtype", common.dtype), ("--device", common.device),
             ("--revision", common.revision), ("--attn", common.attention), ("--adapter", common.adapter),
         ):  # fmt: skip
@@ -130,6 +138,9 @@ def reproduce_command(
         raise LenscopeError(f"--text: the --data of {name} is its text; give it as --data")
     if target_model is not None and not chosen.across:
         raise LenscopeError(f"--target-model: {name} stays within one model; leave it out")
+    require_effect("--verbaliser", verbaliser, chosen.verbaliser, f"{name} has no row of a trained map")
+    if verbaliser is not None:
+        require_path(verbaliser, "folder")
     folder = make_folder(output or f"reproduction/{name}")
     began = time.perf_counter()
     lm = common.load()
@@ -137,6 +148,11 @@ def reproduce_command(
     from lenscope.experiments.setting import Setting
 
     lenses = {named: open_lens(where, lm, transferred) for named, where in places.items()}
+    trained = None
+    if verbaliser is not None:
+        from lenscope.patchscopes.verbaliser import load_verbaliser
+
+        trained = load_verbaliser(verbaliser, lm)
     setting = Setting(
         lm,
         data=tuple(data or ()),
@@ -148,6 +164,7 @@ def reproduce_command(
         progress=progress_bar,
         target_lm=other,
         lenses=lenses if chosen.lenses else {},
+        verbaliser=trained,
     )
     if setting.overlapping:
         given = " ".join(lens or ())

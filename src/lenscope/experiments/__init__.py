@@ -31,6 +31,9 @@ PAPERS = {
     "jacobian_lens_paper": {
         "which-lens": "Which lens shows what a model thinks of and has not said? (Jacobian lens paper)",
     },
+    "selfie_adapters_paper": {
+        "verbaliser": "What are the words of a trained verbaliser worth? (SelfIE adapters paper)",
+    },
 }
 # name → what it asks
 EXPERIMENTS = {name: line for names in PAPERS.values() for name, line in names.items()}

@@ -18,7 +18,8 @@ class Experiment:
     """An experiment: `run` makes its report; `data` says what its --data takes, "text" or a format of questions.
 
     `across` is whether states may be patched into another model, `lens` whether states are read through a lens,
-    `lenses` whether several may be given, which are compared, and measured on the text too.
+    `lenses` whether several may be given, which are compared, and measured on the text too, `verbaliser` whether it
+    takes a trained verbaliser.
     """
 
     data: str
@@ -26,3 +27,4 @@ class Experiment:
     across: bool = False
     lens: bool = True
     lenses: bool = False
+    verbaliser: bool = False

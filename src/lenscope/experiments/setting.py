@@ -28,6 +28,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.precision import fast_products
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
+from lenscope.patchscopes.verbaliser import Verbaliser
 from lenscope.text.corpus import Corpus, overlap
 from lenscope.text.packing import find_marks, tokenizer_identity
 
@@ -59,7 +60,7 @@ class Setting:
     at most five minutes for a model of 135M parameters on two cores. What is done is kept in `folder`, so that the
     same run goes on where it was interrupted. `progress(unit)` is a `with` block whose value takes (done, in all).
     `target_lm` is the model that states are patched into, where an experiment patches into another one. `lenses` are
-    those that were given by name, where an experiment compares several.
+    those that were given by name, where an experiment compares several, `verbaliser` is a trained one that was given.
     """
 
     lm: LM
@@ -72,6 +73,7 @@ class Setting:
     progress: Callable[[str], AbstractContextManager[Progress]] = field(default=_silent)
     target_lm: LM | None = None
     lenses: Mapping[str, PairMapping] = field(default_factory=dict)
+    verbaliser: Verbaliser | None = None
 
     def choose(self, *, quick: _Size, full: _Size) -> _Size:
         """How much this run does of something: the one size in a quick run, else the other."""
@@ -156,6 +158,8 @@ class Setting:
             "text": [(t, content(t)) for t in self.text],
             "lens": None if self.lens is None else mapping_hash(self.lens),
             "lenses": {name: mapping_hash(f) for name, f in self.lenses.items()},
+            # left out where there is none, so that folders of earlier versions go on
+            **({} if self.verbaliser is None else {"verbaliser": mapping_hash(self.verbaliser.map)}),
             "quick": self.quick,
             "seed": self.seed,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},

@@ -114,10 +114,10 @@ def control_runs(
         raise LenscopeError(f"control {missing[0]!r}: {why_not[missing[0]]}")
     makers: dict[str, Callable[[], ControlRun]] = {
         RANDOM: lambda: ControlRun(scope, random_vectors(states, seed)),
-        MEAN: lambda: _same_for_all(scope, states, _vectors_of(states).mean(0, keepdim=True)),
+        MEAN: lambda: _same_for_all(scope, states, _tensor_of_items(states).mean(0, keepdim=True)),
         UNTRAINED: lambda: ControlRun(_with_map(scope, None), states),
         UNIT: lambda: ControlRun(_with_map(scope, _scaled_to(_embedding_norm(scope))), states),
-        BIAS: lambda: _same_for_all(scope, states, torch.zeros_like(_vectors_of(states)[:1])),
+        BIAS: lambda: _same_for_all(scope, states, torch.zeros_like(_tensor_of_items(states)[:1])),
     }
     chosen = [name for name in asked if name in makers and name not in why_not]
     return {VECTOR: ControlRun(scope, states), **{name: makers[name]() for name in chosen}}
@@ -163,27 +163,27 @@ def _missing_controls(scope: Patchscope, states: HiddenStates | Tensor, layers: 
     if scope.f is None:
         why |= dict.fromkeys(OF_A_MAP, "the Patchscope has no map f, so that the vector is the state itself")
         return why
-    width = _vectors_of(states).shape[-1]
+    width = _tensor_of_items(states).shape[-1]
     if width != scope.lm.hidden_size:
         why |= dict.fromkeys(
             (UNTRAINED, UNIT),
             f"vectors have {width} numbers, and states of {scope.lm.name} {scope.lm.hidden_size}, so that they cannot "
             "be patched without the map",
         )
-    zero = _same_for_all(scope, states, torch.zeros_like(_vectors_of(states)[:1]))
+    zero = _same_for_all(scope, states, torch.zeros_like(_tensor_of_items(states)[:1]))
     mapped = scope.plan(zero.run, layers).rows.vectors
     if not torch.isfinite(mapped).all() or not mapped.any():
         why[BIAS] = "the map makes nothing of the zero vector, so that it has no bias"
     return why
 
 
-def _vectors_of(states: HiddenStates | Tensor) -> Tensor:
+def _tensor_of_items(states: HiddenStates | Tensor) -> Tensor:
     return states.tensor if isinstance(states, HiddenStates) else states
 
 
 def _same_for_all(scope: Patchscope, states: HiddenStates | Tensor, vector: Tensor) -> ControlRun:
     """One vector in the place of all."""
-    whole = vector.expand_as(_vectors_of(states))
+    whole = vector.expand_as(_tensor_of_items(states))
     if not isinstance(states, HiddenStates):
         return ControlRun(scope, whole, whole[:1])
     last = states.last

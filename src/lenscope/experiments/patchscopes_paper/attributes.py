@@ -29,6 +29,7 @@ from lenscope.experiments.patchscopes_paper.attribute_scores import (
     rows_of_relation,
     rows_over_relations,
 )
+from lenscope.experiments.patchscopes_paper.trained_map import trained_attribute_tables
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.models.hidden_states import HiddenStates
@@ -62,8 +63,7 @@ TEXTS = {"quick": 1, "full": 1}
 PROBED = {"quick": 3, "full": 5}
 # source and target layers
 LAYERS = {"quick": 7, "full": 9}
-# new tokens
-TOKENS = {"quick": 8, "full": 10}
+TOKENS = {"quick": 8, "full": 10}  # new tokens
 # facts of a relation that the model is asked
 ASKED = {"quick": 48, "full": 160}
 # built-in relations of a quick run: objects of many subjects, and of one each
@@ -119,6 +119,7 @@ def _run_attributes(setting: Setting) -> Report:
             "all relations": together,
             "relations": [row for name, sources in scored.items() for row in rows_of_relation(name, sources)],
             "tests": tests,
+            **trained_attribute_tables(setting, [one.relation for one in chosen], setting.choose(**TOKENS)),
             "facts": [_about(one, layers) for one in studied],
             "by source layer": [row for one in studied for row in _attributes_by_layer(one, layers)],
         },
@@ -394,5 +395,6 @@ def _attributes_reading(
 EXPERIMENT = Experiment(
     data="TSV or JSONL with relation, subject, object and, if known, template, target, text",
     lens=False,
+    verbaliser=True,
     run=_run_attributes,
 )

@@ -18,6 +18,7 @@ from lenscope.engine import exact_modes
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
 from lenscope.experiments.estimates_shown import curve, interval, surely
+from lenscope.experiments.patchscopes_paper.trained_map import trained_entity_tables
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.control_runs import CONDITIONS, NONE, RANDOM, SHUFFLED, TEXT, VECTOR
@@ -83,6 +84,7 @@ def _run_entities(setting: Setting) -> Report:
     for name in SCORES:
         tables[f"{name} by layer"] = [_short_row(row) for row in scored[name].by_layer()]
     tables["contamination"] = contaminated
+    tables |= trained_entity_tables(setting, names, _scores(setting, chosen), description_in, new)
     tables["examples"] = _examples(setting, how)
     return Report(
         experiment="entities",
@@ -393,4 +395,6 @@ def _entities_figure(
     return Figure("entities", panels)
 
 
-EXPERIMENT = Experiment(data="JSONL with name, description, popularity_percentile", lens=False, run=_run_entities)
+EXPERIMENT = Experiment(
+    data="JSONL with name, description, popularity_percentile", lens=False, verbaliser=True, run=_run_entities
+)

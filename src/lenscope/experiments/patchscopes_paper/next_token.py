@@ -29,6 +29,7 @@ from lenscope.experiments.patchscopes_paper.next_token_readings import (
     training,
     with_other_answers,
 )
+from lenscope.experiments.patchscopes_paper.trained_map import trained_next_token_tables
 from lenscope.experiments.report import Report, ReportTable, prose
 from lenscope.experiments.setting import Setting
 from lenscope.lenses.lens import Lens
@@ -140,6 +141,8 @@ def _run_next_token(setting: Setting) -> Report:
     tested = {m: _tests_by_layer(read, m, seed) for m in (PRECISION, SURPRISAL)}
     tables: dict[str, ReportTable] = {m: _next_token_by_layer(read, m) for m in (PRECISION, SURPRISAL)}
     tables |= {f"gain in {m}": rows for m, rows in tested.items()}
+    own = [lm.encoder.decode([i]) for i in top_tokens(lm, final).tolist()]
+    tables |= trained_next_token_tables(setting, prompts, own)
     tables |= {"middle layers": _middle(read, seed), "target prompts": _by_target_prompt(read)}
     return Report(
         experiment="next-token",
@@ -322,4 +325,4 @@ def _percent(e: Estimate) -> str:
     return f"{100 * e.value:+.0f} % [{100 * e.low:+.0f}, {100 * e.high:+.0f}]" if np.isfinite(e.value) else "of none"
 
 
-EXPERIMENT = Experiment(data="text", run=_run_next_token)
+EXPERIMENT = Experiment(data="text", verbaliser=True, run=_run_next_token)
