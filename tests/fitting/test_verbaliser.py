@@ -67,7 +67,7 @@ def test_labels_that_only_the_vector_tells_are_learned(learned):
 def test_the_report_is_what_the_verbaliser_does(lm, data, learned):
     """The likelihood of the report is that of the Patchscope's own next-token distributions."""
     vectors, labels = data
-    _, _, measure = fits._parts([text.strip() for text in labels], 12, 15, 0)
+    _, _, measure = fits._label_parts([text.strip() for text in labels], 12, 15, 0)
     grid = learned.scope(lm).predict(vectors[measure], answers=[labels[n].strip() for n in measure[:1]])
     assert len(grid) == len(measure)
     assert learned.map.shape == "affine"
@@ -76,7 +76,7 @@ def test_the_report_is_what_the_verbaliser_does(lm, data, learned):
 
 def test_sides_are_whole_labels():
     texts = [f"label {n % 40}" for n in range(200)]
-    parts = fits._parts(texts, 5, 6, 3)
+    parts = fits._label_parts(texts, 5, 6, 3)
     sides = [{texts[n] for n in part} for part in parts]
     assert sorted(n for part in parts for n in part) == list(range(200))
     assert [len(side) for side in sides] == [29, 5, 6]

@@ -53,15 +53,15 @@ def test_the_usual_layer_is_at_sixty_percent(chats):
     assert topic_vectors(chats, TITLES[:2]).layers == (2,)
 
 
-def test_a_common_prefix_is_read_once_where_it_is_exact(chats, monkeypatch):
+def test_a_shared_beginning_is_read_once_where_it_is_exact(chats, monkeypatch):
     prompts = [chats.chat(f"Tell me about {title}.") for title in TITLES]
     order = sorted(range(4), key=lambda n: len(prompts[n]))
-    prefix = topics._common_prefix(chats, prompts, order, (1, 3))
+    prefix = topics._shared_beginning(chats, prompts, order, (1, 3))
     assert prefix is not None
     first = prompts[0].ids[: prefix.length]
     assert all(p.ids[: prefix.length] == first and len(p) > prefix.length for p in prompts)
     monkeypatch.setattr(topics, "SHORTEST_PREFIX", 1000)
-    assert topics._common_prefix(chats, prompts, order, (1, 3)) is None
+    assert topics._shared_beginning(chats, prompts, order, (1, 3)) is None
     fast = topics.last_states(chats, prompts, (4,))
     assert_close(fast, chats.read(prompts, 4, -1).tensor[:, :, 0], rtol=1e-9, atol=1e-9)
 

@@ -110,7 +110,7 @@ def fit_verbaliser_command(
         "seed": seed,
     }  # fmt: skip
     wanted = None if chosen is None else resolve_layers(chosen, lm.n_layers)
-    h, texts, where, center = _vectors_of(lm, read, wanted)
+    h, texts, where, center = _vectors_to_train_on(lm, read, wanted)
     how |= {"layers": where, "center": center}
 
     def heard(step: int, loss: float) -> None:
@@ -125,7 +125,7 @@ def fit_verbaliser_command(
     if common.as_json:
         print_json({"kind": "fit-verbaliser", "folder": str(folder), **verbaliser.report})
         return
-    _show_report(lm, verbaliser, common.model_again, output)
+    _show_verbaliser(lm, verbaliser, common.model_again, output)
 
 
 def _read_files(titles: str | None, vectors: str | None, labels: str | None, prompts: str | None) -> tuple[str, Any]:
@@ -140,7 +140,7 @@ def _read_files(titles: str | None, vectors: str | None, labels: str | None, pro
     return "vectors", (read_vectors(vectors or ""), read_labels(labels or ""))
 
 
-def _vectors_of(lm: "LM", read: tuple[str, Any], layers: list[int] | None) -> tuple[Any, Any, Any, Any]:
+def _vectors_to_train_on(lm: "LM", read: tuple[str, Any], layers: list[int] | None) -> tuple[Any, Any, Any, Any]:
     """Vectors, their labels, the layers that they are of (None: none), and what was taken from states to make them."""
     kind, content = read
     if kind == "vectors":
@@ -155,7 +155,7 @@ def _vectors_of(lm: "LM", read: tuple[str, Any], layers: list[int] | None) -> tu
     return read_states.vectors, read_states.labels, read_states.layers, read_states.mean
 
 
-def _show_report(lm: "LM", verbaliser: "Verbaliser", again: str, output: str) -> None:
+def _show_verbaliser(lm: "LM", verbaliser: "Verbaliser", again: str, output: str) -> None:
     console, report = Screen(), verbaliser.report
     measures = report["measured"]
     steps = f"{report['steps_made']} steps in {report['seconds']:,.0f} s"
@@ -165,7 +165,7 @@ def _show_report(lm: "LM", verbaliser: "Verbaliser", again: str, output: str) ->
         table.add_column(name, justify="left" if name == "written" else "right")
     for name, value in measures["log-likelihood per token"].items():
         gap = measures["trained less"].get(name)
-        table.add_row(name, _interval(value), "" if gap is None else _interval(gap))
+        table.add_row(name, _value_and_ends(value), "" if gap is None else _value_and_ends(gap))
     share = measures["bias share"]
     remark = "" if share is None or share[0] is None else f" The bias alone has {share[0]:.0%} of the gain."
     table.caption = f"{measures['labels']} labels that were not trained on; 95 % intervals over labels.{remark}"
@@ -176,5 +176,5 @@ def _show_report(lm: "LM", verbaliser: "Verbaliser", again: str, output: str) ->
     tell(f"saved {output}")
 
 
-def _interval(value: list[float]) -> str:
+def _value_and_ends(value: list[float]) -> str:
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"

@@ -144,7 +144,7 @@ def fit_verbaliser(
     ids = dict(zip(given, lm.encoder.answer_ids(read.prompt, [text + end for text in given]), strict=True))
     rows = LabelledVectors(h.to(lm.device), [ids[text] for text in texts], texts)
     read.require_room(rows.tokens)
-    parts = _parts(texts, selecting, measured, seed)
+    parts = _label_parts(texts, selecting, measured, seed)
     train, select, measure = (rows.rows(part) for part in parts)
     # a label that is most of the rows has none to be exchanged with, which shows before the model is trained
     derange(measure.labels, seed)
@@ -190,11 +190,11 @@ def fit_verbaliser(
         run.go(None if place is None else place / "checkpoint", settings, progress, heard)
         measures = measured_report(run, measure, norm, seed)
     except KeyboardInterrupt as stop:
-        raise VerbaliserInterrupted(verbaliser({**settings, "finished": False, **_told(run)})) from stop
+        raise VerbaliserInterrupted(verbaliser({**settings, "finished": False, **_steps_of(run)})) from stop
     report = {
         **settings,
         "rows": dict(zip(("trained", "selecting", "measured"), map(len, parts), strict=True)),
-        **_told(run),
+        **_steps_of(run),
         "measured": measures,
         "model": provenance(lm),
     }
@@ -206,7 +206,7 @@ def fit_verbaliser(
     return trained
 
 
-def _told(run: VerbaliserRun) -> dict[str, Any]:
+def _steps_of(run: VerbaliserRun) -> dict[str, Any]:
     """What a run says of its steps."""
     at = run.at
     held = [{"step": int(step), "loss": loss} for step, loss in at.held_out]
@@ -287,7 +287,9 @@ def _texts(labels: Sequence[str], rows: int, end: str) -> list[str]:
     return texts
 
 
-def _parts(texts: Sequence[str], selecting: int, measured: int, seed: int) -> tuple[list[int], list[int], list[int]]:
+def _label_parts(
+    texts: Sequence[str], selecting: int, measured: int, seed: int
+) -> tuple[list[int], list[int], list[int]]:
     """Rows to train on, to select with and to measure with: whole labels, at random."""
     own = sorted(set(texts))
     if len(own) < 6 * FEWEST:

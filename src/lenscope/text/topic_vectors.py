@@ -151,7 +151,7 @@ def last_states(lm: LM, prompts: Sequence[Prompt], layers: Sequence[int], progre
         len(prompts), len(layers), lm.hidden_size, dtype=torch.promote_types(lm.dtype, torch.float32), device=lm.device
     )
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    prefix = _common_prefix(lm, prompts, order, layers)
+    prefix = _shared_beginning(lm, prompts, order, layers)
     for at in range(0, len(order), TOPICS_AT_ONCE):
         rows = order[at : at + TOPICS_AT_ONCE]
         mine = [prompts[n] for n in rows]
@@ -165,7 +165,9 @@ def last_states(lm: LM, prompts: Sequence[Prompt], layers: Sequence[int], progre
     return out
 
 
-def _common_prefix(lm: LM, prompts: Sequence[Prompt], order: Sequence[int], layers: Sequence[int]) -> "Prefix | None":
+def _shared_beginning(
+    lm: LM, prompts: Sequence[Prompt], order: Sequence[int], layers: Sequence[int]
+) -> "Prefix | None":
     """What all prompts begin with, read, where going on from it is exact; None where not, or where it is short."""
     first, *others = (p.ids for p in prompts)
     length = min(len(ids) for ids in (first, *others)) - 1
