@@ -165,7 +165,7 @@ def _show_verbaliser(lm: "LM", verbaliser: "Verbaliser", again: str, output: str
         table.add_column(name, justify="left" if name == "written" else "right")
     for name, value in measures["log-likelihood per token"].items():
         gap = measures["trained less"].get(name)
-        table.add_row(name, _value_and_ends(value), "" if gap is None else _value_and_ends(gap))
+        table.add_row(name, _estimate_as_text(value), "" if gap is None else _estimate_as_text(gap))
     share = measures["bias share"]
     remark = "" if share is None or share[0] is None else f" The bias alone has {share[0]:.0%} of the gain."
     table.caption = f"{measures['labels']} labels that were not trained on; 95 % intervals over labels.{remark}"
@@ -176,5 +176,5 @@ def _show_verbaliser(lm: "LM", verbaliser: "Verbaliser", again: str, output: str
     tell(f"saved {output}")
 
 
-def _value_and_ends(value: list[float]) -> str:
+def _estimate_as_text(value: list[float]) -> str:
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
