@@ -14,7 +14,12 @@ from lenscope import _version
 from lenscope.experiments import setting as settings
 from lenscope.experiments.setting import Setting, content
 from lenscope.mappings.mapping import Affine
+from lenscope.mappings.vector_map import VectorMap
 from lenscope.models import provenance
+from lenscope.models.edits import Edit, add
+from lenscope.models.same_model import model_identity
+from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.verbaliser import Verbaliser
 
 NOT_INPUTS = {"folder", "progress"}
 TEXT = [" ".join(["the cat sat on a mat", f"number {n}"] * 30) for n in range(60)]
@@ -53,6 +58,13 @@ def other_lens(f):
     return Affine(weights, f.source, f.target, f.report)
 
 
+def trained(lm):
+    """A verbaliser with something of everything."""
+    target = Target(lm.prompt("a x"), at=[1], edits=(Edit(0, [0], torch.ones(lm.hidden_size)),))
+    f = VectorMap(scale=torch.tensor(3.0), bias=torch.ones(lm.hidden_size))
+    return Verbaliser(f, target, 0, model_identity(lm), layers=(2,), center=torch.ones(1, lm.hidden_size))
+
+
 def rewritten(path, text):
     path.write_text(text)
 
@@ -82,6 +94,13 @@ def variants(lm, root):
         lambda: copied(lm, lambda m: m.config.update({"max_position_embeddings": 32})),
         lambda: ls.LM(copy.deepcopy(lm.model).double(), lm.tokenizer, lm.name),
     ]
+
+    def other(**changed):
+        return lambda g: g.update(verbaliser=dataclasses.replace(g["verbaliser"], **changed))
+
+    def asked(**changed):
+        return lambda g: other(target=dataclasses.replace(g["verbaliser"].target, **changed))(g)
+
     return {
         "lm": [given("lm", m) for m in models],
         "target_lm": [given("target_lm", m) for m in [*models, lambda: None]],
@@ -92,6 +111,21 @@ def variants(lm, root):
             lambda g: g.update(lenses={"one": other_lens(g["lenses"]["one"])}),
             lambda g: g.update(lenses={"other": g["lenses"]["one"]}),
             given("lenses", {}),
+        ],
+        "verbaliser": [
+            given("verbaliser", None),
+            other(map=VectorMap(scale=torch.tensor(3.1), bias=torch.ones(lm.hidden_size))),
+            other(target_layer=1),
+            other(op=add),
+            other(stop=(".",)),
+            other(layers=(1,)),
+            other(center=None),
+            other(center=torch.zeros(1, lm.hidden_size)),
+            asked(prompt=lm.prompt("the x")),
+            asked(at=[0]),
+            asked(below="none"),
+            asked(edits=()),
+            asked(edits=(Edit(0, [0], torch.zeros(lm.hidden_size)),)),
         ],
         "quick": [given("quick", True)],
         "seed": [given("seed", 1)],
@@ -109,6 +143,7 @@ def test_a_changed_input_is_a_new_value(lm, tmp_path, name):
         root = tmp_path / str(number)
         given = {"lm": lm, "target_lm": copied(lm), "lens": affine_lens.affine(lm), "folder": root / "out"}
         given["lenses"] = {"one": affine_lens.affine(lm, 1)}
+        given["verbaliser"] = trained(lm)
         for kind in ("data", "text"):
             (root / kind).mkdir(parents=True)
             (root / kind / "a.txt").write_text("the cat")

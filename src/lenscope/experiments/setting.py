@@ -27,6 +27,7 @@ from lenscope.models.generation import end_ids
 from lenscope.models.language_model import LM
 from lenscope.models.precision import fast_products
 from lenscope.models.progress import Progress
+from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import provenance
 from lenscope.patchscopes.verbaliser import Verbaliser
 from lenscope.text.corpus import Corpus, overlap
@@ -159,7 +160,7 @@ class Setting:
             "lens": None if self.lens is None else mapping_hash(self.lens),
             "lenses": {name: mapping_hash(f) for name, f in self.lenses.items()},
             # left out where there is none, so that folders of earlier versions go on
-            **({} if self.verbaliser is None else {"verbaliser": mapping_hash(self.verbaliser.map)}),
+            **({} if self.verbaliser is None else {"verbaliser": _all_of_verbaliser(self.verbaliser)}),
             "quick": self.quick,
             "seed": self.seed,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
@@ -221,4 +222,19 @@ def _model(lm: LM) -> dict[str, Any]:
         "ends": sorted(end_ids(lm.runner)),
         "marks": [list(marks.row), list(marks.document), list(marks.end)],
         "products": str(fast_products(lm)),
+    }
+
+
+def _all_of_verbaliser(one: Verbaliser) -> dict[str, Any]:
+    """All of a verbaliser that numbers depend on: its map, prompt, place and what is taken from states."""
+    target = one.target
+    prompt = target.prompt.ids if isinstance(target.prompt, Prompt) else target.prompt
+    return {
+        "map": mapping_hash(one.map),
+        "prompt": [str(prompt), str(target.at), target.every, target.below],
+        "edits": [
+            [e.layer, str(e.position), e.vector.tolist(), getattr(e.op, "__name__", str(e.op))] for e in target.edits
+        ],
+        "written": [one.target_layer, getattr(one.op, "__name__", str(one.op)), list(one.stop)],
+        "read": [list(one.layers), None if one.center is None else one.center.tolist()],
     }
