@@ -2,7 +2,12 @@
 
 import json
 
+import pytest
+
+import lenscope as ls
+from lenscope.models.adapters import with_adapter
 from lenscope.patchscopes.questions_about_states import NOTHING_TRAINED, WAYS
+from lenscope.verbalisers.oracles import activation_oracle, load_oracle_settings
 
 
 def test_ask_shows_the_states_beside_their_controls(run, roomy):
@@ -35,7 +40,7 @@ def test_mistakes_are_one_line(run, roomy):
         (["--max-tokens", "100000"], "max_new_tokens 100000"),
         (["--contrast", "-1"], "--contrast -1"),
         (["--stop", ""], "--stop: an empty text"),
-        (["--adapter", "/nowhere"], "/nowhere"),
+        (["--oracle", "/nowhere"], "/nowhere"),
         (["--seed", "-1"], "--seed -1: give at least 0"),
     ):
         code, out, err = run(*asked, *wrong)
@@ -43,3 +48,27 @@ def test_mistakes_are_one_line(run, roomy):
         assert message in err
         assert err.count("\n") == 1
     assert run("ask", "the cat", " ", "-m", roomy)[:2] == (2, "")
+
+
+def test_an_oracle_answers_with_its_adapter_and_reads_without(run, roomy, tmp_path):
+    peft_adapters = pytest.importorskip("peft_adapters")
+    lm = ls.load(roomy)
+    folder = str(peft_adapters.saved(tmp_path / "oracle", lm.model, peft_adapters.lora()))
+    # the tiny tokenizer has no token " ?"
+    (tmp_path / "oracle" / "ao_config.json").write_text(json.dumps({"special_token": "?"}))
+    how = {"settings": load_oracle_settings(folder)}
+    prompt, question = "the cat sat on a mat", "What is it?"
+    code, out, err = run(
+        "ask", prompt, question, "-m", roomy, "--oracle", folder, "--at", "cat", "--layers", "2", "-n", "4", "--json"
+    )
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["trained"] == f"the adapter {folder}, asked as an Activation Oracle"
+    assert document["note"] == ""
+    answers = {a["way"]: a["text"] for a in document["answers"]}
+    scope = activation_oracle(lm, question, 2, **how, adapter=with_adapter(lm, folder))
+    assert answers["state"] == scope.generate(lm.read(prompt, 2, "cat"), max_new_tokens=4).texts[0]
+    assert answers["no state"] == scope.lm.generate(scope.resolved[0][0], 4).text
+    # the adapter does something here
+    plain = activation_oracle(lm, question, 2, **how).generate(lm.read(prompt, 2, "cat"), max_new_tokens=4)
+    assert answers["state"] != plain.texts[0]

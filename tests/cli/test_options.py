@@ -46,7 +46,7 @@ ALWAYS = {
         "--target-model", "--target-adapter", "--mapping", "--verbaliser", "--output", "--html", "--json",
         "--contrast",
     },
-    "ask": {"--adapter", "--at", "--layers", "--max-tokens", "--stop", "--contrast", "--seed", "--model", "--json"},
+    "ask": {"--oracle", "--at", "--layers", "--max-tokens", "--stop", "--contrast", "--seed", "--model", "--json"},
     "attribute": {"--token", "--model", "--against", "--at", "--heads", "--chat", "--output", "--json"},
     "check": {"--json"},
     "fit": {

@@ -51,7 +51,7 @@ def ask_command(
             "end); default: at 25, 50 and 75 % of the depth."
         ),
     ] = None,
-    adapter: Annotated[
+    oracle: Annotated[
         str | None,
         typer.Option(
             help="An Activation Oracle: a folder with an adapter of this model that was trained to answer questions "
@@ -93,7 +93,7 @@ def ask_command(
     from lenscope.patchscopes.questions_about_states import UNTRAINED, ask_about_states
 
     lm = common.load()
-    reader = UNTRAINED if adapter is None else _oracle(lm, adapter)
+    reader = UNTRAINED if oracle is None else _oracle(lm, oracle)
     source = lm.prompt(prompt)
     positions = list(dict.fromkeys(n for place in places for n in source.positions(place)))
     result = ask_about_states(
