@@ -182,3 +182,18 @@ def test_of_several_processes_the_first_alone_speaks(run, monkeypatch):
     assert run("reproduce") == alone
     monkeypatch.setenv("RANK", "1")
     assert run("reproduce") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--dtype", "fp16"], "--dtype fp16: give float32, float64, bfloat16 or float16; did you mean float16?"),
+        (["--device", "gpu"], "--device gpu: there is no such device; give cpu"),
+        (["--attn", " "], "--attn ' ': give a name"),
+    ],
+)
+def test_what_a_model_is_loaded_with_is_told_as_options(run, model, option, message):
+    for more in ([], ["--stream"]) if option[0] != "--device" else ([],):
+        status, out, err = run("lens", "hi", "-m", model, *option, *more)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"lenscope: {message}")

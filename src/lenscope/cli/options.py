@@ -141,15 +141,21 @@ class CommonOptions:
             raise LenscopeError(f"--adapter {self.adapter}: --stream takes no adapter; leave it out")
         if several_processes():
             raise LenscopeError("--stream: runs in one process; run it without torchrun")
-        self._require_dtype()
+        self._require_known()
         from lenscope.models.streamed_loading import load_streamed
 
         how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "identify": identify}
         return load_streamed(self.model, revision=self.revision, progress=progress, **how)
 
-    def _require_dtype(self) -> None:
-        if self.dtype not in (None, "float32", "float64", "bfloat16", "float16"):
-            raise LenscopeError(f"--dtype {self.dtype}: give float32, float64, bfloat16 or float16")
+    def _require_known(self) -> None:
+        """LenscopeError for a dtype or an attention that there is not, and a device that this machine lacks."""
+        require_dtype_option(self.dtype)
+        from lenscope.models.load_options import require_load_options
+
+        try:
+            require_load_options({"device_map": self.device, "attn_implementation": self.attention})
+        except LenscopeError as error:
+            raise LenscopeError(f"--{str(error).replace('attn_implementation', 'attn')}") from error
 
     @property
     def model_again(self) -> str:
@@ -158,6 +164,7 @@ class CommonOptions:
         return model + ("" if self.adapter is None else f" --adapter {self.adapter}")
 
     def load(self) -> "LM":
+<<<<<<< HEAD
         """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
         self._require_dtype()
         if self.adapter is None:
@@ -171,6 +178,10 @@ class CommonOptions:
 
     def _load_model(self) -> "LM":
         """The model without `adapter`."""
+=======
+        """Load the model; LenscopeError for a dtype or device that there is not, and a model that cannot be read."""
+        self._require_known()
+>>>>>>> 15aa35a (Arguments of loading are checked before files are read; a law says that parts sum to the logit in every tiny family)
         how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "revision": self.revision}
         from lenscope.models.loading import load, to_unpack
 
@@ -190,6 +201,14 @@ class CommonOptions:
         """Raise LenscopeError for a model that is divided among processes, for a command that only one can do."""
         if self.placement not in ("whole", "auto"):
             raise LenscopeError(f"--placement {self.placement}: {why}; give whole or auto")
+
+
+def require_dtype_option(dtype: str | None) -> None:
+    """Raise LenscopeError for a number format that is none of those of weights, naming the one that was meant."""
+    if dtype not in (None, "float32", "float64", "bfloat16", "float16"):
+        from lenscope.models.load_options import dtype_refusal
+
+        raise LenscopeError(f"--{dtype_refusal(dtype)}")
 
 
 def common_options(*without: str, all_write: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:

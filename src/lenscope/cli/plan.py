@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.options import AsJson, parse_amount
+from lenscope.cli.options import AsJson, parse_amount, require_dtype_option
 from lenscope.cli.streams import print_json
 from lenscope.cli.terminal import Screen, show
 from lenscope.cli.validation import require_effect, require_name
@@ -79,8 +79,7 @@ def plan_command(
         raise LenscopeError(f"--length {length}: give at least 2 tokens")
     if new_tokens < 0:
         raise LenscopeError(f"--new-tokens {new_tokens}: give 0 (the next token is measured) or more")
-    if dtype not in (None, "float32", "float64", "bfloat16", "float16"):
-        raise LenscopeError(f"--dtype {dtype}: give float32, float64, bfloat16 or float16")
+    require_dtype_option(dtype)
     room = None if memory is None else parse_bytes(memory, "memory")
     speed = None if disk is None else parse_bytes(disk, "disk")
     import torch

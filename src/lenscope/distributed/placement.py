@@ -17,6 +17,7 @@ from lenscope.distributed.sharding import sharded
 from lenscope.distributed.tensor_parallel import tensor_parallel
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import require_load_options
 from lenscope.models.loading import load, load_with
 
 PLACEMENTS = ("whole", "auto", "fsdp", "tensor")
@@ -53,6 +54,7 @@ def placed(
         revision: a branch, tag or commit on the hub.
     """
     require_placement(placement)
+    require_load_options({"dtype": dtype, "device_map": device, "attn_implementation": attn_implementation})
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     options = {name: value for name, value in options.items() if value is not None}
     if placement == "auto":

@@ -22,7 +22,11 @@ from lenscope.models import adapter_files, cached_folders, refusals
 from lenscope.models.adapters import model_in_adapters, require_readable, require_same_forward, with_adapter, with_files
 from lenscope.models.gguf_reading import headers_read_once
 from lenscope.models.language_model import LM
+<<<<<<< HEAD
 from lenscope.models.loading_errors import plain_errors
+=======
+from lenscope.models.load_options import require_load_options
+>>>>>>> 15aa35a (Arguments of loading are checked before files are read; a law says that parts sum to the logit in every tiny family)
 from lenscope.models.residual_stream import likeliest_blocks
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -88,8 +92,8 @@ def load(
         revision: a branch, tag or commit on the hub.
         adapter: the folder or the hub id of an adapter that is on in the model (see `lenscope.models.with_adapter`).
 
-    Raises LenscopeError if there is no such model, its files cannot be read or lack weights, or its readout cannot be
-    verified. Weights in the files that the model has no place for are named by `LM.unused`.
+    Raises LenscopeError for an argument that no model takes, a device or a model that is not there, files that cannot
+    be read or lack weights, and a readout that cannot be verified. `LM.unused` names weights that have no place.
     """
     if device_map is None and (max_memory is not None or offload_folder is not None):
         given = "offload_folder" if max_memory is None else "max_memory"
@@ -103,11 +107,18 @@ def load(
         "quantization_config": quantization_config,
     }
     options = {name: value for name, value in options.items() if value is not None}
+<<<<<<< HEAD
     if isinstance(source, str | os.PathLike):
         lm = load_with(source, tokenizer, options, revision)
     else:
         lm = _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
     return lm if adapter is None else with_adapter(lm, adapter)
+=======
+    require_load_options(options)
+    if not isinstance(source, str | os.PathLike):
+        return _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
+    return load_with(source, tokenizer, options, revision)
+>>>>>>> 15aa35a (Arguments of loading are checked before files are read; a law says that parts sum to the logit in every tiny family)
 
 
 def load_with(

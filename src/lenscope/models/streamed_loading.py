@@ -23,6 +23,7 @@ from lenscope.errors import LenscopeError
 from lenscope.models import loading
 from lenscope.models.identity import coarser_dtypes
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import require_load_options
 from lenscope.models.progress import Progress
 from lenscope.models.residual_stream import likeliest_blocks
 from lenscope.models.weight_stream import StoredWeight, WeightStream, streamed_slots
@@ -60,6 +61,7 @@ def load_streamed(
     Raises LenscopeError as `load` does, and for what cannot be streamed: GGUF files, quantised weights.
     """
     name = os.fspath(source)
+    require_load_options({"dtype": dtype, "attn_implementation": attn_implementation})
     if Path(name).suffix == ".gguf":
         raise LenscopeError(f"{name}: a GGUF file becomes whole in memory and cannot be streamed; load it without")
 
