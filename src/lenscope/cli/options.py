@@ -164,9 +164,8 @@ class CommonOptions:
         return model + ("" if self.adapter is None else f" --adapter {self.adapter}")
 
     def load(self) -> "LM":
-<<<<<<< HEAD
-        """Load the model; raises LenscopeError for a dtype that there is not and for a model that cannot be read."""
-        self._require_dtype()
+        """Load the model; LenscopeError for a dtype or device that there is not, and a model that cannot be read."""
+        self._require_known()
         if self.adapter is None:
             return self._load_model()
         from lenscope.models.adapter_files import read_adapter
@@ -178,10 +177,6 @@ class CommonOptions:
 
     def _load_model(self) -> "LM":
         """The model without `adapter`."""
-=======
-        """Load the model; LenscopeError for a dtype or device that there is not, and a model that cannot be read."""
-        self._require_known()
->>>>>>> 15aa35a (Arguments of loading are checked before files are read; a law says that parts sum to the logit in every tiny family)
         how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attention, "revision": self.revision}
         from lenscope.models.loading import load, to_unpack
 

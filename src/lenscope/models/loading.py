@@ -22,11 +22,8 @@ from lenscope.models import adapter_files, cached_folders, refusals
 from lenscope.models.adapters import model_in_adapters, require_readable, require_same_forward, with_adapter, with_files
 from lenscope.models.gguf_reading import headers_read_once
 from lenscope.models.language_model import LM
-<<<<<<< HEAD
-from lenscope.models.loading_errors import plain_errors
-=======
 from lenscope.models.load_options import require_load_options
->>>>>>> 15aa35a (Arguments of loading are checked before files are read; a law says that parts sum to the logit in every tiny family)
+from lenscope.models.loading_errors import plain_errors
 from lenscope.models.residual_stream import likeliest_blocks
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -107,18 +104,12 @@ def load(
         "quantization_config": quantization_config,
     }
     options = {name: value for name, value in options.items() if value is not None}
-<<<<<<< HEAD
+    require_load_options(options)
     if isinstance(source, str | os.PathLike):
         lm = load_with(source, tokenizer, options, revision)
     else:
         lm = _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
     return lm if adapter is None else with_adapter(lm, adapter)
-=======
-    require_load_options(options)
-    if not isinstance(source, str | os.PathLike):
-        return _in_memory(source, tokenizer, [*options, *(["revision"] if revision else [])])
-    return load_with(source, tokenizer, options, revision)
->>>>>>> 15aa35a (Arguments of loading are checked before files are read; a law says that parts sum to the logit in every tiny family)
 
 
 def load_with(
