@@ -111,7 +111,7 @@ def hub(monkeypatch, tmp_path):
     """A hub of folders: tmp_path/hub/KIND/OWNER/REPOSITORY; what is asked for is recorded."""
     asked = []
 
-    def download(repo_id, file, repo_type):
+    def download(repo_id, file, repo_type, revision=None):
         asked.append((repo_type, repo_id, file))
         path = tmp_path / "hub" / repo_type / repo_id / file
         if not path.is_file():

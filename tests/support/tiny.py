@@ -246,9 +246,13 @@ def ids(built: PreTrainedModel, batch: int, length: int, seed: int = 0) -> Tenso
     return torch.randint(10, n_tokens - 10, (batch, length), generator=torch.Generator().manual_seed(seed + 1))
 
 
-@cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on a few sentences: any text goes in and comes out again."""
+    """A byte-level BPE tokenizer trained on a few sentences, a new one each time: any text goes in and comes out again."""
+    return deepcopy(_trained_tokenizer())
+
+
+@cache
+def _trained_tokenizer() -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
