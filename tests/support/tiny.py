@@ -247,7 +247,7 @@ def ids(built: PreTrainedModel, batch: int, length: int, seed: int = 0) -> Tenso
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on few sentences, a new one each time: any text goes in and comes out again."""
+    """A byte-level BPE tokenizer of its own for each caller: any text goes in and comes out again."""
     return deepcopy(_trained_tokenizer())
 
 
