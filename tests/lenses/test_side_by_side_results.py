@@ -32,7 +32,10 @@ def rendered(table, width):
 def test_saved_equals_loaded_alone_and_in_lists(results, tmp_path, ending):
     results[0].save(tmp_path / f"one.{ending}")
     assert ls.load_results(tmp_path / f"one.{ending}") == results[0]
-    metadata = lambda single: side_by_side_metadata(single, 3)  # noqa: E731
+
+    def metadata(single):
+        return side_by_side_metadata(single, 3)
+
     file = TrajectoryFile.open(tmp_path / f"all.{ending}", False, side_by_side_rows, metadata)
     for result in results:
         file.add(result)

@@ -62,14 +62,19 @@ def shuffled_sources(
     groups = list(range(count)) if answers is None else list(answers)
     if len(groups) != count:
         raise LenscopeError(f"answers: {len(groups)} for {count} prompts; give one for each")
-    if isinstance(states, Tensor):
-        return states[torch.tensor(derange(groups, seed), device=states.device)]
-    lengths = sorted({len(p) for p in states.positions})
+    lengths = [] if isinstance(states, Tensor) else sorted({len(p) for p in states.positions})
     if len(lengths) > 1:
         raise LenscopeError(
             f"states: are of {lengths[0]} to {lengths[-1]} positions of a prompt; read the same number of each prompt"
         )
-    return _in_place_of(states, states.tensor[torch.tensor(derange(groups, seed))])
+    return rearranged(states, derange(groups, seed))
+
+
+def rearranged(states: HiddenStates | Tensor, order: Sequence[int]) -> HiddenStates | Tensor:
+    """The states, or vectors (N, …), of other items in the place of each: item n has those of `order[n]`."""
+    if isinstance(states, Tensor):
+        return states[torch.tensor(order, device=states.device)]
+    return _in_place_of(states, states.tensor[torch.tensor(order)])
 
 
 def prompts_with_text(scope: Patchscope, texts: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ from lenscope.patchscopes.control_runs import (
     require_items,
     text_prompts,
 )
+from lenscope.patchscopes.controls import rearranged
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.sources import Layers
 from lenscope.patchscopes.with_controls import ControlledScores
@@ -83,7 +84,7 @@ def likelihoods_with_controls(
     sources = {way: run.sources for way, run in runs.items()}
     scopes = {way: run.scope for way, run in runs.items()}
     if SHUFFLED in asked and count > 1:
-        sources[SHUFFLED], scopes[SHUFFLED] = _rearranged(states, exchanged_items(answers, count, seed)), scope
+        sources[SHUFFLED], scopes[SHUFFLED] = rearranged(states, exchanged_items(answers, count, seed)), scope
     each = cell_count(scope, states, layers)
     tables: dict[str, np.ndarray] = {}
     cells: tuple[tuple[int, int], ...] = ()
@@ -161,16 +162,6 @@ def label_log_likelihoods(
     table = np.full((len(labels), len(cells)), np.nan)
     table[item, [number[pair] for pair in pairs]] = values
     return cells, table
-
-
-def _rearranged(states: HiddenStates | Tensor, order: Sequence[int]) -> HiddenStates | Tensor:
-    """The vectors of other items in the place of each; addresses stay."""
-    if isinstance(states, Tensor):
-        return states[torch.tensor(order, device=states.device)]
-    last = states.last
-    if last is None and states.n_layers in states.layers:
-        last = states.tensor[:, states.layers.index(states.n_layers)]
-    return replace(states, tensor=states.tensor[torch.tensor(order)], last=last)
 
 
 def _behind_prompts(lm: LM, prompts: Sequence[Prompt], labels: Sequence[str]) -> np.ndarray:
