@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
+from lenscope.detection.calibration import conformal_threshold, fewest_normals
 from lenscope.errors import LenscopeError
 from lenscope.statistics.estimates import auroc
 
@@ -156,9 +157,7 @@ def threshold(method: Method, normal: np.ndarray, false_positives: float, seed: 
     Cross-validated in five parts; the (n + 1)(1 - share) smallest score, rounded up, as in conformal prediction.
     Raises LenscopeError for a share that so few items cannot show.
     """
-    if not 0 < false_positives < 1:
-        raise LenscopeError(f"false positives {false_positives}: give a share between 0 and 1, such as 0.05")
-    needed = int(np.ceil(1 / false_positives)) - 1
+    needed = fewest_normals(false_positives)
     if len(normal) < needed:
         raise LenscopeError(
             f"false positives {false_positives}: takes at least {needed} normal items, not {len(normal)}"
@@ -166,5 +165,4 @@ def threshold(method: Method, normal: np.ndarray, false_positives: float, seed: 
     scores = np.empty(len(normal))
     for test in folds(len(normal), FOLDS, seed):
         scores[test] = method(np.delete(normal, test, 0))(normal[test])
-    at = int(np.ceil((len(scores) + 1) * (1 - false_positives) - 1e-9))
-    return float(np.sort(scores)[min(at, len(scores)) - 1])
+    return conformal_threshold(scores, false_positives)
