@@ -36,6 +36,7 @@ from lenscope.detection.prompt_features import (
     spaced_layers,
     trajectory_columns,
 )
+from lenscope.engine.shared_prefix_states import ReadPrefixes
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import checked_reading
@@ -112,12 +113,16 @@ class Detector:
     def score(self, prompts: Any) -> float | np.ndarray:
         """How odd one prompt is, or each of a list (N,)."""
         batched, many = self.lens.lm.encoder.prompts(prompts)
-        scores = self._outliers(self.features(many))
+        scores = self.scores_of_features(self.features(many))
         return scores if batched else float(scores[0])
 
-    def features(self, prompts: Sequence[PromptLike]) -> np.ndarray:
-        """What is looked at of prompts, (N, F)."""
-        return _features_of_prompts(self.lens, prompts, self.view, self.layers, self.choices)
+    def features(self, prompts: Sequence[PromptLike], known: ReadPrefixes | None = None) -> np.ndarray:
+        """What is looked at of prompts, (N, F); what they begin with is read once, or `known` from earlier calls."""
+        return _features_of_prompts(self.lens, prompts, self.view, self.layers, self.choices, known)
+
+    def scores_of_features(self, features: np.ndarray) -> np.ndarray:
+        """The scores (N,) of prompts with these features (N, F)."""
+        return self._outliers(features)
 
     def saw(self, prompt: PromptLike) -> bool:
         """Whether a prompt is one of those the detector was fitted on."""
@@ -212,7 +217,7 @@ def fit_detector(
     at = spaced_layers(lens) if choices and layers is None else numbers
     if choices:
         if of_features:
-            features = _features_of_prompts(lens, both, "answers", numbers, tuple(choices), progress)
+            features = _features_of_prompts(lens, both, "answers", numbers, tuple(choices), progress=progress)
             tried += [(m, "answers", numbers, features) for m in _candidates(of_features, seed)]
         states = mean_states(lm, both, at) if "mahalanobis" in methods else np.zeros((2 * n, 0, 1))
     else:
@@ -311,11 +316,12 @@ def _features_of_prompts(
     view: View,
     layers: tuple[int, ...],
     choices: tuple[str, ...],
+    known: ReadPrefixes | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
     if view == "states":
-        return mean_states(lens.lm, prompts, layers).reshape(len(prompts), -1)
+        return mean_states(lens.lm, prompts, layers, known=known).reshape(len(prompts), -1)
     if view == "trajectory":
-        return measure_prompts(lens, prompts, layers, progress=progress).trajectory
+        return measure_prompts(lens, prompts, layers, known=known, progress=progress).trajectory
     scores = answer_log_likelihoods(lens, prompts, [choices] * len(prompts), layers, progress=progress)
     return answer_features(scores.log_probs)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lenscope.contents import Brief
+from lenscope.engine.shared_prefix_states import ReadPrefixes, StatesBehindPrefix, read_sharing_prefix
 from lenscope.errors import LenscopeError
 from lenscope.files.parquet_tables import columns_frame
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import reduce, top_token
-from lenscope.models.batches import by_length
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers, evenly_spaced
 from lenscope.models.progress import Progress
@@ -89,13 +89,19 @@ def trajectory_columns(layers: Sequence[int], n_layers: int) -> tuple[str, ...]:
 
 @torch.no_grad()
 def measure_prompts(
-    lens: Lens, prompts: Sequence[PromptLike], layers: Sequence[int] | None = None, *, progress: Progress | None = None
+    lens: Lens,
+    prompts: Sequence[PromptLike],
+    layers: Sequence[int] | None = None,
+    *,
+    known: ReadPrefixes | None = None,
+    progress: Progress | None = None,
 ) -> PromptFeatures:
     """Features of free-form prompts, of any length and without answers, and their mean states, in one pass.
 
     At every layer (by default ten, evenly spaced) and position: entropy, KL from the final distribution, ln p of the
     model's own final top token, and whether it is the lens's top token too; of each the last position's, the mean and
-    the maximum. The first position, which has seen nothing, counts only where it is the only one.
+    the maximum. The first position, which has seen nothing, counts only where it is the only one. What prompts have in
+    common at their beginning is read and measured once, and not at all where it is `known` from earlier calls.
     """
     lm = lens.lm
     numbers = tuple(sorted({*check_layers(spaced_layers(lens) if layers is None else layers, lm.n_layers, lm.name)}))
@@ -104,19 +110,34 @@ def measure_prompts(
     trajectory = np.empty((len(many), len(columns)))
     means = np.empty((len(many), len(numbers), lm.hidden_size))
     done = 0
-    for batch in by_length(many):
-        states = lm.read([many[i] for i in batch], tuple(dict.fromkeys((*numbers, lm.n_layers)))).split()
-        parts = [s[list(numbers), slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
-        finals = [s[lm.n_layers, slice(min(1, len(s.prompts[0]) - 1), None)] for s in states]
-        measured = _measured_states(lens, torch.cat(parts, 1), torch.cat(finals), numbers)
-        ends = np.cumsum([p.shape[1] for p in parts])
-        for i, h, m in zip(batch, parts, np.split(measured, ends[:-1], axis=-1), strict=True):
-            means[i] = h.double().mean(1).cpu().numpy()
-            trajectory[i] = np.stack([m[..., -1], m.mean(-1), m.max(-1)], -1).reshape(-1)
-        done += len(batch)
+    for batch in read_sharing_prefix(lm, many, (*numbers, lm.n_layers), known):
+        means[list(batch.numbers)] = batch.mean_states()[:, : len(numbers)].cpu().numpy()
+        for i, values in zip(batch.numbers, position_measures(lens, batch, numbers), strict=True):
+            trajectory[i] = pooled_measures(values)
+        done += len(batch.numbers)
         if progress is not None:
             progress(done, len(many))
     return PromptFeatures(numbers, columns, trajectory, means)
+
+
+def position_measures(lens: Lens, batch: StatesBehindPrefix, layers: tuple[int, ...]) -> list[np.ndarray]:
+    """The measures of every position of the prompts of a batch, (M, T) each, in the order of `trajectory_columns`.
+
+    The batch must have states at `layers` and at the last layer of the model.
+    """
+    at = [batch.layers.index(n) for n in layers]
+    last = batch.layers.index(lens.lm.n_layers)
+
+    def measured(h: Tensor, _: Tensor) -> np.ndarray:
+        return _measured_states(lens, h[at], h[last], layers)
+
+    return batch.of_positions((lens, layers), measured)
+
+
+def pooled_measures(values: np.ndarray) -> np.ndarray:
+    """Features (F,) of a prompt by its measures at all positions (M, T), without the first where there are others."""
+    counted = values[:, min(1, values.shape[1] - 1) :]
+    return np.stack([counted[:, -1], counted.mean(-1), counted.max(-1)], -1).reshape(-1)
 
 
 def _measured_states(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> np.ndarray:
@@ -135,14 +156,16 @@ def _measured_states(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ..
     return torch.stack([values[m][layers.index(int(n))] for n, m in names]).double().cpu().numpy()
 
 
-def mean_states(lm: LM, prompts: Sequence[PromptLike], layers: Sequence[int]) -> np.ndarray:
+def mean_states(
+    lm: LM, prompts: Sequence[PromptLike], layers: Sequence[int], *, known: ReadPrefixes | None = None
+) -> np.ndarray:
     """The mean states (N, L, D) of prompts over all positions but the first, as `measure_prompts` gives them too."""
     many = [lm.prompt(p) for p in prompts]
-    out = np.empty((len(many), len(layers), lm.hidden_size))
-    for batch in by_length(many):
-        for i, s in zip(batch, lm.read([many[i] for i in batch], layers).split(), strict=True):
-            h = s[list(layers), slice(min(1, len(many[i]) - 1), None)]
-            out[i] = h.double().mean(1).cpu().numpy()
+    numbers = check_layers(layers, lm.n_layers, lm.name)
+    out = np.empty((len(many), len(numbers), lm.hidden_size))
+    for batch in read_sharing_prefix(lm, many, numbers, known):
+        at = [batch.layers.index(n) for n in numbers]
+        out[list(batch.numbers)] = batch.mean_states()[:, at].cpu().numpy()
     return out
 
 
