@@ -8,6 +8,7 @@ import torch
 
 import lenscope as ls
 from lenscope.cli.main import main
+from lenscope.mappings import SelfieAdapter, VectorMap, write_selfie_adapter
 
 TITLES = [f"title {a}{b}" for a in "abcdef" for b in "vwxyz"]
 
@@ -46,6 +47,35 @@ def test_titles_become_a_verbaliser_that_patch_uses(run, roomy, files, trained, 
     # the layer that it was trained on, into the placeholders' own
     assert [source.layer for source in grid.sources] == [2]
     assert grid.layer.tolist() == [0]
+
+
+def test_ask_takes_a_verbaliser(run, roomy, trained):
+    asked = ["ask", "the cat sat on a mat", "What is it?", "-m", roomy, "--verbaliser", str(trained), "-n", "2"]
+    status, out, err = run(*asked, "--json")
+    assert status == 0, err
+    document = json.loads(out)
+    # at the layer that it was trained on, and with what a reader has to know
+    assert [a["layer"] for a in document["answers"]] == [2, 2, 2, None, None]
+    assert "behind its own question" in document["note"]
+    assert err.count("\n") == 1
+    status, _, err = run(*asked, "--layers", "1")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "this verbaliser takes vectors of layers 2" in err
+
+
+def test_ask_and_patch_take_the_file_of_a_selfie_adapter(run, roomy, tmp_path):
+    lm = ls.load(roomy)
+    f = VectorMap(scale=torch.tensor(5.0), bias=torch.zeros(lm.hidden_size))
+    file = tmp_path / "adapter.safetensors"
+    template = '<s>What is "X"? It is "'
+    write_selfie_adapter(SelfieAdapter(f, lm.hidden_size, template, "X", None), file)
+    for command in (["ask", "the cat sat", "What is it?"], ["patch", "the cat sat"]):
+        status, _, err = run(*command, "-m", roomy, "--verbaliser", str(file), "--layers", "1", "-n", "2")
+        assert status == 0, err
+    file.write_bytes(b"no")
+    status, _, err = run("ask", "the cat sat", "What is it?", "-m", roomy, "--verbaliser", str(file))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "adapter.safetensors" in err
 
 
 @pytest.mark.parametrize("kind", ["vectors", "prompts"])
@@ -95,6 +125,19 @@ def test_mistakes_are_told_in_a_line(mistaken, arguments, said):
 )
 def test_patch_refuses_what_is_no_verbaliser(mistaken, arguments, said):
     assert said in mistaken("patch", "hi", "-m", "MODEL", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--verbaliser", "NEW"], "no such folder"),
+        (["--verbaliser", "CORRUPT"], "is no verbaliser that lenscope saved"),
+        (["--verbaliser", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["--verbaliser", "CORRUPT", "--oracle", "CORRUPT"], "--oracle and --verbaliser are two ways to ask"),
+    ],
+)
+def test_ask_refuses_what_is_no_verbaliser(mistaken, arguments, said):
+    assert said in mistaken("ask", "hi", "What?", "-m", "MODEL", *arguments)
 
 
 def test_another_model_is_refused(run, other, trained):

@@ -46,7 +46,10 @@ ALWAYS = {
         "--target-model", "--target-adapter", "--mapping", "--verbaliser", "--output", "--html", "--json",
         "--contrast",
     },
-    "ask": {"--oracle", "--at", "--layers", "--max-tokens", "--stop", "--contrast", "--seed", "--model", "--json"},
+    "ask": {
+        "--oracle", "--verbaliser", "--at", "--layers", "--max-tokens", "--stop", "--contrast", "--seed", "--model",
+        "--json",
+    },
     "attribute": {"--token", "--model", "--against", "--at", "--heads", "--chat", "--output", "--json"},
     "check": {"--json"},
     "fit": {

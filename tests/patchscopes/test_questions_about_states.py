@@ -6,7 +6,9 @@ import torch
 from plain_hooks import put, write_greedily
 
 import lenscope as ls
-from lenscope.patchscopes import StateReader, ask_about_states
+from lenscope.mappings import VectorMap
+from lenscope.models.same_model import model_identity
+from lenscope.patchscopes import StateReader, Verbaliser, ask_about_states, meaning_target, verbaliser_reader
 from lenscope.patchscopes import questions_about_states as asking
 from lenscope.patchscopes.controls import random_like
 
@@ -108,6 +110,55 @@ def test_a_trained_reader_takes_the_place_of_the_untrained_one(lm64):
     states = lm64.read(PROMPT, 3, 2)
     expected = scope_of(lm64, QUESTION, 3, 1).generate(states, max_new_tokens=NEW)
     assert answers.of("state") == expected.texts
+
+
+@pytest.mark.parametrize("at", [[2], [1, 4]], ids=["one state", "two states"])
+def test_a_verbaliser_writes_states_less_its_center_through_its_map(lm64, at):
+    draw = torch.Generator().manual_seed(0)
+    bias, center = (torch.randn(32, generator=draw, dtype=torch.float64) for _ in range(2))
+    trained = Verbaliser(
+        VectorMap(scale=torch.tensor(3.0), bias=bias), meaning_target(lm64), 1, model_identity(lm64), layers=(3,),
+        center=center[None],
+    )  # fmt: skip
+    reader = verbaliser_reader(trained)
+    answers = ask_about_states(lm64, PROMPT, at, QUESTION, reader=reader, max_new_tokens=NEW, seed=5)
+    ((target, places),) = asking.untrained_scope(lm64, QUESTION, 1, len(at)).resolved
+
+    def through_the_map(h):
+        return 3 * h / h.norm(dim=-1, keepdim=True) + trained.map.bias
+
+    states = lm64.read(PROMPT, 3)[3, :] - trained.center[0]
+    vectors = {
+        "state": states[at],
+        "other position": states[[answers.other] * len(at)],
+        "random vector": random_like(states[at], 5),
+    }
+    for way, h in vectors.items():
+        assert answers.of(way) == (written(lm64, target.ids, 1, places, through_the_map(h)),)
+    assert "behind its own question" in answers.note
+    assert answers.trained
+    with pytest.raises(ls.LenscopeError, match="this verbaliser takes vectors of layers 3"):
+        ask_about_states(lm64, PROMPT, at, QUESTION, 2, reader=reader)
+
+
+def test_a_verbaliser_with_weights_for_each_layer_takes_one_state(lm64):
+    scales, biases = torch.tensor([2.0, 4.0]), torch.ones(2, 32)
+    trained = Verbaliser(
+        VectorMap(scale=scales, bias=biases, layers=(1, 3)),
+        meaning_target(lm64),
+        0,
+        model_identity(lm64),
+        layers=(1, 3),
+    )
+    reader = verbaliser_reader(trained)
+    answers = ask_about_states(lm64, PROMPT, 2, QUESTION, reader=reader, max_new_tokens=NEW)
+    ((target, places),) = asking.untrained_scope(lm64, QUESTION, 1, 1).resolved
+    states = lm64.read(PROMPT)
+    for text, layer, scale in zip(answers.of("state"), (1, 3), (2, 4), strict=True):
+        h = states[layer, [2]]
+        assert text == written(lm64, target.ids, 0, places, scale * h / h.norm(dim=-1, keepdim=True) + 1)
+    with pytest.raises(ls.LenscopeError, match="2 positions: this verbaliser has weights for each layer"):
+        ask_about_states(lm64, PROMPT, [1, 2], QUESTION, reader=reader)
 
 
 def test_contrasted_answers(lm64):

@@ -9,7 +9,8 @@ import torch
 import lenscope as ls
 from lenscope.engine import sweep
 from lenscope.mappings import SelfieAdapter, VectorMap, write_selfie_adapter
-from lenscope.verbalisers import adapted_selfie
+from lenscope.patchscopes import load_verbaliser
+from lenscope.verbalisers import adapted_selfie, open_verbaliser, selfie_verbaliser
 
 TEMPLATE = f'<s>[user] What is "{asking.MARK}"?\n[assistant] It is "{asking.MARK}", a "'
 
@@ -65,3 +66,32 @@ def test_another_template_and_no_name(lm, adapter):
     scope = adapted_selfie(lm, replace(adapter, model=None), template=f"<s>x({asking.MARK})y")
     assert scope.layers == 0
     assert len(scope.resolved[0][1]) == 1
+
+
+def test_an_adapter_as_a_verbaliser_says_the_same_and_can_be_saved(lm, adapter, tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_selfie_adapter(adapter, file)
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = adapted_selfie(lm, file).generate(vectors, max_new_tokens=4).texts
+    opened = open_verbaliser(file, lm)
+    assert opened.stop == ('"',)
+    assert opened.scope(lm).generate(vectors, max_new_tokens=4).texts == expected
+    # with what no file says: its layers, and the mean that was taken from states
+    own = selfie_verbaliser(lm, file, layers=[1], center=torch.ones(1, 32))
+    own.save(tmp_path / "own")
+    again = open_verbaliser(tmp_path / "own", lm)
+    assert (again.layers, again.report["selfie adapter"]["model"]) == ((1,), "owner/tiny-llama")
+    assert load_verbaliser(tmp_path / "own", lm).scope(lm).generate(vectors, max_new_tokens=4).texts == expected
+    states = lm.read("the cat", 1)
+    assert torch.equal(again.vectors(states).tensor, states.tensor - 1)
+
+
+def test_files_that_are_no_verbaliser_are_refused(lm, adapter, tmp_path):
+    write_selfie_adapter(replace(adapter, model="owner/other"), tmp_path / "other.safetensors")
+    with pytest.raises(ls.LenscopeError, match="was trained for owner/other"):
+        open_verbaliser(tmp_path / "other.safetensors", lm)
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    with pytest.raises(ls.LenscopeError, match=r"bad\.safetensors"):
+        open_verbaliser(tmp_path / "bad.safetensors", lm)
+    with pytest.raises(ls.LenscopeError, match="nowhere"):
+        open_verbaliser(tmp_path / "nowhere", lm)

@@ -22,7 +22,7 @@ from lenscope.cli.options import (
 )
 from lenscope.cli.streams import print_json, tell
 from lenscope.cli.terminal import Screen, headline, show
-from lenscope.cli.validation import require_model
+from lenscope.cli.validation import require_model, require_verbaliser
 from lenscope.errors import LenscopeError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def ask_command(
         str | None,
         typer.Option(
             help="Layers of the states, each asked about by itself: 12, a list 0,6,12 or a range 0:31:5 (without its "
-            "end); default: at 25, 50 and 75 % of the depth."
+            "end); default: at 25, 50 and 75 % of the depth, or a verbaliser's own."
         ),
     ] = None,
     oracle: Annotated[
@@ -56,6 +56,13 @@ def ask_command(
         typer.Option(
             help="An Activation Oracle: a folder with an adapter of this model that was trained to answer questions "
             "about states. It is on while the question is asked, not while states are read."
+        ),
+    ] = None,
+    verbaliser: Annotated[
+        str | None,
+        typer.Option(
+            help="A trained verbaliser whose map writes the states into the question, at its layers: a folder, or the "
+            ".safetensors file of a SelfIE adapter."
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of an answer at most.")] = 20,
@@ -77,6 +84,7 @@ def ask_command(
       lenscope ask "Bill Gates" "Who is this?"
       lenscope ask "The Eiffel Tower is in Paris" "Which city is this about?" --at Tower --at Paris --layers 8
       lenscope ask "Bill Gates" "Who is this?" --contrast 0.5 --json
+      lenscope ask "Bill Gates" "Who is this?" --verbaliser says
     """
     if max_tokens < 1:
         raise LenscopeError(f"--max-tokens {max_tokens}: give at least 1")
@@ -89,11 +97,21 @@ def ask_command(
     require_contrast(contrast)
     source_layers = parse_indices(layers, "layers")
     places = [parse_positions(text, "at", [prompt]) for text in at or ["-1"]]
+    if oracle is not None and verbaliser is not None:
+        raise LenscopeError("--oracle and --verbaliser are two ways to ask: give one of them")
+    if verbaliser is not None:
+        require_verbaliser(verbaliser)
     require_model(model)
-    from lenscope.patchscopes.questions_about_states import UNTRAINED, ask_about_states
+    from lenscope.patchscopes.questions_about_states import UNTRAINED, ask_about_states, verbaliser_reader
 
     lm = common.load()
-    reader = UNTRAINED if oracle is None else _oracle(lm, oracle)
+    reader = UNTRAINED
+    if oracle is not None:
+        reader = _oracle(lm, oracle)
+    elif verbaliser is not None:
+        from lenscope.verbalisers.selfie_prompts import open_verbaliser
+
+        reader = verbaliser_reader(open_verbaliser(verbaliser, lm))
     source = lm.prompt(prompt)
     positions = list(dict.fromkeys(n for place in places for n in source.positions(place)))
     result = ask_about_states(

@@ -30,6 +30,7 @@ from lenscope.cli.validation import (
     require_mapping,
     require_model,
     require_name,
+    require_verbaliser,
     require_writable,
 )
 from lenscope.errors import LenscopeError
@@ -114,7 +115,10 @@ def patch_command(
     mapping: Annotated[str | None, typer.Option(help="Folder of a fitted mapping between the two models.")] = None,
     verbaliser: Annotated[
         str | None,
-        typer.Option(help="Folder of a trained verbaliser, whose map and target prompt are used, at its layers."),
+        typer.Option(
+            help="A trained verbaliser, whose map and target prompt are used, at its layers: a folder, or the "
+            ".safetensors file of a SelfIE adapter."
+        ),
     ] = None,
     output: ResultFile = None,
     html: PageFile = None,
@@ -163,7 +167,7 @@ def patch_command(
     if mapping is not None:
         require_mapping(mapping)
     if verbaliser is not None:
-        require_mapping(verbaliser, "verbaliser")
+        require_verbaliser(verbaliser)
     from lenscope.patchscopes.grid_cells import ANSWERS, MEASURES
     from lenscope.patchscopes.methods import TARGETS
     from lenscope.patchscopes.patchscope import Patchscope, SweepInterrupted
@@ -209,9 +213,9 @@ def patch_command(
     if measure in ("surprisal", "precision") and not comparable(other, lm):
         raise LenscopeError(f"--measure {measure}: {lm.name} and {other.name} have no common vocabulary to compare in")
     if verbaliser is not None:
-        from lenscope.patchscopes.verbaliser import load_verbaliser
+        from lenscope.verbalisers.selfie_prompts import open_verbaliser
 
-        trained = load_verbaliser(verbaliser, other, lm if other is not lm else None)
+        trained = open_verbaliser(verbaliser, other, lm if other is not lm else None)
         scope, stop = trained.scope(other, lm if other is not lm else None), stop or list(trained.stop)
         # those that it was trained on, where nothing is said
         read = resolve_layers(source_layers, lm.n_layers) if source_layers is not None else trained.layers or None

@@ -32,6 +32,7 @@ from lenscope.cli.validation import (
     require_name,
     require_path,
     require_seed,
+    require_verbaliser,
 )
 from lenscope.errors import LenscopeError
 from lenscope.experiments import EXPERIMENTS, experiment
@@ -78,7 +79,8 @@ def reproduce_command(
         str | None,
         typer.Option(
             "--verbaliser",
-            help="Folder of a trained verbaliser whose map is compared; default: none, or one is trained.",
+            help="A trained verbaliser whose map is compared, or a SelfIE adapter's file; default: none, or one is "
+            "trained.",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Run a small version, of at most five minutes.")] = False,
@@ -140,7 +142,7 @@ def reproduce_command(
         raise LenscopeError(f"--target-model: {name} stays within one model; leave it out")
     require_effect("--verbaliser", verbaliser, chosen.verbaliser, f"{name} has no row of a trained map")
     if verbaliser is not None:
-        require_path(verbaliser, "folder")
+        require_verbaliser(verbaliser)
     folder = make_folder(output or f"reproduction/{name}")
     began = time.perf_counter()
     lm = common.load()
@@ -150,9 +152,9 @@ def reproduce_command(
     lenses = {named: open_lens(where, lm, transferred) for named, where in places.items()}
     trained = None
     if verbaliser is not None:
-        from lenscope.patchscopes.verbaliser import load_verbaliser
+        from lenscope.verbalisers.selfie_prompts import open_verbaliser
 
-        trained = load_verbaliser(verbaliser, lm)
+        trained = open_verbaliser(verbaliser, lm)
     setting = Setting(
         lm,
         data=tuple(data or ()),

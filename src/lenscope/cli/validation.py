@@ -145,6 +145,14 @@ def require_mapping(folder: str, what: str = "mapping") -> None:
         raise LenscopeError(f"{folder}: is no {what} that lenscope saved (the folder has no config.json)")
 
 
+def require_verbaliser(path: str) -> None:
+    """Raise LenscopeError for what is no folder of a verbaliser, and no file of a SelfIE adapter."""
+    if path.endswith(".safetensors"):
+        require_path(path)
+    else:
+        require_mapping(path, "verbaliser")
+
+
 def require_text(where: str) -> None:
     """Raise LenscopeError where no text has this name: a file, folder, pattern, or data set of the hub."""
     if _there(Path(where).expanduser()):

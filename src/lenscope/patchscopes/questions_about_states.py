@@ -27,6 +27,7 @@ from lenscope.models.provenance import provenance
 from lenscope.patchscopes.controls import random_like
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.target_prompts import Target
+from lenscope.patchscopes.verbaliser import Verbaliser
 from lenscope.patchscopes.with_controls import continue_texts
 from lenscope.visible_text import printable_token
 
@@ -34,6 +35,10 @@ STATE, OTHER, RANDOM, NO_STATE, TEXT = WAYS = "state", "other position", "random
 NOTHING_TRAINED = (
     "nothing was trained for this: the model never learned to read states, and its answers often come from the prompt; "
     "what the controls say too says nothing of the state"
+)
+ASKED_OTHERWISE = (
+    "the map was trained behind its own question, and may say less behind another one; what the controls say too says "
+    "nothing of the state"
 )
 # stand for the places of the states, and for the question, while a prompt is put together
 SLOTS = "LENSCOPE-STATES"
@@ -50,10 +55,16 @@ class StateReader:
         scope_of: called with the model, the question, the layer of the states and how many there are; gives the
             Patchscope, with its target layers, that answers.
         trained: what was trained for this, in words; "": nothing.
+        layers: the layers whose states are asked about where none are named; (): a quarter, half and three quarters up.
+        vectors: what is patched for states that were read, such as the states less a mean; None: the states.
+        note: what a reader has to know of such answers; "" where there is nothing.
     """
 
     scope_of: Callable[[LM, str, int, int], Patchscope]
     trained: str = ""
+    layers: tuple[int, ...] = ()
+    vectors: Callable[[HiddenStates], HiddenStates] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,28 @@ def untrained_scope(lm: LM, question: str, layer: int, states: int) -> Patchscop
     return Patchscope(lm, Target(ids, at=list(range(len(before), len(before) + states))), layers=layer)
 
 
-UNTRAINED = StateReader(untrained_scope)
+UNTRAINED = StateReader(untrained_scope, note=NOTHING_TRAINED)
+
+
+def verbaliser_reader(verbaliser: Verbaliser) -> StateReader:
+    """Make the way to ask about states through a trained verbaliser: its map writes them into the question.
+
+    The question is that of `UNTRAINED`; the map, its layer and its operation are the verbaliser's, and states are taken
+    at its layers, less its center. A map that has weights for each of several layers needs one state at a time.
+    """
+
+    def scope_of(lm: LM, question: str, layer: int, states: int) -> Patchscope:
+        verbaliser.check(lm)
+        if states > 1 and verbaliser.map.layers is not None:
+            raise LenscopeError(
+                f"{states} positions: this verbaliser has weights for each layer, and takes one state; give one"
+            )
+        (target,) = untrained_scope(lm, question, layer, states).targets
+        return Patchscope(lm, target, verbaliser.map, op=verbaliser.op, layers=verbaliser.target_layer)
+
+    return StateReader(
+        scope_of, "a verbaliser's map of states to embeddings", verbaliser.layers, verbaliser.vectors, ASKED_OTHERWISE
+    )
 
 
 @torch.no_grad()
@@ -175,7 +207,7 @@ def ask_about_states(
         prompt: the prompt.
         at: the positions whose states are asked about: an index, a substring or a list of them.
         question: the question.
-        layers: the layers of the states; None: at 25, 50 and 75 % of the depth.
+        layers: the layers of the states; None: the reader's own, or at 25, 50 and 75 % of the depth.
         reader: how the states are asked about.
         max_new_tokens: tokens of an answer at most.
         stop: strings that end an answer.
@@ -191,7 +223,8 @@ def ask_about_states(
     source = lm.prompt(prompt)
     places = source.positions(at)
     depths = sorted({max(1, round(lm.n_layers * share)) for share in (0.25, 0.5, 0.75)})
-    numbers = check_layers(depths if layers is None else layers, lm.n_layers, lm.name)
+    usual = reader.layers or depths
+    numbers = check_layers(usual if layers is None else layers, lm.n_layers, lm.name)
     other = _other_position(source, places, seed)
     how: Any = {"max_new_tokens": max_new_tokens, "stop": stop, "contrast": contrast}
     answers: list[StateAnswer] = []
@@ -200,6 +233,8 @@ def ask_about_states(
         scope = reader.scope_of(lm, question, layer, len(places))
         asked.append(scope)
         states = lm.read(source, layer, [*places, *([] if other < 0 else [other])])
+        if reader.vectors is not None:
+            states = reader.vectors(states)
         ways = (STATE, *([] if other < 0 else [OTHER]), RANDOM)
         for way, text in zip(ways, _texts_of(scope, states, len(places), seed, how), strict=True):
             answers.append(StateAnswer(way, layer, text))
@@ -208,10 +243,9 @@ def ask_about_states(
     for way, model, asking in plain:
         answers.append(StateAnswer(way, -1, continue_texts(model, [asking], max_new_tokens, stop)[0]))
     about = {**provenance(lm), "contrast": contrast, "seed": seed, "target": asked[0].resolved[0][0].text}
-    note = "" if reader.trained else NOTHING_TRAINED
     tokens = tuple(source.tokens[place] for place in places)
     return StateAnswers(
-        question, source.text, tokens, tuple(places), other, tuple(answers), reader.trained, note, about
+        question, source.text, tokens, tuple(places), other, tuple(answers), reader.trained, reader.note, about
     )
 
 

@@ -14,7 +14,7 @@ from lenscope.verbalisers.reconstructor import (
     mean_vector,
     score_reconstructions,
 )
-from lenscope.verbalisers.selfie_prompts import adapted_selfie
+from lenscope.verbalisers.selfie_prompts import adapted_selfie, open_verbaliser, selfie_verbaliser
 
 __all__ = [
     "AutoencoderContract",
@@ -30,6 +30,8 @@ __all__ = [
     "load_oracle_settings",
     "load_reconstructor",
     "mean_vector",
+    "open_verbaliser",
     "read_autoencoder_contract",
     "score_reconstructions",
+    "selfie_verbaliser",
 ]
