@@ -73,7 +73,11 @@ def test_rows_that_are_not_right_are_one_line(tmp_path, row, told):
 def test_files_that_are_not_right_are_one_line(tmp_path):
     (tmp_path / "none.jsonl").write_text("\n\n")
     (tmp_path / "bad.jsonl").write_text("{")
-    for name, told in (("none.jsonl", "no prompts"), ("bad.jsonl", "line 1: is not JSON"), ("no.jsonl", "No such file")):
+    for name, told in (
+        ("none.jsonl", "no prompts"),
+        ("bad.jsonl", "line 1: is not JSON"),
+        ("no.jsonl", "No such file"),
+    ):
         with pytest.raises(ls.LenscopeError, match=told):
             read_labelled_prompts(tmp_path / name)
 

@@ -144,16 +144,21 @@ def _measured_states(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ..
     """The measures of states h (L, P, D) whose last ones are `final` (P, D), in the order of the columns: (M, P)."""
     lm = lens.lm
     mapped = torch.stack([lens.map(x, n) for x, n in zip(h, layers, strict=True)])
+    values = measures_of_mapped(lm, mapped, final)
+    names = [name.split()[:2] for name in trajectory_columns(layers, lm.n_layers)[:: len(POOLS)]]
+    return torch.stack([values[m][layers.index(int(n))] for n, m in names]).double().cpu().numpy()
+
+
+def measures_of_mapped(lm: LM, mapped: Tensor, final: Tensor) -> dict[str, Tensor]:
+    """The `MEASURES`, (L, P) each, of mapped states (L, P, D), where the model itself ends in `final` (P, D)."""
     top, _, _ = top_token(lm, final)
     r = reduce(lm.runner.readout, lm.vocab_size, mapped, final, top, 1, False)
-    values = {
+    return {
         "entropy": r.entropy,
         "kl": r.kl,
         "top_log_prob": -r.cross_entropy,
         "agreement": (r.top_ids[..., 0] == top).to(r.kl),
     }
-    names = [name.split()[:2] for name in trajectory_columns(layers, lm.n_layers)[:: len(POOLS)]]
-    return torch.stack([values[m][layers.index(int(n))] for n, m in names]).double().cpu().numpy()
 
 
 def mean_states(
