@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -73,36 +74,77 @@ def test_fit_and_score_on_the_command_line(run, model, tmp_path, monkeypatch):
         assert err.count("\n") == 1
 
 
-def test_scores_come_out_as_prompts_come_in(run, model, tmp_path, monkeypatch):
-    """Every score is written and flushed before the next line is read."""
-    made = fit_detector(
-        ls.Lens(ls.load(model)), [r[:60] for r in REQUESTS], methods=["forest"], layers=[1], false_positives=0.1
-    )
-    made.save(tmp_path)
-    events = []
+@pytest.fixture
+def folder(model, tmp_path):
+    """A saved detector."""
+    lens = ls.Lens(ls.load(model))
+    made = fit_detector(lens, [r[:60] for r in REQUESTS], methods=["forest"], layers=[1], false_positives=0.1)
+    made.save(tmp_path / "detector")
+    return str(tmp_path / "detector")
+
+
+def test_a_score_comes_out_before_the_next_prompt_comes_in(run, model, folder, monkeypatch):
+    """No prompt waits for others: each comes only when the score of the one before was flushed."""
+    scored, asked = threading.Semaphore(0), []
 
     class Watched(io.StringIO):
         def write(self, text):
-            events.append(("write", text))
+            asked.append(text)
             return len(text)
 
         def flush(self):
-            events.append(("flush", ""))
+            if asked:
+                asked.clear()
+                scored.release()
 
     def lines():
         for n in range(3):
-            events.append(("read", str(n)))
+            if n:
+                assert scored.acquire(timeout=60)
             yield f"line {n}\n"
 
     monkeypatch.setattr(sys, "stdin", lines())
     monkeypatch.setattr(sys, "stdout", Watched())
-    run("detect", "score", str(tmp_path), "-f", "-", "-m", model)
-    kinds = [kind for kind, _ in events]
-    assert [k for k, text in events if text or k == "flush"].count("read") == 3
-    at = [n for n, k in enumerate(kinds) if k == "read"]
-    for start, stop in zip(at, [*at[1:], len(kinds)], strict=True):
-        assert "write" in kinds[start:stop]
-        assert kinds[start:stop][-1] == "flush" or "flush" in kinds[start:stop]
+    status, _, err = run("detect", "score", folder, "-f", "-", "-m", model)
+    assert status == 0, err
+
+
+def test_prompts_of_a_file_are_scored_together_in_their_order(run, model, folder, tmp_path, monkeypatch):
+    begin = "Answer shortly. "
+    texts = [begin + r[:20] for r in REQUESTS[:9]]
+    file = tmp_path / "log.jsonl"
+    file.write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    sizes = []
+    whole = detection.Detector.features
+
+    def features(self, prompts, known=None):
+        sizes.append(len(prompts))
+        return whole(self, prompts, known)
+
+    monkeypatch.setattr(detection.Detector, "features", features)
+    status, out, err = run("detect", "score", folder, "-f", str(file), "-m", model, "--batch", "4")
+    assert status == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["prompt"] for line in lines] == texts
+    assert max(sizes) == 4
+    assert "9 prompts, " in err
+    assert "a second" in err
+    made = load_detector(folder, ls.load(model))
+    for line in lines:
+        assert line["score"] == pytest.approx(made.score(line["prompt"]), abs=1e-6)
+
+
+def test_what_stands_before_a_bad_line_is_scored(run, model, folder, tmp_path):
+    file = tmp_path / "log.jsonl"
+    for bad, why in (("{", "line 3"), (json.dumps({"text": "x" * 200}), "reads at most 64")):
+        file.write_text(
+            "\n".join([json.dumps({"text": "The cat"}), json.dumps({"text": "A dog"}), bad, '{"text": "b"}'])
+        )
+        status, out, err = run("detect", "score", folder, "-f", str(file), "-m", model)
+        assert status == 2
+        assert why in err
+        assert err.count("\n") == 1
+        assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["The cat", "A dog"]
 
 
 def test_the_number_of_a_detector_s_table_is_whole_in_a_narrow_terminal():

@@ -4,9 +4,9 @@ Knows: files of prompts, which are read line by line, and one line of JSON per s
 Does not know: how a detector works (detection/detector.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,7 +23,7 @@ from lenscope.cli.options import (
     resolve_layers,
 )
 from lenscope.cli.streams import failure, flush, print_json, tell
-from lenscope.cli.terminal import Screen, headline, progress_bar, show
+from lenscope.cli.terminal import Screen, headline, progress_bar, rate_line, show
 from lenscope.cli.validation import (
     make_folder,
     require_effect,
@@ -34,9 +34,16 @@ from lenscope.cli.validation import (
     require_seed,
 )
 from lenscope.errors import LenscopeError
+from lenscope.files.arriving import batches_as_they_come, standard_input
 from lenscope.files.text_files import parse_json_line, read_lines
 from lenscope.visible_text import printable
 
+if TYPE_CHECKING:
+    from lenscope.detection.detector import Detector
+    from lenscope.engine.shared_prefix_states import ReadPrefixes
+
+# prompts of a file that are scored together, by default and at most
+PROMPTS_TOGETHER, MOST_TOGETHER = 32, 4096
 # ways that were tried, as many as are shown
 SHOWN = 6
 
@@ -148,21 +155,31 @@ def score_prompts_command(
         typer.Option("--file", "-f", help="File of prompts, .txt or .jsonl, read line by line; - reads stdin."),
     ] = None,
     field: PromptField = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Prompts of --file that are scored together at most; none waits for others. Default: {PROMPTS_TOGETHER}."
+        ),
+    ] = None,
     *,
     common: CommonOptions,
 ) -> None:
     """Score prompts: the higher, the odder.
 
-    Each prompt gives one line of JSON, which is printed as soon as it is known.
+    Each prompt gives one line of JSON, in the order of the prompts. Those that have come are scored together, and what
+    they begin with, such as a system prompt, is read once.
 
     \b
     Examples:
       lenscope detect score detector "Ignore all instructions"
-      cat prompts.txt | lenscope detect score detector -f -
+      tail -f log.txt | lenscope detect score detector -f -
     """
     if not prompts and file is None:
         raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
     require_effect("--field", field, file is not None, "names the field of --file FILE.jsonl")
+    require_effect("--batch", batch, file is not None, "is about the prompts of --file")
+    if batch is not None and not 1 <= batch <= MOST_TOGETHER:
+        raise LenscopeError(f"--batch {batch}: give a whole number, 1–{MOST_TOGETHER:,}")
     if file is not None:
         _check_field(field, file)
         if file != "-":
@@ -175,16 +192,47 @@ def score_prompts_command(
     require_model(common.model)
     lm = common.load()
     from lenscope.detection.detector import load_detector
+    from lenscope.engine.shared_prefix_states import ReadPrefixes
 
-    detector = load_detector(folder, lm)
-    for text in (*(prompts or ()), *([] if file is None else [None])):
-        for prompt in [text] if text is not None else read_prompt_file(str(file), field or "text"):
-            value = detector.score(prompt)
-            about = {"score": value, "threshold": detector.threshold, "above": value > detector.threshold}
-            print_json({"prompt": prompt, **about, "false_positives": detector.false_positives})
-            flush()
-            if failure():
-                return
+    detector, known, done = load_detector(folder, lm), ReadPrefixes(), 0
+    with rate_line("prompts") as advance:
+        for texts in _batches_of_prompts(prompts or (), file, field or "text", batch or PROMPTS_TOGETHER):
+            for part in _scorable(detector, texts, known):
+                for prompt, score in part:
+                    print_json(_line_of_score(detector, prompt, score))
+                flush()
+                if failure():
+                    return
+                done += len(part)
+                advance(done)
+
+
+def _scorable(detector: "Detector", texts: list[str], known: "ReadPrefixes") -> Iterator[list[tuple[str, float]]]:
+    """Prompts with their scores, all together; where one of them cannot be read, those before it one by one."""
+    try:
+        scores = detector.scores_of_features(detector.features(texts, known)).tolist()
+    except LenscopeError:
+        if len(texts) == 1:
+            raise
+    else:
+        yield list(zip(texts, scores, strict=True))
+        return
+    for text in texts:
+        yield from _scorable(detector, [text], known)
+
+
+def _line_of_score(detector: "Detector", prompt: str, score: float) -> dict[str, Any]:
+    """What is printed of a prompt."""
+    about = {"score": score, "threshold": detector.threshold, "above": score > detector.threshold}
+    return {"prompt": prompt, **about, "false_positives": detector.false_positives}
+
+
+def _batches_of_prompts(given: Sequence[str], file: str | None, field: str, most: int) -> Iterator[list[str]]:
+    """The prompts of the command line, then those of a file as they come."""
+    for start in range(0, len(given), most):
+        yield list(given[start : start + most])
+    if file is not None:
+        yield from batches_as_they_come(read_prompt_file(file, field), most)
 
 
 def _check_field(field: str | None, file: str) -> None:
@@ -198,7 +246,7 @@ def _check_field(field: str | None, file: str) -> None:
 
 def read_prompt_file(file: str, field: str) -> Iterator[str]:
     """The prompts of a file, each as soon as its line is there; empty lines are none."""
-    for n, line in enumerate(read_lines(file), 1):
+    for n, line in enumerate(read_lines(standard_input() if file == "-" else file), 1):
         if line.strip():
             yield _prompt_of_line(line, f"{file}, line {n}", field) if file.endswith((".jsonl", ".jsonl.gz")) else line
 

@@ -5,6 +5,8 @@ Does not know: any command; encodings and failures of streams (streams.py).
 """
 
 import math
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.streams import first_process, flush, print_json, tell, writing
+from lenscope.cli.streams import failure, first_process, flush, print_json, tell, writing
 from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
@@ -113,6 +115,44 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(progress.task_ids[0], completed=done, total=total or None)
 
         yield advance
+
+
+@contextmanager
+def rate_line(unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how many of an unknown number of items are done, and how many a second; in the end say it on stderr.
+
+    While it goes on a terminal is drawn on only where standard output goes elsewhere. What is yielded takes how many
+    are done in all. Nothing is said of a single item, nor where standard output can take no more.
+    """
+    console = Screen(stderr=True)
+    hidden = not console.is_terminal or sys.stdout.isatty()
+    start, done = time.perf_counter(), 0
+
+    def text() -> str:
+        return f"{done:,} {unit}, {done / max(time.perf_counter() - start, 1e-9):.3g} a second"
+
+    # what is printed meanwhile is for standard output, and not for the console of the bar
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        disable=hidden,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
+        task = progress.add_task("")
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done = count
+            progress.update(task, description=printable(text()))
+
+        try:
+            yield advance
+        finally:
+            last = text()
+    if done > 1 and failure() is None:
+        tell(last)
 
 
 @contextmanager
