@@ -8,7 +8,8 @@ from handmade import rewritten
 
 import lenscope as ls
 from lenscope.detection import outliers
-from lenscope.detection.detector import Detector, fingerprint, fit_detector, load_detector
+from lenscope.detection.detector import Detector, fit_detector, load_detector
+from lenscope.detection.detector_parts import fingerprint
 from lenscope.detection.prompt_features import (
     measure_prompts,
 )

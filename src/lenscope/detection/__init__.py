@@ -1,5 +1,16 @@
-"""What is odd of a prompt beside normal ones."""
+"""What is odd of a prompt beside normal ones, and which prompts are attacks."""
 
+from lenscope.detection.attack_detector import AttackDetector
+from lenscope.detection.attack_fit import fit_attack_detector
 from lenscope.detection.detector import Detector, fit_detector, load_detector
+from lenscope.detection.labelled_prompts import LabelledPrompt, read_labelled_prompts
 
-__all__ = ["Detector", "fit_detector", "load_detector"]
+__all__ = [
+    "AttackDetector",
+    "Detector",
+    "LabelledPrompt",
+    "fit_attack_detector",
+    "fit_detector",
+    "load_detector",
+    "read_labelled_prompts",
+]

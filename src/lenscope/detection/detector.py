@@ -4,11 +4,9 @@ Knows: how features, a method and a threshold make a detector; what is saved of 
 Does not know: how features are measured (prompt_features.py), how outliers are recognised (outliers.py).
 """
 
-import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final, overload
 
@@ -17,6 +15,15 @@ import sklearn
 import torch
 
 from lenscope._version import __version__
+from lenscope.detection.attack_detector import KIND as ATTACK_DETECTOR
+from lenscope.detection.attack_detector import AttackDetector, attack_detector_of
+from lenscope.detection.detector_parts import (
+    check_fingerprints,
+    check_fitted_model,
+    fingerprint,
+    lens_beside,
+    save_lens_beside,
+)
 from lenscope.detection.outliers import (
     METHODS,
     NEIGHBOURS,
@@ -41,11 +48,10 @@ from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import checked_reading
 from lenscope.lenses.lens import Lens
-from lenscope.mappings.mapping import PairMapping, load_mapping
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers
 from lenscope.models.progress import Progress
-from lenscope.models.same_model import is_same_model, model_identity
+from lenscope.models.same_model import model_identity
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 
 FORMAT = 1
@@ -97,10 +103,7 @@ class Detector:
             )
         if len(self.reference) < 2 or not np.isfinite(self.reference).all() or not np.isfinite(self.threshold):
             raise LenscopeError("detector: its reference and threshold must be finite, of at least two prompts")
-        if any(not isinstance(p, str) or not re.fullmatch("[0-9a-f]{64}", p) for p in self.prompts):
-            raise LenscopeError(
-                "detector: its prompts must be SHA-256 digests, 64 hexadecimal digits each (0–9, a–f); fit it anew"
-            )
+        check_fingerprints(self.prompts)
         object.__setattr__(self, "_outliers", self.method(self.reference))
 
     def __repr__(self) -> str:
@@ -135,13 +138,7 @@ class Detector:
         is a function, which cannot be kept.
         """
         folder = Path(folder)
-        lens = None
-        if self.lens.f is not None and self.view != "states":
-            if not isinstance(self.lens.f, PairMapping):
-                raise LenscopeError(f"lens {self.lens.name}: is a function; a detector is kept with a fitted lens")
-            weights = {p: w for p, w in self.lens.f.weights.items() if p is None or p[0] in self.layers}
-            replace(self.lens.f, weights=weights).save(folder / "lens")
-            lens = artifacts.read_folder(folder / "lens", "mapping")[0]["sha256"]
+        lens = None if self.view == "states" else save_lens_beside(self.lens, self.layers, folder / "lens")
         config = {
             "kind": "detector",
             "format": FORMAT,
@@ -163,11 +160,6 @@ class Detector:
         arrays = {"reference": self.reference, "own": own}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for name, a in arrays.items()}
         artifacts.write_folder(folder, STEM, config, tensors)
-
-
-def fingerprint(lm: LM, prompt: PromptLike) -> str:
-    """The SHA-256 of a prompt's text: how a detector knows what it was fitted on."""
-    return hashlib.sha256(lm.prompt(prompt).text.encode()).hexdigest()
 
 
 def fit_detector(
@@ -246,27 +238,19 @@ def fit_detector(
     )
 
 
-def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector:
-    """Load what `Detector.save` wrote, for the model it was fitted on, in the same dtype; nothing in it is run.
+def load_detector(folder: str | os.PathLike[str], lm: LM) -> Detector | AttackDetector:
+    """Load what `save` of a detector wrote, for the model it was fitted on, in the same dtype; nothing in it is run.
 
     Raises LenscopeError for what is missing, damaged, of another model, or whose scores come out differently here.
     """
     with checked_reading(folder, "is no detector that lenscope saved"):
         config, tensors = artifacts.read_folder(folder, STEM)
+        if config.get("kind") == ATTACK_DETECTOR:
+            return attack_detector_of(folder, config, tensors, lm)
         if config.get("kind") != "detector" or config["format"] != FORMAT:
             raise LenscopeError(f"{folder}: is no detector of format {FORMAT}")
-        # of one dtype, which version 0.1.0 did not say
-        dtype = str(lm.dtype).removeprefix("torch.")
-        if config.get("dtype", dtype) != dtype or not is_same_model({**config, "dtype": dtype}, lm):
-            raise LenscopeError(
-                f"{folder}: was fitted on {config['model']}, not these weights of {lm.name}; load those"
-            )
-        f = None
-        if config["lens"] is not None:
-            f = load_mapping(Path(folder) / "lens")
-            if artifacts.read_folder(Path(folder) / "lens", "mapping")[0]["sha256"] != config["lens"]:
-                raise LenscopeError(f"{folder}: its lens is not the one it was fitted with; save it again")
-        lens = Lens(lm, f, name=str(config["lens_name"]))
+        check_fitted_model(folder, config, lm)
+        lens = lens_beside(Path(folder) / "lens", lm, config["lens"], config["lens_name"])
         named = dict(config["method"])
         method = METHODS[named.pop("name")](**named)
         detector = Detector(

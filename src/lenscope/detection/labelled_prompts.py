@@ -40,16 +40,17 @@ class LabelledPrompt:
         if not isinstance(self.text, str) or not self.text.strip():
             raise LenscopeError(f"prompt {self.text!r}: give a text that is not empty")
         if not isinstance(self.attack, bool):
-            raise LenscopeError(f"prompt {_shortened(self.text)}: attack {self.attack!r}; give True or False")
+            raise LenscopeError(f"prompt {_shortened_prompt(self.text)}: attack {self.attack!r}; give True or False")
         if self.family and not self.attack:
             raise LenscopeError(
-                f"prompt {_shortened(self.text)}: is harmless, but of the family {self.family!r}; only attacks have one"
+                f"prompt {_shortened_prompt(self.text)}: is harmless, but of the family {self.family!r}; only attacks "
+                "have one"
             )
         if self.span is not None:
             start, stop = self.span
             if not 0 <= start < stop <= len(self.text):
                 raise LenscopeError(
-                    f"prompt {_shortened(self.text)}: span {start}, {stop}; give characters of its text, "
+                    f"prompt {_shortened_prompt(self.text)}: span {start}, {stop}; give characters of its text, "
                     f"0 ≤ start < stop ≤ {len(self.text)}"
                 )
 
@@ -130,6 +131,6 @@ def _stem(path: str | os.PathLike[str]) -> str:
     return name.removesuffix(".gz").rsplit(".", 1)[0] if "." in name.lstrip(".") else name
 
 
-def _shortened(text: str) -> str:
+def _shortened_prompt(text: str) -> str:
     """The beginning of a text, as it stands in a message of one line."""
     return repr(text if len(text) <= 40 else text[:39] + "…")

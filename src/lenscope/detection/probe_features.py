@@ -65,15 +65,15 @@ class ProbeReading:
     def layers(self) -> tuple[int, ...]:
         """The layers at which the model's states are needed."""
         states = self.state_layers if {LAST, MEAN, BOTH} & {*self.views} else ()
-        through = [n for layers in self._through.values() for n in layers]
+        through = [n for name in self.through for n in self.lens_layers[name]]
         last = [self.lm.n_layers] if through or PERPLEXITY in self.views else []
         return tuple(sorted({*states, *through, *last})) or (0,)
 
     @property
-    def _through(self) -> dict[str, tuple[int, ...]]:
-        """The lenses that a view needs, and their layers."""
+    def through(self) -> dict[str, Lens]:
+        """The lenses that a view needs."""
         of_all = {BOTH, TRAJECTORIES} & {*self.views}
-        return {n: layers for n, layers in self.lens_layers.items() if of_all or f"trajectory {n}" in self.views}
+        return {n: lens for n, lens in self.lenses.items() if of_all or f"trajectory {n}" in self.views}
 
     def batches(self, prompts: Sequence[PromptLike], known: ReadPrefixes | None = None) -> Iterator[StatesBehindPrefix]:
         """The states of prompts, each prompt in one batch; what they begin with is read once, or `known`."""
@@ -90,10 +90,10 @@ class ProbeReading:
             mean = batch.mean_states().float().cpu().numpy()
             out[MEAN] = {n: mean[:, at[n]] for n in self.state_layers}
         pooled = [
-            np.stack([pool_positions(v) for v in position_values(self.lenses[name], batch, layers)])
-            for name, layers in self._through.items()
+            np.stack([pool_positions(v) for v in position_values(lens, batch, self.lens_layers[name])])
+            for name, lens in self.through.items()
         ]
-        out.update({f"trajectory {n}": {ALL_LAYERS: x} for n, x in zip(self._through, pooled, strict=True)})
+        out.update({f"trajectory {n}": {ALL_LAYERS: x} for n, x in zip(self.through, pooled, strict=True)})
         if {TRAJECTORIES, BOTH} & {*self.views}:
             together = np.concatenate(pooled, 1)
             out[TRAJECTORIES] = {ALL_LAYERS: together}

@@ -206,7 +206,7 @@ def _out_of_fold(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.ndarray:
     for f in range(int(fold.max()) + 1):
         test = fold == f
         mean, scale = _standards(x[~test])
-        fits = _fits((x[~test] - mean) / scale, y[~test], PENALTIES)
+        fits = _weights_by_penalty((x[~test] - mean) / scale, y[~test], PENALTIES)
         rows = (x[test] - mean) / scale
         margins[:, test] = [rows @ weights + bias for weights, bias in fits]
     return margins
@@ -214,7 +214,7 @@ def _out_of_fold(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 def _fitted_probe(x: np.ndarray, y: np.ndarray, penalty: float, calibration: Calibration) -> Probe:
     mean, scale = _standards(x)
-    ((weights, bias),) = _fits((x - mean) / scale, y, (penalty,))
+    ((weights, bias),) = _weights_by_penalty((x - mean) / scale, y, (penalty,))
     return Probe(mean, scale, weights, bias, calibration, penalty)
 
 
@@ -224,7 +224,7 @@ def _standards(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(scale > ROUNDING * (1 + np.abs(mean)), scale, np.inf)
 
 
-def _fits(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[tuple[np.ndarray, float]]:
+def _weights_by_penalty(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[tuple[np.ndarray, float]]:
     """Weights (F,) and bias of logistic regression of y (N,) on standardised x (N, F), for each penalty."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenscope.detection.detector import fingerprint
+from lenscope.detection.detector_parts import fingerprint
 from lenscope.detection.prompt_features import (
     answer_features,
     disturb_prompts,

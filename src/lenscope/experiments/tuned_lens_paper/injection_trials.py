@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.detection.detector import fingerprint
+from lenscope.detection.detector_parts import fingerprint
 from lenscope.detection.outliers import NEIGHBOURS, Forest, Mahalanobis, Method, best_candidate, folds, separation
 from lenscope.errors import LenscopeError
 from lenscope.models.language_model import LM
