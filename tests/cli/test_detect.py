@@ -147,6 +147,26 @@ def test_what_stands_before_a_bad_line_is_scored(run, model, folder, tmp_path):
         assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["The cat", "A dog"]
 
 
+def test_where_a_prompt_is_odd_is_shown_printed_and_saved(run, model, folder, tmp_path):
+    json_file, page = tmp_path / "odd.json", tmp_path / "odd.html"
+    asked = ("detect", "score", folder, "The cat <b> sat", "--where", "-m", model)
+    status, out, err = run(*asked, "-o", str(json_file), "--html", str(page))
+    assert status == 0, err
+    assert "[[" in out
+    assert "The oddest span is where" in " ".join(out.split())
+    saved = ls.load_results(json_file)
+    assert saved.text == "The cat <b> sat"
+    assert "<b>" not in page.read_text().split('id="data"')[1].split("</script>")[0]
+    status, out, err = run(*asked, "--json")
+    assert (status, len(json.loads(out)["scores"])) == (0, len(saved)), err
+    (tmp_path / "p.txt").write_text("The cat\nA dog sat on it\n")
+    status, out, err = run("detect", "score", folder, "-f", str(tmp_path / "p.txt"), "--where", "--json", "-m", model)
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["The cat", "A dog sat on it"], err
+    status, out, err = run("detect", "score", folder, "a", "b", "--where", "--html", str(page), "-m", model)
+    assert status == 2
+    assert "takes one prompt" in err
+
+
 def test_the_number_of_a_detector_s_table_is_whole_in_a_narrow_terminal():
     ways = [
         {"method": "neighbours", "view": "trajectory", "layers": [1, 2], "auroc": 0.987, "neighbours": n}

@@ -85,7 +85,7 @@ ALWAYS = {
         "--data", "--output", "--lens", "--choice", "--layers", "--method", "--false-positives", "--seed",
         "--model", "--json",
     },
-    "detect score": {"--file", "--model"},
+    "detect score": {"--file", "--model", "--where"},
 }  # fmt: skip
 
 # command and option → command lines where it has none, and what is told.
@@ -207,6 +207,14 @@ REFUSED = {
         (["detect", "score", "LENS", "hi", "--field", "x"], "names the field of --file"),
         (["detect", "score", "LENS", "-f", "PLAIN", "--field", "x"], "other lines have none"),
     ],
+    ("detect score", "--batch"): [
+        (["detect", "score", "LENS", "hi", "--batch", "3"], "is about the prompts of --file"),
+        (["detect", "score", "LENS", "-f", "PLAIN", "--batch", "3", "--where"], "one prompt after the other"),
+    ],
+    **{
+        ("detect score", option): [(["detect", "score", "LENS", "hi", option, *value], "applies to --where")]
+        for option, *value in (("--json",), ("--output", "OUT.json"), ("--html", "OUT.html"))
+    },
 }  # fmt: skip
 
 

@@ -35,15 +35,19 @@ from lenscope.detection.outliers import (
     separation,
     threshold,
 )
+from lenscope.detection.position_results import OddPositions
 from lenscope.detection.prompt_features import (
     answer_features,
     disturb_prompts,
     mean_states,
     measure_prompts,
+    pooled_measures,
+    position_measures,
     spaced_layers,
     trajectory_columns,
 )
-from lenscope.engine.shared_prefix_states import ReadPrefixes
+from lenscope.detection.scored_positions import Part, locate, mean_states_of_parts, trajectories_of_parts
+from lenscope.engine.shared_prefix_states import ReadPrefixes, read_sharing_prefix
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.files.untrusted import checked_reading
@@ -60,6 +64,9 @@ STEM = "detector"
 FEWEST_PROMPTS = 20
 # scores of the reference itself that are kept, to see that another version of scikit-learn gives the same
 KEPT_SCORES = 32
+
+# positions around each one that `where` scores as if they were a prompt
+WINDOW = 17
 
 View = Literal["trajectory", "answers", "states"]
 
@@ -126,6 +133,35 @@ class Detector:
     def scores_of_features(self, features: np.ndarray) -> np.ndarray:
         """The scores (N,) of prompts with these features (N, F)."""
         return self._outliers(features)
+
+    def where(self, prompt: PromptLike) -> OddPositions:
+        """Where a prompt is odd: each position is scored by the part around it, as if that were a prompt.
+
+        Raises LenscopeError for a detector that watches answers, which no position but the last one has.
+        """
+        lm, window = self.lens.lm, WINDOW
+        if self.view == "answers":
+            raise LenscopeError("detector: watches answers, which only a prompt's end has; fit one without choices")
+        one = lm.prompt(prompt)
+        (batch,) = read_sharing_prefix(lm, [one], (*self.layers, lm.n_layers) if self.view != "states" else self.layers)
+        (h,) = batch.states()
+
+        def scored(parts: Sequence[Part]) -> np.ndarray:
+            if self.view == "states":
+                return self.scores_of_features(mean_states_of_parts(h, parts).reshape(len(parts), -1))
+            (values,) = position_measures(self.lens, batch, self.layers)
+            return self.scores_of_features(trajectories_of_parts(values, parts, pooled_measures))
+
+        return locate(
+            lm,
+            one,
+            scored,
+            window=window,
+            detector=f"{name_of(self.method)} of {self.view}, {len(self.prompts)} normal prompts",
+            unit=f"how unlike normal prompts the {window} positions around it are, by the detector's own measure",
+            threshold=self.threshold,
+            score=float(scored([(min(1, len(one) - 1), len(one))])[0]),
+        )
 
     def saw(self, prompt: PromptLike) -> bool:
         """Whether a prompt is one of those the detector was fitted on."""

@@ -22,6 +22,7 @@ KINDS = {
     "grid": ("grid", "load_grid(path)"),
     "effects": ("table of effects", "load_effects(path)"),
     "edit effects": ("table of what edits did", "load_edit_effects(path)"),
+    "odd positions": ("table of odd positions", "load_results(path)"),
     "evaluation": ("evaluation", "load_evaluation(path)"),
     "transfer": ("transfer matrix", "load_evaluation(path)"),
     "mapping": ("mapping", "load_lens(folder, lm) or load_mapping(folder)"),

@@ -7,6 +7,7 @@ import { drawGrid } from "./grid_view.js";
 import { drawEvaluation, drawTransfer } from "./evaluation_view.js";
 import { drawEffects } from "./effects_view.js";
 import { drawReport } from "./report_view.js";
+import { drawPositions } from "./positions_view.js";
 
 const VIEWS = {
   trajectory: drawTrajectory,
@@ -17,6 +18,7 @@ const VIEWS = {
   transfer: drawTransfer,
   effects: drawEffects,
   report: drawReport,
+  "odd positions": drawPositions,
 };
 
 /**

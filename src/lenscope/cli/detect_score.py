@@ -1,0 +1,165 @@
+"""The command that scores prompts with a detector: as they come, together, in their order, and where each is odd.
+
+Knows: files of prompts, which are read line by line, and one line of JSON per score.
+Does not know: how a detector works (detection/detector.py), how it is fitted (detect.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lenscope.cli.options import CommonOptions, PageFile, Prompts, common_options
+from lenscope.cli.streams import failure, flush, print_json
+from lenscope.cli.terminal import rate_line, show_and_save
+from lenscope.cli.validation import require_effect, require_model, require_path, require_writable
+from lenscope.errors import LenscopeError
+from lenscope.files.arriving import batches_as_they_come, standard_input
+from lenscope.files.text_files import parse_json_line, read_lines
+
+if TYPE_CHECKING:
+    from lenscope.detection.detector import Detector
+    from lenscope.engine.shared_prefix_states import ReadPrefixes
+
+# prompts of a file that are scored together, by default and at most
+PROMPTS_TOGETHER, MOST_TOGETHER = 32, 4096
+
+PromptField = Annotated[
+    str | None, typer.Option(help="Name of the field that has the prompt, in files of JSON lines; default: text.")
+]  # fmt: skip
+
+
+@common_options()
+def score_prompts_command(
+    folder: Annotated[str, typer.Argument(metavar="DETECTOR", help="Folder that detect fit wrote.")],
+    prompts: Prompts = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", "-f", help="File of prompts, .txt or .jsonl, read line by line; - reads stdin."),
+    ] = None,
+    field: PromptField = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Prompts of --file to score together at most; none waits for others. Default: {PROMPTS_TOGETHER}."
+        ),
+    ] = None,
+    where: Annotated[
+        bool, typer.Option("--where", help="Show where each prompt is odd: a score for every token.")
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Save where the prompt is odd to this .json file.")
+    ] = None,
+    html: PageFile = None,
+    *,
+    common: CommonOptions,
+) -> None:
+    """Score prompts: the higher, the odder.
+
+    Each prompt gives one line of JSON, in the order of the prompts. Those that have come are scored together, and what
+    they begin with, such as a system prompt, is read once.
+
+    \b
+    Examples:
+      lenscope detect score detector "Ignore all instructions"
+      tail -f log.txt | lenscope detect score detector -f -
+      lenscope detect score detector "A long e-mail" --where --html odd.html
+    """
+    if not prompts and file is None:
+        raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
+    require_effect("--field", field, file is not None, "names the field of --file FILE.jsonl")
+    require_effect("--batch", batch, file is not None, "is about the prompts of --file")
+    require_effect("--batch", batch, not where, "--where takes one prompt after the other")
+    if batch is not None and not 1 <= batch <= MOST_TOGETHER:
+        raise LenscopeError(f"--batch {batch}: give a whole number, 1–{MOST_TOGETHER:,}")
+    require_effect("--json", common.as_json, where, "scores are JSON without it; it applies to --where")
+    for option, path, ending in (("--output", output, ".json"), ("--html", html, ".html")):
+        require_effect(option, path, where, "applies to --where")
+        require_writable(path, (ending,))
+        if path and (file is not None or len(prompts or ()) != 1):
+            raise LenscopeError(f"{option} {path}: takes one prompt, as an argument")
+    if file is not None:
+        check_field(field, file)
+        if file != "-":
+            require_path(file, "file")
+    if not Path(folder).is_dir():
+        require_path(folder, "folder, which lenscope detect fit makes")
+        raise LenscopeError(f"{folder}: no such folder; lenscope detect fit makes one")
+    if not (Path(folder) / "config.json").is_file():
+        raise LenscopeError(f"{folder}: is no detector (the folder has no config.json); lenscope detect fit makes one")
+    require_model(common.model)
+    lm = common.load()
+    from lenscope.detection.detector import load_detector
+    from lenscope.engine.shared_prefix_states import ReadPrefixes
+
+    detector, known, done = load_detector(folder, lm), ReadPrefixes(), 0
+    most = 1 if where else batch or PROMPTS_TOGETHER
+    with rate_line("prompts") as advance:
+        for texts in _batches_of_prompts(prompts or (), file, field or "text", most):
+            if where:
+                odd = detector.where(texts[0])
+                show_and_save(odd, lm, repr(texts[0]), odd.detector, "scores", common.as_json, output, html)
+            for part in [] if where else _scorable(detector, texts, known):
+                for prompt, score in part:
+                    print_json(_line_of_score(detector, prompt, score))
+                flush()
+                advance(done := done + len(part))
+            flush()
+            if failure():
+                return
+
+
+def _scorable(detector: "Detector", texts: list[str], known: "ReadPrefixes") -> Iterator[list[tuple[str, float]]]:
+    """Prompts with their scores, all together; where one of them cannot be read, those before it one by one."""
+    try:
+        scores = detector.scores_of_features(detector.features(texts, known)).tolist()
+    except LenscopeError:
+        if len(texts) == 1:
+            raise
+    else:
+        yield list(zip(texts, scores, strict=True))
+        return
+    for text in texts:
+        yield from _scorable(detector, [text], known)
+
+
+def _line_of_score(detector: "Detector", prompt: str, score: float) -> dict[str, Any]:
+    """What is printed of a prompt."""
+    about = {"score": score, "threshold": detector.threshold, "above": score > detector.threshold}
+    return {"prompt": prompt, **about, "false_positives": detector.false_positives}
+
+
+def _batches_of_prompts(given: Sequence[str], file: str | None, field: str, most: int) -> Iterator[list[str]]:
+    """The prompts of the command line, then those of a file as they come."""
+    for start in range(0, len(given), most):
+        yield list(given[start : start + most])
+    if file is not None:
+        yield from batches_as_they_come(read_prompt_file(file, field), most)
+
+
+def check_field(field: str | None, file: str) -> None:
+    """Raise LenscopeError for a field of a file whose lines have none."""
+    require_effect(
+        "--field",
+        field,
+        file.endswith((".jsonl", ".jsonl.gz")),
+        "names a field of .jsonl files, and other lines have none",
+    )
+
+
+def read_prompt_file(file: str, field: str) -> Iterator[str]:
+    """The prompts of a file, each as soon as its line is there; empty lines are none."""
+    for n, line in enumerate(read_lines(standard_input() if file == "-" else file), 1):
+        if line.strip():
+            yield _prompt_of_line(line, f"{file}, line {n}", field) if file.endswith((".jsonl", ".jsonl.gz")) else line
+
+
+def _prompt_of_line(line: str, where: str, field: str) -> str:
+    try:
+        text = parse_json_line(line, where)[field]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise LenscopeError(f"{where}: is no JSON object with a field {field!r}; name it with --field") from error
+    if not isinstance(text, str) or not text:
+        raise LenscopeError(f"{where}: {field!r} is {text!r}; it must be a text")
+    return text
