@@ -82,8 +82,7 @@ ALWAYS = {
     },
     "demo": {"--output", "--model"},
     "detect fit": {
-        "--data", "--output", "--lens", "--choice", "--layers", "--method", "--false-positives", "--seed",
-        "--model", "--json",
+        "--data", "--output", "--attacks", "--lens", "--layers", "--false-positives", "--seed", "--model", "--json",
     },
     "detect score": {"--file", "--model", "--where"},
 }  # fmt: skip
@@ -203,6 +202,10 @@ REFUSED = {
     },
     ("detect fit", "--field"): [([*DETECT, "--field", "x"], "other lines have none")],
     ("detect fit", "--transferred"): [([*DETECT, "--transferred"], "applies to --lens")],
+    ("detect fit", "--choice"): [([*DETECT, "--attacks", "PLAIN", "--choice", "a"], "without --attacks")],
+    ("detect fit", "--method"): [([*DETECT, "--attacks", "PLAIN", "--method", "forest"], "without --attacks")],
+    ("detect fit", "--calibration"): [([*DETECT, "--calibration", "platt"], "is about detectors of --attacks")],
+    ("detect fit", "--abstain"): [([*DETECT, "--abstain", "0"], "is about detectors of --attacks")],
     ("detect score", "--field"): [
         (["detect", "score", "LENS", "hi", "--field", "x"], "names the field of --file"),
         (["detect", "score", "LENS", "-f", "PLAIN", "--field", "x"], "other lines have none"),

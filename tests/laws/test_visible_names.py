@@ -9,6 +9,7 @@ from drawing import ACTING, NASTY, drawn
 import lenscope as ls
 from lenscope.cli import demo
 from lenscope.cli import detect as detecting
+from lenscope.cli.detect_attacks import table_of_views
 from lenscope.cli.terminal import fitted_table
 from lenscope.experiments.report import Report
 from lenscope.patchscopes.grid import Grid
@@ -50,6 +51,9 @@ def tables_of_names(trajectory, lm):
     yield Report("x", NASTY, "c", "r", {"t": [{NASTY: NASTY, "n": 1}]}).table("t")
     rows = [{"layer": 0, "kl": 1.0, "kl_logit_lens": 2.0}]
     yield fitted_table({"lens": NASTY, "layers": rows, "held_out": {"tokens": [1, 1]}})
+    at = {"false_positives": 0.05, "value": 0.5, "interval_95": None}
+    row = {"view": NASTY, "layer": 1, "auroc": 0.5, "auroc_95": None, "true_positives": [at], "control": False}
+    yield table_of_views([row], NASTY)
     yield detecting._table_of_methods([{"method": NASTY, "view": NASTY, "layers": [1], "auroc": 0.5, "size": NASTY}])
 
 

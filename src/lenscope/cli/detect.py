@@ -1,4 +1,4 @@
-"""The commands of detectors: their group, and fitting one on normal prompts.
+"""The commands of detectors: their group, and fitting one on normal prompts, or on attacks as well.
 
 Knows: what fitting is given, and the table of what was tried. Does not know: how a detector works
 (detection/detector.py), how prompts are scored (detect_score.py).
@@ -10,17 +10,20 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from lenscope.cli.detect_attacks import check_attack_options, fit_on_attacks, labelled_prompts_of
 from lenscope.cli.detect_score import PromptField, check_field, read_prompt_file, score_prompts_command
 from lenscope.cli.options import (
+    TUNED,
     CommonOptions,
     Seed,
     Transferred,
-    TunedLens,
     common_options,
+    name_and_place,
     open_lens,
     parse_indices,
     resolve_layers,
 )
+from lenscope.cli.several_lenses import LOGIT
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, headline, progress_bar, show
 from lenscope.cli.validation import (
@@ -52,8 +55,18 @@ def fit_detector_command(
         str, typer.Option("--data", "-d", help="File of normal prompts: .txt with one per line, or .jsonl.")
     ],
     output: Annotated[str, typer.Option("-o", "--output", help="Folder for the detector.")],
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="File of attacks, .txt or .jsonl, to fit a detector of attacks. In .jsonl files, also in --data, a "
+            "label (1 attack, 0 harmless), source, category, host and span are read."
+        ),
+    ] = None,
     field: PromptField = None,
-    lens: TunedLens = None,
+    lens: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{TUNED[:-1]}; with --attacks it may be repeated, also as NAME=LENS; logit is a lens too."),
+    ] = None,
     transferred: Transferred = False,
     choice: Annotated[
         list[str] | None,
@@ -72,42 +85,75 @@ def fit_detector_command(
     false_positives: Annotated[
         float, typer.Option("--false-positives", help="Share of normal prompts that may score above the threshold.")
     ] = 0.05,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="How --attacks gives probabilities: platt or isotonic, which takes more prompts. [platt]"),
+    ] = None,
+    abstain: Annotated[
+        float | None,
+        typer.Option(help="Share of the prompts, nearest to the threshold, about which --attacks is unsure. [0.1]"),
+    ] = None,
     seed: Seed = 0,
     *,
     common: CommonOptions,
 ) -> None:
-    """Fit a detector on normal prompts.
+    """Fit a detector on normal prompts, or on normal prompts and attacks.
 
-    The method is chosen on normal prompts alone; the detector never sees an odd one.
+    Without --attacks the method is chosen on normal prompts alone, and the detector never sees an odd one. With
+    --attacks a linear probe gives the probability that a prompt is an attack.
 
     \b
-    Example:
+    Examples:
       lenscope detect fit --data normal.txt --lens lens -o detector
+      lenscope detect fit --data normal.txt --attacks attacks.jsonl --lens lens --lens logit -o detector
     """
-    check_field(field, data)
-    require_effect("--transferred", transferred, lens is not None, "applies to --lens")
+    check_field(field, data, *([] if attacks is None else [attacks]))
+    require_effect("--transferred", transferred, bool(lens), "applies to --lens")
+    for name, value in (("--calibration", calibration), ("--abstain", abstain)):
+        require_effect(name, value is not None, attacks is not None, "is about detectors of --attacks")
+    for name, several in (("--choice", choice), ("--method", method)):
+        require_effect(name, several, attacks is None, "is about detectors of normal prompts alone, without --attacks")
     if not 0 < false_positives < 1:
         raise LenscopeError(f"--false-positives {false_positives}: give a share between 0 and 1, such as 0.05")
     require_seed(seed)
-    prompts = list(read_prompt_file(data, field or "text"))
+    check_attack_options(calibration, abstain)
+    labelled = None if attacks is None else labelled_prompts_of(data, attacks, field or "text")
+    prompts = list(read_prompt_file(data, field or "text")) if labelled is None else []
     wanted = parse_indices(layers, "layers")
     if choice is not None and len(choice) < 2:
         raise LenscopeError(f"--choice {choice[0]}: give at least two")
     if (Path(output) / "config.json").exists():
         raise LenscopeError(f"{output}: has a config.json already; give another folder")
     require_model(common.model)
-    if lens is not None:
-        require_lens(lens, transferred)
+    if attacks is None and len(lens or ()) > 1:
+        raise LenscopeError(f"--lens {(lens or [])[1]}: a detector of normal prompts alone reads through one lens")
+    for one in lens or ():
+        if attacks is None or one != LOGIT:
+            require_lens(name_and_place(one)[1] if attacks is not None else one, transferred)
     from lenscope.detection.outliers import METHODS
 
     for one in method or ():
         require_name("method", one, METHODS)
     make_folder(output)
+    if labelled is not None:
+        fit_on_attacks(
+            common,
+            labelled,
+            output,
+            lenses=lens or (),
+            transferred=transferred,
+            layers=wanted,
+            calibration=calibration or "platt",
+            false_positives=false_positives,
+            abstain=0.1 if abstain is None else abstain,
+            seed=seed,
+        )
+        return
     lm = common.load()
     from lenscope.detection.detector import fit_detector
     from lenscope.lenses.lens import Lens
 
-    f = None if lens is None else open_lens(lens, lm, transferred)
+    f = open_lens(lens[0], lm, transferred) if lens else None
     with progress_bar("prompts") as advance:
         detector = fit_detector(
             Lens(lm, f),

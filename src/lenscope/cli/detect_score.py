@@ -19,6 +19,7 @@ from lenscope.files.arriving import batches_as_they_come, standard_input
 from lenscope.files.text_files import parse_json_line, read_lines
 
 if TYPE_CHECKING:
+    from lenscope.detection.attack_detector import AttackDetector
     from lenscope.detection.detector import Detector
     from lenscope.engine.shared_prefix_states import ReadPrefixes
 
@@ -57,6 +58,7 @@ def score_prompts_command(
 ) -> None:
     """Score prompts: the higher, the odder.
 
+    A detector of attacks gives the probability of one, and a verdict.
     Each prompt gives one line of JSON, in the order of the prompts. Those that have come are scored together, and what
     they begin with, such as a system prompt, is read once.
 
@@ -110,7 +112,9 @@ def score_prompts_command(
                 return
 
 
-def _scorable(detector: "Detector", texts: list[str], known: "ReadPrefixes") -> Iterator[list[tuple[str, float]]]:
+def _scorable(
+    detector: "Detector | AttackDetector", texts: list[str], known: "ReadPrefixes"
+) -> Iterator[list[tuple[str, float]]]:
     """Prompts with their scores, all together; where one of them cannot be read, those before it one by one."""
     try:
         scores = detector.scores_of_features(detector.features(texts, known)).tolist()
@@ -124,9 +128,14 @@ def _scorable(detector: "Detector", texts: list[str], known: "ReadPrefixes") -> 
         yield from _scorable(detector, [text], known)
 
 
-def _line_of_score(detector: "Detector", prompt: str, score: float) -> dict[str, Any]:
+def _line_of_score(detector: "Detector | AttackDetector", prompt: str, score: float) -> dict[str, Any]:
     """What is printed of a prompt."""
-    about = {"score": score, "threshold": detector.threshold, "above": score > detector.threshold}
+    from lenscope.detection.attack_detector import AttackDetector
+
+    about: dict[str, Any] = {"score": score}
+    if isinstance(detector, AttackDetector):
+        about["verdict"] = detector.verdict_of_score(score)
+    about |= {"threshold": detector.threshold, "above": score > detector.threshold}
     return {"prompt": prompt, **about, "false_positives": detector.false_positives}
 
 
@@ -138,12 +147,12 @@ def _batches_of_prompts(given: Sequence[str], file: str | None, field: str, most
         yield from batches_as_they_come(read_prompt_file(file, field), most)
 
 
-def check_field(field: str | None, file: str) -> None:
-    """Raise LenscopeError for a field of a file whose lines have none."""
+def check_field(field: str | None, *files: str) -> None:
+    """Raise LenscopeError for a field of files of which no lines have one."""
     require_effect(
         "--field",
         field,
-        file.endswith((".jsonl", ".jsonl.gz")),
+        any(file.endswith((".jsonl", ".jsonl.gz")) for file in files),
         "names a field of .jsonl files, and other lines have none",
     )
 

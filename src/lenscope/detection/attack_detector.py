@@ -80,9 +80,9 @@ class AttackDetector:
     reading: ProbeReading = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known = all_views(self.lenses)
-        if self.view not in known:
-            raise LenscopeError(f"detector: view {self.view!r}; give one of {', '.join(map(repr, known))}")
+        views = all_views(self.lenses)
+        if self.view not in views:
+            raise LenscopeError(f"detector: view {self.view!r}; give one of {', '.join(map(repr, views))}")
         of_layer = self.view in (LAST, MEAN, BOTH)
         if of_layer != (self.layer != ALL_LAYERS):
             raise LenscopeError(
@@ -105,7 +105,9 @@ class AttackDetector:
                 f"{width} features"
             )
         values = [*self.thresholds.values(), *self.unsure]
-        if any(not math.isnan(v) and not 0 <= v <= 1 for v in values) or self.false_positives not in self.thresholds:
+        known = self.false_positives in self.thresholds and not math.isnan(self.threshold + sum(self.unsure))
+        shares = all(0 < share < 1 for share in self.thresholds)
+        if not known or not shares or any(not math.isnan(v) and not 0 <= v <= 1 for v in values):
             raise LenscopeError("detector: thresholds must be probabilities, that at its false positives among them")
         check_fingerprints(self.prompts)
         reading = ProbeReading(self.lm, (self.view,), tuple(states), self.lenses, self.lens_layers)

@@ -53,9 +53,9 @@ def fit_attack_detector(
     View, layer and penalty are chosen by cross-validation among these prompts (`choose_probe`), in which prompts with
     one host, or that are equal but for letter case, digits and blanks, are never on both sides. `report["tried"]` has
     each view's AUROC out of fold and the share of attacks above the thresholds, with intervals; "length" and
-    "perplexity" are controls. These numbers are of prompts like those of the fit. On other data sets they are lower (for
-    linear probes of Llama-3.1-8B, arXiv 2602.14161 reports .996 in distribution, and .912 with one of 18 data sets left
-    out), and have to be measured there.
+    "perplexity" are controls. These numbers are of prompts like those of the fit. On other data sets they are lower,
+    and have to be measured there: for linear probes of Llama-3.1-8B, arXiv 2602.14161 reports .996 in distribution, and
+    .912 with one of 18 data sets left out.
 
     Args:
         lenses: what trajectories are read through, by name.

@@ -1,0 +1,124 @@
+"""What `lenscope detect fit` does with attacks: prompts with labels, what was tried, in a table and in words.
+
+Knows: which files have which labels, how views and their intervals are shown.
+Does not know: how a detector is fitted (detection/attack_fit.py), the other options of the command (detect.py).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from lenscope.cli.options import CommonOptions, resolve_layers
+from lenscope.cli.several_lenses import lenses_by_name, opened_lenses
+from lenscope.cli.streams import flush, print_json, tell
+from lenscope.cli.terminal import Screen, headline, progress_bar, show
+from lenscope.errors import LenscopeError
+from lenscope.visible_text import printable
+
+if TYPE_CHECKING:
+    from lenscope.detection.labelled_prompts import LabelledPrompt
+
+
+def labelled_prompts_of(data: str, attacks: str, field: str) -> "list[LabelledPrompt]":
+    """The prompts of --data and --attacks: a row's own label counts, and what has none is as its option says.
+
+    One file for both must have labels in all rows. Raises LenscopeError for files that are not right.
+    """
+    from lenscope.detection.labelled_prompts import read_labelled_prompts
+
+    if Path(data).resolve() == Path(attacks).resolve():
+        return read_labelled_prompts(data, field=field)
+    harmless = read_labelled_prompts(data, field=field, attack=False)
+    return [*harmless, *read_labelled_prompts(attacks, field=field, attack=True)]
+
+
+def check_attack_options(calibration: str | None, abstain: float | None) -> None:
+    """Raise LenscopeError for values that a fit would refuse, before a model is loaded."""
+    from lenscope.detection.calibration import CALIBRATIONS
+
+    if calibration is not None and calibration not in CALIBRATIONS:
+        raise LenscopeError(f"--calibration {calibration}: give one of {', '.join(CALIBRATIONS)}")
+    if abstain is not None and not 0 <= abstain < 1:
+        raise LenscopeError(f"--abstain {abstain}: give a share from 0 to below 1, such as 0.1")
+
+
+def fit_on_attacks(
+    common: CommonOptions,
+    prompts: "Sequence[LabelledPrompt]",
+    output: str,
+    *,
+    lenses: Sequence[str],
+    transferred: bool,
+    layers: list[int] | range | None,
+    calibration: str,
+    false_positives: float,
+    abstain: float,
+    seed: int,
+) -> None:
+    """Fit a detector of attacks, show what was tried, and save it."""
+    lm = common.load()
+    from lenscope.detection.attack_fit import fit_attack_detector
+    from lenscope.lenses.lens import Lens
+
+    opened = opened_lenses(lenses_by_name(lenses), lm, transferred) if lenses else {"logit lens": None}
+    with progress_bar("prompts") as advance:
+        detector = fit_attack_detector(
+            {name: Lens(lm, f, name=name) for name, f in opened.items()},
+            prompts,
+            layers=None if layers is None else resolve_layers(layers, lm.n_layers),
+            calibration=calibration,
+            false_positives=false_positives,
+            abstain=abstain,
+            seed=seed,
+            progress=advance,
+        )
+    known = {f"{share:g}": None if p != p else p for share, p in detector.thresholds.items()}
+    report = detector.report
+    if common.as_json:
+        about = {"view": detector.view, "layer": detector.layer, "thresholds": known, "unsure": list(detector.unsure)}
+        about |= {"threshold": detector.threshold, "false_positives": detector.false_positives, **report}
+        print_json({"kind": "attack detector", "folder": output, **about})
+    else:
+        console = Screen()
+        counts = f"{report['attacks']} attacks, {report['harmless']} harmless prompts"
+        console.print(headline(lm, counts, console.width, "detector of attacks"))
+        show(console, table_of_views(report["tried"], detector.view))
+    flush()
+    detector.save(output)
+    if not common.as_json:
+        tell(
+            f"saved {output}; {detector.false_positives:.0%} of harmless prompts like these score above "
+            f"{detector.threshold:.4g}. Its numbers are in distribution: before you trust it, measure it on data sets "
+            "that it has never seen, with lenscope detect evaluate"
+        )
+
+
+def table_of_views(tried: Sequence[dict[str, Any]], taken: str) -> Table:
+    """What came of each view out of fold, the best first, controls among them."""
+    from lenscope.display.tables import TableColumn, plain_table
+
+    lines = []
+    for row in sorted(tried, key=lambda r: -r["auroc"]):
+        name = f"{row['view']}{', layer ' + str(row['layer']) if row['layer'] is not None else ''}"
+        name += " (control)" if row["control"] else " (taken)" if row["view"] == taken else ""
+        cells = [_with_ends(row["auroc"], row["auroc_95"])]
+        cells += [_with_ends(at["value"], at["interval_95"]) for at in row["true_positives"]]
+        lines.append([printable(cell) for cell in (name, *cells)])
+    shares = [at["false_positives"] for at in tried[0]["true_positives"]]
+    columns = [TableColumn("looks at", folds="all"), TableColumn("AUROC", "right")]
+    columns += [TableColumn(f"found at {share:.3g}", "right") for share in shares]
+    caption = (
+        "Of prompts of the fit, each by a probe fitted without its group; 95 % intervals. Found: the share of attacks "
+        f"above the threshold that a share {' or '.join(f'{s:.3g}' for s in shares)} of harmless prompts exceeds; – "
+        "where there are too few harmless prompts to know it"
+    )
+    return plain_table(columns, lines, caption, gap=2)
+
+
+def _with_ends(value: float | None, ends: Sequence[float | None] | None) -> str:
+    if value is None:
+        return "–"
+    low, high = ends or (None, None)
+    return f"{value:.3f}" + ("" if low is None or high is None else f" {low:.2f}–{high:.2f}")
