@@ -87,11 +87,15 @@ def fit_detector_command(
     ] = 0.05,
     calibration: Annotated[
         str | None,
-        typer.Option(help="How --attacks gives probabilities: platt or isotonic, which takes more prompts. [platt]"),
+        typer.Option(
+            help="With --attacks: platt, or isotonic, which takes more prompts, makes probabilities; default: platt."
+        ),
     ] = None,
     abstain: Annotated[
         float | None,
-        typer.Option(help="Share of the prompts, nearest to the threshold, about which --attacks is unsure. [0.1]"),
+        typer.Option(
+            help="With --attacks: share of the prompts, nearest to the threshold, to be unsure of; default: 0.1."
+        ),
     ] = None,
     seed: Seed = 0,
     *,
