@@ -26,7 +26,7 @@ def detector_card(detector: Any, evaluation: Mapping[str, Any] | None = None) ->
             detectors are left out.
     """
     report, lm = detector.report, detector.lm
-    lines = [f"# A detector of attacks for {_cell(lm.name)}", ""]
+    lines = [f"# A detector of attacks for {_markdown_cell(lm.name)}", ""]
     lines += [
         "It says how probable it is that a prompt is an attack, such as an injected instruction, by how the model "
         "processes the prompt. A linear probe was fitted on prompts with labels.",
@@ -126,7 +126,7 @@ def _tested_on(evaluation: Mapping[str, Any] | None) -> list[str]:
     for name, rows in _tables_of(evaluation):
         columns = [c for c in _measured_columns(rows) if any(c in row for row in rows)]
         cells = [[row.get("data set", "–"), *(_value(row.get(c)) for c in columns)] for row in rows]
-        lines += [f"{_cell(name[:1].upper() + name[1:])}:", "", *_table(["data set", *columns], cells)]
+        lines += [f"{_markdown_cell(name[:1].upper() + name[1:])}:", "", *_table(["data set", *columns], cells)]
     if lines:
         return ["In brackets are 95 % intervals.", "", *lines]
     return [
@@ -141,7 +141,7 @@ def _failures(evaluation: Mapping[str, Any] | None) -> list[str]:
     failures = []
     for table, rows in _tables_of(evaluation):
         for row in rows:
-            where = f"{_cell(row.get('data set', '–'))} ({_cell(table)})"
+            where = f"{_markdown_cell(row.get('data set', '–'))} ({_markdown_cell(table)})"
             area, low, _ = _value_with_ends(row.get("AUROC"))
             if area is not None and (area if low is None else low) <= 0.5:
                 failures.append(f"{where}: its AUROC, {_value(row['AUROC'])}, is not above chance.")
@@ -202,10 +202,10 @@ def _value(value: Any) -> str:
 
 def _table(head: Sequence[str], rows: Any) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return [*lines, *(f"| {' | '.join(_cell(c) for c in row)} |" for row in rows), ""]
+    return [*lines, *(f"| {' | '.join(_markdown_cell(c) for c in row)} |" for row in rows), ""]
 
 
-def _cell(value: object) -> str:
+def _markdown_cell(value: object) -> str:
     """A value as text of one line that neither ends a cell of a table nor is a tag of a page."""
     text = " ".join(str(value).split())
     text = "".join(c if c.isprintable() else " " for c in text)
