@@ -155,3 +155,26 @@ def test_a_lens_that_is_a_function_is_not_kept(lm, tmp_path):
 
 def test_the_views_are_those_that_lenses_give(lenses, detector):
     assert {row["view"] for row in detector.report["tried"]} == {*all_views(lenses)}
+
+
+@pytest.mark.parametrize("view", ["last state", "mean state", "trajectory tuned", "states and trajectories"])
+def test_a_position_has_the_margin_of_the_part_around_it(lenses, view):
+    lm = lenses["logit"].lm
+    detector = fit_attack_detector(lenses, labelled_prompts(), layers=(1, 3, 4), view=view)
+    text = labelled_prompts()[5].text
+    prompt, where = lm.prompt(text), detector.where(text)
+    assert where.score == pytest.approx(detector.score(text), abs=1e-6)
+    assert where.scores.shape == (len(prompt),)
+    # a state knows nothing of what comes behind it: the last position of a beginning has the margin of that text
+    if view == "last state":
+        for t in (1, len(prompt) // 2):
+            rows = detector.features([list(prompt.ids[: t + 1])])
+            assert where.scores[t] == pytest.approx(detector.probe.margins(rows)[0], rel=1e-4, abs=1e-4)
+    assert where.text[slice(*where.characters)] == where.oddest
+    assert f"probe of {view}" in where.detector
+
+
+def test_views_of_whole_prompts_have_no_positions(lenses):
+    detector = fit_attack_detector(lenses, labelled_prompts(), layers=(1, 3, 4), view="length")
+    with pytest.raises(ls.LenscopeError, match="'length' is of whole prompts"):
+        detector.where("The cat")

@@ -7,9 +7,10 @@ from plain_hooks import run_with_hooks
 
 import lenscope as ls
 from lenscope.detection import detector as detection
-from lenscope.detection.detector import WINDOW, fit_detector
+from lenscope.detection.detector import fit_detector
 from lenscope.detection.prompt_features import pooled_measures
 from lenscope.detection.scored_positions import (
+    WINDOW,
     mean_states_of_parts,
     moving_mean,
     oddest_span,

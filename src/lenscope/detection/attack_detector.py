@@ -25,6 +25,7 @@ from lenscope.detection.detector_parts import (
     lens_beside,
     save_lens_beside,
 )
+from lenscope.detection.position_results import OddPositions
 from lenscope.detection.probe_features import (
     ALL_LAYERS,
     BOTH,
@@ -38,6 +39,7 @@ from lenscope.detection.probe_features import (
     trajectory_names,
 )
 from lenscope.detection.probes import Probe
+from lenscope.detection.scored_positions import WINDOW, Part, locate, probe_rows_of_parts
 from lenscope.engine.shared_prefix_states import ReadPrefixes
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
@@ -156,6 +158,34 @@ class AttackDetector:
         if low < high and low <= score <= high:
             return UNSURE
         return ATTACK if score > self.threshold else NORMAL
+
+    def where(self, prompt: PromptLike) -> OddPositions:
+        """Where a prompt is like an attack: each position is scored by the part around it, as if that were a prompt.
+
+        With the view "last state" by its own state alone. Raises LenscopeError for the views "length" and "perplexity",
+        which positions do not have.
+        """
+        if self.view in (LENGTH, PERPLEXITY):
+            raise LenscopeError(f"detector: view {self.view!r} is of whole prompts; positions have no score")
+        one = self.lm.prompt(prompt)
+        (batch,) = self.reading.batches([one])
+
+        def rows(parts: Sequence[Part]) -> np.ndarray:
+            return probe_rows_of_parts(self.reading, batch, self.view, self.layer, parts)
+
+        window = 1 if self.view == LAST else WINDOW
+        of = "its state" if window == 1 else f"the {window} positions around it"
+        at = "" if self.layer == ALL_LAYERS else f" at layer {self.layer}"
+        return locate(
+            self.lm,
+            one,
+            lambda parts: self.probe.margins(rows(parts)),
+            window=window,
+            detector=f"probe of {self.view}{at}, {len(self.prompts)} prompts",
+            unit=f"the margin of the probe for {of}, before calibration: the higher, the more like an attack",
+            threshold=self.threshold,
+            score=float(self.scores_of_features(rows([(min(1, len(one) - 1), len(one))]))[0]),
+        )
 
     def saw(self, prompt: PromptLike) -> bool:
         """Whether a prompt is one of those the detector was fitted on."""

@@ -46,7 +46,7 @@ from lenscope.detection.prompt_features import (
     spaced_layers,
     trajectory_columns,
 )
-from lenscope.detection.scored_positions import Part, locate, mean_states_of_parts, trajectories_of_parts
+from lenscope.detection.scored_positions import WINDOW, Part, locate, mean_states_of_parts, trajectories_of_parts
 from lenscope.engine.shared_prefix_states import ReadPrefixes, read_sharing_prefix
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
@@ -64,9 +64,6 @@ STEM = "detector"
 FEWEST_PROMPTS = 20
 # scores of the reference itself that are kept, to see that another version of scikit-learn gives the same
 KEPT_SCORES = 32
-
-# positions around each one that `where` scores as if they were a prompt
-WINDOW = 17
 
 View = Literal["trajectory", "answers", "states"]
 
@@ -139,7 +136,7 @@ class Detector:
 
         Raises LenscopeError for a detector that watches answers, which no position but the last one has.
         """
-        lm, window = self.lens.lm, WINDOW
+        lm = self.lens.lm
         if self.view == "answers":
             raise LenscopeError("detector: watches answers, which only a prompt's end has; fit one without choices")
         one = lm.prompt(prompt)
@@ -156,9 +153,9 @@ class Detector:
             lm,
             one,
             scored,
-            window=window,
+            window=WINDOW,
             detector=f"{name_of(self.method)} of {self.view}, {len(self.prompts)} normal prompts",
-            unit=f"how unlike normal prompts the {window} positions around it are, by the detector's own measure",
+            unit=f"how unlike normal prompts the {WINDOW} positions around it are, by the detector's own measure",
             threshold=self.threshold,
             score=float(scored([(min(1, len(one) - 1), len(one))])[0]),
         )

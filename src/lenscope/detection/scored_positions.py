@@ -10,6 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from lenscope.detection.position_results import OddPositions
+from lenscope.detection.probe_features import (
+    BOTH,
+    LAST,
+    MEAN,
+    ProbeReading,
+    pool_positions,
+    position_values,
+)
+from lenscope.engine.shared_prefix_states import StatesBehindPrefix
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
 from lenscope.models.provenance import provenance
@@ -18,6 +27,9 @@ from lenscope.models.provenance import provenance
 SMOOTHED_OVER = 9
 # a span goes on as long as the moving mean is above this share of the way from the median to the peak
 SPAN_LEVEL = 0.5
+
+# positions around each one that are scored as if they were a prompt
+WINDOW = 17
 
 # positions [start, stop) of a prompt that are scored as if they were one
 Part = tuple[int, int]
@@ -44,6 +56,25 @@ def mean_states_of_parts(h: Tensor, parts: Sequence[Part]) -> np.ndarray:
     sums = np.concatenate([np.zeros((1, len(h), h.shape[-1])), h.double().cpu().numpy().swapaxes(0, 1).cumsum(0)])
     starts, stops = np.array(parts).T
     return np.asarray((sums[stops] - sums[starts]) / (stops - starts)[:, None, None])
+
+
+def probe_rows_of_parts(
+    reading: ProbeReading, batch: StatesBehindPrefix, view: str, layer: int, parts: Sequence[Part]
+) -> np.ndarray:
+    """Features (N, F) of parts of the only prompt of a batch, for a view of states or trajectories, at its layer."""
+    columns: list[np.ndarray] = []
+    if view in (LAST, MEAN, BOTH):
+        (whole,) = batch.states()
+        h = whole[[batch.layers.index(layer)]]
+        if view == MEAN:
+            columns.append(mean_states_of_parts(h, parts)[:, 0].astype(np.float32))
+        else:
+            columns.append(h[0, [stop - 1 for _, stop in parts]].float().cpu().numpy())
+    if view not in (LAST, MEAN):
+        for name, layers in reading.through.items():
+            (values,) = position_values(reading.lenses[name], batch, layers)
+            columns.append(trajectories_of_parts(values, parts, pool_positions))
+    return np.concatenate(columns, 1)
 
 
 def moving_mean(values: np.ndarray, over: int = SMOOTHED_OVER) -> np.ndarray:

@@ -18,10 +18,10 @@ export function drawPositions(result) {
   const legend = element("div", {}), strip = element("p", { class: "odd-strip", tabindex: "0", role: "group", "aria-label": "The prompt, its tokens coloured by score" });
   function paint() {
     const scale = spanScale(all(state.measure));
-    const token = (i) => element("span", { class: `odd-token ${stepClass(scale, value(state.measure, i))}`, title: `position ${i}: ${visibleToken(tokens[i])}, ${formatNumber(value(state.measure, i))}` },
-      tokenNodes(tokens[i]), tokens[i].includes("\n") && element("br"));
+    const token = (i) => [/^\s/.test(tokens[i]) && element("wbr"), element("span", { class: `odd-token ${stepClass(scale, value(state.measure, i))}`, title: `position ${i}: ${visibleToken(tokens[i])}, ${formatNumber(value(state.measure, i))}` },
+      tokenNodes(tokens[i]), tokens[i].includes("\n") && element("br"))];
     legend.replaceChildren(rampLegend(scale, `score of ${NAMES[state.measure]}`));
-    strip.replaceChildren(...positions.slice(0, start).map(token), element("mark", { class: "odd-span" }, positions.slice(start, stop).map(token)), ...positions.slice(stop).map(token));
+    strip.replaceChildren(element("span", {}, positions.slice(0, start).map(token), element("mark", { class: "odd-span" }, positions.slice(start, stop).map(token)), positions.slice(stop).map(token)));
   }
   const measures = radioChoice("Colour by", Object.keys(NAMES).map((name) => ({ value: name, nodes: NAMES[name] })), state.measure, (name) => { state.measure = name; paint(); });
   const series = (name, dashed) => ({ label: NAMES[name], x: positions, y: all(name), low: null, high: null, dashed });
