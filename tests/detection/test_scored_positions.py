@@ -1,12 +1,13 @@
 """Positions are scored by the part around them, as if it were a prompt; the oddest span is where scores are highest."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from plain_hooks import run_with_hooks
 
 import lenscope as ls
-from lenscope.detection import detector as detection
 from lenscope.detection.detector import fit_detector
 from lenscope.detection.prompt_features import pooled_measures
 from lenscope.detection.scored_positions import (
@@ -79,14 +80,12 @@ def test_a_position_has_the_score_of_the_part_around_it(lens, methods):
     np.testing.assert_allclose(longer.scores[1:same], where.scores[1:same], rtol=1e-5)
 
 
-def test_one_token_has_a_score_and_answers_have_none(lens, monkeypatch):
+def test_one_token_has_a_score_and_answers_have_none(lens):
     detector = fit_detector(lens, REQUESTS[:30], methods=["mahalanobis"], layers=[1])
     one = detector.where([20])
     assert one.span == (0, 1)
     assert one.score == pytest.approx(detector.score([20]))
     answers = fit_detector(lens, REQUESTS[:30], choices=["yes", "no"], methods=["mahalanobis"], layers=[2])
-    watching = detection.replace(
-        answers, view="answers", choices=("yes", "no"), reference=np.zeros((30, 1)) + np.eye(30, 1)
-    )
+    watching = dataclasses.replace(answers, view="answers", choices=("yes", "no"), reference=np.eye(30, 1))
     with pytest.raises(ls.LenscopeError, match="watches answers"):
         watching.where("The cat")

@@ -29,7 +29,7 @@ SMOOTHED_OVER = 9
 SPAN_LEVEL = 0.5
 
 # positions around each one that are scored as if they were a prompt
-WINDOW = 17
+WINDOW = 9
 
 # positions [start, stop) of a prompt that are scored as if they were one
 Part = tuple[int, int]
