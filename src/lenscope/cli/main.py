@@ -60,6 +60,7 @@ def command_line() -> "Typer":
     from lenscope.cli.check import check_command
     from lenscope.cli.demo import demo_command
     from lenscope.cli.detect import detect_commands
+    from lenscope.cli.detect_evaluate import evaluate_detectors_command
     from lenscope.cli.evaluate import evaluate_command
     from lenscope.cli.export import export_command
     from lenscope.cli.fit import fit_command
@@ -99,6 +100,8 @@ def command_line() -> "Typer":
     app.command("plan")(plan_command)
     app.command("demo")(demo_command)
     app.command("serve")(serve_command)
+    if all(c.name != "evaluate" for c in detect_commands.registered_commands):
+        detect_commands.command("evaluate")(evaluate_detectors_command)
     app.add_typer(detect_commands)
 
     @app.callback(invoke_without_command=True)

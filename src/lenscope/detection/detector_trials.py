@@ -7,20 +7,18 @@ Does not know: which rows those are (trial_designs.py), how a detector is traine
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import numpy as np
 
 from lenscope.contents import Brief
 from lenscope.detection.detector_trials_results import DetectorTrials, Trial
 from lenscope.detection.labelled_prompts import LabelledPrompt
+from lenscope.detection.probe_features import ProbeFeatures
 from lenscope.detection.trial_designs import FOLDS, TrialPlan, check_apart, plan_trials, prompt_groups, testable
 from lenscope.detection.trial_detectors import NORMAL_ONLY, Rows, Trained, detector_names, train_detector
 from lenscope.errors import LenscopeError
 from lenscope.models.progress import Progress
-
-if TYPE_CHECKING:
-    from lenscope.detection.probe_features import ProbeFeatures
 
 # gives what `compute` gives, or what it gave before under the same name
 Cached = Callable[[str, Callable[[], Trial]], Trial]
@@ -43,7 +41,7 @@ class SavedScores(Brief):
 
 def try_detectors(
     prompts: Sequence[LabelledPrompt],
-    features: "ProbeFeatures",
+    features: ProbeFeatures,
     *,
     detectors: Sequence[str] | None = None,
     saved: Mapping[str, SavedScores] | None = None,

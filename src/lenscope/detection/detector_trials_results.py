@@ -12,8 +12,9 @@ import numpy as np
 
 from lenscope.contents import Brief
 from lenscope.detection.labelled_prompts import LabelledPrompt
-from lenscope.detection.trial_designs import DESIGNS
-from lenscope.detection.trial_detectors import BOTH, LAST_STATE, NORMAL_ONLY, SHARES, TRAJECTORIES, WORDS
+from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
+from lenscope.detection.trial_designs import DESIGNS, testable
+from lenscope.detection.trial_detectors import NORMAL_ONLY, SHARES, WORDS
 from lenscope.detection.trial_measures import (
     Scored,
     averaged_errors,
@@ -32,7 +33,7 @@ from lenscope.statistics.significance import holm
 
 # pairs of detectors whose AUROC is compared on the same prompts, where both are there
 COMPARED = (
-    (TRAJECTORIES, WORDS), (TRAJECTORIES, LAST_STATE), (BOTH, LAST_STATE), (BOTH, WORDS), (LAST_STATE, WORDS),
+    (TRAJECTORIES, WORDS), (TRAJECTORIES, LAST), (BOTH, LAST), (BOTH, WORDS), (LAST, WORDS),
     ("trajectory tuned", "trajectory logit"), (TRAJECTORIES, NORMAL_ONLY), (TRAJECTORIES, "length"),
     (TRAJECTORIES, "perplexity"),
 )  # fmt: skip
@@ -123,6 +124,11 @@ class DetectorTrials(Brief):
     def scored(self, design: str, data_set: str, detector: str) -> Scored:
         """What a detector says of a data set's prompts, each by a trial of the design that was not trained on it."""
         return self._scored({data_set}, [t for t in self.trials if t.design == design], detector)
+
+    @property
+    def only_normal(self) -> list[str]:
+        """The data sets without attacks, which are tried in every trial."""
+        return testable(self.prompts)[1]
 
     @property
     def unseen(self) -> str:
@@ -224,10 +230,8 @@ class DetectorTrials(Brief):
     def _alarms(self) -> TableRows:
         """Data sets of normal prompts alone: false alarms, and the attacks of sets left out against them."""
         trials = [t for t in self.trials if t.design == self.unseen]
-        sets = dict.fromkeys(p.data_set for p in self.prompts)
-        only = [s for s in sets if not any(p.attack for p in self.prompts if p.data_set == s)]
         rows: TableRows = []
-        for name in only:
+        for name in self.only_normal:
             for detector in self.detectors:
                 each = [self._scored({name}, [t], detector) for t in trials]
                 each = [one for one in each if len(one.scores)]

@@ -14,6 +14,7 @@ import numpy as np
 from lenscope.contents import Brief
 from lenscope.detection.calibration import calibrate, conformal_threshold, fewest_normals
 from lenscope.detection.outliers import Neighbours
+from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
 from lenscope.detection.probes import choose_probe, dealt_folds
 from lenscope.errors import LenscopeError
 from lenscope.statistics.classifier_scores import weighted_auroc
@@ -23,8 +24,6 @@ SHARES = (0.01, 0.05)
 WORDS, NORMAL_ONLY = "TF-IDF", "normal only"
 # C of the logistic regression on words, the first of equally good ones being taken
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-# the view whose layer is taken for both side by side, and that view
-LAST_STATE, BOTH, TRAJECTORIES = "last state", "states and trajectories", "trajectories"
 
 
 @final
@@ -80,8 +79,8 @@ def train_detector(name: str, rows: Rows, known: Mapping[str, Trained], calibrat
     if name not in rows.views:
         raise LenscopeError(f"detector {name!r}: there are {', '.join(detector_names(rows.views))}")
     candidates = dict(rows.views[name])
-    if name == BOTH and LAST_STATE in known and known[LAST_STATE].key in candidates:
-        candidates = {known[LAST_STATE].key: candidates[known[LAST_STATE].key]}
+    if name == BOTH and LAST in known and known[LAST].key in candidates:
+        candidates = {known[LAST].key: candidates[known[LAST].key]}
     key, probe, choice = choose_probe(candidates, rows.attack, rows.groups.tolist(), calibration=calibration, seed=seed)
     where = "" if key < 0 else f"layer {key}, "
     # thresholds by the normal prompts alone: harmless insertions are odd too

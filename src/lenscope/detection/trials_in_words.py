@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
 from lenscope.detection.trial_designs import DESIGNS
-from lenscope.detection.trial_detectors import BOTH, LAST_STATE, NORMAL_ONLY, TRAJECTORIES, WORDS
+from lenscope.detection.trial_detectors import NORMAL_ONLY, WORDS
 from lenscope.statistics.intervals import Estimate
 
-HEADLINE = (TRAJECTORIES, BOTH, LAST_STATE, WORDS, NORMAL_ONLY, "length", "perplexity")
+HEADLINE = (TRAJECTORIES, BOTH, LAST, WORDS, NORMAL_ONLY, "length", "perplexity")
 
 
 def trials_verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: str) -> str:
@@ -24,9 +25,7 @@ def trials_verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: st
     }
     lines = []
     judged = [
-        _told(differences[f"{TRAJECTORIES} - {d}"], d)
-        for d in (WORDS, LAST_STATE)
-        if f"{TRAJECTORIES} - {d}" in differences
+        _told(differences[f"{TRAJECTORIES} - {d}"], d) for d in (WORDS, LAST) if f"{TRAJECTORIES} - {d}" in differences
     ]
     best = max(rows, key=lambda d: rows[d]["AUROC"].value, default=None)
     if best is not None:

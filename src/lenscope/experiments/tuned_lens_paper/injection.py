@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lenscope.detection.detector_parts import fingerprint
+from lenscope.detection.detector_trials_results import DetectorTrials
 from lenscope.detection.prompt_features import (
     answer_features,
     disturb_prompts,
@@ -28,6 +29,7 @@ from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.injection_data import DATA_FORMAT, SHOTS, LeftOut, questions_and_texts
+from lenscope.experiments.tuned_lens_paper.injection_protocol import HOSTS, PROMPTS, run_protocol
 from lenscope.experiments.tuned_lens_paper.injection_trials import (
     PARTS,
     Items,
@@ -111,6 +113,9 @@ def _run_injection(setting: Setting) -> Report:
     for task, asked in questions.items():
         _task(setting, lenses, task, asked, tables)
     free: list[dict[str, Any]] = []
+    trials, not_tested, left_out_there = run_protocol(setting, lenses)
+    left_out += Counter({("protocol", why): count for why, count in left_out_there.items()})
+    texts = [t for t in texts if t["source"] not in _only_normal(trials)]
     if texts:
         free = _free(setting, lenses, texts, tables["chosen"], left_out)
     known = [task for task in questions if task in PAPER]
@@ -118,22 +123,31 @@ def _run_injection(setting: Setting) -> Report:
     paper = [{"task": task, **dict(zip(columns, PAPER[task], strict=True))} for task in (known or PAPER)]
     every: dict[str, Sequence[Mapping[str, Any]]] = {**tables, "texts": free, "Table 1": paper}
     every["left out"] = [{"of": of, "why": why, "number": count} for (of, why), count in left_out.items()]
+    every |= {} if trials is None else trials.tables
+    every["not tested"] = [{"data set": name, "why": why} for name, why in not_tested.items()]
     every = {name: rows for name, rows in every.items() if rows}
     sizes = {
         "questions": setting.choose(**QUESTIONS),
         "repeats": setting.choose(**REPEATS),
         "texts": setting.choose(**TEXTS),
+        "prompts of a data set": setting.choose(**PROMPTS),
+        "questions that are hosts": setting.choose(**HOSTS),
     }
     return Report(
         experiment="injection",
         model=setting.lm.name,
         claim=CLAIM,
-        reading=_injection_reading(tables, free),
+        reading=_injection_reading(tables, free) + ("" if trials is None else f"\n{trials.verdict()}"),
         tables=every,
         figures=_injection_figures(tables["injected"], free),
         settings=setting.settings(**sizes, shots=SHOTS, parts=PARTS, injection=INJECTION, neutral=NEUTRAL),
         provenance=setting.provenance(),
     )
+
+
+def _only_normal(trials: DetectorTrials | None) -> set[str]:
+    """The data sets of normal prompts alone, which are tried only: no detector is fitted on them."""
+    return {*()} if trials is None else {*trials.only_normal}
 
 
 # -- what is measured

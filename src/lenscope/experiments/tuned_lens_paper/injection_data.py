@@ -18,7 +18,10 @@ from lenscope.files.text_files import read_json_lines, read_lines
 from lenscope.tasks import builtin_questions as quizzes
 from lenscope.tasks.questions import ANSWER, BUILTIN, Question, few_shot_prompts, load_questions
 
-DATA_FORMAT = "JSONL of questions (query, choices, gold, task) and of texts (text, label 1 for attacks, source)"
+DATA_FORMAT = (
+    "JSONL of questions (query, choices, gold, task) and of texts (text, label 1 for attacks, source; category, host, "
+    "span, insert_into)"
+)
 SHOTS = 3
 
 # (task or "texts", why) → how many were left out
@@ -30,8 +33,10 @@ def questions_and_texts(
 ) -> tuple[dict[str, list[Question]], list[dict[str, str]]]:
     """The questions by task, and the texts, each with the kind of attack it is, or ""; what is left out is counted."""
     if not setting.data:
-        builtin_texts = [{"text": t, "attack": ""} for t in quizzes.REQUESTS.splitlines()]
-        builtin_texts += [{"text": t, "attack": "injections"} for t in quizzes.INJECTIONS.splitlines()]
+        builtin_texts = [{"text": t, "attack": "", "source": "requests"} for t in quizzes.REQUESTS.splitlines()]
+        builtin_texts += [
+            {"text": t, "attack": "injections", "source": "requests"} for t in quizzes.INJECTIONS.splitlines()
+        ]
         return {task: _drawn(setting, task, BUILTIN[task], most, left_out) for task in builtin}, builtin_texts
     questions: dict[str, list[Question]] = {}
     texts: list[dict[str, str]] = []
@@ -78,7 +83,8 @@ def texts_of(path: str, left_out: LeftOut) -> list[dict[str, str]]:
         try:
             if row["text"].strip():
                 source = str(row.get("source", Path(path).stem))
-                texts.append({"text": row["text"], "attack": source if int(row["label"]) else ""})
+                attack = source if int(row["label"]) else ""
+                texts.append({"text": row["text"], "attack": attack, "source": source})
             else:
                 left_out["texts", "is empty"] += 1
         except (ValueError, LookupError, TypeError, AttributeError) as error:
