@@ -82,7 +82,7 @@ def fit_on_attacks(
         print_json({"kind": "attack detector", "folder": output, **about})
     else:
         console = Screen()
-        counts = f"{report['attacks']} attacks, {report['harmless']} harmless prompts"
+        counts = f"{report['attacks']} attacks, {report['harmless']} harmless"
         console.print(headline(lm, counts, console.width, "detector of attacks"))
         show(console, table_of_views(report["tried"], detector.view))
     flush()
