@@ -84,6 +84,7 @@ ALWAYS = {
     "detect fit": {
         "--data", "--output", "--attacks", "--lens", "--layers", "--false-positives", "--seed", "--model", "--json",
     },
+    "detect evaluate": {"--data", "--lens", "--layers", "--prompts", "--seed", "--output", "--model", "--json"},
     "detect score": {"--file", "--model", "--where"},
 }  # fmt: skip
 
@@ -201,6 +202,12 @@ REFUSED = {
         )
     },
     ("detect fit", "--field"): [([*DETECT, "--field", "x"], "other lines have none")],
+    ("detect evaluate", "--transferred"): [
+        (["detect", "evaluate", "-d", "PLAIN", "--transferred"], "applies to --lens"),
+    ],
+    ("detect evaluate", "--write-card"): [
+        (["detect", "evaluate", "-d", "PLAIN", "--write-card"], "is for the detectors that are given"),
+    ],
     ("detect fit", "--transferred"): [([*DETECT, "--transferred"], "applies to --lens")],
     ("detect fit", "--choice"): [([*DETECT, "--attacks", "PLAIN", "--choice", "a"], "without --attacks")],
     ("detect fit", "--method"): [([*DETECT, "--attacks", "PLAIN", "--method", "forest"], "without --attacks")],

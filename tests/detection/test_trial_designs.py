@@ -14,7 +14,7 @@ from lenscope.detection.trial_designs import (
     family_groups,
     plan_trials,
     prompt_groups,
-    testable,
+    data_set_kinds,
 )
 
 
@@ -38,12 +38,12 @@ def test_groups_are_hosts_and_texts_also_by_way_of_others():
     def one(text, host=""):
         return LabelledPrompt(text, False, host=host)
 
-    made = [one("a"), one("b", "x"), one("c", "x"), one("a "), one("c", "y"), one("d", "y"), one("e")]
+    made = [one("a"), one("b", "x"), one("c", "x"), one(" A "), one("c", "y"), one("d", "y"), one("e")]
     assert prompt_groups(made).tolist() == [0, 1, 1, 0, 1, 1, 2]
 
 
 def test_what_can_be_tested():
-    tested, only, refused = testable([*prompts(), LabelledPrompt("z", True, "few")])
+    tested, only, refused = data_set_kinds([*prompts(), LabelledPrompt("z", True, "few")])
     assert (tested, only) == (["plain", "mails"], ["only"])
     assert refused == {"few": "1 attacks, 0 normal prompts; a test takes at least 5 of each"}
 
@@ -86,7 +86,7 @@ def test_folds_have_their_share_of_each_data_set():
     for plan in plan_trials(made)[:4]:
         sorts = Counter((made[n].data_set, made[n].attack) for n in plan.test.tolist())
         assert sorts["plain", True] == 5
-        assert sorts["mails", True] in range(7, 10)
+        assert sorts["mails", True] in range(5, 12)
 
 
 def test_families_are_whole_and_in_at_most_eight_groups():

@@ -13,7 +13,7 @@ import numpy as np
 from lenscope.contents import Brief
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
-from lenscope.detection.trial_designs import DESIGNS, testable
+from lenscope.detection.trial_designs import DESIGNS, data_set_kinds
 from lenscope.detection.trial_detectors import NORMAL_ONLY, SHARES, WORDS
 from lenscope.detection.trial_measures import (
     Scored,
@@ -128,7 +128,7 @@ class DetectorTrials(Brief):
     @property
     def only_normal(self) -> list[str]:
         """The data sets without attacks, which are tried in every trial."""
-        return testable(self.prompts)[1]
+        return data_set_kinds(self.prompts)[1]
 
     @property
     def unseen(self) -> str:

@@ -129,8 +129,8 @@ def _sentences_by_host(hosts: Sequence[LabelledPrompt], shared: Sequence[str]) -
         body = host.text[: body_end(host.text)]
         cuts = [0, *(m.end() for m in _SENTENCE_END.finditer(body)), len(body)]
         parts = [body[a:b].strip() for a, b in pairwise(cuts)]
-        sentences[name] = [p for p in parts if len(p) >= _SHORTEST]
-    return [(name, parts) for name, parts in sentences.items() if parts]
+        sentences[name] = [p for p in parts if len(p) >= _SHORTEST] or [body.strip()]
+    return [*sentences.items()]
 
 
 def _like(length: int, sentences: list[tuple[str, list[str]]], host: str, random: np.random.Generator) -> str:

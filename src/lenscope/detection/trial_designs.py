@@ -39,7 +39,10 @@ class TrialPlan(Brief):
 
 
 def prompt_groups(prompts: Sequence[LabelledPrompt]) -> np.ndarray:
-    """The group (N,) of each prompt: prompts with one host or one text are in one, directly or by way of others."""
+    """The group (N,) of each prompt: prompts with one host or one text are in one, directly or by way of others.
+
+    Texts are one that differ in letter case and blanks alone.
+    """
     first: dict[tuple[str, str], int] = {}
     parent = list(range(len(prompts)))
 
@@ -50,14 +53,14 @@ def prompt_groups(prompts: Sequence[LabelledPrompt]) -> np.ndarray:
         return n
 
     for n, prompt in enumerate(prompts):
-        for key in (("text", prompt.text.strip()), ("host", prompt.host)):
+        for key in (("text", " ".join(prompt.text.casefold().split())), ("host", prompt.host)):
             if key[1]:
                 parent[root(n)] = root(first.setdefault(key, n))
     names: dict[int, int] = {}
     return np.array([names.setdefault(root(n), len(names)) for n in range(len(prompts))], dtype=np.int64)
 
 
-def testable(prompts: Sequence[LabelledPrompt]) -> tuple[list[str], list[str], dict[str, str]]:
+def data_set_kinds(prompts: Sequence[LabelledPrompt]) -> tuple[list[str], list[str], dict[str, str]]:
     """The data sets that can be tested, those of normal prompts alone, and why others are not tested, by name."""
     tested, harmless, refused = [], [], {}
     for name in dict.fromkeys(p.data_set for p in prompts):
@@ -96,7 +99,7 @@ def plan_trials(prompts: Sequence[LabelledPrompt], *, folds: int = FOLDS, seed: 
     """
     if folds < 2:
         raise LenscopeError(f"folds {folds}: give at least 2")
-    tested, harmless, refused = testable(prompts)
+    tested, harmless, refused = data_set_kinds(prompts)
     if not tested:
         why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise LenscopeError(f"{len(prompts)} prompts: no data set has attacks and normal prompts to be tested {why}")

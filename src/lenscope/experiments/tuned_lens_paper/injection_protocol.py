@@ -17,7 +17,7 @@ from lenscope.detection.insertions import insert_texts
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import ProbeFeatures, measure_probe_features
 from lenscope.detection.prompt_sets import QUESTIONS, draw_some, prompts_of_sets, read_prompt_sets
-from lenscope.detection.trial_designs import testable
+from lenscope.detection.trial_designs import data_set_kinds
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.injection_data import labelled
 from lenscope.lenses.lens import Lens
@@ -91,7 +91,7 @@ def run_protocol(
     No trials where no data set can be tested.
     """
     prompts, left_out = protocol_prompts(setting)
-    tested, _, refused = testable(prompts)
+    tested, _, refused = data_set_kinds(prompts)
     if not tested:
         return None, refused, left_out
     features = _cached_features(setting, lenses, prompts)
