@@ -68,11 +68,11 @@ def trials(made):
 
 
 def test_what_is_chosen_does_not_move_with_what_is_tested(made, trials):
-    """Every trial again, its test rows replaced by noise, their texts by other ones, their labels the other way."""
+    """Trials again, their test rows replaced by noise and the texts of these by other ones."""
     random = np.random.default_rng(9)
     plans = plan_trials(made)
     assert len(plans) == len(trials.trials) == 4 + 2 + 3
-    for n in (0, 4, 5, 8):
+    for n in (0, 5, 8):
         plan = plans[n]
         test = {*plan.test.tolist()}
         other = [replace(p, text=f"nonsense {i} {random.random()}", span=None) if i in test else p
@@ -126,8 +126,9 @@ def test_rows_of_the_tables_are_measures_of_the_scores(made, trials):
 
     assert (row["attacks"], row["normal"]) == (24, 24)
     assert row["AUROC"].value == pytest.approx(area(attacks, normal))
-    # of 24 normal prompts none may be above at 1 %, one at 5 % neither
-    assert row["TP at 1%"].value == row["TP at 5%"].value == pytest.approx(np.mean(attacks > normal.max()))
+    # of 24 normal prompts none may be above at 1 %, and one at 5 %
+    assert row["TP at 1%"].value == pytest.approx(np.mean(attacks > normal.max()))
+    assert row["TP at 5%"].value == pytest.approx(np.mean(attacks > np.sort(normal)[-2]))
     limit = left.thresholds["trajectories"][0.05]
     assert row["FP, 5% threshold"].value == pytest.approx(np.mean(normal > limit))
     assert row["TP, 5% threshold"].value == pytest.approx(np.mean(attacks > limit))

@@ -15,7 +15,7 @@ from lenscope.contents import Brief
 from lenscope.detection.detector_trials_results import DetectorTrials, Trial
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import ProbeFeatures
-from lenscope.detection.trial_designs import FOLDS, TrialPlan, check_apart, plan_trials, prompt_groups, data_set_kinds
+from lenscope.detection.trial_designs import FOLDS, TrialPlan, check_apart, data_set_kinds, plan_trials, prompt_groups
 from lenscope.detection.trial_detectors import NORMAL_ONLY, Rows, Trained, detector_names, train_detector
 from lenscope.errors import LenscopeError
 from lenscope.models.progress import Progress
@@ -102,7 +102,8 @@ def try_detectors(
         trials.append(make() if cached is None else cached(f"{plan.design}, {plan.name}", make))
         done += len(names)
         advance(0, done)
-    trials = [_with_saved(trial, saved, groups) for trial in trials]
+    if saved:
+        trials = [_with_saved(trial, saved, groups) for trial in trials]
     calibrated = {name: name != NORMAL_ONLY for name in names} | {name: s.calibrated for name, s in saved.items()}
     return DetectorTrials(many, tuple(trials), calibrated, data_set_kinds(many)[2], groups, seed)
 

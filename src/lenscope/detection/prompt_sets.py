@@ -91,11 +91,13 @@ def prompts_of_sets(sets: PromptSets, *, most: int | None = None, seed: int = 0)
 
 
 def _drawn_plain(plain: list[LabelledPrompt], most: int | None, left: Left, seed: int) -> list[LabelledPrompt]:
-    once = {p.text: p for p in reversed(plain)}
+    once: dict[str, LabelledPrompt] = {}
+    for prompt in plain:
+        once.setdefault(prompt.text, prompt)
     if len(once) < len(plain):
         left["text occurs twice"] += len(plain) - len(once)
     sorts: dict[tuple[str, bool], list[LabelledPrompt]] = {}
-    for prompt in reversed(once.values()):
+    for prompt in once.values():
         sorts.setdefault((prompt.data_set, prompt.attack), []).append(prompt)
     return [p for (of, _), own in sorts.items() for p in draw_some(own, most, left, f"of {of}", seed)]
 
