@@ -106,7 +106,7 @@ class DetectorTrials(Brief):
                     row = {"design": trial.design, "left out": trial.name, "prompt": number, "attack": prompt.attack}
                     row |= {"data set": prompt.data_set, "family": prompt.family, "normal": prompt.normal}
                     row |= {"detector": detector, "score": score}
-                    row |= {f"above {s:.0%}": bool(score > trial.thresholds[detector][s]) for s in SHARES}
+                    row |= {f"above {s:.0%}": bool(score > trial.thresholds[detector].get(s, np.nan)) for s in SHARES}
                     for name, value in row.items():
                         columns.setdefault(name, []).append(value)
         return columns_frame({name: np.array(values) for name, values in columns.items()})

@@ -68,7 +68,7 @@ METHODS = ("forest", "neighbours")
 DETECTORS = tuple(f"{lens} {method}" for lens in LENSES for method in METHODS)
 SORTED = tuple(f"{lens} sorted {method}" for lens in LENSES for method in METHODS)
 # questions of a task
-QUESTIONS = {"quick": 32, "full": 48}
+QUESTIONS = {"quick": 24, "full": 48}
 # repetitions of the split
 REPEATS = {"quick": 2, "full": 5}
 # texts of a kind

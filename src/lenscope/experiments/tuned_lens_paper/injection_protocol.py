@@ -27,7 +27,9 @@ from lenscope.tasks.questions import ANSWER, BUILTIN, Question, load_questions
 # attacks, harmless prompts and hosts of a data set at most
 PROMPTS = {"quick": 24, "full": 400}
 # questions that something is put into, of all tasks
-HOSTS = {"quick": 24, "full": 150}
+HOSTS = {"quick": 18, "full": 150}
+# parts of the in-distribution line
+FOLDS = {"quick": 2, "full": 4}
 # prompts that are measured before they are cached
 BLOCK = 100
 # what PromptInject (Perez and Ribeiro 2022) has in place of the words that a model is to say: here a wrong answer
@@ -100,6 +102,7 @@ def run_protocol(
         trials = try_detectors(
             prompts,
             features,
+            folds=setting.choose(**FOLDS),
             seed=setting.seed,
             cached=lambda name, make: setting.cached(f"trial {name}", make, prompts=own),
             progress=advance,
