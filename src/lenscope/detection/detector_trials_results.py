@@ -215,9 +215,9 @@ class DetectorTrials(Brief):
                     row = {"design": design, "data set": name, "detector": detector, "attacks": int(one.attack.sum())}
                     row["harmless insertions"] = int(harmless.sum())
                     row["AUROC, attack from insertion"] = mean_estimate([scored_auroc(one, self.seed, True)], one.units)
-                    told = Scored(one.scores, one.above, harmless, one.normal, one.groups, False)
+                    of_insertions = Scored(one.scores, one.above, harmless, one.normal, one.groups, False)
                     row["AUROC, insertion from normal"] = (
-                        mean_estimate([scored_auroc(told, self.seed)], one.units)
+                        mean_estimate([scored_auroc(of_insertions, self.seed)], one.units)
                         if one.normal.any()
                         else Estimate(np.nan, np.nan, np.nan)
                     )

@@ -72,9 +72,9 @@ def insert_texts(
         h, one = int(host_order[n % len(hosts)]), attacks[int(attack_order[n % len(attacks)])]
         own = np.random.default_rng([seed, 22, n])
         at = hosts[h].text.rfind(before) if before else draw_place(hosts[h].text, own)
-        text = _filled(one.text, marks, h)
+        text = _with_marks_filled(one.text, marks, h)
         other = (
-            _filled(harmless[int(own.integers(len(harmless)))], marks, h)
+            _with_marks_filled(harmless[int(own.integers(len(harmless)))], marks, h)
             if harmless
             else _like(len(text), sentences, shared[h], own)
         )
@@ -116,7 +116,7 @@ def put_in(text: str, at: int, inserted: str, inner: str) -> tuple[str, tuple[in
     return whole, (start, start + len(inner))
 
 
-def _filled(text: str, marks: Mapping[str, Sequence[str]], host: int) -> str:
+def _with_marks_filled(text: str, marks: Mapping[str, Sequence[str]], host: int) -> str:
     for mark, texts in marks.items():
         text = text.replace(mark, texts[host])
     return text.strip()

@@ -84,16 +84,16 @@ def train_detector(name: str, rows: Rows, known: Mapping[str, Trained], calibrat
     key, probe, choice = choose_probe(candidates, rows.attack, rows.groups.tolist(), calibration=calibration, seed=seed)
     where = "" if key < 0 else f"layer {key}, "
     # thresholds by the normal prompts alone: harmless insertions are odd too
-    thresholds = _thresholds(choice.probabilities[rows.normal])
+    thresholds = _thresholds_of_normal(choice.probabilities[rows.normal])
     return Trained(
-        lambda some: probe.probabilities(some.views[name][key]),
+        lambda given: probe.probabilities(given.views[name][key]),
         thresholds,
         f"{where}penalty {probe.penalty:g}",
         key=key,
     )
 
 
-def _thresholds(normal: np.ndarray) -> dict[float, float]:
+def _thresholds_of_normal(normal: np.ndarray) -> dict[float, float]:
     return {s: conformal_threshold(normal, s) if len(normal) >= fewest_normals(s) else float("nan") for s in SHARES}
 
 
@@ -127,8 +127,8 @@ def _train_on_words(rows: Rows, calibration: str, seed: int) -> Trained:
     curve = calibrate(margins[best], y, calibration)
     model = fitted(np.arange(len(y)), STRENGTHS[best])
     return Trained(
-        lambda some: curve(model.decision_function(features.transform(some.texts))),
-        _thresholds(curve(margins[best])[rows.normal]),
+        lambda given: curve(model.decision_function(features.transform(given.texts))),
+        _thresholds_of_normal(curve(margins[best])[rows.normal]),
         f"C {STRENGTHS[best]:g}, {x.shape[1]:,} terms",
     )
 
@@ -149,8 +149,8 @@ def _train_on_normal(rows: Rows, seed: int) -> Trained:
             held_out[part == f] = method(x[part != f])(x[part == f])
     score = method(x)
     return Trained(
-        lambda some: score(np.asarray(some.views[view][key], dtype=float)),
-        _thresholds(held_out),
+        lambda given: score(np.asarray(given.views[view][key], dtype=float)),
+        _thresholds_of_normal(held_out),
         f"local outlier factor of {view}, {len(x)} normal prompts",
         calibrated=False,
     )

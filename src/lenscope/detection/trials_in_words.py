@@ -18,30 +18,34 @@ HEADLINE = (TRAJECTORIES, BOTH, LAST, WORDS, NORMAL_ONLY, "length", "perplexity"
 
 def trials_verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: str) -> str:
     """The verdict from the tables of trials, the headline being those of one design; a line for each table."""
-    rows = _headline(tables.get(design, []))
+    rows = _headline_rows(tables.get(design, []))
     where = "leaving one data set out" if design == DESIGNS[1] else "within the one data set (none could be left out)"
     differences = {
         r["comparison"]: r for r in tables.get("differences", []) if r["attacks against"] == "normal prompts"
     }
     lines = []
     judged = [
-        _told(differences[f"{TRAJECTORIES} - {d}"], d) for d in (WORDS, LAST) if f"{TRAJECTORIES} - {d}" in differences
+        _gap_in_words(differences[f"{TRAJECTORIES} - {d}"], d)
+        for d in (WORDS, LAST)
+        if f"{TRAJECTORIES} - {d}" in differences
     ]
     best = max(rows, key=lambda d: rows[d]["AUROC"].value, default=None)
     if best is not None:
         lines.append(
-            f"{where[0].upper()}{where[1:]}, attacks are told best by {best}, AUROC {_shown(rows[best]['AUROC'])}"
+            f"{where[0].upper()}{where[1:]}, attacks are told best by {best}, AUROC {_interval_in_words(rows[best]['AUROC'])}"
             + (f"; the trajectories' detector is {' and '.join(judged)}." if judged else ".")
         )
-        lines.append(f"AUROC {where}: " + ", ".join(f"{d} {_shown(r['AUROC'])}" for d, r in rows.items()) + ".")
+        lines.append(
+            f"AUROC {where}: " + ", ".join(f"{d} {_interval_in_words(r['AUROC'])}" for d, r in rows.items()) + "."
+        )
         lines.append(
             "True positives at 5 % false ones of the tested normal prompts: "
-            + ", ".join(f"{d} {_shown(r['TP at 5%'])}" for d, r in rows.items())
+            + ", ".join(f"{d} {_interval_in_words(r['TP at 5%'])}" for d, r in rows.items())
             + ". At the 5 % threshold chosen in training, false positives: "
-            + ", ".join(f"{d} {_shown(r['FP, 5% threshold'])}" for d, r in rows.items())
+            + ", ".join(f"{d} {_interval_in_words(r['FP, 5% threshold'])}" for d, r in rows.items())
             + "."
         )
-    within = _headline(tables.get(DESIGNS[0], []))
+    within = _headline_rows(tables.get(DESIGNS[0], []))
     if design != DESIGNS[0] and within and rows:
         lines.append(
             "In distribution the same detectors have AUROC "
@@ -63,25 +67,27 @@ def _control_lines(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: st
         lines.append(f"Against harmless insertions of the same form and place, mean AUROC: {means}.")
     for name in dict.fromkeys(r["data set"] for r in tables.get("trigger words", [])):
         own = [r for r in tables["trigger words"] if r["data set"] == name and r["detector"] in HEADLINE]
-        alarms = ", ".join(f"{r['detector']} {_shown(r['false alarms at 5%'])}" for r in own)
+        alarms = ", ".join(f"{r['detector']} {_interval_in_words(r['false alarms at 5%'])}" for r in own)
         lines.append(f"False alarms on {name}, normal prompts alone, at the 5 % threshold: {alarms}.")
     return lines
 
 
-def _headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _headline_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The mean rows by detector, or those of the only data set."""
     last = rows[-1]["data set"] if rows else ""
     return {r["detector"]: r for r in rows if r["data set"] == last and r["detector"] in HEADLINE}
 
 
-def _told(row: Mapping[str, Any], other: str) -> str:
+def _gap_in_words(row: Mapping[str, Any], other: str) -> str:
     gap: Estimate = row["AUROC difference"]
     if row["p (Holm)"] >= 0.05:
-        return f"not told apart from {other} (difference {_shown(gap)}, p {row['p (Holm)']:.2g})"
-    return f"{'better' if gap.value > 0 else 'worse'} than {other} (by {_shown(gap)}, p {row['p (Holm)']:.2g})"
+        return f"not told apart from {other} (difference {_interval_in_words(gap)}, p {row['p (Holm)']:.2g})"
+    return (
+        f"{'better' if gap.value > 0 else 'worse'} than {other} (by {_interval_in_words(gap)}, p {row['p (Holm)']:.2g})"
+    )
 
 
-def _shown(e: Estimate) -> str:
+def _interval_in_words(e: Estimate) -> str:
     if np.isnan(e.value):
         return "–"
     return f"{e.value:.2f}" if np.isnan(e.low) else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
