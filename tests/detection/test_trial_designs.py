@@ -11,10 +11,10 @@ from lenscope.detection.trial_designs import (
     DESIGNS,
     TrialPlan,
     check_apart,
+    data_set_kinds,
     family_groups,
     plan_trials,
     prompt_groups,
-    data_set_kinds,
 )
 
 

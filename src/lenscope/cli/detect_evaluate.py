@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from lenscope.models.language_model import LM
 
 PUBLISHED = (
-    "Published linear probes on the last token's state of a middle layer (Llama-3.1-8B, 18 data sets, arXiv 2602.14161) have an AUROC of "
-    ".996 in distribution, and of .912 on data sets that were left out of training."
+    "Published linear probes on the last token's state of a middle layer (Llama-3.1-8B, 18 data sets, arXiv "
+    "2602.14161) have an AUROC of .996 in distribution, and of .912 on data sets that were left out of training."
 )
 
 

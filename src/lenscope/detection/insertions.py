@@ -79,7 +79,7 @@ def insert_texts(
             else _like(len(text), sentences, shared[h], own)
         )
         for inserted, attack in ((text, True), (other, False)):
-            whole, span = put_in(hosts[h].text, at, form.replace("{}", inserted), inserted)
+            whole, span = inserted_at(hosts[h].text, at, form.replace("{}", inserted), inserted)
             family = (one.family or one.data_set) if attack else ""
             prompts.append(LabelledPrompt(whole, attack, name, family, shared[h], span))
     return prompts
@@ -107,7 +107,7 @@ def draw_place(text: str, random: np.random.Generator) -> int:
     return 0 if place == "start" else end
 
 
-def put_in(text: str, at: int, inserted: str, inner: str) -> tuple[str, tuple[int, int]]:
+def inserted_at(text: str, at: int, inserted: str, inner: str) -> tuple[str, tuple[int, int]]:
     """The text with something put in at a place, apart from what is around, and the span of `inner` within it."""
     before = "" if not at or text[at - 1].isspace() or inserted[0].isspace() else "\n"
     after = "" if at == len(text) or text[at].isspace() or inserted[-1].isspace() else "\n"

@@ -31,8 +31,9 @@ def trials_verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: st
     ]
     best = max(rows, key=lambda d: rows[d]["AUROC"].value, default=None)
     if best is not None:
+        area = _interval_in_words(rows[best]["AUROC"])
         lines.append(
-            f"{where[0].upper()}{where[1:]}, attacks are told best by {best}, AUROC {_interval_in_words(rows[best]['AUROC'])}"
+            f"{where[0].upper()}{where[1:]}, attacks are told best by {best}, AUROC {area}"
             + (f"; the trajectories' detector is {' and '.join(judged)}." if judged else ".")
         )
         lines.append(
