@@ -13,6 +13,7 @@ from lenscope.detection.outliers import Forest, folds
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper import injection
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
+from lenscope.experiments.tuned_lens_paper import injection_protocol
 from lenscope.experiments.tuned_lens_paper import injection_trials as trials
 from lenscope.statistics.intervals import Estimate
 from lenscope.tasks import builtin_questions as quizzes
@@ -57,9 +58,12 @@ def test_the_experiment_from_end_to_end(lm, tuned, tmp_path, monkeypatch):
     monkeypatch.setattr(injection, "TEXTS", {"quick": 16, "full": 16})
     monkeypatch.setattr(injection, "TASKS", ("kinds",))
     monkeypatch.setattr(injection, "REPEATS", {"quick": 1, "full": 1})
+    monkeypatch.setattr(injection_protocol, "PROMPTS", {"quick": 8, "full": 8})
+    monkeypatch.setattr(injection_protocol, "HOSTS", {"quick": 8, "full": 8})
     report = injection.EXPERIMENT.run(Setting(lm, lens=tuned.f, quick=True, folder=tmp_path))
     assert [*report.tables] == [
-        *("tasks", "injected", "injected, sorted answers", "neutral", "chosen", "texts", "Table 1", "left out")
+        *("tasks", "injected", "injected, sorted answers", "neutral", "chosen", "texts", "Table 1", "left out"),
+        *("in distribution", "left-out data sets", "harmless insertions", "differences", "chosen in training"),
     ]
     (row,) = report.tables["injected"]
     detectors = (*injection.DETECTORS, "SRM", "chosen", "length", "perplexity", "SRM, best layer")
@@ -80,6 +84,7 @@ def test_the_experiment_from_end_to_end(lm, tuned, tmp_path, monkeypatch):
     assert report.tables["tasks"][0]["questions"] == 12
     assert "Detection on questions" in report.reading
     assert "free-form texts" in report.reading
+    assert "Leaving one data set out" in report.reading
     assert report.tables["Table 1"][0]["task"] == "arc_easy"
     report.save(tmp_path)
     # what was kept is used again
@@ -107,3 +112,6 @@ def test_the_experiment_takes_files(lm, tuned, tmp_path, monkeypatch):
     assert [r["task"] for r in report.tables["Table 1"]] == ["sciq"]
     assert [(r["attacks"], r["number"]) for r in report.tables["texts"]] == [("all", 4), ("a", 2), ("b", 2)]
     assert "left out" not in report.tables
+    assert [r["data set"] for r in report.tables["not tested"]] == ["a", "b"]
+    # normal texts of a file of their own are those that the attacks are told from
+    assert {r["data set"] for r in report.tables["in distribution"]} == {"questions"}

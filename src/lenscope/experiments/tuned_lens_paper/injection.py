@@ -115,7 +115,7 @@ def _run_injection(setting: Setting) -> Report:
     free: list[dict[str, Any]] = []
     trials, not_tested, left_out_there = run_protocol(setting, lenses)
     left_out += Counter({("protocol", why): count for why, count in left_out_there.items()})
-    texts = [t for t in texts if t["source"] not in _only_normal(trials)]
+    texts = _without_tried_only(texts, trials)
     if texts:
         free = _free(setting, lenses, texts, tables["chosen"], left_out)
     known = [task for task in questions if task in PAPER]
@@ -145,9 +145,11 @@ def _run_injection(setting: Setting) -> Report:
     )
 
 
-def _only_normal(trials: DetectorTrials | None) -> set[str]:
-    """The data sets of normal prompts alone, which are tried only: no detector is fitted on them."""
-    return {*()} if trials is None else {*trials.only_normal}
+def _without_tried_only(texts: list[dict[str, str]], trials: DetectorTrials | None) -> list[dict[str, str]]:
+    """The texts without data sets of normal ones alone, which are only tried, where enough other normal ones are."""
+    only = [] if trials is None else trials.only_normal
+    rest = [t for t in texts if t["source"] not in only]
+    return rest if sum(not t["attack"] for t in rest) >= 2 * PARTS else texts
 
 
 # -- what is measured
