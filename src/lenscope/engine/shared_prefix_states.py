@@ -166,7 +166,7 @@ def read_sharing_prefix(
     if not lm.runner.editing and lm.runner.stream is None:
         for members, prefix in _planned(lm, prompts, numbers, known):
             plain = sorted(set(plain) - set(members))
-            yield from _read_together(lm, prompts, members, numbers, prefix)
+            yield from _rests_together(lm, prompts, members, numbers, prefix)
     known.last = [prompts[-1].ids] if prompts else known.last
     nothing = SharedPrefix((), numbers, torch.zeros(len(numbers), 0, lm.hidden_size, dtype=lm.dtype), None)
     for batch in by_length([prompts[i] for i in plain]):
@@ -243,7 +243,7 @@ def _planned(
             prefix_length, old = shared, None
         if not prefix_length or not is_sharing_exact(lm, prefix_length, min(lengths), max(lengths)):
             continue
-        prefix = _read(lm, ids[: prefix_length + 1], layers) if old is None else old
+        prefix = _newly_read_prefix(lm, ids[: prefix_length + 1], layers) if old is None else old
         known.remember(prefix)
         yield members, prefix
 
@@ -256,14 +256,14 @@ def _is_as_good(old: SharedPrefix, shared: int, count: int) -> bool:
     return shared < 2 * len(old) if count == 1 else count * (shared - len(old)) <= shared
 
 
-def _read(lm: LM, ids: tuple[int, ...], layers: tuple[int, ...]) -> SharedPrefix:
+def _newly_read_prefix(lm: LM, ids: tuple[int, ...], layers: tuple[int, ...]) -> SharedPrefix:
     """Read all but the last of some ids."""
     carried = nothing_read(lm.runner)
     states = read_behind(lm, torch.tensor([ids[:-1]]), layers, carried)
     return SharedPrefix(ids, layers, torch.stack([states[n][0] for n in layers]), carried)
 
 
-def _read_together(
+def _rests_together(
     lm: LM, prompts: Sequence[Prompt], members: Sequence[int], layers: tuple[int, ...], prefix: SharedPrefix
 ) -> Iterator[StatesBehindPrefix]:
     """What stands behind a prefix, in batches that fit in memory."""
@@ -305,8 +305,8 @@ def _sharing_deviation(lm: LM, key: tuple[int, ...], start: int, short: int, lon
         first, second = (trial_text(lm.runner.anatomy, n, row) for n, row in ((long, 0), (short, 2)))
         # behind the same prefix, of which the last token is followed by different ones
         rows = [tuple(first), (*first[:start], *second[start:])]
-        alone = [_alone(lm, row, layers) for row in rows]
-        prefix = _read(lm, (*first[:start], 0), layers)
+        alone = [_states_of_row(lm, row, layers) for row in rows]
+        prefix = _newly_read_prefix(lm, (*first[:start], 0), layers)
         assert prefix.carried is not None
         gaps = [deviation(prefix.states, alone[0][:, :start])]
         for rests in ([row[start:] for row in rows], [row[start : start + 1] for row in rows]):
@@ -320,7 +320,7 @@ def _sharing_deviation(lm: LM, key: tuple[int, ...], start: int, short: int, lon
     return measured_deviation(lm.runner, ("shared prefix", *key), measure)
 
 
-def _alone(lm: LM, ids: Sequence[int], layers: tuple[int, ...]) -> Tensor:
+def _states_of_row(lm: LM, ids: Sequence[int], layers: tuple[int, ...]) -> Tensor:
     """States (L, T, D) of one row of ids, read plainly."""
     states: dict[int, Tensor] = {}
     running = Running.of_ids(torch.tensor([list(ids)], device=lm.runner.input_device))
