@@ -11,9 +11,8 @@ from detecting import roomy_model, tuned_lens
 import lenscope as ls
 from lenscope.detection.outliers import Forest, folds
 from lenscope.experiments.setting import Setting
-from lenscope.experiments.tuned_lens_paper import injection
+from lenscope.experiments.tuned_lens_paper import injection, injection_protocol
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
-from lenscope.experiments.tuned_lens_paper import injection_protocol
 from lenscope.experiments.tuned_lens_paper import injection_trials as trials
 from lenscope.statistics.intervals import Estimate
 from lenscope.tasks import builtin_questions as quizzes
