@@ -23,9 +23,12 @@ def prompts(tmp_path_factory):
 
 
 def test_detectors_are_tried_and_saved_ones_stand_beside_them(run, roomy, prompts, tmp_path):
-    (tmp_path / "fit.jsonl").write_text(
-        "\n".join(json.dumps({"text": p.text, "label": int(p.attack)}) for p in labelled_prompts(40)[20:60])
-    )
+    # two of the hosts that are tried, and requests that are not
+    many = labelled_prompts(60)
+    half = len(many) // 2
+    fitted = [many[i + n] for n in (0, 1, *range(34, half)) for i in (0, half)]
+    rows = [{"text": p.text, "label": int(p.attack), "host": p.host} for p in fitted]
+    (tmp_path / "fit.jsonl").write_text("\n".join(map(json.dumps, rows)))
     mine, few = str(tmp_path / "mine"), ["--layers", "1,2", "-m", roomy]
     asked = ("-d", str(tmp_path / "fit.jsonl"), "--attacks", str(tmp_path / "fit.jsonl"), "-o", mine)
     assert run("detect", "fit", *asked, *few)[0] == 0
@@ -38,7 +41,7 @@ def test_detectors_are_tried_and_saved_ones_stand_beside_them(run, roomy, prompt
     rows = [r for r in tables["left-out data sets"] if r["detector"] == "mine"]
     assert [r["data set"] for r in rows if r["data set"] != "mean of these"]
     # what it was fitted on does not count
-    assert all(r["normal"] < 12 for r in rows if r["data set"] == "two")
+    assert [r["normal"] for r in rows if r["data set"] == "two"] == [10]
     assert "attacks are told best by" in document["reading"]
     assert {"report.md", "report.html", "report.json"} <= {p.name for p in report.iterdir()}
     assert "1 × text that is put into nowhere" in err
