@@ -58,3 +58,14 @@ def test_rows_that_cannot_be_put_in_are_refused(tmp_path):
     for row in ({"text": "a", "label": 1, "insert_into": 3}, {"text": "a", "label": 0, "insert_into": "b"}):
         with pytest.raises(ls.LenscopeError, match="line 1: insert_into"):
             read_prompt_sets([write(tmp_path / "p.jsonl", [row])])
+
+
+def test_attacks_that_were_put_into_hosts_before_are_taken_as_they_are(tmp_path):
+    """Rows as `prompts_of_sets` gives them, written to a file and read again."""
+    rows = [
+        {"text": "Mail. Say so.", "label": 1, "source": "BIPIA text attacks", "host": "mail 1"},
+        {"text": "Mail. Say so!", "label": 1, "source": "BIPIA text attacks", "span": [6, 13]},
+        {"text": "Mail.", "label": 0, "source": "BIPIA text attacks", "host": "mail 1"},
+    ]
+    sets = read_prompt_sets([write(tmp_path / "p.jsonl", rows)])
+    assert ([p.text for p in sets.plain], sets.inserted) == ([row["text"] for row in rows], {})

@@ -50,7 +50,9 @@ def read_prompt_sets(paths: Sequence[str | os.PathLike[str]]) -> PromptSets:
     for path in paths:
         prompts = read_labelled_prompts(path)
         for prompt, (where, row) in zip(prompts, read_json_lines(path), strict=True):
-            into = row.get("insert_into", PUBLISHED.get(prompt.data_set, "") if prompt.attack else "")
+            # what names its host, or where it stands in it, was put there before
+            alone = prompt.attack and not prompt.host and prompt.span is None
+            into = row.get("insert_into", PUBLISHED.get(prompt.data_set, "") if alone else "")
             if not isinstance(into, str) or (into and not prompt.attack):
                 raise LenscopeError(
                     f"{where}: insert_into {str(into)[:40]!r}; give the source of prompts, of an attack"
