@@ -25,6 +25,9 @@ CONTROLS = ("random", "random token")
 WITHIN, ENOUGH = 500, 32
 # of each tokenizer, whose texts take a second to make
 _known_kinds: WeakKeyDictionary[Encoder, list[np.ndarray]] = WeakKeyDictionary()
+# the last tables of neighbours, by count and seed: those of a large vocabulary take a tenth of a second each
+_known_tables: WeakKeyDictionary[Encoder, dict[tuple[int, int], Tensor]] = WeakKeyDictionary()
+_TABLES = 8
 
 
 def control_edit(edit: TokenEdit, control: str = "random", *, seed: int = 0) -> TokenEdit:
@@ -118,6 +121,15 @@ def neighbours(lm: LM, count: int, seed: int) -> Tensor:
 
     All of them go the same way along the vocabulary, so what a token's neighbours are depends on no prompt.
     """
+    tables = _known_tables.setdefault(lm.encoder, {})
+    if (count, seed) not in tables:
+        tables[count, seed] = _table_of_neighbours(lm, count, seed)
+        if len(tables) > _TABLES:
+            del tables[next(iter(tables))]
+    return tables[count, seed]
+
+
+def _table_of_neighbours(lm: LM, count: int, seed: int) -> Tensor:
     random, table = np.random.default_rng(seed), np.zeros((count, lm.vocab_size), dtype=np.int64)
     kinds = _known_kinds.get(lm.encoder)
     if kinds is None:

@@ -111,3 +111,9 @@ def test_rows_and_sentences_by_hand():
     assert "left out: of 4 a bridge is not one token" in said[0]
     assert "x flips 0.50" in said[0]
     assert "Taking out the" in said[1]
+    # the first two prompts alone are ablated
+    fewer = {key: rows[:2] if "ablate" in key else rows for key, rows in results.items()}
+    ablated = ablation_rows(fewer, ["x"], 0)
+    assert [row["prompts"] for row in ablated] == [2, 2, 2]
+    assert ablated[0]["Δ ln p answer"].value == pytest.approx(-1.5)
+    assert "in 2 prompts" in swap_reading(fewer, rows, ablated, {}, (5, 9))[1]

@@ -26,6 +26,8 @@ from lenscope.text.packing import after_document_mark
 
 # two-hop prompts, and controls of each kind for each edit
 SWAPS, SEEDS = {"quick": 8, "full": 100_000}, {"quick": 1, "full": 3}
+# the first prompts of these, of which tokens are taken out: that reads the vocabulary at every layer and position
+ABLATIONS = {"quick": 8, "full": 16}
 # tokens whose directions an ablation takes out of each state, as in the paper
 ABLATED = 10
 SWAP, ABLATE = "swap", "ablate"
@@ -93,10 +95,11 @@ def run_bridge_swaps(
     """What the model answers under each edit, (items, measures) each; the key says lens, edit and control.
 
     "unedited" is the model as it is; "LENS|swap|edit" swaps the bridges, "LENS|ablate|edit" takes the strongest tokens
-    out, and instead of "edit" stand the kinds of controls, which are means over seeds.
+    out, of the first prompts alone, and instead of "edit" stand the kinds of controls, which are means over seeds.
     """
     lm, band, seeds = setting.lm, bridge_band(setting.lm, layers), setting.choose(**SEEDS)
     items, _ = bridge_tokens(lm, swaps)
+    ablated = min(setting.choose(**ABLATIONS), len(items))
 
     def compute() -> dict[str, np.ndarray]:
         results: dict[str, list[np.ndarray]] = {}
@@ -104,10 +107,9 @@ def run_bridge_swaps(
             for n, item in enumerate(items):
                 results.setdefault("unedited", []).append(_answers_under(lm, item, None))
                 for name, lens in lenses.items():
-                    edits = {
-                        SWAP: swap_tokens(lens, item.bridge, item.other_bridge, list(band)),
-                        ABLATE: ablate_tokens(lens, ABLATED, list(band)),
-                    }
+                    edits = {SWAP: swap_tokens(lens, item.bridge, item.other_bridge, list(band))}
+                    if n < ablated:
+                        edits[ABLATE] = ablate_tokens(lens, ABLATED, list(band))
                     for what, edit in edits.items():
                         results.setdefault(f"{name}|{what}|edit", []).append(_answers_under(lm, item, edit))
                         for control in CONTROLS:
@@ -120,7 +122,9 @@ def run_bridge_swaps(
         return {key: np.stack(rows) for key, rows in results.items()}
 
     known = [[i.swap.id, list(i.prompt.ids), i.bridge, i.other_bridge, i.answer, i.other_answer] for i in items]
-    return setting.cached("bridge-swaps", compute, items=known, band=list(band), lenses=list(lenses), seeds=seeds)
+    return setting.cached(
+        "bridge-swaps", compute, items=known, ablated=ablated, band=list(band), lenses=list(lenses), seeds=seeds
+    )
 
 
 @torch.no_grad()
@@ -172,7 +176,7 @@ def _mean_or_nothing(values: np.ndarray, seed: int) -> Estimate:
 
 def ablation_rows(results: Mapping[str, np.ndarray], lenses: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """A row for each lens and condition of ablations: answers that stay right, and the change of ln p in nats."""
-    before = results["unedited"]
+    before = results["unedited"][: len(results[f"{lenses[0]}|{ABLATE}|edit"])]
     right = before[:, 0] == 1
     rows = []
     for lens in lenses:
@@ -182,6 +186,7 @@ def ablation_rows(results: Mapping[str, np.ndarray], lenses: Sequence[str], seed
             rows.append({
                 "lens": lens,
                 "taken out": f"{ABLATED} strongest tokens" if condition == "edit" else f"control: {condition}",
+                "prompts": len(after),
                 "still right of right": _mean_or_nothing(after[right, 0], seed),
                 "Δ ln p answer": _mean_or_nothing(after[:, 2] - before[:, 2], seed),
                 "Δ ln p answer, edit minus control": None if condition == "edit" else difference(
@@ -210,7 +215,10 @@ def swap_reading(
         edit, *controls = [row for row in ablated if row["lens"] == lens]
         against = ", ".join(f"{c['taken out']} {interval(c['Δ ln p answer'])}" for c in controls)
         parts.append(f"{lens} {interval(edit['Δ ln p answer'])} ({against})")
-    lines.append(f"Taking out the {ABLATED} strongest tokens changes ln p of the answer by: {'; '.join(parts)}.")
+    lines.append(
+        f"Taking out the {ABLATED} strongest tokens changes ln p of the answer, in {ablated[0]['prompts']} prompts, "
+        f"by: {'; '.join(parts)}."
+    )
     return lines
 
 
