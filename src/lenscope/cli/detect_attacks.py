@@ -51,7 +51,7 @@ def fit_on_attacks(
     *,
     lenses: Sequence[str],
     transferred: bool,
-    layers: list[int] | range | None,
+    layers: list[int | slice] | None,
     calibration: str,
     false_positives: float,
     abstain: float,

@@ -116,7 +116,7 @@ def evaluate_detectors_command(
     # what cannot be tested is told before a model is loaded
     plan_trials(many, seed=seed)
     require_model(common.model)
-    folder = None if output is None else make_folder(output)
+    place = None if output is None else make_folder(output)
     lm = common.load()
     many = _within_context(many, lm, left_out)
     for why, count in left_out.items():
@@ -143,10 +143,10 @@ def evaluate_detectors_command(
     else:
         _show_trials(report, lm)
     flush()
-    if folder is not None:
-        report.save(folder)
+    if place is not None:
+        report.save(place)
         if not common.as_json:
-            tell(f"saved {folder / 'report.md'}")
+            tell(f"saved {place / 'report.md'}")
     if write_card:
         _write_cards(names, opened, trials)
 
@@ -185,9 +185,10 @@ def _saved_detectors(
                 scores[start : start + len(block)] = detector.score(block)
                 advance(start + len(block), len(many))
         seen = np.array([detector.saw(p.text) for p in many])
-        of_attacks = isinstance(detector, AttackDetector)
-        thresholds = detector.thresholds if of_attacks else {detector.false_positives: detector.threshold}
-        saved[name] = SavedScores(scores, seen, dict(thresholds), of_attacks)
+        thresholds = {detector.false_positives: detector.threshold}
+        if isinstance(detector, AttackDetector):
+            thresholds = dict(detector.thresholds)
+        saved[name] = SavedScores(scores, seen, thresholds, isinstance(detector, AttackDetector))
     return opened, saved
 
 
@@ -195,7 +196,7 @@ def _report_of(trials: "DetectorTrials", lm: "LM", settings: dict[str, Any], lef
     from lenscope.experiments.report import Report
     from lenscope.models.provenance import provenance
 
-    tables = dict(trials.tables)
+    tables: dict[str, Sequence[Mapping[str, Any]]] = dict(trials.tables)
     if left_out:
         tables["left out"] = [{"why": why, "number": count} for why, count in left_out.items()]
     return Report("detect evaluate", lm.name, PUBLISHED, trials.verdict(), tables, (), settings, provenance(lm))

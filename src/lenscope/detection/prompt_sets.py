@@ -101,7 +101,8 @@ def _drawn_plain(plain: list[LabelledPrompt], most: int | None, left: Left, seed
     sorts: dict[tuple[str, bool], list[LabelledPrompt]] = {}
     for prompt in once.values():
         sorts.setdefault((prompt.data_set, prompt.attack), []).append(prompt)
-    return [p for (of, _), own in sorts.items() for p in draw_some(own, most, left, f"of {of}", seed)]
+    taken = {p.text for (of, _), own in sorts.items() for p in draw_some(own, most, left, f"of {of}", seed)}
+    return [p for p in once.values() if p.text in taken]
 
 
 def draw_some(
