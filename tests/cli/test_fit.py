@@ -134,7 +134,7 @@ def test_all_there_is_where_no_number_is_asked_for(run, model, text, tmp_path):
         (["fit", "-m", "MODEL", "-d", "/nowhere.txt", "-o", "NEW"], "/nowhere.txt"),
         (["fit", "-m", "MODEL", "-d", "EMPTY", "-o", "NEW"], "holds no text"),
         (["fit", "-m", "MODEL", "-d", "SHORT", "-o", "NEW"], "less than one row of 64 tokens"),
-        (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--stream"], "with --stream give --recipe ridge"),
+        (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--stream"], "give --recipe ridge or jacobian"),
         (["fit", "-m", "MODEL", "-o", "NEW", "--recipe", "ridge", "--stream"], "give text with --data"),
         (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--recipe", "soup"], "recipe 'soup': there are muon"),
         (["fit", "-m", "MODEL", "-d", "TEXT", "-o", "NEW", "--tokens", "many"], "--tokens many: give a whole number"),

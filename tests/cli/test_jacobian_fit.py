@@ -51,9 +51,27 @@ def test_parts_are_merged_by_their_command(run, model, text, tmp_path):
     assert "holds a lens already" in err
 
 
+def test_a_streamed_fit_is_the_same_lens_and_is_merged_streamed(run, model, text, tmp_path):
+    for part in ("1/2", "2/2"):
+        status, _, err = run(*command(model, text, tmp_path / part[0], "--part", part, "--stream", "--tokens", "128"))
+        assert status == 0, err
+        assert "read the weights of" in err
+    both = [str(tmp_path / "1"), str(tmp_path / "2")]
+    status, _, err = run("merge", *both, "-o", str(tmp_path / "both"), "-m", str(model), "--stream")
+    assert status == 0, err
+    lens, lm = ls.load_mapping(tmp_path / "both"), ls.load(model)
+    direct = fit_jacobian_lens(lm, text, tokens=128, length=32, held_out=0.3, shrink=False)
+    assert lens.report["prompts"] == direct.report["prompts"] == 4
+    for pair, (j, _) in direct.weights.items():
+        assert (lens.weights[pair][0] - j).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--stream", "--targets", "same"], "--stream: targets 'same' runs each position by itself"),
+        (["--stream", "--rule", "relp"], "--stream: rule 'relp' is made for weights in memory"),
+        (["--stream", "--placement", "auto"], "--stream runs in one process"),
         (["--until", "2"], "until 2.0: is a cosine"),
         (["--part", "3/2"], "--part 3/2: give k/n"),
         (["--rule", "lrp"], "rule 'lrp': there are gradient, relp"),

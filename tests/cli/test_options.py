@@ -60,7 +60,7 @@ ALWAYS = {
         "--output", "--titles", "--vectors", "--prompts", "--layers", "--shape", "--steps", "--minutes", "--seed",
         "--model", "--json",
     },
-    "merge": {"--output", "--data", "--model", "--json"},
+    "merge": {"--output", "--data", "--stream", "--model", "--json"},
     "sweep": {"--output", "--engine", "--status", "--dry-run", "--json"},
     "plan": {"--task", "--gpus", "--memory", "--disk", "--length", "--json"},
     "eval": {

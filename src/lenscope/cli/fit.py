@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from lenscope.cli.jacobian_fit import RECIPE, fit_jacobian, parse_part
+from lenscope.cli.jacobian_fit import RECIPE, fit_jacobian, load_for_fit, parse_part
 from lenscope.cli.options import (
     CommonOptions,
     Data,
@@ -128,8 +128,10 @@ def fit_command(
     ):
         require_effect(option, value, jacobian, "applies to --recipe jacobian")
     mine = parse_part(part)
-    if stream and recipe != "ridge":
-        raise LenscopeError(f"--recipe {recipe}: takes steps, each with all weights; with --stream give --recipe ridge")
+    if stream and recipe not in ("ridge", RECIPE):
+        raise LenscopeError(
+            f"--recipe {recipe}: takes steps, each with all weights; with --stream give --recipe ridge or jacobian"
+        )
     if stream and not data:
         raise LenscopeError("--stream: the model's own samples read all weights once a token; give text with --data")
     require_effect("--moments-on", moments_on, not stream, "--stream keeps those of one layer at a time")
@@ -138,9 +140,13 @@ def fit_command(
         how: dict[str, Any] = {"until": until, "target_layer": target_layer, "part": mine, "held_out": held_out}
         how |= {"targets": targets or "later", "rule": rule or "gradient"}
         make_folder(Path(output))
-        lm = (replace(common, placement="fsdp") if shard else common).load()
         from lenscope.fitting.jacobian_lens import LENGTH, SKIP, TOKENS, require_settings
 
+        if stream:
+            from lenscope.fitting.streamed_jacobian import require_streamed_settings
+
+            require_streamed_settings("--stream:", how["targets"], how["rule"])
+        lm = load_for_fit(replace(common, placement="fsdp") if shard else common, stream)
         require_settings(lm, 1, **{k: v for k, v in how.items() if k != "held_out"})
         rows = open_corpus(lm, data, field, length=length or LENGTH, skip=SKIP, seed=seed, epochs=epochs or 1)
         wanted = TOKENS if tokens is None else parse_amount(tokens, "tokens")
@@ -153,11 +159,7 @@ def fit_command(
     finished = finished_lens(folder)
     if finished is None:
         make_folder(folder)
-    if stream:
-        with progress_bar("blocks") as advance:
-            lm = common.load_in_blocks(advance, identify=True)
-    else:
-        lm = (replace(common, placement="fsdp") if shard else common).load()
+    lm = load_for_fit(replace(common, placement="fsdp") if shard else common, stream)
     corpus = open_corpus(lm, data, field, length=length, seed=seed, epochs=epochs or 1)
     wanted = available_tokens(corpus.split(held_out)[0], wanted, tokens is not None)
     how = {"tokens": wanted, "recipe": recipe, "held_out": held_out, "seed": seed}

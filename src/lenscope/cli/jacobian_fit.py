@@ -12,11 +12,12 @@ from rich.text import Text
 
 from lenscope.cli.options import available_tokens
 from lenscope.cli.streams import first_process, print_json, tell
-from lenscope.cli.terminal import LINES, Screen, Stopped, headline, noted_progress_bar, show
+from lenscope.cli.terminal import LINES, Screen, Stopped, headline, noted_progress_bar, progress_bar, show
 from lenscope.errors import LenscopeError
 from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
+    from lenscope.cli.options import CommonOptions
     from lenscope.mappings.mapping import Affine
     from lenscope.models.language_model import LM
     from lenscope.text.corpus import Corpus
@@ -30,6 +31,18 @@ def parse_part(value: str | None) -> tuple[int, int]:
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise LenscopeError(f"--part {value}: give k/n with k from 1 to n, such as 1/2")
     return int(number), int(count)
+
+
+def load_for_fit(common: "CommonOptions", stream: bool) -> "LM":
+    """Load the model, or, to be streamed, all but its blocks, with what a lens keeps of its identity."""
+    if not stream:
+        return common.load()
+    with progress_bar("blocks") as advance:
+        lm = common.load_in_blocks(advance, identify=True)
+    assert lm.runner.stream is not None
+    # what runs next has a bar of its own
+    lm.runner.stream.progress = None
+    return lm
 
 
 def fit_jacobian(
@@ -53,7 +66,7 @@ def fit_jacobian(
     each = [available_tokens(half, -(-tokens // 2), asked) for half in text.split(0.5)]
     tokens = 2 * min(each)
     try:
-        with noted_progress_bar("tokens") as (advance, note):
+        with noted_progress_bar("tokens" if lm.runner.stream is None else "blocks of prompts") as (advance, note):
 
             def tell_error(least: float) -> None:
                 note(f"halves agree at cosine {least:.3f} or more")
@@ -62,7 +75,9 @@ def fit_jacobian(
                 lm, corpus, tokens=tokens, folder=folder, progress=advance, report_error=tell_error, **how
             )
     except KeyboardInterrupt as stop:
-        raise Stopped(_left(folder)) from stop
+        raise Stopped(_left(folder, lm.runner.stream is not None)) from stop
+    if lm.runner.stream is not None:
+        tell(f"read the weights of {lm.name} {lm.runner.stream.passes:.3g} times")
     if first_process():
         show_jacobian_lens(lm, lens, folder, corpus.name, as_json, again)
 
@@ -111,7 +126,7 @@ def _agreement_table(report: dict[str, Any]) -> Table:
     return plain_table([TableColumn(name, "right") for name in names], lines, "; ".join(parts), gap=2)
 
 
-def _left(folder: Path) -> str:
+def _left(folder: Path, streamed: bool) -> str:
     """What an interrupted fit leaves."""
     from lenscope.fitting.jacobian_sums import SUMS, JacobianSums
 
@@ -119,4 +134,5 @@ def _left(folder: Path) -> str:
         prompts = sum(JacobianSums.load(folder / SUMS).prompts)
     except LenscopeError:
         return "interrupted before the first prompt was done: nothing is kept"
-    return f"interrupted: {folder} keeps {prompts} prompts; the same command goes on from there"
+    more = " and the prompt that was on its way" if streamed else ""
+    return f"interrupted: {folder} keeps {prompts} prompts{more}; the same command goes on from there"

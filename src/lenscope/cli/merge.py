@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lenscope.cli.jacobian_fit import show_jacobian_lens
-from lenscope.cli.options import CommonOptions, Data, common_options, data_source
+from lenscope.cli.jacobian_fit import load_for_fit, show_jacobian_lens
+from lenscope.cli.options import CommonOptions, Data, Stream, common_options, data_source
 from lenscope.cli.validation import make_folder, require_model, require_path
 from lenscope.errors import LenscopeError
 
@@ -21,6 +21,7 @@ def merge_command(
     ],
     output: Annotated[str, typer.Option("-o", "--output", help="Folder for the merged lens.")],
     data: Data = None,
+    stream: Stream = False,
     *,
     common: CommonOptions,
 ) -> None:
@@ -42,7 +43,7 @@ def merge_command(
     if (folder / "config.json").exists():
         raise LenscopeError(f"{folder}: holds a lens already; give another folder")
     make_folder(folder)
-    lm = common.load()
+    lm = load_for_fit(common, stream)
     from lenscope.fitting.jacobian_merging import merge_jacobian_lenses
 
     merged = merge_jacobian_lenses(lm, lenses, data_source(data), folder=folder)

@@ -23,13 +23,17 @@ LOGITS = 1 << 24
 
 
 def halves_agreement(
-    held: HeldOut, first: Tensor, second: Tensor, positions: int | None = None, seed: int = 0
+    held: HeldOut,
+    first: Sequence[Tensor] | Tensor,
+    second: Sequence[Tensor] | Tensor,
+    positions: int | None = None,
+    seed: int = 0,
 ) -> dict[str, list[Estimate]]:
     """For each layer and measure the mean agreement of two lenses' readouts, with its interval over documents.
 
     Args:
         held: the states that are read.
-        first: the matrices of one lens, (n_layers, D, D).
+        first: the matrices of one lens, (n_layers, D, D), or a matrix of each layer as it is asked for.
         second: those of the other.
         positions: at most so many of the states, spread over all; None: all.
         seed: of the draws of documents.
@@ -42,8 +46,9 @@ def halves_agreement(
     sums = torch.zeros(len(owners.own), len(MEASURES), held.documents, dtype=torch.float64, device=lm.device)
     for number, layer in enumerate(owners.own):
         h = block.states[number][places].float()
+        ours, theirs = first[layer].to(h), second[layer].to(h)
         for part in torch.arange(len(h), device=lm.device).split(max(1, LOGITS // lm.vocab_size)):
-            a, b = (_logits(lm, h[part] @ j[layer].to(h).T) for j in (first, second))
+            a, b = (_logits(lm, h[part] @ j.T) for j in (ours, theirs))
             agreement = torch.stack(_agreement(a, b)).double()
             sums[number].index_add_(1, document[part], agreement)
     counts = torch.zeros(held.documents, dtype=torch.float64, device=lm.device)

@@ -24,7 +24,8 @@ from lenscope.fitting.jacobian_measuring import JacobianMeasures
 from lenscope.fitting.jacobian_passes import LayerGraphs
 from lenscope.fitting.jacobian_run import JacobianRun, Targets
 from lenscope.fitting.jacobian_sums import SUMS, JacobianSums
-from lenscope.mappings.mapping import Affine, Pair
+from lenscope.fitting.streamed_jacobian import StreamedJacobianRun, require_streamed_fit, require_streamed_settings
+from lenscope.mappings.mapping import Affine, Pair, load_mapping
 from lenscope.models.language_model import LM
 from lenscope.models.precision import low_precision
 from lenscope.models.progress import Progress
@@ -81,6 +82,11 @@ def fit_jacobian_lens(
     one with more `tokens`; lenses of different text are joined by `merge_jacobian_lenses`. Processes that torchrun
     started share the rows. Each process holds 12 L D² bytes of sums, and twice that if there are several.
 
+    A model whose weights are streamed from disk (`lenscope.models.load_streamed`) is differentiated block by block, a
+    row in two readings of its weights. Gradients of the row that is on the way are in the folder; a killed run goes on
+    within it. `progress` then counts blocks of rows. Refused are targets "same", the rule "relp", and models that pass
+    more from block to block than the stream.
+
     Args:
         lm: the model that the lens is of, in eval mode.
         data: the text, as `Corpus.open` takes it, or a Corpus; None: what the model itself writes.
@@ -107,6 +113,8 @@ def fit_jacobian_lens(
     require_settings(lm, tokens, until=until, target_layer=last, targets=targets, rule=rule, part=part)
     began = time.perf_counter()
     corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, skip=skip, seed=seed)
+    if lm.runner.stream is not None:
+        require_streamed_fit(lm, corpus, folder)
     text, held = corpus.split(held_out)
     rows = max(1, ceil(tokens / (2 * corpus.length * part[1])))
     # whatever is wrong with the text shows before the model runs
@@ -123,12 +131,16 @@ def fit_jacobian_lens(
         where = None if folder is None else Path(folder) / SUMS
         sums = _sums_in(lm, settings, where)
         run = make_run(lm, text, sums, (part[0] - 1, part[1]), share)
-        measures = JacobianMeasures.read(lm, held, LayerOwners(lm.n_layers, group, share))
         each = 2 * part[1] * corpus.length
+        if isinstance(run, StreamedJacobianRun):
+            each = 2 * last
+            assert where is not None
+            run.begin(where, lambda blocks: advance(run.done, blocks))
+        measures = JacobianMeasures.read(lm, held, LayerOwners(lm.n_layers, group, share))
 
-        def advance(done: int) -> None:
+        def advance(done: int, blocks: int = 0) -> None:
             if progress is not None and group.rank == 0:
-                progress(each * done, each * rows)
+                progress(each * done + blocks, each * rows)
 
         for stop in _stops(run.done, rows, until is not None or report_error is not None):
             run.read(stop, where, advance)
@@ -138,7 +150,9 @@ def fit_jacobian_lens(
                     report_error(least)
                 if until is not None and least >= until:
                     break
-        matrices, layers, drawn, about = measures.lens(sums, run.rows_of if shrink else None, corpus.seed)
+        matrices, layers, drawn, about = measures.lens(
+            sums, run.rows_of if shrink else None, corpus.seed, run.room_for_lens()
+        )
         report = {
             "lens": "R-lens" if rule == "relp" else "Jacobian lens",
             **settings,
@@ -158,12 +172,19 @@ def fit_jacobian_lens(
             if group.rank == 0:
                 lens.save(folder)
             group.barrier()
+        if isinstance(run, StreamedJacobianRun) and folder is not None:
+            run.end()
+            # mapped from its file
+            lens = load_mapping(folder)
+            assert isinstance(lens, Affine)
     return lens
 
 
 def make_run(lm: LM, text: Corpus, sums: JacobianSums, part: tuple[int, int], group: Group) -> JacobianRun:
     """What reads a text on and adds to some sums, as their settings say."""
     second, first = text.split(0.5)
+    if lm.runner.stream is not None:
+        return StreamedJacobianRun(lm, (first, second), sums, part)
     last, rule = sums.settings["target_layer"], sums.settings["rule"]
     graphs = LayerGraphs(lm, range(last), last, low_precision(lm), rule == "gradient")
     return JacobianRun(lm, (first, second), graphs, Targets(sums.settings["targets"]), sums, part, group, _rule(rule))
@@ -201,10 +222,7 @@ def require_settings(
     if not 1 <= number <= count:
         raise LenscopeError(f"part {number}/{count}: give k/n with k from 1 to n, such as 1/2")
     if lm.runner.stream is not None:
-        raise LenscopeError(
-            f"{lm.name}: streams its weights from disk, and a Jacobian lens runs backwards through all of them; load "
-            "it whole, or split it among processes"
-        )
+        require_streamed_settings(f"{lm.name}: its weights are streamed from disk;", targets, rule)
     if is_sharded(lm) and (rule, targets) != ("gradient", "later"):
         raise LenscopeError(
             f"rule {rule!r}, targets {targets!r}: {lm.name} is split among processes; give rule 'gradient' and targets "

@@ -5,7 +5,7 @@ Knows: which held-out text decides and which measures, what stands in a report. 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -55,11 +55,11 @@ class JacobianMeasures:
     @torch.no_grad()
     def least_cosine(self, sums: JacobianSums) -> float:
         """The least of all layers' mean cosines between the readouts of the two halves, on some of the states."""
-        first, second = (padded(sums.half(n), self.lm) for n in (0, 1))
+        first, second = (sums.by_layer(n, self.lm.n_layers) for n in (0, 1))
         return min(e.value for e in halves_agreement(self.measure, first, second, ONLINE)["cosine"])
 
     def lens(
-        self, sums: JacobianSums, rows_of: RowsOf | None, seed: int
+        self, sums: JacobianSums, rows_of: RowsOf | None, seed: int, room: Tensor | None = None
     ) -> tuple[Tensor, list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
         """The lens of some sums: J (n_layers, D, D), rows by layer, rows on shrinkage, and what is said of the text.
 
@@ -67,19 +67,23 @@ class JacobianMeasures:
             sums: of both halves.
             rows_of: differentiates rows of held-out text; None: nothing is drawn towards cheaper estimates.
             seed: of what is drawn.
+            room: where the lens is put, (n_layers, D, D); None: in memory.
         """
-        lm = self.lm
-        mean, drawn = sums.mean(), list[dict[str, Any]]()
-        if rows_of is not None:
-            held = self.held_out_jacobians(rows_of, seed)
-            if held is not None:
-                mean, drawn = shrunk(sums.half(0), sums.half(1), mean, self.regression(len(mean)), held)
+        lm, layers, size = self.lm, sums.total.shape[1], self.lm.hidden_size
+        mean, drawn = sums.by_layer(None, lm.n_layers), list[dict[str, Any]]()
+        matrices = sums.total.new_empty(lm.n_layers, size, size) if room is None else room
+        for layer in range(lm.n_layers):
+            matrices[layer] = mean[layer]
+        held = None if rows_of is None else self.held_out_jacobians(rows_of, seed)
+        if held is not None:
+            ways = [sums.by_layer(half, layers) for half in (0, 1, None)]
+            _, drawn = shrunk(*ways, self.regression(layers), held, matrices[:layers])
         with torch.no_grad():
-            matrices = padded(mean, lm)
-            first, second = (padded(sums.half(n), lm) for n in (0, 1))
+            first, second = (sums.by_layer(n, lm.n_layers) for n in (0, 1))
             agreement = agreement_rows(halves_agreement(self.measure, first, second, seed=seed))
-            weights = [torch.cat([matrices[n].T, matrices.new_zeros(1, lm.hidden_size)]) for n in self.owners.own]
-            plain = [torch.eye(lm.hidden_size + 1, lm.hidden_size, device=lm.device) for _ in self.owners.own]
+            own = self.owners.own
+            weights = _Made(lambda n: torch.cat([matrices[own[n]].T, matrices.new_zeros(1, size)]), len(own))
+            plain = [torch.eye(size + 1, size, device=lm.device)] * len(own)
             chosen = ["shrunk" if row["weight"] else "mean" for row in drawn]
             chosen += ["mean"] * (lm.n_layers - len(chosen))
             constants = [1.0] * lm.n_layers
@@ -129,21 +133,46 @@ class JacobianMeasures:
             (gradient,) = torch.autograd.grad(((noise - noise.mean(-1, keepdim=True)) * z).sum(), h)
         return gradient.detach() if gradient.dtype == torch.float64 else gradient.detach().float()
 
-    def regression(self, layers: int) -> Tensor | None:
+    def regression(self, layers: int) -> Sequence[Tensor] | None:
         """Least squares of the last states on each layer's, without the bias, from the text that decides.
 
-        (L, D, D); None where there are fewer states than dimensions.
+        (D, D) each; None where there are fewer states than dimensions.
         """
-        block, size = self.select.block, self.lm.hidden_size
+        block, size, own = self.select.block, self.lm.hidden_size, self.owners.own
         if block.states.shape[1] < 2 * size:
             return None
-        fitted = torch.zeros(len(self.owners.own), size, size, device=self.lm.device)
-        for number in range(len(self.owners.own)):
+
+        def fitted(number: int) -> Tensor:
             moments = SecondMoments(size, self.lm.device)
             x = with_constant(block.states[number], 1.0)
             moments.add([(x, block.last.float())])
-            fitted[number] = moments.ridges(self.lm.device, (1e-2,))[0][:-1].T
-        return self.owners.everywhere(fitted)[:layers]
+            return moments.ridges(self.lm.device, (1e-2,))[0][:-1].T
+
+        if len(own) == self.lm.n_layers:
+            return _Made(fitted, layers)
+        mine = torch.zeros(len(own), size, size, device=self.lm.device)
+        for number in range(len(own)):
+            mine[number] = fitted(number)
+        return list(self.owners.everywhere(mine)[:layers])
+
+
+class _Made(Sequence[Tensor]):
+    """As many tensors, each made when it is asked for."""
+
+    def __init__(self, make: Callable[[int], Tensor], count: int) -> None:
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, n: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, n: slice) -> list[Tensor]: ...
+    def __getitem__(self, n: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(n, slice):
+            return [self[i] for i in range(self.count)[n]]
+        return self.make(range(self.count)[n])
 
 
 def padded(jacobians: Tensor, lm: LM) -> Tensor:

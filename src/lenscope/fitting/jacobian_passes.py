@@ -47,6 +47,31 @@ def without_weight_gradients(lm: LM) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def batched_gradients(last: Tensor, states: Sequence[Tensor], cotangents: Tensor, stacked: bool) -> list[Tensor]:
+    """For each of some states (1, T, D) the gradients (K, T, D) of `last` for cotangents (K, 1, T', D) of it.
+
+    `stacked`: all cotangents go through the graph at once. A state that `last` does not depend on has gradients 0.
+    """
+
+    def filled(gradient: Tensor | None, state: Tensor, count: int) -> Tensor:
+        return state.new_zeros(count, *state.shape[1:]) if gradient is None else gradient
+
+    if stacked:
+        one = last.device.type != "cuda"
+        # flash attention has no backward pass for several cotangents at once
+        with nullcontext() if one else sdpa_kernel(SDPBackend.MATH):
+            grads: Sequence[Tensor | None] = torch.autograd.grad(
+                last, states, cotangents, retain_graph=True, is_grads_batched=True, allow_unused=True
+            )
+        pairs = zip(grads, states, strict=True)
+        return [filled(None if g is None else g[:, 0], state, len(cotangents)) for g, state in pairs]
+    columns = []
+    for z in cotangents:
+        grads = torch.autograd.grad(last, states, z, retain_graph=True, allow_unused=True)
+        columns.append([filled(g, state, 1)[0] for g, state in zip(grads, states, strict=True)])
+    return [torch.stack(of_layer) for of_layer in zip(*columns, strict=True)]
+
+
 class LayerGraph:
     """One run of a row of text whose states at some layers, and the last ones, can be differentiated repeatedly.
 
@@ -66,22 +91,7 @@ class LayerGraph:
         """For each layer the gradients (K, T, D) of Σ z · h_last over `targets` (T,) bool, for cotangents z (K, D)."""
         given = self.last.new_zeros(len(cotangents), 1, *self.last.shape[1:])
         given[:, 0, targets] = cotangents.to(given)[:, None]
-        if self.stacked:
-            one = self.last.device.type != "cuda"
-            # flash attention has no backward pass for several cotangents at once
-            with nullcontext() if one else sdpa_kernel(SDPBackend.MATH):
-                grads: Sequence[Tensor | None] = torch.autograd.grad(
-                    self.last, self.states, given, retain_graph=True, is_grads_batched=True, allow_unused=True
-                )
-            return [g[:, 0] if g is not None else self._nothing(len(cotangents)) for g in grads]
-        columns = []
-        for z in given:
-            grads = torch.autograd.grad(self.last, self.states, z, retain_graph=True, allow_unused=True)
-            columns.append([g[0] if g is not None else self._nothing(1)[0] for g in grads])
-        return [torch.stack(of_layer) for of_layer in zip(*columns, strict=True)]
-
-    def _nothing(self, count: int) -> Tensor:
-        return self.last.new_zeros(count, *self.last.shape[1:])
+        return batched_gradients(self.last, self.states, given, self.stacked)
 
 
 class LayerGraphs:

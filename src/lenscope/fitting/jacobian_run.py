@@ -47,6 +47,14 @@ def text_name(text: Corpus, part: tuple[int, int]) -> str:
     return f"{hashlib.sha256(about.encode()).hexdigest()[:16]} {part[0] + 1}/{part[1]}"
 
 
+def sources_of(counted: Tensor) -> Tensor:
+    """Which positions (T,) bool of a row are sources and targets, of those that count."""
+    places = counted.clone()
+    # the last token of a row predicts what is not there
+    places[-1] = False
+    return places
+
+
 class JacobianRun:
     """Adds the Jacobians of rows of two halves of a text to their sums.
 
@@ -60,6 +68,8 @@ class JacobianRun:
         group: the processes that share the rows.
         rule: within it gradients follow a rule of their own; by default they are the model's.
     """
+
+    saved_every = SAVED_EVERY
 
     def __init__(
         self, lm: LM, halves: tuple[Corpus, Corpus], graphs: LayerGraphs, targets: Targets, sums: JacobianSums,
@@ -82,14 +92,16 @@ class JacobianRun:
     def read(self, rows: int, folder: Path | None, progress: Callable[[int], None] | None = None) -> None:
         """Go on until so many rows of each half are read; sums are saved into a folder once a minute and at the end.
 
-        An interruption leaves whole rows in the sums, and saves them.
+        An interruption between rows of both halves saves the sums; within them, those that are saved stay.
         """
         every, number = self.part[1] * self.group.world, self.part[0] + self.part[1] * self.group.rank
         start = self.done * self.part[1]
         tokens = (rows * self.part[1]) * self.halves[0].length
         streams = [half.batches(tokens, 1, start=start, rank=number, world=every) for half in self.halves]
+        whole = True
         try:
             for batches in zip(*streams, strict=True):
+                whole = False
                 for half, batch in enumerate(batches):
                     if len(batch.row):
                         self._add(half, batch)
@@ -97,15 +109,16 @@ class JacobianRun:
                         # all processes run the model equally often; what comes out counts nothing
                         self.rows_of(*self._any_row())
                 self.sums.rows[self.name] = min(rows, -(-batches[0].next_row // self.part[1]))
+                whole = True
                 if progress is not None:
                     progress(self.done)
-                due = time.perf_counter() - self._saved > SAVED_EVERY
+                due = time.perf_counter() - self._saved > self.saved_every
                 if folder is not None and self.group.from_first(due):
                     self.save(folder)
                 check_interruption()
         except KeyboardInterrupt:
-            # a process alone: of several, others may be within a row
-            if folder is not None and self.group.world == 1:
+            # a process alone: of several, others may be within a row; and with as many rows of one half as of the other
+            if whole and folder is not None and self.group.world == 1:
                 self.sums.save(folder)
             raise
         self.join()
@@ -140,9 +153,7 @@ class JacobianRun:
             counted: (T,) bool, which positions are sources and targets; the last one is none.
             cotangents: directions of the last state; None: all dimensions one by one, which gives the Jacobian.
         """
-        places = counted.clone()
-        # the last token of a row predicts what is not there
-        places[-1] = False
+        places = sources_of(counted)
         if not places.any():
             return None
         sources = places.nonzero()[:, 0].tolist()
@@ -161,12 +172,20 @@ class JacobianRun:
             assert total is not None
             return total / len(chosen)
 
+    def row_of(self, half: int, batch: TokenBatch) -> Tensor | None:
+        """The Jacobian (L, D, D) of the one row of a batch of a half of the text; None without a source."""
+        return self.rows_of(batch.ids[0].tolist(), batch.counted[0])
+
+    def room_for_lens(self) -> Tensor | None:
+        """Where the lens is put, (n_layers, D, D), if it may be larger than memory."""
+        return None
+
     def _any_row(self) -> tuple[list[int], Tensor]:
         length, ids = self.halves[0].length, self.lm.runner.anatomy.ids[0].tolist()
         return (ids * length)[:length], torch.arange(length) >= self.halves[0].skip
 
     def _add(self, half: int, batch: TokenBatch) -> None:
-        jacobian = self.rows_of(batch.ids[0].tolist(), batch.counted[0])
+        jacobian = self.row_of(half, batch)
         if jacobian is None:
             return
         # whole rows alone are in the sums, whenever this ends

@@ -9,6 +9,7 @@ w = E⟨noise, X - C⟩ / E‖X - C‖² of C in (1 - w) X + w C is estimated fr
 no part in it, say with 95 % that the error becomes less.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -43,7 +44,12 @@ class HeldOutJacobians:
 
 
 def shrunk(
-    first: Tensor, second: Tensor, mean: Tensor, regression: Tensor | None, held: HeldOutJacobians
+    first: Sequence[Tensor] | Tensor,
+    second: Sequence[Tensor] | Tensor,
+    mean: Sequence[Tensor] | Tensor,
+    regression: Sequence[Tensor] | Tensor | None,
+    held: HeldOutJacobians,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """The mean Jacobians (L, D, D), each drawn towards a cheaper estimate where that helps, and what was done to each.
 
@@ -51,16 +57,19 @@ def shrunk(
     error on held-out prompts relative to the size of what is read there, with its interval.
 
     Args:
-        first: the mean Jacobians of one half of the prompts, (L, D, D).
+        first: the mean Jacobians of one half of the prompts, (L, D, D), or a matrix of each layer as it is asked for.
         second: those of the other half.
         mean: those of all prompts.
         regression: least squares of the last layer's states on each layer's, (L, D, D), if known.
         held: what held-out prompts say.
+        out: where the first result is put, (L, D, D); None: a new tensor.
     """
-    out, rows = mean.clone(), []
-    for layer in range(len(mean)):
+    layers, rows = len(mean), []
+    out = torch.stack([mean[n] for n in range(layers)]) if out is None else out
+    for layer in range(layers):
         best: tuple[float, dict[str, Any], Tensor] | None = None
-        x = held.seen(mean[layer], layer)
+        plain = mean[layer]
+        x = held.seen(plain, layer)
         for name, a_cheap, b_cheap, cheap in _cheaper(first, second, mean, regression, layer):
             weight = _shrinkage_weight(
                 held.seen(first[layer], layer), held.seen(second[layer], layer), held.seen(a_cheap, layer),
@@ -68,7 +77,7 @@ def shrunk(
             )  # fmt: skip
             if weight <= 0:
                 continue
-            tried = (1 - weight) * mean[layer] + weight * cheap
+            tried = (1 - weight) * plain + weight * cheap
             change = _error_change(x, held.seen(tried, layer), held, layer)
             if change[2] < 0 and (best is None or change[0] < best[0]):
                 row = {
@@ -80,6 +89,7 @@ def shrunk(
                 best = change[0], row, tried
         if best is None:
             rows.append({"towards": None, "weight": 0.0, "error_change": 0.0, "error_change_95": [0.0, 0.0]})
+            out[layer] = plain
         else:
             rows.append(best[1])
             out[layer] = best[2]
@@ -87,12 +97,16 @@ def shrunk(
 
 
 def _cheaper(
-    first: Tensor, second: Tensor, mean: Tensor, regression: Tensor | None, layer: int
+    first: Sequence[Tensor] | Tensor,
+    second: Sequence[Tensor] | Tensor,
+    mean: Sequence[Tensor] | Tensor,
+    regression: Sequence[Tensor] | Tensor | None,
+    layer: int,
 ) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     """Estimates for a layer: a name, what each half gives, what both give."""
-    one = torch.eye(mean.shape[-1], device=mean.device, dtype=mean.dtype)
+    one = torch.eye(mean[0].shape[-1], device=mean[0].device, dtype=mean[0].dtype)
 
-    def at(matrices: Tensor, n: int) -> Tensor:
+    def at(matrices: Sequence[Tensor] | Tensor, n: int) -> Tensor:
         return matrices[n] if n < len(matrices) else one
 
     ways = [("the layer above", [at(j, layer + 1) for j in (first, second, mean)])]

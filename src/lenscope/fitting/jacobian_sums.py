@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, overload
 
 import torch
 from torch import Tensor
@@ -40,11 +40,6 @@ class JacobianSums:
     settings: dict[str, Any]
     rows: dict[str, int] = field(default_factory=dict)
 
-    def half(self, number: int) -> Tensor:
-        """The mean Jacobians (L, D, D) of one half of the prompts, 0 or 1; LenscopeError where it has none."""
-        self._require_prompts()
-        return self.total[number] / self.prompts[number]
-
     def mean(self) -> Tensor:
         """The mean Jacobians (L, D, D) of all prompts."""
         self._require_prompts()
@@ -53,6 +48,11 @@ class JacobianSums:
     def _require_prompts(self) -> None:
         if min(self.prompts) < 1:
             raise LenscopeError("Jacobians: a half has no prompt yet; read more text")
+
+    def by_layer(self, half: int | None, layers: int) -> "MeanJacobians":
+        """The mean Jacobians of a half of the prompts (None: of all), the identity above the target layer."""
+        self._require_prompts()
+        return MeanJacobians(self, half, layers)
 
     def save(self, folder: Path) -> None:
         """Write the sums into a folder; whenever writing ends, it holds the old ones or these, whole."""
@@ -88,6 +88,36 @@ class JacobianSums:
                 f"{where}: is of another run, with {_setting(name, self.settings.get(name))} where this one has "
                 f"{_setting(name, now.get(name))}; give another folder, or remove it"
             )
+
+
+class MeanJacobians(Sequence[Tensor]):
+    """Mean Jacobians (D, D) of as many layers, each made when it is asked for: sums may be larger than memory.
+
+    Args:
+        sums: of both halves.
+        half: of the prompts, 0 or 1; None: all of them.
+        layers: how many; those that have no sums have the identity.
+    """
+
+    def __init__(self, sums: JacobianSums, half: int | None, layers: int) -> None:
+        self.sums, self.half, self.layers = sums, half, layers
+
+    def __len__(self) -> int:
+        return self.layers
+
+    @overload
+    def __getitem__(self, n: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, n: slice) -> list[Tensor]: ...
+    def __getitem__(self, n: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(n, slice):
+            return [self[i] for i in range(self.layers)[n]]
+        layer, total, prompts = range(self.layers)[n], self.sums.total, self.sums.prompts
+        if layer >= total.shape[1]:
+            return torch.eye(total.shape[-1], device=total.device, dtype=total.dtype)
+        if self.half is None:
+            return total[:, layer].sum(0) / sum(prompts)
+        return total[self.half, layer] / prompts[self.half]
 
 
 def _setting(name: str, value: Any) -> str:

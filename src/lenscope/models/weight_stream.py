@@ -67,6 +67,8 @@ class WeightStream:
         self._digests: dict[tuple[str, str], bytes] = {}
         self._reader = ThreadPoolExecutor(1, "lenscope-weights")
         self._lock = threading.RLock()
+        # which block is read while one runs: the one behind it, or, backwards, the one before
+        self._step = 1
         _streams[model] = self
         weights_elsewhere(model, self)
         for n, block in enumerate(self.blocks):
@@ -90,6 +92,8 @@ class WeightStream:
         """
         with self._lock:
             if self._resident == number:
+                if self._ahead is None:
+                    self._begin(number + self._step)
                 return
             self.drop()
             weights = self._take(number)
@@ -100,8 +104,16 @@ class WeightStream:
             self._resident = number
             if self.progress is not None:
                 self.progress(number + 1, len(self.blocks))
-            if number + 1 < len(self.blocks):
-                self._begin(number + 1)
+            self._begin(number + self._step)
+
+    @contextmanager
+    def backwards(self) -> Iterator[None]:
+        """Within the block, blocks are expected from the last to the first: while one runs, the one before is read."""
+        self._step = -1
+        try:
+            yield
+        finally:
+            self._step = 1
 
     def drop(self) -> None:
         """Let go of the weights that are in memory."""
@@ -137,7 +149,8 @@ class WeightStream:
     # -- files
 
     def _begin(self, number: int) -> None:
-        self._ahead = number, self._reader.submit(self._read, number)
+        if 0 <= number < len(self.blocks):
+            self._ahead = number, self._reader.submit(self._read, number)
 
     def _take(self, number: int) -> dict[str, nn.Parameter]:
         if self._ahead is None or self._ahead[0] != number:
