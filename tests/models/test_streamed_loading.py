@@ -154,3 +154,19 @@ def test_damage_is_told_in_one_line(llama, tmp_path, change, what):
 def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path):
     with pytest.raises(ls.LenscopeError, match="GGUF file becomes whole in memory"):
         load_streamed(tmp_path / "model.gguf")
+
+
+def test_backwards_each_block_is_read_once_ahead_of_its_turn(llama, monkeypatch):
+    stream = load_streamed(llama).runner.stream
+    stream.drop()
+    read, files = [], stream._read
+    monkeypatch.setattr(stream, "_read", lambda number: read.append(number) or files(number))
+    stream.need(3)
+    with stream.backwards():
+        for number in (3, 2, 1, 0):
+            stream.need(number)
+            assert not any(p.is_meta for p in stream.blocks[number].parameters())
+    assert read == [3, 2, 1, 0]
+    stream.need(0)
+    stream.need(1)
+    assert read[4:] in ([1], [1, 2])

@@ -16,6 +16,7 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.files.kinds import CONFIG
 from lenscope.files.weights_folder import opened_folder, write_folder
+from lenscope.models.residual_stream import is_finite
 
 STEM = "jacobian"
 FORMAT = 1
@@ -69,7 +70,7 @@ class JacobianSums:
             ends = isinstance(rows, dict) and all(type(n) is int for n in rows.values())
             if not right or counts != [True, True] or not isinstance(config["settings"], dict) or not ends:
                 raise LenscopeError(f"{folder}: its sums or its counts of prompts are not those of two halves")
-            if not torch.isfinite(total).all():
+            if not is_finite(total):
                 raise LenscopeError(f"{folder}: its sums hold NaN or infinity")
             return JacobianSums(total, list(prompts), config["settings"], dict(rows))
 

@@ -152,7 +152,8 @@ class StreamedJacobianRun(JacobianRun):
         last = row.states[-1]
         first, count = sum(room.chunks[:chunk]), room.chunks[chunk]
         if cotangents is None:
-            z = torch.eye(last.shape[-1], dtype=last.dtype)[first : first + count]
+            z = last.new_zeros(count, last.shape[-1])
+            z[torch.arange(count), torch.arange(first, first + count)] = 1
         else:
             z = cotangents[first : first + count].to(last)
         return here.to(last)[None, :, None] * z[:, None]
