@@ -141,7 +141,7 @@ class BlockChain:
                 undo.callback(runner.exclusive.hook(registered).remove)
             for layer in range(1, self.target_layer + 1):
                 undo.callback(runner.hook(layer, lambda h: row.states.append(h.detach().clone())).remove)
-            undo.callback(runner.hook(self.target_layer, _end).remove)
+            undo.callback(runner.hook(self.target_layer, _stop_reading).remove)
             self._model(ids)
         runner.require_finite(row.states[-1], self.target_layer)
         return row
@@ -225,27 +225,27 @@ class BlockChain:
         """Raise LenscopeError where what blocks are given beside the stream is another for other states."""
         for number, (own, beside) in enumerate(zip(same.beside, other.beside, strict=True)):
             for name in {**own, **beside}:
-                if not _equal(own.get(name), beside.get(name)):
+                if not _equal_parts(own.get(name), beside.get(name)):
                     why = f"what block {number} is given as {name} depends on states of earlier blocks"
                     raise LenscopeError(self._no_chain(why))
 
     def _gradients(self, row: KeptRow, start: int, z: Tensor) -> list[Tensor]:
         """The gradients (2, T, D) of Σ z · h_last over tokens from `start` on, by layer; and how cotangents may go."""
-        kept: list[Tensor] = [z[:, None].expand(-1, row.states[-1].shape[1] - start, -1)]
+        down: list[Tensor] = [z[:, None].expand(-1, row.states[-1].shape[1] - start, -1)]
         with self.weights.backwards():
             for number in reversed(range(self.target_layer)):
                 graph = self.graph(row, number, start)
-                plain = graph.gradients(kept[0], False)
+                plain = graph.gradients(down[0], False)
                 try:
-                    stacked = graph.gradients(kept[0], True)
+                    stacked = graph.gradients(down[0], True)
                     most = min(10 * self._rounding, 0.1) * max(float(plain.norm()), 1e-30)
                     self.stacked = self.stacked and float((stacked - plain).norm()) <= most
                 except FAILURES as error:
                     if isinstance(error, torch.OutOfMemoryError):
                         raise
                     self.stacked = False
-                kept.insert(0, plain)
-        return kept
+                down.insert(0, plain)
+        return down
 
     def _require_differences(self, layer: int, gradient: Tensor, direction: Tensor, ends: Sequence[Tensor]) -> None:
         """Raise LenscopeError unless a gradient (T, D) along a direction is what states that are moved so give."""
@@ -262,20 +262,20 @@ class BlockChain:
             raise LenscopeError(self._no_chain(why))
 
 
-def _end(_: Tensor) -> None:
+def _stop_reading(_: Tensor) -> None:
     raise EnoughRead
 
 
 def _beside(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a block is given beside the stream: tensors and plain values in whatever holds them, by their names."""
     for number, value in enumerate(args[1:], 1):
-        yield from _parts(f"argument {number}", value, set())
+        yield from _named_parts(f"argument {number}", value, set())
     for name, value in kwargs.items():
         if args or name != "hidden_states":
-            yield from _parts(name, value, set())
+            yield from _named_parts(name, value, set())
 
 
-def _parts(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _named_parts(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Tensor | int | float | str | torch.dtype):
         yield name, value
     elif value is None or isinstance(value, nn.Module) or id(value) in seen:
@@ -290,10 +290,10 @@ def _parts(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
         elif hasattr(value, "__dict__"):
             inside = vars(value)
         for key, part in inside.items():
-            yield from _parts(f"{name}.{key}", part, seen)
+            yield from _named_parts(f"{name}.{key}", part, seen)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal_parts(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.equal(one, other)
     return type(one) is type(other) and bool(one == other)

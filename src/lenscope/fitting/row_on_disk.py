@@ -80,11 +80,11 @@ class RowOnDisk:
         first = sum(self.chunks[:chunk])
         layer = self.layers - 1 - stage
         self.jacobians[layer, first : first + len(rows)] = rows
-        self._row_digests[stage, chunk] = _digest(self.jacobians[layer, first : first + len(rows)])
+        self._row_digests[stage, chunk] = _digest_as_tensor(self.jacobians[layer, first : first + len(rows)])
         if gradients is not None:
             slot = self._slot(stage, chunk)
             self._cotangents[slot, : len(gradients)] = gradients
-            self._digests[slot] = _digest(self._cotangents[slot, : len(gradients)])
+            self._digests[slot] = _digest_as_tensor(self._cotangents[slot, : len(gradients)])
         self._done.fill_(stage * len(self.chunks) + chunk + 1)
 
     def remove(self) -> None:
@@ -121,13 +121,13 @@ class RowOnDisk:
             stage, chunk = divmod(number, count)
             first, layer = sum(self.chunks[:chunk]), self.layers - 1 - stage
             rows = self.jacobians[layer, first : first + self.chunks[chunk]]
-            if not torch.equal(_digest(rows), self._row_digests[stage, chunk]):
+            if not torch.equal(_digest_as_tensor(rows), self._row_digests[stage, chunk]):
                 return False
             # of the last stage there are no cotangents, and older ones were written over
             if number >= self.done - count and layer:
                 slot = self._slot(stage, chunk)
                 written = self._cotangents[slot, : self.chunks[chunk]]
-                if not torch.equal(_digest(written), self._digests[slot]):
+                if not torch.equal(_digest_as_tensor(written), self._digests[slot]):
                     return False
         return True
 
@@ -162,6 +162,6 @@ class RowInMemory:
         self.done = stage * len(self.chunks) + chunk + 1
 
 
-def _digest(t: Tensor) -> Tensor:
+def _digest_as_tensor(t: Tensor) -> Tensor:
     """The SHA-256 of a tensor's bytes, as bytes (32,)."""
     return torch.frombuffer(bytearray(digest_of(t, None)), dtype=torch.uint8)
