@@ -175,8 +175,9 @@ def fit_jacobian_lens(
         if isinstance(run, StreamedJacobianRun) and folder is not None:
             run.end()
             # mapped from its file
-            lens = load_mapping(folder)
-            assert isinstance(lens, Affine)
+            loaded = load_mapping(folder)
+            assert isinstance(loaded, Affine)
+            lens = loaded
     return lens
 
 

@@ -76,8 +76,8 @@ class JacobianMeasures:
             matrices[layer] = mean[layer]
         held = None if rows_of is None else self.held_out_jacobians(rows_of, seed)
         if held is not None:
-            ways = [sums.by_layer(half, layers) for half in (0, 1, None)]
-            _, drawn = shrunk(*ways, self.regression(layers), held, matrices[:layers])
+            first, second, both = (sums.by_layer(half, layers) for half in (0, 1, None))
+            _, drawn = shrunk(first, second, both, self.regression(layers), held, matrices[:layers])
         with torch.no_grad():
             first, second = (sums.by_layer(n, lm.n_layers) for n in (0, 1))
             agreement = agreement_rows(halves_agreement(self.measure, first, second, seed=seed))
@@ -160,10 +160,10 @@ class _Made(Sequence[Tensor]):
     """As many tensors, each made when it is asked for."""
 
     def __init__(self, make: Callable[[int], Tensor], count: int) -> None:
-        self.make, self.count = make, count
+        self.make, self.size = make, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     @overload
     def __getitem__(self, n: int) -> Tensor: ...
@@ -171,8 +171,8 @@ class _Made(Sequence[Tensor]):
     def __getitem__(self, n: slice) -> list[Tensor]: ...
     def __getitem__(self, n: int | slice) -> Tensor | list[Tensor]:
         if isinstance(n, slice):
-            return [self[i] for i in range(self.count)[n]]
-        return self.make(range(self.count)[n])
+            return [self[i] for i in range(self.size)[n]]
+        return self.make(range(self.size)[n])
 
 
 def padded(jacobians: Tensor, lm: LM) -> Tensor:
