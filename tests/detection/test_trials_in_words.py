@@ -43,3 +43,8 @@ def test_one_data_set_is_judged_within():
     lines = trials_verdict({DESIGNS[0]: [row("TF-IDF", 0.7, "one")]}, DESIGNS[0]).splitlines()
     assert lines[0].startswith("Within the one data set (none could be left out), attacks are told best by TF-IDF")
     assert not any("In distribution" in line for line in lines)
+
+
+def test_the_best_is_the_best_of_all_detectors():
+    tables = {DESIGNS[1]: [row("TF-IDF", 0.7), row("mean state", 0.78), row("trajectory tuned", 0.6)]}
+    assert "told best by mean state, AUROC 0.78" in trials_verdict(tables, DESIGNS[1])

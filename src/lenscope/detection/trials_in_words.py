@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
+from lenscope.detection.probe_features import LAST, TRAJECTORIES
 from lenscope.detection.trial_designs import DESIGNS
-from lenscope.detection.trial_detectors import NORMAL_ONLY, WORDS
+from lenscope.detection.trial_detectors import WORDS
 from lenscope.statistics.intervals import Estimate
-
-HEADLINE = (TRAJECTORIES, BOTH, LAST, WORDS, NORMAL_ONLY, "length", "perplexity")
 
 
 def trials_verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: str) -> str:
@@ -61,13 +59,13 @@ def _control_lines(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: st
     lines = []
     harmless: dict[str, list[float]] = {}
     for row in tables.get("harmless insertions", []):
-        if row["design"] == design and row["detector"] in HEADLINE:
+        if row["design"] == design:
             harmless.setdefault(row["detector"], []).append(row["AUROC, attack from insertion"].value)
     if harmless:
         means = ", ".join(f"{d} {np.mean(v):.2f}" for d, v in harmless.items())
         lines.append(f"Against harmless insertions of the same form and place, mean AUROC: {means}.")
     for name in dict.fromkeys(r["data set"] for r in tables.get("trigger words", [])):
-        own = [r for r in tables["trigger words"] if r["data set"] == name and r["detector"] in HEADLINE]
+        own = [r for r in tables["trigger words"] if r["data set"] == name]
         alarms = ", ".join(f"{r['detector']} {_interval_in_words(r['false alarms at 5%'])}" for r in own)
         lines.append(f"False alarms on {name}, normal prompts alone, at the 5 % threshold: {alarms}.")
     return lines
@@ -76,7 +74,7 @@ def _control_lines(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: st
 def _headline_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The mean rows by detector, or those of the only data set."""
     last = rows[-1]["data set"] if rows else ""
-    return {r["detector"]: r for r in rows if r["data set"] == last and r["detector"] in HEADLINE}
+    return {r["detector"]: r for r in rows if r["data set"] == last}
 
 
 def _gap_in_words(row: Mapping[str, Any], other: str) -> str:
