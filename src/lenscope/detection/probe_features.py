@@ -17,7 +17,7 @@ from lenscope.detection.prompt_features import LAYERS, MEASURES, measures_of_map
 from lenscope.engine.shared_prefix_states import ReadPrefixes, StatesBehindPrefix, read_sharing_prefix
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
-from lenscope.measures.streamed import reduce
+from lenscope.measures.streamed import token_logits, top_token
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers, evenly_spaced
 from lenscope.models.progress import Progress
@@ -89,10 +89,8 @@ class ProbeReading:
         if MEAN in self.views:
             mean = batch.mean_states().float().cpu().numpy()
             out[MEAN] = {n: mean[:, at[n]] for n in self.state_layers}
-        pooled = [
-            np.stack([pool_positions(v) for v in position_values(lens, batch, self.lens_layers[name])])
-            for name, lens in self.through.items()
-        ]
+        of_lenses = position_values(self.through, batch, self.lens_layers) if self.through else {}
+        pooled = [np.stack([pool_positions(v) for v in values]) for values in of_lenses.values()]
         out.update({f"trajectory {n}": {ALL_LAYERS: x} for n, x in zip(self.through, pooled, strict=True)})
         if {TRAJECTORIES, BOTH} & {*self.views}:
             together = np.concatenate(pooled, 1)
@@ -217,18 +215,24 @@ def _value_names(layers: Sequence[int], n_layers: int) -> list[str]:
     return [*own, *(f"{n} drift" for n in layers[1:]), "prediction depth"]
 
 
-def position_values(lens: Lens, batch: StatesBehindPrefix, layers: tuple[int, ...]) -> list[np.ndarray]:
-    """What a lens says of every position of the prompts of a batch, (M, T) each, in the order of `trajectory_names`.
+def position_values(
+    lenses: Mapping[str, Lens], batch: StatesBehindPrefix, layers: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[np.ndarray]]:
+    """What each lens says of every position of the prompts of a batch, (M, T) each, in the order of `trajectory_names`.
 
-    The batch must have states at `layers` and at the model's last one.
+    The batch must have states at each lens's `layers` and at the model's last one, which all lenses of one model share:
+    its distributions are read once.
     """
-    at = [batch.layers.index(n) for n in layers]
-    last = batch.layers.index(lens.lm.n_layers)
+    own = {name: (lens, layers[name]) for name, lens in lenses.items()}
+    last = batch.layers.index(next(iter(lenses.values())).lm.n_layers)
 
     def measured(h: Tensor, _: Tensor) -> np.ndarray:
-        return _values_of_states(lens, h[at], h[last], layers)
+        return _values_of_states([*own.values()], {n: h[i] for i, n in enumerate(batch.layers)}, h[last])
 
-    return batch.of_positions((lens, layers, "probe"), measured)
+    together = batch.of_positions((*own.values(), "probe"), measured)
+    counts = [len(_value_names(at, lens.lm.n_layers)) for lens, at in own.values()]
+    split = [np.split(values, np.cumsum(counts)[:-1]) for values in together]
+    return {name: [values[n] for values in split] for n, name in enumerate(own)}
 
 
 def position_surprisals(lm: LM, batch: StatesBehindPrefix) -> list[np.ndarray]:
@@ -237,30 +241,44 @@ def position_surprisals(lm: LM, batch: StatesBehindPrefix) -> list[np.ndarray]:
 
     def measured(h: Tensor, following: Tensor) -> np.ndarray:
         targets = following.clamp_min(0).to(h.device)
-        r = reduce(lm.runner.readout, lm.vocab_size, h[last][None], h[last], targets, 1, True)
-        return np.asarray(r.cross_entropy.double().cpu().numpy())
+        _, _, total = top_token(lm, h[last])
+        logits = token_logits(lm.runner.readout, lm.vocab_size, h[last], targets)
+        return np.asarray((total - logits)[None].double().cpu().numpy())
 
     return batch.of_positions("surprisal", measured)
 
 
 @torch.no_grad()
-def _values_of_states(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ...]) -> np.ndarray:
-    """The values (M, P) of states h (L, P, D) whose last ones are `final` (P, D)."""
-    mapped = torch.stack([lens.map(x, n) for x, n in zip(h, layers, strict=True)])
-    by_measure = measures_of_mapped(lens.lm, mapped, final)
+def _values_of_states(
+    lenses: Sequence[tuple[Lens, tuple[int, ...]]], h: Mapping[int, Tensor], final: Tensor
+) -> np.ndarray:
+    """The values (M, P), lens by lens, of states h (P, D) of layers by their numbers, whose last ones are `final`."""
+    every = [torch.stack([lens.map(h[n], n) for n in layers]) for lens, layers in lenses]
+    measures = measures_of_mapped(lenses[0][0].lm, torch.cat(every), final)
+    rows, start = [], 0
+    for (lens, layers), mapped in zip(lenses, every, strict=True):
+        own = {name: v[start : start + len(layers)] for name, v in measures.items()}
+        rows += _rows_of_lens(own, mapped, layers, lens.lm.n_layers)
+        start += len(layers)
+    return torch.stack([r.double() for r in rows]).cpu().numpy()
+
+
+def _rows_of_lens(
+    measures: Mapping[str, Tensor], mapped: Tensor, layers: tuple[int, ...], n_layers: int
+) -> list[Tensor]:
+    """The values (P,) of a lens in the order of `_value_names`, by its measures (L, P) and mapped states (L, P, D)."""
     drift = 1 - torch.cosine_similarity(mapped[1:].double(), mapped[:-1].double(), dim=-1)
-    agrees = by_measure["agreement"].bool()
     # from which of the layers on all agree; where the last one read does not, all layers are needed
-    stays = agrees.flip(0).long().cumprod(0).flip(0).bool()
-    shares = torch.tensor(layers, device=h.device, dtype=torch.float64) / lens.lm.n_layers
+    stays = measures["agreement"].bool().flip(0).long().cumprod(0).flip(0).bool()
+    shares = torch.tensor(layers, device=mapped.device, dtype=torch.float64) / n_layers
     depth = torch.where(stays, shares[:, None], 1.0).amin(0)
     rows = []
-    for name in _value_names(layers, lens.lm.n_layers):
+    for name in _value_names(layers, n_layers):
         layer, measure = name.split()
         if measure == "depth":
             rows.append(depth)
         elif measure == "drift":
             rows.append(drift[layers.index(int(layer)) - 1])
         else:
-            rows.append(by_measure[measure][layers.index(int(layer))])
-    return torch.stack([r.double() for r in rows]).cpu().numpy()
+            rows.append(measures[measure][layers.index(int(layer))])
+    return rows

@@ -18,7 +18,7 @@ from lenscope.engine.shared_prefix_states import ReadPrefixes, StatesBehindPrefi
 from lenscope.errors import LenscopeError
 from lenscope.files.parquet_tables import columns_frame
 from lenscope.lenses.lens import Lens
-from lenscope.measures.streamed import reduce, top_token
+from lenscope.measures.streamed import reduce, token_logits
 from lenscope.models.language_model import LM, PromptLike
 from lenscope.models.layers import check_layers, evenly_spaced
 from lenscope.models.progress import Progress
@@ -150,15 +150,28 @@ def _measured_states(lens: Lens, h: Tensor, final: Tensor, layers: tuple[int, ..
 
 
 def measures_of_mapped(lm: LM, mapped: Tensor, final: Tensor) -> dict[str, Tensor]:
-    """The `MEASURES`, (L, P) each, of mapped states (L, P, D), where the model itself ends in `final` (P, D)."""
-    top, _, _ = top_token(lm, final)
-    r = reduce(lm.runner.readout, lm.vocab_size, mapped, final, top, 1, False)
-    return {
+    """The `MEASURES`, (L, P) each, of mapped states (L, P, D), where the model itself ends in `final` (P, D).
+
+    The vocabulary is read once for the final states and once for those mapped states that are not these themselves, as
+    a lens's at the last layer are: on small models that is nearly all the time that features take.
+    """
+    readout, size = lm.runner.readout, lm.vocab_size
+    places = [len(mapped) if torch.equal(x, final) else n for n, x in enumerate(mapped)]
+    read = sorted({*places, len(mapped)})
+    h = torch.cat([mapped, final[None]])[read]
+    r = reduce(readout, size, h, final, None, 1, True)
+    own = r.top_ids[..., 0]
+    top = own[-1].expand_as(own)
+    # ln p of the model's top token is that of the lens's own and the difference of their logits
+    gaps = token_logits(readout, size, h, top) - token_logits(readout, size, h, own)
+    at = [read.index(n) for n in places]
+    values = {
         "entropy": r.entropy,
         "kl": r.kl,
-        "top_log_prob": -r.cross_entropy,
-        "agreement": (r.top_ids[..., 0] == top).to(r.kl),
+        "top_log_prob": r.top_log_probs[..., 0] + gaps,
+        "agreement": (own == top).to(r.kl),
     }
+    return {name: v[at] for name, v in values.items()}
 
 
 def mean_states(

@@ -71,9 +71,8 @@ def probe_rows_of_parts(
         else:
             columns.append(h[0, [stop - 1 for _, stop in parts]].float().cpu().numpy())
     if view not in (LAST, MEAN):
-        for name, lens in reading.through.items():
-            (values,) = position_values(lens, batch, reading.lens_layers[name])
-            columns.append(trajectories_of_parts(values, parts, pool_positions))
+        of_lenses = position_values(reading.through, batch, reading.lens_layers).values()
+        columns += [trajectories_of_parts(values, parts, pool_positions) for (values,) in of_lenses]
     # beside states in the precision of states, as in the rows of whole prompts
     return np.concatenate([c.astype(np.float32) for c in columns] if view == BOTH else columns, 1)
 

@@ -336,6 +336,14 @@ def vocabulary_pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int
     return [(at, min(at + size, vocab)) for at in range(0, vocab, size)]
 
 
+@torch.no_grad()
+def token_logits(readout: Readout, vocab: int, h: Tensor, ids: Tensor) -> Tensor:
+    """The logits, of their shape, that states h (..., D) give the tokens `ids` (...), one each."""
+    rows = 1024 if readout.splits else max(1, WHOLE_ROWS_BYTES // (4 * vocab))
+    parts = zip(h.flatten(0, -2).split(rows), ids.flatten().split(rows), strict=True)
+    return torch.cat([wide(readout.tokens(readout.prepare(x), at)) for x, at in parts]).view(ids.shape)
+
+
 def top_token(lm: LM, h: Tensor, readout: Readout | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The most probable token of states h (N, D): ids, their logits and ln Σ exp(logits), (N,) each.
 
