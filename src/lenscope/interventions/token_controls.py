@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lenscope.errors import LenscopeError
 from lenscope.interventions.token_edits import ROWS, TokenEdit, projected, strongest_tokens
-from lenscope.lenses.token_directions import TokenDirections
 from lenscope.models.inputs import integer
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Encoder, Prompt
@@ -62,7 +61,7 @@ def control_edit(edit: TokenEdit, control: str = "random", *, seed: int = 0) -> 
         lengths = removed.norm(dim=-1).clamp_min(torch.finfo(h.dtype).tiny)
         return -(amounts / lengths)[:, None] * removed, amounts
 
-    return TokenEdit(edit.lens, name, edit.layers, edit.positions, [], change, edit.k)
+    return TokenEdit(edit.lens, edit.directions, name, edit.layers, edit.positions, [], change, edit.k)
 
 
 def _directions(edit: TokenEdit, control: str, seed: int) -> Callable[[int], Tensor]:
@@ -72,11 +71,10 @@ def _directions(edit: TokenEdit, control: str, seed: int) -> Callable[[int], Ten
         drawn = _drawn_tokens(lm, 1, seed)[0]
         return lambda layer: drawn
     others = _other_tokens(lm, edit.tokens, seed)
-    directions = TokenDirections(lm, edit.lens.f, edit.lens.name)
 
     @cache
     def along(layer: int) -> Tensor:
-        units = directions.unit(others, layer)
+        units = edit.directions.unit(others, layer)
         vector = units[-1] - units[0] if len(units) > 1 else units[0]
         return vector / vector.norm()
 
@@ -90,12 +88,12 @@ def _spans(edit: TokenEdit, control: str, seed: int) -> Callable[[int, Tensor], 
     if control == "random":
         drawn = _drawn_tokens(lm, k, seed)
         return lambda layer, h: drawn.to(h).expand(len(h), -1, -1)
-    directions, others = TokenDirections(lm, edit.lens.f, edit.lens.name), neighbours(lm, k, seed)
+    others = neighbours(lm, k, seed)
 
     def span(layer: int, h: Tensor) -> Tensor:
         ids = strongest_tokens(edit.lens, h, layer, k).cpu()
         chosen = others[torch.arange(k), ids].flatten()
-        return directions.unit(chosen, layer).view(len(h), k, -1).to(h)
+        return edit.directions.unit(chosen, layer).view(len(h), k, -1).to(h)
 
     return span
 

@@ -53,6 +53,7 @@ class TokenEdit(Sequence[ComputedEdit]):
 
     Attributes:
         lens: the lens whose directions are used.
+        directions: the directions of its tokens; controls of the edit use them too.
         name: what is done, in words.
         layers: the layers of the band, ascending.
         positions: which positions of each prompt are changed; None: all.
@@ -61,10 +62,10 @@ class TokenEdit(Sequence[ComputedEdit]):
     """
 
     def __init__(
-        self, lens: Lens, name: str, layers: Sequence[int], positions: Positions | None, tokens: Sequence[int],
-        change: SignedChange, k: int | None = None,
+        self, lens: Lens, directions: TokenDirections, name: str, layers: Sequence[int], positions: Positions | None,
+        tokens: Sequence[int], change: SignedChange, k: int | None = None,
     ) -> None:  # fmt: skip
-        self.lens, self.name, self.positions, self.k = lens, name, positions, k
+        self.lens, self.directions, self.name, self.positions, self.k = lens, directions, name, positions, k
         self.layers, self.tokens = tuple(layers), tuple(tokens)
         self._change = change
         self._edited: dict[tuple[int, tuple[int, ...]], EditedStates] = {}
@@ -148,7 +149,8 @@ def swap_tokens(
     texts = [repr(text) for text in lens.lm.encoder.tokens(ids)]
     if ids[0] == ids[1]:
         raise LenscopeError(f"token {texts[0]}: is put in its own place, which changes nothing; name two tokens")
-    band, units = _band(lens, layers), _units(lens, ids)
+    band, directions = _band(lens, layers), TokenDirections(lens.lm, lens.f, lens.name)
+    units = _units(directions, ids)
     for layer in band:
         units(layer)
 
@@ -157,7 +159,7 @@ def swap_tokens(
         amount = h[places] @ u
         return amount[:, None] * (v - u), amount
 
-    return TokenEdit(lens, f"swap {texts[0]} → {texts[1]}", band, _checked_edit(positions), ids, change)
+    return TokenEdit(lens, directions, f"swap {texts[0]} → {texts[1]}", band, _checked_edit(positions), ids, change)
 
 
 def steer_token(
@@ -184,7 +186,8 @@ def steer_token(
     if not math.isfinite(strength):
         raise LenscopeError(f"strength {strength}: give a finite number")
     token_id = lens.lm.encoder.token_id(token)
-    band, units, marks = _band(lens, layers), _units(lens, [token_id]), mark_ids(lens.lm)
+    band, directions = _band(lens, layers), TokenDirections(lens.lm, lens.f, lens.name)
+    units, marks = _units(directions, [token_id]), mark_ids(lens.lm)
     for layer in band:
         units(layer)
 
@@ -195,7 +198,7 @@ def steer_token(
         return added.expand(len(places), -1), torch.full((len(places),), strength).to(h)
 
     name = f"steer {lens.lm.encoder.tokens([token_id])[0]!r} × {strength:g}"
-    return TokenEdit(lens, name, band, _checked_edit(positions), [token_id], change)
+    return TokenEdit(lens, directions, name, band, _checked_edit(positions), [token_id], change)
 
 
 def ablate_tokens(
@@ -224,7 +227,7 @@ def ablate_tokens(
             parts.append(-projected(part, units.view(len(part), k, -1).to(part)))
         return torch.cat(parts), torch.ones(len(places))
 
-    return TokenEdit(lens, f"ablate {k} tokens", band, _checked_edit(positions), [], change, k)
+    return TokenEdit(lens, directions, f"ablate {k} tokens", band, _checked_edit(positions), [], change, k)
 
 
 def middle_band(lens: Lens) -> tuple[int, ...]:
@@ -266,18 +269,18 @@ def _band(lens: Lens, layers: Layers | None) -> tuple[int, ...]:
     return lens_layers(lens, check_layers(layers, lens.lm.n_layers, lens.lm.name))
 
 
-def _units(lens: Lens, ids: Sequence[int]) -> Callable[[int], Tensor]:
+def _units(directions: TokenDirections, ids: Sequence[int]) -> Callable[[int], Tensor]:
     """The unit directions (n, D) of tokens at a layer, made once; LenscopeError for a token that has none."""
-    directions, chosen = TokenDirections(lens.lm, lens.f, lens.name), torch.tensor(ids)
+    chosen = torch.tensor(ids)
 
     @cache
     def units(layer: int) -> Tensor:
         vectors = directions.unit(chosen, layer)
         for token, length in zip(ids, vectors.norm(dim=-1).tolist(), strict=True):
             if not abs(length - 1) < 1e-3:
-                text = lens.lm.encoder.tokens([token])[0]
+                text = directions.lm.encoder.tokens([token])[0]
                 raise LenscopeError(
-                    f"token {text!r}: {lens.name} has no direction of it at layer {layer}; name another"
+                    f"token {text!r}: {directions.name} has no direction of it at layer {layer}; name another"
                 )
         return vectors
 

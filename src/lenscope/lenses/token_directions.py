@@ -31,7 +31,7 @@ class TokenDirections:
                 f"{name}: a function has no directions of tokens, for nothing says that it is affine; give the logit "
                 "lens, or a fitted lens"
             )
-        self.lm, self._f, self._name = lm, f, name
+        self.lm, self._f, self.name = lm, f, name
         self._rows = ReadoutRows(lm)
 
     def of(self, ids: Tensor, layer: int) -> Tensor:
@@ -52,7 +52,7 @@ class TokenDirections:
             return rows
         if layer not in f.layers(last):
             have = ", ".join(map(str, f.layers(last)))
-            raise LenscopeError(f"layer {layer}: {self._name} has maps for the layers {have}")
+            raise LenscopeError(f"layer {layer}: {self.name} has maps for the layers {have}")
         with torch.inference_mode(False), torch.enable_grad():
             h = torch.zeros_like(rows).requires_grad_()
             out = f(h, layer, last)

@@ -16,6 +16,7 @@ from lenscope.detection.detector_trials_results import DetectorTrials
 from lenscope.detection.insertions import insert_texts
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import ProbeFeatures, measure_probe_features
+from lenscope.detection.prompt_features import spaced_layers
 from lenscope.detection.prompt_sets import QUESTIONS, draw_some, prompts_of_sets, read_prompt_sets
 from lenscope.detection.trial_designs import data_set_kinds
 from lenscope.experiments.setting import Setting
@@ -30,6 +31,8 @@ PROMPTS = {"quick": 24, "full": 400}
 HOSTS = {"quick": 18, "full": 150}
 # parts of the in-distribution line
 FOLDS = {"quick": 2, "full": 4}
+# layers whose states and lenses detectors have: in a quick run fewer
+LAYERS = {"quick": 4, "full": 10}
 # prompts that are measured before they are cached
 BLOCK = 100
 # what PromptInject (Perez and Ribeiro 2022) has in place of the words that a model is to say: here a wrong answer
@@ -114,14 +117,18 @@ def _cached_features(setting: Setting, lenses: Mapping[str, Lens], prompts: list
     """The features of prompts, measured and cached block by block."""
     texts = [p.text for p in prompts]
     blocks: list[ProbeFeatures] = []
+    layers = spaced_layers(next(iter(lenses.values())), setting.choose(**LAYERS))
     with setting.progress("prompts measured") as advance:
         for start in range(0, len(texts), BLOCK):
             block = texts[start : start + BLOCK]
 
             def measure(block: list[str] = block, start: int = start) -> ProbeFeatures:
-                return measure_probe_features(lenses, block, progress=lambda done, _: advance(start + done, len(texts)))
+                return measure_probe_features(
+                    lenses, block, layers, progress=lambda done, _: advance(start + done, len(texts))
+                )
 
-            blocks.append(setting.cached(f"features of prompts {start}", measure, texts=block))
+            name = f"features of prompts {start}"
+            blocks.append(setting.cached(name, measure, texts=block, layers=list(layers)))
             advance(start + len(block), len(texts))
     views = {
         view: {key: np.concatenate([b.views[view][key] for b in blocks]) for key in by_key}
