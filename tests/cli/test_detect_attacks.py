@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from affine_lens import affine
 from drawing import drawn
 from labelled import labelled_prompts
 
@@ -75,6 +76,21 @@ def test_what_a_fit_says_as_json(run, roomy, files):
     assert about["data_sets"]["attacks"]["attacks"] == 40
 
 
+@pytest.mark.parametrize("view", ["last state", "trajectory mine", "trajectories", "length"])
+def test_the_view_that_is_asked_for_is_taken(run, roomy, files, view):
+    """It is called as in the table of a fit without it: a lens has its name of the command line."""
+    affine(ls.load(roomy)).save(files / "lens")
+    lenses = ["--lens", f"mine={files / 'lens'}", *(["--lens", "logit"] if view == "trajectories" else [])]
+    more = [*(lenses if "traj" in view else []), "-o", str(files / "made"), "-m", roomy, "--json"]
+    status, out, err = run(*_asked(files, "--view", view, *more))
+    assert status == 0, err
+    about = json.loads(out)
+    assert about["view"] == view
+    assert [t["view"] for t in about["tried"]] == [*dict.fromkeys((view, "length", "perplexity"))]
+    made = load_detector(files / "made", ls.load(roomy))
+    assert (made.view, [*made.lenses]) == (view, [n for n in ("mine", "logit") if n in " ".join(more[:4])])
+
+
 def test_rows_keep_their_labels(files):
     prompts = detect_attacks.labelled_prompts_of(str(files / "normal.txt"), str(files / "attacks.jsonl"), "q")
     assert [p.attack for p in prompts] == [False] * 40 + [True] * 40
@@ -96,6 +112,9 @@ def test_mistakes_are_one_line(run, roomy, files):
         (_asked(files, data="attacks.txt"), "lines of text have no labels"),
         (_asked(files, "--calibration", "beta"), "--calibration beta: give one of platt, isotonic"),
         (_asked(files, "--abstain", "1"), "--abstain 1.0"),
+        (_asked(files, "--view", "last-state"), "there are last state, mean state, trajectory logit, trajectories"),
+        (_asked(files, "--view", "last-state"), "did you mean last state?"),
+        (_asked(files, "--view", "trajectory x", "--lens", "y=logit"), "mean state, trajectory y, trajectories"),
         (_asked(files, "--false-positives", "0.01"), "takes at least 99 harmless prompts"),
         (_asked(files, "--lens", "nowhere/at/all"), "nowhere/at/all"),
         (_asked(files, "--lens", "logit", "--lens", "logit"), "given twice"),

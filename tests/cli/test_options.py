@@ -34,6 +34,7 @@ NAMED = ["reproduce", "attributes"]
 VERBALISER = ["fit-verbaliser", "--titles", "PLAIN", "-o", "OUT"]
 SWAP = ["swap", "hi", "a", "b"]
 DETECT = ["detect", "fit", "-d", "PLAIN", "-o", "OUT"]
+ATTACKS = [*DETECT, "--attacks", "PLAIN"]
 
 # Options that have an effect in every combination in which they are taken at all.
 ALWAYS = {
@@ -82,7 +83,7 @@ ALWAYS = {
     },
     "demo": {"--output", "--model"},
     "detect fit": {
-        "--data", "--output", "--attacks", "--lens", "--layers", "--false-positives", "--seed", "--model", "--json",
+        "--data", "--output", "--attacks", "--false-positives", "--seed", "--model", "--json",
     },
     "detect evaluate": {"--data", "--lens", "--layers", "--prompts", "--seed", "--output", "--model", "--json"},
     "detect score": {"--file", "--model", "--where"},
@@ -211,6 +212,12 @@ REFUSED = {
     ("detect fit", "--transferred"): [([*DETECT, "--transferred"], "applies to --lens")],
     ("detect fit", "--choice"): [([*DETECT, "--attacks", "PLAIN", "--choice", "a"], "without --attacks")],
     ("detect fit", "--method"): [([*DETECT, "--attacks", "PLAIN", "--method", "forest"], "without --attacks")],
+    ("detect fit", "--view"): [([*DETECT, "--view", "length"], "is about detectors of --attacks")],
+    ("detect fit", "--lens"): [
+        ([*ATTACKS, "--view", "last state", "--lens", "LENS"], "the view 'last state' does not read through it"),
+        ([*ATTACKS, "--view", "trajectory logit", "--lens", "logit", "--lens", "LENS"], "does not read through it"),
+    ],
+    ("detect fit", "--layers"): [([*ATTACKS, "--view", "length", "--layers", "1"], "reads no layer")],
     ("detect fit", "--calibration"): [([*DETECT, "--calibration", "platt"], "is about detectors of --attacks")],
     ("detect fit", "--abstain"): [([*DETECT, "--abstain", "0"], "is about detectors of --attacks")],
     ("detect score", "--field"): [

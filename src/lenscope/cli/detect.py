@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lenscope.cli.detect_attacks import check_attack_options, fit_on_attacks, labelled_prompts_of
+from lenscope.cli.detect_attacks import check_attack_options, check_view, fit_on_attacks, labelled_prompts_of
 from lenscope.cli.detect_score import PromptField, check_field, read_prompt_file, score_prompts_command
 from lenscope.cli.options import (
     TUNED,
@@ -23,7 +23,7 @@ from lenscope.cli.options import (
     parse_indices,
     resolve_layers,
 )
-from lenscope.cli.several_lenses import LOGIT
+from lenscope.cli.several_lenses import LOGIT, lenses_by_name
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, headline, progress_bar, show
 from lenscope.cli.validation import (
@@ -68,6 +68,14 @@ def fit_detector_command(
         typer.Option(help=f"{TUNED[:-1]}; with --attacks it may be repeated, also as NAME=LENS; logit is a lens too."),
     ] = None,
     transferred: Transferred = False,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            help='With --attacks: what is looked at: "last state", "mean state", "trajectory NAME" of the lens of that '
+            'name, trajectories (of all lenses), "states and trajectories", length or perplexity; default: the best of '
+            "all but the last two."
+        ),
+    ] = None,
     choice: Annotated[
         list[str] | None,
         typer.Option(help="Answer that every prompt may have; give two or more, and the detector watches these."),
@@ -113,7 +121,7 @@ def fit_detector_command(
     """
     check_field(field, data, *([] if attacks is None else [attacks]))
     require_effect("--transferred", transferred, bool(lens), "applies to --lens")
-    for name, value in (("--calibration", calibration), ("--abstain", abstain)):
+    for name, value in (("--view", view), ("--calibration", calibration), ("--abstain", abstain)):
         require_effect(name, value is not None, attacks is not None, "is about detectors of --attacks")
     for name, several in (("--choice", choice), ("--method", method)):
         require_effect(name, several, attacks is None, "is about detectors of normal prompts alone, without --attacks")
@@ -121,6 +129,7 @@ def fit_detector_command(
         raise LenscopeError(f"--false-positives {false_positives}: give a share between 0 and 1, such as 0.05")
     require_seed(seed)
     check_attack_options(calibration, abstain)
+    check_view(view, lens or (), layers)
     labelled = None if attacks is None else labelled_prompts_of(data, attacks, field or "text")
     prompts = list(read_prompt_file(data, field or "text")) if labelled is None else []
     wanted = parse_indices(layers, "layers")
@@ -144,7 +153,8 @@ def fit_detector_command(
             common,
             labelled,
             output,
-            lenses=lens or (),
+            view=view,
+            places=lenses_by_name(lens) if lens else {LOGIT: None},
             transferred=transferred,
             layers=wanted,
             calibration=calibration or "platt",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lenscope.cli.options import CommonOptions, resolve_layers
-from lenscope.cli.several_lenses import lenses_by_name, opened_lenses
+from lenscope.cli.several_lenses import LOGIT, lenses_as_named, lenses_by_name
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, headline, progress_bar, show
+from lenscope.cli.validation import require_effect, require_name
 from lenscope.errors import LenscopeError
 from lenscope.visible_text import printable
 
@@ -44,12 +45,30 @@ def check_attack_options(calibration: str | None, abstain: float | None) -> None
         raise LenscopeError(f"--abstain {abstain}: give a share from 0 to below 1, such as 0.1")
 
 
+def check_view(view: str | None, lenses: Sequence[str], layers: str | None) -> None:
+    """Raise LenscopeError for a view that there is not, and for what it does not read: lenses, or layers.
+
+    A view through one lens has that lens's name, as the command line gives it; without --lens there is "logit".
+    """
+    if view is None:
+        return
+    from lenscope.detection.probe_features import BOTH, LENGTH, PERPLEXITY, TRAJECTORIES, all_views
+
+    names = [*lenses_by_name(lenses)] or [LOGIT]
+    require_name("--view", view, all_views(names))
+    require_effect("--layers", layers, view not in (LENGTH, PERPLEXITY), f"the view {view!r} reads no layer")
+    for text, name in zip(lenses, names, strict=False):
+        read = view in (BOTH, TRAJECTORIES, f"trajectory {name}")
+        require_effect(f"--lens {text}", True, read, f"the view {view!r} does not read through it")
+
+
 def fit_on_attacks(
     common: CommonOptions,
     prompts: "Sequence[LabelledPrompt]",
     output: str,
     *,
-    lenses: Sequence[str],
+    view: str | None,
+    places: dict[str, str | None],
     transferred: bool,
     layers: list[int | slice] | None,
     calibration: str,
@@ -60,13 +79,13 @@ def fit_on_attacks(
     """Fit a detector of attacks, show what was tried, and save it."""
     lm = common.load()
     from lenscope.detection.attack_fit import fit_attack_detector
-    from lenscope.lenses.lens import Lens
 
-    opened = opened_lenses(lenses_by_name(lenses), lm, transferred) if lenses else {"logit lens": None}
+    lenses = lenses_as_named(places, lm, transferred)
     with progress_bar("prompts") as advance:
         detector = fit_attack_detector(
-            {name: Lens(lm, f, name=name) for name, f in opened.items()},
+            lenses,
             prompts,
+            view=view,
             layers=None if layers is None else resolve_layers(layers, lm.n_layers),
             calibration=calibration,
             false_positives=false_positives,

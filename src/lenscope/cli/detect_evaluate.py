@@ -18,11 +18,10 @@ from lenscope.cli.options import (
     Seed,
     Transferred,
     common_options,
-    open_lens,
     parse_indices,
     resolve_layers,
 )
-from lenscope.cli.several_lenses import LOGIT, lenses_by_name
+from lenscope.cli.several_lenses import LOGIT, lenses_as_named, lenses_by_name
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, headline, progress_bar, show
 from lenscope.cli.validation import make_folder, require_effect, require_lens, require_model, require_path, require_seed
@@ -123,9 +122,8 @@ def evaluate_detectors_command(
         tell(f"left out: {count} × {why}")
     from lenscope.detection.detector_trials import try_detectors
     from lenscope.detection.probe_features import measure_probe_features
-    from lenscope.lenses.lens import Lens
 
-    lenses = {n: Lens(lm, None if w is None else open_lens(w, lm, transferred), name=n) for n, w in places.items()}
+    lenses = lenses_as_named(places, lm, transferred)
     with progress_bar("prompts measured") as advance:
         features = measure_probe_features(
             lenses,

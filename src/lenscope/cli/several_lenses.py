@@ -16,6 +16,7 @@ from lenscope.errors import LenscopeError
 from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
+    from lenscope.lenses.lens import Lens
     from lenscope.lenses.side_by_side_results import SideBySide
     from lenscope.lenses.trajectory_files import TrajectoryFile
     from lenscope.mappings.mapping import StateMap
@@ -56,6 +57,13 @@ def opened_lenses(places: dict[str, str | None], lm: "LM", transferred: bool) ->
         f = open_lens(where, lm, transferred)
         lenses[f"{f.report.get('lens', 'lens')} {name}"] = f
     return lenses
+
+
+def lenses_as_named(places: dict[str, str | None], lm: "LM", transferred: bool) -> "dict[str, Lens]":
+    """The lenses of a command by the names that the command line gives them."""
+    from lenscope.lenses.lens import Lens
+
+    return {n: Lens(lm, None if w is None else open_lens(w, lm, transferred), name=n) for n, w in places.items()}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Knows: what is measured of every position, how positions become one row, which s
 Does not know: which prompts are attacks, how a view is chosen.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -187,8 +187,8 @@ def probe_reading(
     return ProbeReading(lm, tuple(known if views is None else views), numbers, dict(lenses), own)
 
 
-def all_views(lenses: Mapping[str, Lens]) -> tuple[str, ...]:
-    """The views that there are with these lenses."""
+def all_views(lenses: Iterable[str]) -> tuple[str, ...]:
+    """The views that there are with lenses of these names."""
     return LAST, MEAN, *(f"trajectory {n}" for n in lenses), TRAJECTORIES, BOTH, LENGTH, PERPLEXITY
 
 
