@@ -1,5 +1,6 @@
 """Detectors of attacks on the command line: fitted on files with labels, used on prompts, mistakes in one line each."""
 
+import io
 import json
 
 import pytest
@@ -97,6 +98,34 @@ def test_rows_keep_their_labels(files):
     assert (prompts[-1].data_set, prompts[-1].family, prompts[-1].host) == ("mails", "family 0", "host 19")
     both = detect_attacks.labelled_prompts_of(str(files / "both.jsonl"), str(files / "both.jsonl"), "text")
     assert [p.attack for p in both] == [p.attack for p in labelled_prompts()]
+
+
+def test_a_fit_on_normal_prompts_alone_leaves_out_what_is_not_normal(run, roomy, files):
+    rows = [{"text": p.text, "label": int(p.attack), "span": p.span} for p in labelled_prompts()]
+    rows += [{"text": f"{r['text']} Thanks.", "label": 0, "span": [0, 3]} for r in rows[:2]]
+    (files / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fit = ("detect", "fit", "-m", roomy, "--layers", "1", "--method", "mahalanobis", "--json")
+    status, out, err = run(*fit, "-d", str(files / "mixed.jsonl"), "-o", str(files / "made"))
+    assert status == 0, err
+    mixed = files / "mixed.jsonl"
+    assert f"left out: 40 × attack, by its label in {mixed}; --attacks FILE fits a detector on attacks too" in err
+    assert f"left out: 2 × harmless prompt with an insertion, by its span in {mixed}" in err
+    status, plain, err = run(*fit, "-d", str(files / "normal.txt"), "-o", str(files / "plain"))
+    assert "left out" not in err
+    assert json.loads(out) == {**json.loads(plain), "folder": str(files / "made")}
+    lm = ls.load(roomy)
+    assert load_detector(files / "made", lm).prompts == load_detector(files / "plain", lm).prompts
+    (files / "odd.jsonl").write_text(json.dumps({"text": "a", "label": 1}))
+    (files / "other.jsonl").write_text(json.dumps({"text": "a", "label": "greeting"}))
+    for name, why in (("odd", "none of its 1 prompts is normal"), ("other", "line 1: label 'greeting'; give 1")):
+        status, out, err = run(*fit, "-d", str(files / f"{name}.jsonl"), "-o", str(files / "new"))
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert why in err
+
+
+def test_normal_prompts_may_come_from_stdin(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
+    assert detect_attacks.normal_prompts_of("-", "text") == (["one", "two"], {})
 
 
 def test_mistakes_are_one_line(run, roomy, files):

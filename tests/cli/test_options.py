@@ -11,7 +11,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from lenscope.cli.detect import read_prompt_file
+from lenscope.cli.detect_score import read_prompt_file
 from lenscope.cli.main import command_line
 from lenscope.cli.options import (
     DEFAULT_MODEL,

@@ -25,7 +25,7 @@ from affine_lens import affine
 from evaluated import contents
 
 import lenscope as ls
-from lenscope.cli.detect import read_prompt_file
+from lenscope.cli.detect_score import read_prompt_file
 from lenscope.cli.options import read_prompts
 from lenscope.detection import load_detector
 from lenscope.directions import load_basis

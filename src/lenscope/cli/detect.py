@@ -10,8 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lenscope.cli.detect_attacks import check_attack_options, check_view, fit_on_attacks, labelled_prompts_of
-from lenscope.cli.detect_score import PromptField, check_field, read_prompt_file, score_prompts_command
+from lenscope.cli.detect_attacks import (
+    check_attack_options,
+    check_view,
+    fit_on_attacks,
+    labelled_prompts_of,
+    normal_prompts_of,
+)
+from lenscope.cli.detect_score import PromptField, check_field, score_prompts_command
 from lenscope.cli.options import (
     TUNED,
     CommonOptions,
@@ -111,8 +117,9 @@ def fit_detector_command(
 ) -> None:
     """Fit a detector on normal prompts, or on normal prompts and attacks.
 
-    Without --attacks the method is chosen on normal prompts alone, and the detector never sees an odd one. With
-    --attacks a linear probe gives the probability that a prompt is an attack.
+    Without --attacks the method is chosen on normal prompts alone, and the detector never sees an odd one: rows of
+    --data with label 1, or with a span, are left out. With --attacks a linear probe gives the probability that a prompt
+    is an attack.
 
     \b
     Examples:
@@ -131,7 +138,7 @@ def fit_detector_command(
     check_attack_options(calibration, abstain)
     check_view(view, lens or (), layers)
     labelled = None if attacks is None else labelled_prompts_of(data, attacks, field or "text")
-    prompts = list(read_prompt_file(data, field or "text")) if labelled is None else []
+    prompts, left_out = normal_prompts_of(data, field or "text") if labelled is None else ([], {})
     wanted = parse_indices(layers, "layers")
     if choice is not None and len(choice) < 2:
         raise LenscopeError(f"--choice {choice[0]}: give at least two")
@@ -163,6 +170,8 @@ def fit_detector_command(
             seed=seed,
         )
         return
+    for why, count in left_out.items():
+        tell(f"left out: {count} × {why}")
     lm = common.load()
     from lenscope.detection.detector import fit_detector
     from lenscope.lenses.lens import Lens

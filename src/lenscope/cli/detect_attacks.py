@@ -4,12 +4,14 @@ Knows: which files have which labels, how views and their intervals are shown.
 Does not know: how a detector is fitted (detection/attack_fit.py), the other options of the command (detect.py).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from lenscope.cli.detect_score import read_prompt_file
 from lenscope.cli.options import CommonOptions, resolve_layers
 from lenscope.cli.several_lenses import LOGIT, lenses_as_named, lenses_by_name
 from lenscope.cli.streams import flush, print_json, tell
@@ -33,6 +35,30 @@ def labelled_prompts_of(data: str, attacks: str, field: str) -> "list[LabelledPr
         return read_labelled_prompts(data, field=field)
     harmless = read_labelled_prompts(data, field=field, attack=False)
     return [*harmless, *read_labelled_prompts(attacks, field=field, attack=True)]
+
+
+def normal_prompts_of(data: str, field: str) -> tuple[list[str], Counter[str]]:
+    """The normal prompts of --data without --attacks, and how many others are left out, by reason.
+
+    What a row says of itself counts: its label and its span. What comes from stdin, "-", has neither. Raises
+    LenscopeError for a file that is not right, or has no normal prompt.
+    """
+    if data == "-":
+        return list(read_prompt_file(data, field)), Counter()
+    from lenscope.detection.labelled_prompts import read_labelled_prompts
+
+    prompts = read_labelled_prompts(data, field=field, attack=False)
+    normal = [p.text for p in prompts if p.normal]
+    attacks = sum(p.attack for p in prompts)
+    left_out = Counter({
+        f"attack, by its label in {data}; --attacks FILE fits a detector on attacks too": attacks,
+        f"harmless prompt with an insertion, by its span in {data}": len(prompts) - len(normal) - attacks,
+    })  # fmt: skip
+    if not normal:
+        raise LenscopeError(
+            f"{data}: none of its {len(prompts)} prompts is normal, by labels and spans; give a file of normal ones"
+        )
+    return normal, +left_out
 
 
 def check_attack_options(calibration: str | None, abstain: float | None) -> None:
