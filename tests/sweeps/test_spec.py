@@ -39,6 +39,20 @@ mappings: identity
         ({"methods": ["predct"]}, "did you mean predict?"),
         ({"methods": [{"generate": 0}]}, "spec: methods[0].max_new_tokens: is 0; "),
         ({"methods": ["lens"]}, "leave them out, or add predict or generate"),
+        ({"methods": [{"predict": {"contrst": 1}}]}, "spec: methods[0].contrst: unknown key; did you mean contrast?"),
+        ({"methods": [{"lens": {"contrast": 1}}]}, "spec: methods[0]: contrast: lens runs no target prompt"),
+        ({"methods": ["predict", {"kind": "lens", "contrast": 0}]}, "spec: methods[1]: contrast: lens runs no"),
+        *(
+            (
+                {"methods": ["predict", {"generate": {"contrast": wrong}}]},
+                f"spec: methods[1].contrast: is {shown}; give 0 (no contrast) or a positive number, such as 0.5",
+            )
+            for wrong, shown in (
+                *((-1, "-1"), (-0.5, "-0.5"), (float("nan"), "NaN"), (float("inf"), "Infinity"), (True, "true")),
+                *(("0.5", "'0.5'"), ([0.5], "[0.5]"), (None, "null")),
+            )
+        ),
+        ({"methods": [{"generate": {"contrast": 10**400}}]}, "spec: methods[0].contrast: is 1000"),
         ({"controls": ["rand"]}, "spec: controls[0]: is 'rand'; there are unpatched, random, other-source"),
         ({"top_k": "5"}, "spec: top_k: is '5'; input should be a valid integer"),
         ({"sources": {}}, "spec: sources: give prompts, a list of texts, or file"),
@@ -64,3 +78,26 @@ def test_a_mistake_is_one_line_with_its_key(change, line):
         read_spec({**SPEC, **change})
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_method_without_a_contrast_is_written_as_before_there_was_one():
+    """The digest is that of lenscope 0.2 before the key: a sweep that was begun then goes on."""
+    methods = ["predict", {"generate": 3}, "lens"]
+    spec = read_spec({**SPEC, "methods": methods})
+    assert spec_digest(spec) == "525324a4bc9027543050a1ff68c87af11e1a43b9e916e3e681e1c4e5d0f3ced1"
+    assert not spec.contrasts
+    none = [{"predict": {"contrast": 0}}, {"generate": {"max_new_tokens": 3, "contrast": 0.0}}, "lens"]
+    assert spec_digest(read_spec({**SPEC, "methods": none})) == spec_digest(spec)
+    assert all("contrast" not in method for method in spec.document()["methods"])
+
+
+def test_a_contrast_is_part_of_a_method_however_it_is_written(tmp_path):
+    path = tmp_path / "spec.yaml"
+    written = "[{predict: {contrast: 1}}, {generate: {max_new_tokens: 3, contrast: 0.5}}]"
+    path.write_text(f"model: tiny\nsources: {{prompts: [a b, c]}}\ntargets: identity\nmethods: {written}\n")
+    methods = [{"kind": "predict", "contrast": 1.0}, {"kind": "generate", "max_new_tokens": 3, "contrast": 0.5}]
+    spec = read_spec({**SPEC, "methods": methods})
+    assert spec_digest(read_spec(path)) == spec_digest(spec)
+    assert spec.contrasts
+    assert [method["contrast"] for method in spec.document()["methods"]] == [1.0, 0.5]
+    assert spec_digest(spec) != spec_digest(read_spec({**SPEC, "methods": ["predict", {"generate": 3}]}))

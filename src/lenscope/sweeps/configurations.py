@@ -81,6 +81,10 @@ class Bench:
             self._scopes[key] = Patchscope(lm, target, f, op=OPERATIONS[one.operation], source_lm=self.source)
         return self._scopes[key]
 
+    def contrast(self, one: Configuration) -> float:
+        """The α of a configuration's contrast; 0 for runs without a patch, which it leaves as they are."""
+        return 0.0 if one.control == "unpatched" else self.spec.methods[one.method].contrast
+
     def configurations(self, layer_sets: Sequence[tuple[int, ...]]) -> list[Configuration]:
         """The configurations that a spec asks for, each once; LenscopeError for layers that models or mappings lack."""
         spec = self.spec
@@ -128,6 +132,9 @@ class Bench:
             content |= {"target": list(prompt.ids), "at": list(places), "below": target.below}
         if control != "unpatched":
             content |= {"mapping": self.mappings[e][f][1], "operation": op}
+        if control != "unpatched" and method.contrast:
+            # only then: what is not contrasted has the ids that it had before there was a contrast
+            content |= {"contrast": method.contrast}
         if control == "random":
             content |= {"seed": spec.seed}
         raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

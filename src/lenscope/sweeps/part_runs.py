@@ -145,9 +145,10 @@ class PartRunner:
         scores = RowScores(len(addresses))
         answers = self._answers(spots)
         asked = [answers[n] for n in addresses.spot.tolist()]
-        method = self.bench.spec.methods[one.method]
+        method, contrast = self.bench.spec.methods[one.method], self.bench.contrast(one)
         if method.kind == "generate":
-            write_texts(scores, lm, rows, method.max_new_tokens, method.stop, self.budget)
+            writing = scope.contrasted(rows) if contrast else rows
+            write_texts(scores, lm, writing, method.max_new_tokens, method.stop, self.budget, contrast)
             scores.mark_mentions(asked)
             return self._table(one, states, addresses, asked, scores)
         prompt = scope.resolved[0][0]
@@ -156,10 +157,10 @@ class PartRunner:
         ids = answers_behind(lm, prompt, asked)
         first = np.array([row[0] if row else -1 for row in ids])
         for mine, h in engine.predict(lm, rows, budget=self.budget):
-            score_states(scores, lm, mine, h[:, 0], base[:, 0], first[mine], self.bench.spec.top_k)
+            score_states(scores, lm, mine, h[:, 0], base[:, 0], first[mine], self.bench.spec.top_k, contrast)
         last = states.tensor[:, -1, 0] if states.last is None else states.last[:, 0]
         compare_with_source(scores, lm, self.bench.source, last, addresses.spot)
-        score_answers(scores, lm, rows, unpatched, ids, self.budget)
+        score_answers(scores, lm, rows, unpatched, ids, self.budget, contrast)
         return self._table(one, states, addresses, asked, scores)
 
     def _lens(self, part: Part, one: Configuration) -> pa.Table:

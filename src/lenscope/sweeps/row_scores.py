@@ -1,6 +1,6 @@
 """What rows say, and what of it is written down: top tokens and distances, answers, texts.
 
-Knows: which columns every part has, answers that differ from row to row, of one token or several.
+Knows: which columns every part has, answers that differ from row to row, of one token or several, contrasts.
 Does not know: where rows come from, which part they are of.
 """
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lenscope.engine import sweep as engine
+from lenscope.engine.contrasted_rows import ContrastedRows
 from lenscope.engine.patched_rows import PatchedRows
 from lenscope.engine.token_choice_and_end import TokenChooser
+from lenscope.measures.contrasted_readout import contrasted
 from lenscope.measures.streamed import reduce, top_token
 from lenscope.models.language_model import LM
 from lenscope.models.prompts import Prompt
@@ -64,8 +66,9 @@ class RowScores:
 
 @torch.no_grad()
 def score_states(
-    scores: RowScores, lm: LM, mine: np.ndarray, h: Tensor, base: Tensor | None, first: np.ndarray, top_k: int
-) -> None:
+    scores: RowScores, lm: LM, mine: np.ndarray, h: Tensor, base: Tensor | None, first: np.ndarray, top_k: int,
+    contrast: float = 0.0,
+) -> None:  # fmt: skip
     """Take in the last states h (n, D) of the rows `mine` (n,): what they predict, and the rank of a token of each.
 
     Args:
@@ -76,15 +79,20 @@ def score_states(
         base: what they are compared with: a state (1, D) for all, or one for each (n, D); None: nothing.
         first: the token whose rank each row is asked for, -1: none, (n,).
         top_k: how many tokens are listed.
+        contrast: α, with which rows are contrasted with `base`, which is there then; 0: not at all.
     """
+    readout = contrasted(lm.runner.readout, contrast)
     beside = h if base is None else base.to(h)
+    if contrast:
+        # each beside the run without its patch, and that one beside itself, which leaves it as it is
+        h, beside = torch.cat([h, beside.expand(len(h), -1)], -1), torch.cat([beside, beside], -1)
     tokens = np.unique(first)
     # one comparison for all rows is read once; else each row stands beside its own
     together = len(beside) == 1 and len(tokens) == 1
     states, final = (h[:, None], beside) if together else (h[None], beside.expand(len(h), -1))
     wanted = tokens if together else first
     targets = torch.from_numpy(wanted).to(h.device).clamp_min(0) if (tokens >= 0).any() else None
-    r = reduce(lm.runner.readout, lm.vocab_size, states, final, targets, top_k, False)
+    r = reduce(readout, lm.vocab_size, states, final, targets, top_k, False)
     ids = r.top_ids.reshape(len(mine), -1).tolist()
     log_probs = r.top_log_probs.reshape(len(mine), -1).tolist()
     known = sorted({row[0] for row in ids})
@@ -120,8 +128,9 @@ def compare_with_source(scores: RowScores, lm: LM, source: LM, last: Tensor, spo
 
 @torch.no_grad()
 def score_answers(
-    scores: RowScores, lm: LM, rows: PatchedRows, unpatched: PatchedRows, ids: Sequence[tuple[int, ...]], budget: int
-) -> None:
+    scores: RowScores, lm: LM, rows: PatchedRows, unpatched: PatchedRows, ids: Sequence[tuple[int, ...]], budget: int,
+    contrast: float = 0.0,
+) -> None:  # fmt: skip
     """ln p of each row's answer, and by how much the patch made it likelier; ids (N,) of tokens, () where none is.
 
     Answers of one token are there already, from `score_states`; the others are read behind the target prompt, in one
@@ -134,6 +143,7 @@ def score_answers(
         unpatched: that prompt without a patch, one row.
         ids: the tokens of each row's answer.
         budget: bytes that one chunk of rows may take.
+        contrast: α, with which rows are contrasted with the prompt without a patch; 0: not at all.
     """
     prompt = rows.prompts[0]
     for length in sorted({len(one) for one in ids} - {0}):
@@ -142,12 +152,13 @@ def score_answers(
         number = {one: n for n, one in enumerate(distinct)}
         texts = tuple(lm.prompt([*prompt.ids, *one[:-1]]) for one in distinct)
         target = np.array([number[ids[n]] for n in mine.tolist()])
-        if length > 1:
-            longer = dataclasses.replace(rows.only(mine), prompts=texts, target=target)
-            scores.numbers["answer_log_prob"][mine] = _log_probs(lm, longer, distinct, budget)
         once = dataclasses.replace(
             repeated_row(unpatched, len(distinct)), prompts=texts, target=np.arange(len(distinct))
         )
+        if length > 1:
+            longer = dataclasses.replace(rows.only(mine), prompts=texts, target=target)
+            beside = _ends_of_rows(lm, once, length, budget) if contrast else None
+            scores.numbers["answer_log_prob"][mine] = _log_probs(lm, longer, distinct, budget, beside, contrast)
         plain = _log_probs(lm, once, distinct, budget)
         scores.numbers["answer_pmi"][mine] = scores.numbers["answer_log_prob"][mine] - plain[target]
 
@@ -166,33 +177,52 @@ def repeated_row(row: PatchedRows, n: int) -> PatchedRows:
     )
 
 
-def _log_probs(lm: LM, rows: PatchedRows, distinct: Sequence[tuple[int, ...]], budget: int) -> np.ndarray:
-    """(N,) ln p of the answer of each row's target, read from the states that its last tokens follow."""
-    length = len(distinct[0])
+def _ends_of_rows(lm: LM, rows: PatchedRows, length: int, budget: int) -> Tensor:
+    """(N, length, D) the last layer's states at the last positions of rows, in their order."""
+    numbers, states = zip(*engine.predict(lm, rows, length, budget), strict=True)
+    return torch.cat(states)[torch.from_numpy(np.argsort(np.concatenate(numbers)))]
+
+
+def _log_probs(
+    lm: LM, rows: PatchedRows, distinct: Sequence[tuple[int, ...]], budget: int, beside: Tensor | None = None,
+    contrast: float = 0.0,
+) -> np.ndarray:  # fmt: skip
+    """(N,) ln p of the answer of each row's target, read from the states that its last tokens follow.
+
+    Where there is a `contrast` α they are contrasted with states `beside` (targets, length, D).
+    """
+    length, readout = len(distinct[0]), contrasted(lm.runner.readout, contrast)
     out = np.zeros(len(rows), dtype=np.float32)
     tokens = torch.tensor(distinct)
     for mine, h in engine.predict(lm, rows, length, budget):
-        flat = h.flatten(0, 1)
-        _, _, total = top_token(lm, flat)
-        wanted = tokens[torch.from_numpy(rows.target[mine])].flatten().to(flat.device)
-        z = wide(lm.runner.readout.tokens(lm.runner.readout.prepare(flat), wanted))
+        target = torch.from_numpy(rows.target[mine])
+        flat = (h if beside is None else torch.cat([h, beside[target.to(beside.device)].to(h)], -1)).flatten(0, 1)
+        _, _, total = top_token(lm, flat, readout)
+        wanted = tokens[target].flatten().to(flat.device)
+        z = wide(readout.tokens(readout.prepare(flat), wanted))
         out[mine] = (z - total).double().view(h.shape[:2]).sum(1).cpu().numpy()
     return out
 
 
-def write_texts(scores: RowScores, lm: LM, rows: PatchedRows, most: int, stop: Sequence[str], budget: int) -> None:
+def write_texts(
+    scores: RowScores, lm: LM, rows: PatchedRows | ContrastedRows, most: int, stop: Sequence[str], budget: int,
+    contrast: float = 0.0,
+) -> None:  # fmt: skip
     """What every row goes on to say, greedily.
 
     Args:
         scores: what is filled.
         lm: the model that writes.
-        rows: N rows.
+        rows: N rows; with a `contrast` those beside which others read along.
         most: tokens of a text at most.
         stop: strings that end a text.
         budget: bytes that one chunk of rows may take.
+        contrast: α of the contrast; 0: none.
     """
-    writer = TokenChooser(lm, len(rows), most, tuple(stop), 0.0, 1.0, 0)
-    for mine, written in engine.generate(lm, rows, writer.choose, most, budget):
+    writer = TokenChooser(lm, len(scores.texts), most, tuple(stop), 0.0, 1.0, 0, contrast)
+    how = writer.choose, most, budget
+    chunks = rows.generate(lm, *how) if isinstance(rows, ContrastedRows) else engine.generate(lm, rows, *how)
+    for mine, written in chunks:
         for n, one in zip(mine.tolist(), written, strict=True):
             scores.ids[n], scores.log_probs[n] = list(one.ids), list(one.log_probs)
             scores.texts[n], scores.ended[n] = writer.text(one.ids), writer.reason(n)

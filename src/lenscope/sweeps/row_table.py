@@ -1,6 +1,7 @@
 """The columns of a part: what every row is, by which id it is known, and what it said.
 
-Knows: names, order and types of columns, the same for every part and every sweep. Does not know: how rows are run.
+Knows: names, order and types of columns, the same for every part and every sweep, but that of contrasts, which sweeps
+have that ask for one. Does not know: how rows are run.
 """
 
 import hashlib
@@ -56,6 +57,7 @@ def row_table(
     patched = len(addresses.spots) > 0
     spots, others = addresses.spots, rows.others[addresses.spots] if one.control == "other-source" else None
     target = None if one.target < 0 else spec.targets[one.target]
+    contrast = bench.contrast(one) if patched and target is not None else None
     texts = [p.text for p in prompts]
     places = rows.spots.position[spots].tolist()
 
@@ -85,6 +87,7 @@ def row_table(
         "target_layer": _whole(addresses.layers[:, 1]),
         "mapping": _constant(spec.mappings[one.mapping].label if patched else None, n),
         "operation": _constant(one.operation if patched and target is not None else None, n),
+        **({"contrast": pa.array([contrast] * n, type=pa.float64())} if spec.contrasts else {}),
         "answer": pa.array(list(answers), type=pa.string()),
         "text": pa.array(scores.texts, type=pa.string()),
         "ended": pa.array(scores.ended, type=pa.string()),

@@ -12,11 +12,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from lenscope.errors import LenscopeError
 from lenscope.files.untrusted import escaped
 from lenscope.files.yaml_files import read_document
+from lenscope.measures.contrasted_readout import contrast_weight
 from lenscope.models import edits
 from lenscope.models.inputs import sound
 
@@ -54,6 +64,13 @@ def _checked_text(value: Any) -> Any:
         return sound(value)
     except LenscopeError as error:
         raise ValueError(str(error)) from error
+
+
+def _checked_contrast(value: Any) -> float:
+    try:
+        return contrast_weight(value)
+    except LenscopeError as error:
+        raise ValueError(f"is {_shown(value)}; give 0 (no contrast) or a positive number, such as 0.5") from error
 
 
 def _shown(value: Any) -> str:
@@ -195,11 +212,15 @@ class SweepMapping(Strict):
 
 
 class SweepMethod(Strict):
-    """How a patched run is read: "predict" (next token), "generate" (words), or the vector itself is, by "lens"."""
+    """How a patched run is read: "predict" (next token), "generate" (words), or the vector itself is, by "lens".
+
+    Patched runs may be contrasted with the target prompt without a patch, as `Patchscope.generate` does.
+    """
 
     kind: Literal["predict", "generate", "lens"]
     max_new_tokens: Annotated[int, Field(ge=1)] = 12
     stop: Texts = []
+    contrast: Annotated[float, BeforeValidator(_checked_contrast)] = 0.0
 
     @model_validator(mode="before")
     @classmethod
@@ -209,13 +230,24 @@ class SweepMethod(Strict):
         if isinstance(value, dict) and [*value] == ["generate"]:
             how = value["generate"]
             return {"kind": "generate", **(how if isinstance(how, dict) else {"max_new_tokens": how})}
+        if isinstance(value, dict) and [*value] in (["predict"], ["lens"]):
+            ((kind, how),) = value.items()
+            return {"kind": kind, **how} if isinstance(how, dict) else value
         return value
 
     @model_validator(mode="after")
     def _written(self) -> "SweepMethod":
         if self.kind != "generate" and {"max_new_tokens", "stop"} & self.model_fields_set:
             raise ValueError(f"max_new_tokens and stop: nothing is written by {self.kind}; leave them out")
+        if self.kind == "lens" and "contrast" in self.model_fields_set:
+            raise ValueError("contrast: lens runs no target prompt that a state could be contrasted with; leave it out")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_contrast(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No contrast is written down as it was before there was one: the sweeps of then go on."""
+        content: dict[str, Any] = written(self)
+        return content if self.contrast else {name: value for name, value in content.items() if name != "contrast"}
 
 
 class SweepSpec(Strict):
@@ -251,6 +283,11 @@ class SweepSpec(Strict):
         _require_other_labels("targets", [(one.label, one.model_dump(exclude={"layers"})) for one in self.targets])
         _require_other_labels("mappings", [(one.label, one.model_dump(exclude={"name"})) for one in self.mappings])
         return self
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether any method has a contrast, for which rows have a column then."""
+        return any(method.contrast for method in self.methods)
 
     @property
     def models(self) -> list[SweepModel]:

@@ -124,11 +124,16 @@ class Sweep:
 
     def table(self) -> Table:
         """For a terminal: the rows that are done by method, target, mapping, control, with means of their numbers."""
-        groups = pa.concat_tables(map(_summary, self._paths())).group_by(list(_GROUPS))
+        paths = self._paths()
+        contrasts = "contrast" in pq.read_schema(paths[0]).names
+        names_of_groups = [*_GROUPS, "contrast"] if contrasts else [*_GROUPS]
+        groups = pa.concat_tables([_summary(path, names_of_groups) for path in paths]).group_by(names_of_groups)
         sums = [(f"{name}_{what}", "sum") for name in _MEANS for what in ("sum", "count")]
-        totals = groups.aggregate([("count_all", "sum"), *sums]).sort_by([(name, "ascending") for name in _GROUPS])
+        totals = groups.aggregate([("count_all", "sum"), *sums]).sort_by(
+            [(name, "ascending") for name in names_of_groups]
+        )
         means = [name for name in _MEANS if pc.sum(totals[f"{name}_count_sum"]).as_py()]
-        shown = [name for name in _GROUPS if pc.count_distinct(totals[name]).as_py() > 1 or name == "method"]
+        shown = [name for name in names_of_groups if pc.count_distinct(totals[name]).as_py() > 1 or name == "method"]
         lines: list[list[Any]] = []
         for group in totals.to_pylist():
             names = [dim("–") if not group[name] else printable(_short(group[name])) for name in shown]
@@ -137,6 +142,7 @@ class Sweep:
         columns = [TableColumn(name.replace("_", " ")) for name in shown]
         columns += [TableColumn(head, "right") for head in ("rows", *(_MEANS[name][0] for name in means))]
         caption = "means over rows; " + "; ".join(": ".join(_MEANS[name]) for name in means)
+        caption += "; with a contrast all are of the contrasted distribution" if contrasts else ""
         return plain_table(columns, lines, caption, gap=2)
 
 
@@ -162,17 +168,17 @@ def spec_head(spec: SweepSpec) -> dict[str, Any]:
     return {"spec": spec.document(), "spec_sha256": spec_digest(spec), "inputs": inputs}
 
 
-def _short(text: str, most: int = 18) -> str:
-    line = " ".join(text.split())
+def _short(value: str | float, most: int = 18) -> str:
+    line = " ".join(value.split()) if isinstance(value, str) else f"{value:g}"
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _summary(path: str) -> pa.Table:
+def _summary(path: str, groups: list[str]) -> pa.Table:
     """Counts and sums of a part by group, so that no more than a part is in memory."""
-    rows = pq.read_table(path, columns=[*_GROUPS, *_MEANS])
+    rows = pq.read_table(path, columns=[*groups, *_MEANS])
     rows = rows.set_column(rows.column_names.index("correct"), "correct", rows["correct"].cast(pa.float32()))
     sums: list[Any] = [(name, what) for name in _MEANS for what in ("sum", "count")]
-    return rows.replace_schema_metadata(None).group_by(list(_GROUPS)).aggregate([([], "count_all"), *sums])
+    return rows.replace_schema_metadata(None).group_by(groups).aggregate([([], "count_all"), *sums])
 
 
 def _mean_shown(total: float | None, count: int) -> str:
