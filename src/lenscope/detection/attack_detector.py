@@ -239,7 +239,7 @@ def attack_detector_of(
         for n, about in enumerate(config["lenses"])
     }
     low, high = (_or_nan(p) for p in config["unsure"])
-    return AttackDetector(
+    detector = AttackDetector(
         lm=lm,
         view=config["view"],
         layer=int(config["layer"]),
@@ -259,6 +259,9 @@ def attack_detector_of(
         prompts=tuple(config["prompts"]),
         report=dict(config["report"]),
     )
+    # the report is what its card is made of
+    detector_card(detector)
+    return detector
 
 
 def _or_none(value: float) -> float | None:
