@@ -100,6 +100,32 @@ def test_a_state_is_explained_beside_its_controls(page):
     expect(table).to_contain_text("a random vector")
 
 
+def test_a_contrast_is_set_by_keyboard_and_goes_with_the_link_and_the_copied_python(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    run_prompt(page, "William Shakespeare")
+    table = ask_meaning(page, 4, 1)
+    panel = page.get_by_role("tabpanel", name="Meaning")
+    expect(panel.get_by_text("All answers are there")).to_be_visible()
+    plain = table.locator("tbody").inner_text()
+    panel.get_by_label("New tokens").focus()
+    page.keyboard.press("Tab")
+    field = panel.get_by_label("Contrast with the prompt alone")
+    expect(field).to_be_focused()  # with its text chosen
+    page.keyboard.type("1.5")
+    expect(panel.get_by_text("what is asked now differs")).to_be_visible()
+    panel.get_by_role("button", name="Ask", exact=True).click()
+    expect(table.locator("caption")).to_contain_text("with contrast 1.5")
+    expect(panel.get_by_text("All answers are there")).to_be_visible()
+    assert table.locator("tbody").inner_text() != plain
+    page.get_by_text("Export", exact=True).click()
+    page.get_by_role("button", name="Copy as Python").last.click()
+    expect(page.get_by_text("is copied")).to_be_visible()
+    assert "contrast=1.5" in page.evaluate("navigator.clipboard.readText()")
+    page.reload()
+    expect(field).to_have_value("1.5")
+    expect(table.locator("caption")).to_contain_text("with contrast 1.5")
+
+
 def test_the_grid_of_every_layer_comes_with_its_progress(page):
     run_prompt(page, "William Shakespeare")
     cell(result(page), 4, 1).click()
@@ -322,6 +348,7 @@ def test_hostile_text_does_nothing(browser, address):
     [
         ("v=1&text=hello&ran=trajectory&cell=[1", "cannot be read (cell)"),
         ("v=1&text=hello&ran=trajectory&pins=[{}]&mode=song&nonsense=1", "cannot be read (pins, mode, nonsense)"),
+        ("v=1&text=hello&ran=trajectory&contrast=-1", "cannot be read (contrast)"),
         ("v=99&text=hello", "another version"),
         ("%00%ff&v", "another version"),
     ],
@@ -353,7 +380,7 @@ def test_a_state_comes_out_of_its_address_as_it_went_in(page):
           const { emptyState, readState, writeState } = await import("/app/url_state.js");
           const turns = [{ role: "user", content: "a\\nb" }, { role: "assistant", content: "" }];
           const state = { ...emptyState(), text: "a & b # c % + ü \\u202e\\n", turns,
-            pins: [{ id: 3, text: " x" }], cell: [1, 2], strength: -2.5,
+            pins: [{ id: 3, text: " x" }], cell: [1, 2], strength: -2.5, contrast: 0.5,
             taken: { prompt: { text: "p" }, layer: 1, position: 0, token: "p" } };
           const back = readState(writeState(state));
           return back.complaint === "" && JSON.stringify(back.state) === JSON.stringify(state)

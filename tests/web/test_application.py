@@ -237,3 +237,14 @@ def test_the_description_of_the_api_names_every_path(view):
         paths
     )
     assert json.dumps(paths).count("HTTPValidationError") == 0
+
+
+def test_the_description_of_the_api_has_the_contrast_of_states_in_words(view):
+    schemas = view.client.get("/api/openapi.json").json()["components"]["schemas"]
+    with_contrast = {
+        name: one["properties"]["contrast"] for name, one in schemas.items() if "contrast" in one.get("properties", {})
+    }
+    assert {*with_contrast} == {"ExplanationIn", "GridIn"}
+    for field in with_contrast.values():
+        assert (field["default"], field["minimum"], field["maximum"]) == (0.0, 0, 1000)
+        assert "no contrast" in field["description"]

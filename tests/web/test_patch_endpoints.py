@@ -53,6 +53,23 @@ def test_an_operation_changes_what_is_written(view, view_models):
     assert texts(view.events("explanation", {**request, "operation": "add"}))[0] == own[0]
 
 
+def test_a_contrast_is_that_of_the_library_and_leaves_the_plain_target_as_it_is(view, view_models):
+    lm = view_models[0]
+    scope, states = ls.Patchscope(lm, ls.Target(TARGET["text"], at=-1)), lm.read(TEXT, 2, -2)
+    request = {**STATE, "target": TARGET, "layers": [1, 3], "max_new_tokens": 5, "seed": 3}
+    how = {"max_new_tokens": 5, "contrast": 1.5}
+    events = view.events("explanation", {**request, "contrast": 1.5})
+    written = [texts(events)[n] for n in range(5)]
+    plain = [texts(view.events("explanation", request))[n] for n in range(5)]
+    assert written[:2] == [*scope.generate(states, [1, 3], **how).texts]
+    assert written[3:] == [*scope.generate(random_vectors(states, 3), [1, 3], **how).texts]
+    assert written[2] == plain[2]
+    assert written != plain
+    log_probs = scope.generate(states, [1, 3], **how).log_probs
+    tokens = [token for name, data in events if name == "tokens" for token in data["tokens"] if token["row"] == 0]
+    np.testing.assert_allclose([t["log_prob"] for t in tokens], log_probs[0][: len(tokens)], atol=1e-4)
+
+
 def test_another_model_explains_through_its_mapping(view, view_models):
     lm, other = view_models
     request = {**STATE, "target": TARGET, "layers": [2], "max_new_tokens": 4, "model": 1}
@@ -63,10 +80,12 @@ def test_another_model_explains_through_its_mapping(view, view_models):
         assert texts(view.events("explanation", {**request, "mapping": mapping}))[0] == own[0]
 
 
+@pytest.mark.parametrize("contrast", [0, 0.7])
 @pytest.mark.parametrize("kind", ["predict", "generate"])
-def test_a_grid_is_that_of_the_library(view, view_models, kind):
+def test_a_grid_is_that_of_the_library(view, view_models, kind, contrast):
     lm = view_models[0]
     request = {"prompt": {"text": TEXT}, "position": -1, "target": TARGET, "source_layers": [0, 2, 4], "kind": kind}
+    request["contrast"] = contrast
     events = view.events("grid", {**request, "target_layers": [1, 3], "max_new_tokens": 3})
     progress = [data for name, data in events if name == "progress"]
     assert progress[-1]["done"] == progress[-1]["total"] == 6
@@ -76,7 +95,10 @@ def test_a_grid_is_that_of_the_library(view, view_models, kind):
     scope = ls.Patchscope(lm, ls.Target(TARGET["text"], at=-1))
     cells = [(source, layer) for source in (0, 2, 4) for layer in (1, 3)]
     states = lm.read(TEXT, positions=-1)
-    own = scope.predict(states, cells) if kind == "predict" else scope.generate(states, cells, max_new_tokens=3)
+    how = {"contrast": contrast, **({} if kind == "predict" else {"max_new_tokens": 3})}
+    own = getattr(scope, kind)(states, cells, **how)
+    assert payload["provenance"]["contrast"] == contrast
+    assert all(("with contrast 0.7" in unit) == bool(contrast) for unit in payload["measures"].values())
     arrays = unpacked_arrays(payload)
     for name in ("source", "layer", "ids"):
         np.testing.assert_array_equal(arrays[name], getattr(own, name))
@@ -100,6 +122,12 @@ def test_a_grid_is_that_of_the_library(view, view_models, kind):
         ("explanation", {"operation": "multiply"}, 422, "operation"),
         ("explanation", {"max_new_tokens": 13}, 422, "at most 12"),
         ("explanation", {"seed": -1}, 422, "seed"),
+        ("explanation", {"contrast": -0.5}, 422, "contrast: Input should be greater than or equal to 0"),
+        ("explanation", {"contrast": 1001}, 422, "contrast: Input should be less than or equal to 1000"),
+        ("explanation", {"contrast": "0.5"}, 422, "contrast"),
+        ("explanation", {"contrast": True}, 422, "contrast"),
+        ("grid", {"contrast": -1}, 422, "contrast"),
+        ("steering", {"contrast": 0.5}, 422, "contrast"),
         ("explanation", {"prompt": {"text": TEXT, "model": 1}}, 422, "model 1"),
         ("grid", {"source_layers": [5]}, 422, "layer 5"),
         ("grid", {"answers": [""]}, 422, "answers"),

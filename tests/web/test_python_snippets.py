@@ -84,6 +84,7 @@ def test_a_generation(view, run_snippet, how):
         {"model": 1},
         {"model": 1, "mapping": "identity"},
         {"target": {"text": "a b c", "at": "b"}},
+        {"contrast": 1.5},
     ],
 )
 def test_an_explanation(view, run_snippet, asked):
@@ -95,7 +96,14 @@ def test_an_explanation(view, run_snippet, asked):
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"kind": "generate", "max_new_tokens": 2}, {"answers": ["e"], "source_layers": [-1], "model": 1}]
+    "asked",
+    [
+        {},
+        {"kind": "generate", "max_new_tokens": 2},
+        {"kind": "generate", "max_new_tokens": 3, "contrast": 2},
+        {"answers": ["e"], "source_layers": [-1], "model": 1},
+        {"answers": ["e"], "contrast": 0.7},
+    ],
 )
 def test_a_grid(view, run_snippet, asked):
     request = {"prompt": PROMPT, "position": -1, "target": TARGET, "target_layers": [0, 2], **asked}
@@ -105,6 +113,18 @@ def test_a_grid(view, run_snippet, asked):
         whole.pop("provenance")
         whole.pop("sha256", None)
     assert exported == own
+
+
+@pytest.mark.parametrize("kind", ["predict", "generate"])
+def test_no_contrast_is_not_said(view, kind):
+    request = {"prompt": PROMPT, "position": -1, "target": TARGET, "kind": kind}
+    asked = {contrast: {**request, "contrast": contrast} for contrast in (0, 0.5)}
+    programs = {
+        contrast: view.post("export", {"endpoint": "grid", "request": one, "format": "python"}).text
+        for contrast, one in asked.items()
+    }
+    assert "contrast" not in programs[0]
+    assert ", contrast=0.5)" in programs[0.5]
 
 
 STATE = {"prompt": PROMPT, "layer": 1, "position": -1}

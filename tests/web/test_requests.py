@@ -40,6 +40,7 @@ def plausible(value, key=""):
     if key in ("endpoint", "mapping"):
         return "trajectory" if key == "endpoint" else None
     usual = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 7, "strength": 1.5, "operation": "add"}
+    usual |= {"contrast": 0.5}
     if key in usual and value is not None:
         return usual[key]
     if isinstance(value, dict):

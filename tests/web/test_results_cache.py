@@ -1,6 +1,6 @@
 """What is remembered, and how much."""
 
-from lenscope.web.requests import PromptIn, TrajectoryIn
+from lenscope.web.requests import ExplanationIn, GridIn, PromptIn, TargetIn, TrajectoryIn
 from lenscope.web.results_cache import Answered, ResultsCache, request_key
 
 
@@ -19,6 +19,14 @@ def test_requests_are_the_same_where_they_ask_for_the_same():
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
     assert request_key("other", asked[0]) != keys[0]
+
+
+def test_a_contrast_makes_another_request():
+    prompt, target = PromptIn(text="a"), TargetIn(name="entity")
+    about = {"prompt": prompt, "target": target, "position": 0}
+    for kind, asked in ((ExplanationIn, {**about, "layer": 1}), (GridIn, about)):
+        keys = [request_key("one", kind(**asked, **more)) for more in ({}, {"contrast": 0}, {"contrast": 0.5})]
+        assert keys[0] == keys[1] != keys[2]
 
 
 def test_the_oldest_are_forgotten():

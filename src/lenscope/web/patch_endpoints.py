@@ -31,10 +31,11 @@ def prepare_explanation(served: Served, asked: ExplanationIn) -> Work:
     served.limits.require_new(asked.max_new_tokens)
     scope = _asked_scope(served, asked)
     scope.require_room(asked.max_new_tokens)
+    how: Any = {name: getattr(asked, name) for name in ("max_new_tokens", "seed", "contrast")}
 
     def work(emit: Emit) -> None:
         states = lm.read(prompt, layer, place)
-        streamed = stream_explanation(scope, states, layers, max_new_tokens=asked.max_new_tokens, seed=asked.seed)
+        streamed = stream_explanation(scope, states, layers, **how)
         rows = [
             {"row": n, "kind": row.kind, "layer": None if row.layer < 0 else row.layer}
             for n, row in enumerate(streamed.rows)
@@ -132,10 +133,11 @@ def prepare_grid(served: Served, asked: GridIn) -> Work:
 
         states = lm.read(prompt, positions=place)
         grid: Any
+        how: Any = {"contrast": asked.contrast, "progress": advance}
         if asked.kind == "predict":
-            grid = scope.predict(states, pairs, answers=asked.answers, progress=advance)
+            grid = scope.predict(states, pairs, answers=asked.answers, **how)
         else:
-            grid = scope.generate(states, pairs, max_new_tokens=asked.max_new_tokens, progress=advance)
+            grid = scope.generate(states, pairs, max_new_tokens=asked.max_new_tokens, **how)
         emit(RESULT, grid)
         emit("result", {"payload": grid.page_data()})
         emit("done", {})

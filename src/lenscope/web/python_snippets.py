@@ -133,7 +133,7 @@ def _explanation(s: Snippet, asked: ExplanationIn) -> None:
     lm, prompt, scope = s.model(), s.prompt("prompt", asked.prompt), s.scope(asked)
     s.imports.append("from lenscope.patchscopes import stream_explanation")
     s.add("state", f"{lm}.read({prompt}, {asked.layer}, {asked.position})")
-    how = f"max_new_tokens={asked.max_new_tokens}, seed={asked.seed}"
+    how = f"max_new_tokens={asked.max_new_tokens}, seed={asked.seed}{_contrast(asked)}"
     s.add("explanation", f"stream_explanation({scope}, state{_keywords(layers=asked.layers)}, {how})")
     s.lines += [
         "for tokens in explanation:",
@@ -152,9 +152,10 @@ def _cells_of_grid(s: Snippet, asked: GridIn) -> None:
     s.add("cells", f"[(source, layer) for source in {sources} for layer in {targets}]")
     if asked.kind == "predict":
         answers = f", answers={asked.answers!r}" if asked.answers else ""
-        s.add("grid", f"{scope}.predict(states, cells{answers})")
+        s.add("grid", f"{scope}.predict(states, cells{answers}{_contrast(asked)})")
     else:
-        s.add("grid", f"{scope}.generate(states, cells, max_new_tokens={asked.max_new_tokens})")
+        how = f"max_new_tokens={asked.max_new_tokens}{_contrast(asked)}"
+        s.add("grid", f"{scope}.generate(states, cells, {how})")
 
 
 def _patched_trajectory(s: Snippet, asked: PatchedTrajectoryIn) -> None:
@@ -193,6 +194,11 @@ def _numbers(layers: Sequence[int] | None, n_layers: int) -> str:
     if layers is None:
         return f"range({n_layers + 1})"
     return repr(list(dict.fromkeys(n % (n_layers + 1) for n in layers)))
+
+
+def _contrast(asked: ExplanationIn | GridIn) -> str:
+    """The argument contrast of a Patchscope's calls; nothing where there is none."""
+    return _keywords(contrast=asked.contrast or None)
 
 
 def _keywords(**values: Any) -> str:

@@ -25,6 +25,8 @@ NewTokens = Annotated[int, Field(ge=1, le=65_536)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+# α of (1 + α) · patched - α · unpatched logits
+Contrast = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False, description="α; 0: no contrast")]
 Strength = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 ModelNumber = Annotated[int, Field(ge=0, lt=64)]
 OperationName = Literal["replace", "add", "add_norm_matched", "replace_norm_matched"]
@@ -145,7 +147,11 @@ class TargetIn(StrictModel):
 
 
 class ExplanationIn(StrictModel):
-    """What a model says that one hidden state means, at each of some target layers, beside its controls."""
+    """What a model says that one hidden state means, at each of some target layers, beside its controls.
+
+    With a `contrast` α tokens of the state's rows and of random vectors are chosen from (1 + α) · patched - α ·
+    unpatched logits.
+    """
 
     prompt: PromptIn
     layer: Layer
@@ -157,10 +163,14 @@ class ExplanationIn(StrictModel):
     layers: LayerList | None = None
     max_new_tokens: NewTokens = 20
     seed: Seed = 0
+    contrast: Contrast = 0.0
 
 
 class GridIn(StrictModel):
-    """One position's states at several source layers, patched into several target layers of a target prompt."""
+    """One position's states at several source layers, patched into several target layers of a target prompt.
+
+    With a `contrast` α what cells say is of (1 + α) · patched - α · unpatched logits.
+    """
 
     prompt: PromptIn
     position: Place
@@ -173,6 +183,7 @@ class GridIn(StrictModel):
     answers: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=10)] = []
     kind: Literal["predict", "generate"] = "predict"
     max_new_tokens: NewTokens = 12
+    contrast: Contrast = 0.0
 
 
 class VectorIn(StrictModel):

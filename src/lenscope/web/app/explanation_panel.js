@@ -57,11 +57,16 @@ export function questionControls(inputs, info) {
     mapping, explainer, element("div", { class: "wide" }, words, own, at)];
 }
 
-/** The table of answers: {element, start(rows), add(tokens), end(row, text), mark()}. */
+/** How much what the target prompt says without any state is held against the answers, for all questions about a state. */
+export function contrastControl(inputs) {
+  return labelled("Contrast with the prompt alone", numberControl(inputs, "contrast", 0, 1000, 0.1), "0 is none; 0.5 favours words that the state adds");
+}
+
+/** The table of answers: {element, start(rows, contrast), add(tokens), end(row, text), mark()}. */
 function answersTable(inputs) {
-  const body = element("tbody", {}), unpatched = element("td", { colspan: "2", class: "answer", dir: "auto" });
+  const body = element("tbody", {}), caption = element("caption", {}), unpatched = element("td", { colspan: "2", class: "answer", dir: "auto" });
   const table = element("table", { class: "answers" },
-    element("caption", {}, "What the model says, target layer by target layer"),
+    caption,
     element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "layer"), element("th", { scope: "col" }, "this state"),
       element("th", { scope: "col" }, "a random vector of its norm"))), body);
   let rows = [];
@@ -79,7 +84,8 @@ function answersTable(inputs) {
   };
   return {
     element: table,
-    start(given) {
+    start(given, contrast = 0) {
+      caption.textContent = `What the model says, target layer by target layer${contrast ? `, with contrast ${formatNumber(contrast)}` : ""}`;
       const layers = [...new Set(given.map(({ layer }) => layer).filter((layer) => layer !== null && layer !== undefined))].sort((a, b) => a - b);
       const cells = new Map(layers.map((layer) => [layer, { state: element("td", { class: "answer", dir: "auto" }), random: element("td", { class: "answer", dir: "auto" }) }]));
       const random = given.some(({ kind, layer }) => kind === "random" && cells.has(layer));
@@ -122,7 +128,7 @@ export function explanationPanel(inputs, info) {
   const stale = staleNote(inputs, asking);
   const panel = element("div", { class: "question" },
     element("div", { class: "controls" }, ...questionControls(inputs, info), layers,
-      labelled("New tokens", numberControl(inputs, "answerTokens", 1, info.limits.new_tokens)),
+      labelled("New tokens", numberControl(inputs, "answerTokens", 1, info.limits.new_tokens)), contrastControl(inputs),
       labelled("Mark answers with", textControl(inputs, "reference", { placeholder: "Paris", size: "10" })),
       askButton, task.stopButton),
     line.element, stale.element, table.element);
@@ -152,7 +158,7 @@ export function explanationPanel(inputs, info) {
       await streamFromServer("/api/explanation", request, (name, data) => {
         if (name === "queue") line.say(placeInQueue(data));
         else if (name === "start") {
-          table.start(data.rows);
+          table.start(data.rows, request.contrast);
           stale.answers(request);
           line.say("The model answers …");
           if (!matchMedia("(min-width: 1100px)").matches) table.element.scrollIntoView({ block: "start" });

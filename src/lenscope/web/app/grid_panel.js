@@ -6,7 +6,7 @@ import { unpackResult } from "./payload.js";
 import { element } from "./text.js";
 import { streamFromServer } from "./api.js";
 import { choiceControl, button, labelled, numberControl, oneAtATime, placeInQueue, statusLine, textControl } from "./controls.js";
-import { LAYERS_WANTED, questionControls } from "./explanation_panel.js";
+import { LAYERS_WANTED, contrastControl, questionControls } from "./explanation_panel.js";
 import { gridRequest, typedLayers } from "./requests.js";
 
 /** The panel: {element, ask(place), aim(place), leave(), asked()}. */
@@ -17,7 +17,7 @@ export function gridPanel(inputs, info) {
   const tokens = labelled("New tokens", numberControl(inputs, "answerTokens", 1, info.limits.new_tokens));
   const panel = element("div", { class: "question" },
     element("div", { class: "controls" }, ...questionControls(inputs, info),
-      labelled("Each cell", choiceControl(inputs, "gridKind", [["predict", "predicts the next token"], ["generate", "writes an answer"]])), tokens,
+      labelled("Each cell", choiceControl(inputs, "gridKind", [["predict", "predicts the next token"], ["generate", "writes an answer"]])), tokens, contrastControl(inputs),
       labelled("Source layers", textControl(inputs, "gridSources", { placeholder: "all", size: "10" })),
       labelled("Target layers", textControl(inputs, "targetLayers", { placeholder: "all", size: "10" })),
       labelled("Answer to look for", textControl(inputs, "reference", { placeholder: "Paris", size: "10" })),

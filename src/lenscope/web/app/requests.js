@@ -71,6 +71,7 @@ function questionAboutState(inputs, fallback) {
     operation: inputs.operation,
     ...(inputs.mapping ? { mapping: inputs.mapping } : {}),
     ...(inputs.explainer ? { model: Number(inputs.explainer) } : {}),
+    ...(inputs.contrast ? { contrast: inputs.contrast } : {}),
   };
 }
 

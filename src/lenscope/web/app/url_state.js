@@ -63,6 +63,7 @@ const FIELDS = {
   explainer: ["", textField],
   targetLayers: ["", textField],
   answerTokens: [20, numberField(1, 100_000)],
+  contrast: [0, numberField(0, 1000)],
   reference: ["", textField],
   gridKind: ["predict", choiceField("predict", "generate")],
   gridSources: ["", textField],
