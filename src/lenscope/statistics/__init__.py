@@ -1,5 +1,6 @@
 """Arrays of numbers go in, numbers with intervals come out."""
 
+from lenscope.statistics.classifier_scores import auroc_difference, calibrated_error, calibration_error, swap_test
 from lenscope.statistics.estimates import auroc, difference, mean, spearman, variance_explained
 from lenscope.statistics.intervals import Estimate, bootstrap
 from lenscope.statistics.probes import Probed, probe
@@ -11,7 +12,10 @@ __all__ = [
     "Probed",
     "Selection",
     "auroc",
+    "auroc_difference",
     "bootstrap",
+    "calibrated_error",
+    "calibration_error",
     "difference",
     "holm",
     "mean",
@@ -19,5 +23,6 @@ __all__ = [
     "select",
     "sign_flips",
     "spearman",
+    "swap_test",
     "variance_explained",
 ]
