@@ -117,7 +117,10 @@ def test_folders_that_are_not_right_are_refused(lm, lenses, tmp_path):
         (put(prompts=["x"]), "SHA-256"),
         (lambda config: config.pop("report"), "lacks 'report'"),
         # which the card would be made of
-        (put(report={**detector.report, "tried": [{"view": "length", "auroc": 0.5, "auroc_95": [0.4]}]}), "no detector"),
+        (
+            put(report={**detector.report, "tried": [{"view": "length", "auroc": 0.5, "auroc_95": [0.4]}]}),
+            "no detector",
+        ),
     ]
     for change, told in bad:
         with pytest.raises(ls.LenscopeError, match=told) as error:

@@ -96,7 +96,8 @@ def test_mistakes_are_one_line(lenses):
         (lambda: fit_attack_detector(lenses, prompts, abstain=-1), "abstain -1"),
         (lambda: fit_attack_detector({}, prompts), "lenses: there are none"),
         (
-            lambda: fit_attack_detector(lenses, [replace(p, host="one") for p in prompts], layers=(1,)),
+            # before anything is measured
+            lambda: fit_attack_detector(lenses, [replace(p, host="one") for p in prompts], progress=pytest.fail),
             "each in at least 2 groups",
         ),
     ):

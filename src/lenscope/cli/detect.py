@@ -38,6 +38,7 @@ from lenscope.cli.validation import (
     require_lens,
     require_model,
     require_name,
+    require_path,
     require_seed,
 )
 from lenscope.errors import LenscopeError
@@ -135,6 +136,10 @@ def fit_detector_command(
     if not 0 < false_positives < 1:
         raise LenscopeError(f"--false-positives {false_positives}: give a share between 0 and 1, such as 0.05")
     require_seed(seed)
+    for path in (data, attacks or data):
+        # before what reads it is imported; - is stdin
+        if path != "-":
+            require_path(path, "file")
     check_attack_options(calibration, abstain)
     check_view(view, lens or (), layers)
     labelled = None if attacks is None else labelled_prompts_of(data, attacks, field or "text")

@@ -24,7 +24,7 @@ from lenscope.detection.probe_features import (
     measure_probe_features,
     probe_reading,
 )
-from lenscope.detection.probes import Probe, ProbeChoice, choose_probe
+from lenscope.detection.probes import Probe, ProbeChoice, choose_probe, dealt_folds
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
 from lenscope.models.progress import Progress
@@ -69,7 +69,7 @@ def fit_attack_detector(
         progress: is called with the prompts done and all there are.
 
     Raises LenscopeError for fewer than 20 different attacks or 20 harmless prompts, too few harmless ones for the share
-    of `false_positives`, and a text that is both an attack and harmless.
+    of `false_positives`, a text that is both an attack and harmless, and kinds that are each in one group only.
     """
     reading = probe_reading(lenses, layers, None if view is None else (view,))
     check_calibration(calibration)
@@ -88,6 +88,8 @@ def fit_attack_detector(
             f"not {harmless}"
         )
     groups = [p.host or _without_case_and_digits(p.text) for p in several]
+    # what no folds can be made of is refused before anything is measured
+    dealt_folds(attacks, groups, seed)
     wanted = None if view is None else tuple(dict.fromkeys((view, *CONTROLS)))
     features = measure_probe_features(lenses, [p.text for p in several], layers, views=wanted, progress=progress)
     chosen: dict[str, tuple[Probe, ProbeChoice]] = {}
