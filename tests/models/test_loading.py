@@ -412,7 +412,11 @@ def unreachable(monkeypatch):
         def request(self, *_, **__):
             raise AssertionError("asked a hub that does not answer")
 
+    def asked(*_, **__):
+        raise AssertionError("asked a hub that does not answer")
+
     monkeypatch.setattr(huggingface_hub, "get_session", Deaf)
+    monkeypatch.setattr(huggingface_hub.file_download, "get_hf_file_metadata", asked)
     yield
     hub._answer.clear()
 

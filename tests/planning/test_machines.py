@@ -1,8 +1,10 @@
 """Machines by name, and this one."""
 
 import pytest
+import torch
 
 from lenscope.errors import LenscopeError
+from lenscope.planning import machines
 from lenscope.planning.machines import MACHINES, machine
 
 
@@ -27,3 +29,19 @@ def test_this_machine_is_measured():
     assert here.bandwidth > 1e8
     assert here.memory > 1e9
     assert here.cached
+
+
+def test_what_is_slow_is_measured_on_smaller_matrices(monkeypatch):
+    """A processor without 16-bit products would take minutes."""
+    timed = []
+
+    def seconds(product, repeats=5):
+        n, dtype = product
+        timed.append((n, repeats))
+        return 2 * n**3 / (1e8 if dtype == torch.bfloat16 else 1e11)
+
+    monkeypatch.setattr(machines, "_product", lambda n, dtype: (n, dtype))
+    monkeypatch.setattr(machines, "_seconds_of", seconds)
+    assert machines._rate(1536, torch.bfloat16) == pytest.approx(1e8)
+    assert machines._rate(1536, torch.float32) == pytest.approx(1e11)
+    assert timed == [(256, 2), (256, 2), (1536, 5)]

@@ -7,7 +7,8 @@ Does not know: what is in the files.
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ def reachable() -> bool:
         asking.join(_PATIENCE)
         _answer[:] = [(time.monotonic(), bool(answered))]
     return _answer[-1][1]
+
+
+@contextmanager
+def not_asked(silent: bool) -> Iterator[None]:
+    """As long as it lasts, and if the hub is silent, other libraries take nothing but what is in its cache.
+
+    Some of their calls ask the hub whatever they are told, and wait ten seconds for it.
+    """
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or silent
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def fetch_file(

@@ -332,7 +332,8 @@ def _from_hub(hub_id: str, options: dict[str, Any], revision: str | None) -> _Lo
     if (beside := hub.fetch_if_reachable(hub_id, refusals.ADAPTER, revision)) is not None:
         refusals.require_peft(hub_id, beside.parent)
     try:
-        return _from_pretrained(hub_id, {**options, "local_files_only": not reachable}, revision)
+        with hub.not_asked(not reachable):
+            return _from_pretrained(hub_id, {**options, "local_files_only": not reachable}, revision)
     except LenscopeError as error:
         cause = error.__cause__
         if not isinstance(cause, OSError) or (reachable and "not a valid model identifier" not in str(cause)):

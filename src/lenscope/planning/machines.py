@@ -136,17 +136,14 @@ def machine(name: str, *, memory: float | None = None, disk: float | None = None
     return Machine(**{**vars(chosen), **changed})
 
 
+# seconds of one product of matrices from which on a smaller one is timed
+SLOW_PRODUCT = 0.5
 _SCALE = {"": 1.0, "G": 1e9, "T": 1e12, "P": 1e15}
 
 
 def this_machine() -> Machine:
-    """The processors of this machine, as fast as they are now: two seconds of products and copies."""
-    n, small = 1536, 768
-    matrix = {
-        64: 2 * small**3 / _seconds_of(_product(small, torch.float64)),
-        32: 2 * n**3 / _seconds_of(_product(n, torch.float32)),
-        16: 2 * n**3 / _seconds_of(_product(n, torch.bfloat16)),
-    }
+    """The processors of this machine, as fast as they are now: a few seconds of products and copies."""
+    matrix = {64: _rate(768, torch.float64), 32: _rate(1536, torch.float32), 16: _rate(1536, torch.bfloat16)}
     a, b = torch.ones(1 << 24), torch.zeros(1 << 24)
     bandwidth = 2 * 4 * len(a) / _seconds_of(lambda: b.copy_(a))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 16e9
@@ -155,6 +152,18 @@ def this_machine() -> Machine:
         "cpu", matrix, bandwidth, float(memory), 1e9, 1e9, bandwidth, together=1, shares=CPU_SHARES, cached=True,
         source=f"measured now, {threads} thread{'s' * (threads > 1)}",
     )  # fmt: skip
+
+
+def _rate(n: int, dtype: torch.dtype) -> float:
+    """Operations a second of a product of matrices (n, n); of smaller ones where that would take long.
+
+    A processor without 16-bit products makes them a hundred times as slowly as 32-bit ones: half a minute for one.
+    """
+    small = n // 6
+    seconds = _seconds_of(_product(small, dtype), 2)
+    if seconds * (n / small) ** 3 > SLOW_PRODUCT:
+        return 2 * small**3 / seconds
+    return 2 * n**3 / _seconds_of(_product(n, dtype))
 
 
 def _product(n: int, dtype: torch.dtype) -> Callable[[], Any]:
