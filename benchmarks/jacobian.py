@@ -33,7 +33,7 @@ from lenscope.fitting.jacobian_shrinkage import shrunk
 from lenscope.fitting.jacobian_sums import JacobianSums
 from lenscope.text.corpus import Corpus
 
-LENGTH, SKIP = 128, 16
+SKIP = 16
 
 
 def now(lm) -> float:
@@ -109,7 +109,7 @@ def empty_run(lm, corpus):
 
 def speed(lm, corpus, args) -> dict:
     run = empty_run(lm, corpus)
-    ids = next(iter(corpus.batches(LENGTH, 1))).ids[0].tolist()
+    ids = next(iter(corpus.batches(None, 1))).ids[0].tolist()
     count = args.cotangents - args.cotangents % args.dim_batch
     # the first row is measured in all ways, once for a run
     our_rows(lm, run, ids, 8)
@@ -122,7 +122,7 @@ def speed(lm, corpus, args) -> dict:
         apart = max(apart, float((a - b).norm() / a.norm()))
     assert apart < 1e-3 or lm.dtype != torch.float32, f"the two ways differ by {apart:.2g}"
     rate = machine_rate(lm, run.graphs.together)
-    tokens = LENGTH - 1 - (SKIP if run.graphs.cached else 0)
+    tokens = args.length - 1 - (SKIP if run.graphs.cached else 0)
     work = 2 * products_in_blocks(lm) * tokens * count
     scale = lm.hidden_size / count
     return {
@@ -178,10 +178,13 @@ def main() -> None:
     parser.add_argument("--cotangents", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument(
+        "--length", type=int, default=128, help="tokens of a prompt, of which the first 16 are left out"
+    )
     parser.add_argument("--minutes", type=float, default=20)
     args = parser.parse_args()
     lm = ls.load(args.model, **{k: v for k, v in (("device", args.device), ("dtype", args.dtype)) if v})
-    corpus = Corpus.open(lm, args.data, length=LENGTH, skip=SKIP)
+    corpus = Corpus.open(lm, args.data, length=args.length, skip=SKIP)
     with without_weight_gradients(lm):
         fast = speed(lm, corpus, args)
     print(
