@@ -14,6 +14,7 @@ from lenscope.detection.calibration import (
     calibration_parts,
     conformal_threshold,
     fewest_normals,
+    known_thresholds,
     unsure_band,
 )
 
@@ -76,6 +77,12 @@ def test_a_threshold_is_exceeded_by_no_more_than_its_share():
         conformal_threshold(np.arange(98.0), 0.01)
     with pytest.raises(ls.LenscopeError, match="between 0 and 1"):
         fewest_normals(1)
+
+
+def test_a_threshold_that_is_not_to_be_known_is_nan():
+    scores = np.arange(20.0)
+    assert known_thresholds(scores, (0.05, 0.5)) == {s: conformal_threshold(scores, s) for s in (0.05, 0.5)}
+    assert np.isnan(known_thresholds(scores, (0.01,))[0.01])
 
 
 def test_the_band_holds_the_nearest():

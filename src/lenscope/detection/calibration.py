@@ -4,7 +4,7 @@ Knows: Platt's sigmoid, isotonic regression, thresholds by rank, the band around
 Does not know: what margins are of, how items were held out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,6 +14,8 @@ from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 
 CALIBRATIONS = ("platt", "isotonic")
+# shares of false positives that thresholds are chosen for
+SHARES = (0.01, 0.05)
 # Newton's steps, of which the likelihood of two numbers takes about ten
 STEPS = 100
 
@@ -121,6 +123,12 @@ def conformal_threshold(scores: np.ndarray, false_positives: float) -> float:
         )
     at = int(np.ceil((len(scores) + 1) * (1 - false_positives) - 1e-9))
     return float(np.sort(scores)[min(at, len(scores)) - 1])
+
+
+def known_thresholds(scores: np.ndarray, shares: Collection[float]) -> dict[float, float]:
+    """The conformal threshold at each share of false positives; NaN where there are too few scores (N,) to know it."""
+    known = [share for share in shares if len(scores) >= fewest_normals(share)]
+    return {share: conformal_threshold(scores, share) if share in known else float("nan") for share in shares}
 
 
 def unsure_band(probabilities: np.ndarray, threshold: float, abstain: float) -> tuple[float, float]:

@@ -11,10 +11,11 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.contents import Brief
+from lenscope.detection.calibration import SHARES
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
 from lenscope.detection.trial_designs import DESIGNS, data_set_kinds
-from lenscope.detection.trial_detectors import NORMAL_ONLY, SHARES, WORDS
+from lenscope.detection.trial_detectors import NORMAL_ONLY, WORDS
 from lenscope.detection.trial_measures import (
     Scored,
     averaged_errors,

@@ -13,11 +13,12 @@ import numpy as np
 
 from lenscope.contents import Brief
 from lenscope.detection.calibration import (
+    SHARES,
     Calibration,
     calibrate,
     check_calibration,
-    conformal_threshold,
     fewest_normals,
+    known_thresholds,
     unsure_band,
 )
 from lenscope.errors import LenscopeError
@@ -27,7 +28,6 @@ from lenscope.statistics.probes import deal
 # λ of λ/2 ‖w‖² beside the weighted sum of losses, of standardised features; the first of equally good ones is taken
 PENALTIES = (10_000.0, 1_000.0, 100.0, 10.0)
 FOLDS = 5
-SHARES = (0.01, 0.05)
 # what varies less than this, beside 1 and beside its own size, is rounding
 ROUNDING = 1e-6
 
@@ -155,7 +155,7 @@ def choose_probe(
     curve = calibrate(margins, y, calibration)
     probe = _fitted_probe(sets[key], y, PENALTIES[at[key]], curve)
     probabilities = curve(margins)
-    thresholds = {share: _threshold(probabilities[~y], share) for share in sorted({*SHARES, false_positives})}
+    thresholds = known_thresholds(probabilities[~y], sorted({*SHARES, false_positives}))
     middle = thresholds[false_positives]
     choice = ProbeChoice(
         layer=key,
@@ -189,11 +189,6 @@ def dealt_folds(attacks: np.ndarray, groups: Sequence[Hashable], seed: int = 0) 
         f"{int(y.sum())} attacks in {len({*unit[y].tolist()})} groups, {int((~y).sum())} harmless prompts in "
         f"{len({*unit[~y].tolist()})}: give both kinds, each in at least 2 groups"
     )
-
-
-def _threshold(normal: np.ndarray, share: float) -> float:
-    """The conformal threshold; NaN where there are too few normal rows."""
-    return conformal_threshold(normal, share) if len(normal) >= fewest_normals(share) else float("nan")
 
 
 def _area(margins: np.ndarray, y: np.ndarray) -> float:

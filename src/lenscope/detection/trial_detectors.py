@@ -12,15 +12,13 @@ from typing import Any, final
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.detection.calibration import calibrate, conformal_threshold, fewest_normals
+from lenscope.detection.calibration import SHARES, calibrate, known_thresholds
 from lenscope.detection.outliers import Neighbours
 from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
 from lenscope.detection.probes import choose_probe, dealt_folds
 from lenscope.errors import LenscopeError
 from lenscope.statistics.classifier_scores import weighted_auroc
 
-# shares of false positives that thresholds are chosen for in training
-SHARES = (0.01, 0.05)
 WORDS, NORMAL_ONLY = "TF-IDF", "normal only"
 # C of the logistic regression on words, the first of equally good ones being taken
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -84,17 +82,13 @@ def train_detector(name: str, rows: Rows, known: Mapping[str, Trained], calibrat
     key, probe, choice = choose_probe(candidates, rows.attack, rows.groups.tolist(), calibration=calibration, seed=seed)
     where = "" if key < 0 else f"layer {key}, "
     # thresholds by the normal prompts alone: harmless insertions are odd too
-    thresholds = _thresholds_of_normal(choice.probabilities[rows.normal])
+    thresholds = known_thresholds(choice.probabilities[rows.normal], SHARES)
     return Trained(
         lambda given: probe.probabilities(given.views[name][key]),
         thresholds,
         f"{where}penalty {probe.penalty:g}",
         key=key,
     )
-
-
-def _thresholds_of_normal(normal: np.ndarray) -> dict[float, float]:
-    return {s: conformal_threshold(normal, s) if len(normal) >= fewest_normals(s) else float("nan") for s in SHARES}
 
 
 def _train_on_words(rows: Rows, calibration: str, seed: int) -> Trained:
@@ -128,7 +122,7 @@ def _train_on_words(rows: Rows, calibration: str, seed: int) -> Trained:
     model = fitted(np.arange(len(y)), STRENGTHS[best])
     return Trained(
         lambda given: curve(model.decision_function(features.transform(given.texts))),
-        _thresholds_of_normal(curve(margins[best])[rows.normal]),
+        known_thresholds(curve(margins[best])[rows.normal], SHARES),
         f"C {STRENGTHS[best]:g}, {x.shape[1]:,} terms",
     )
 
@@ -150,7 +144,7 @@ def _train_on_normal(rows: Rows, seed: int) -> Trained:
     score = method(x)
     return Trained(
         lambda given: score(np.asarray(given.views[view][key], dtype=float)),
-        _thresholds_of_normal(held_out),
+        known_thresholds(held_out, SHARES),
         f"local outlier factor of {view}, {len(x)} normal prompts",
         calibrated=False,
     )
