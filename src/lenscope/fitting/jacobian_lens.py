@@ -24,7 +24,8 @@ from lenscope.fitting.jacobian_measuring import JacobianMeasures
 from lenscope.fitting.jacobian_passes import LayerGraphs
 from lenscope.fitting.jacobian_run import JacobianRun, Targets
 from lenscope.fitting.jacobian_sums import SUMS, JacobianSums
-from lenscope.fitting.streamed_jacobian import StreamedJacobianRun, require_streamed_fit, require_streamed_settings
+from lenscope.fitting.larger_than_memory import require_streamed_fit
+from lenscope.fitting.streamed_jacobian import StreamedJacobianRun, require_streamed_settings
 from lenscope.mappings.mapping import Affine, Pair, load_mapping
 from lenscope.models.language_model import LM
 from lenscope.models.precision import low_precision
@@ -114,7 +115,7 @@ def fit_jacobian_lens(
     began = time.perf_counter()
     corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, skip=skip, seed=seed)
     if lm.runner.stream is not None:
-        require_streamed_fit(lm, corpus, folder)
+        require_streamed_fit(lm, corpus, folder, "gradients of a row")
     text, held = corpus.split(held_out)
     rows = max(1, ceil(tokens / (2 * corpus.length * part[1])))
     # whatever is wrong with the text shows before the model runs

@@ -5,7 +5,7 @@ Knows: which held-out text decides and which measures, what stands in a report. 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from lenscope.fitting.halves_agreement import agreement_rows, halves_agreement
 from lenscope.fitting.held_out import MEASURING, HeldOut, choose_rows, describe_held_out, halves, layer_rows
 from lenscope.fitting.jacobian_shrinkage import PROBES, PROMPTS, STATES, HeldOutJacobians, shrunk
 from lenscope.fitting.jacobian_sums import JacobianSums
+from lenscope.fitting.larger_than_memory import TensorsOnDemand
 from lenscope.models.language_model import LM
 from lenscope.text.corpus import Corpus, TokenBatch
 
@@ -82,7 +83,7 @@ class JacobianMeasures:
             first, second = (sums.by_layer(n, lm.n_layers) for n in (0, 1))
             agreement = agreement_rows(halves_agreement(self.measure, first, second, seed=seed))
             own = self.owners.own
-            weights = _Made(lambda n: torch.cat([matrices[own[n]].T, matrices.new_zeros(1, size)]), len(own))
+            weights = TensorsOnDemand(lambda n: torch.cat([matrices[own[n]].T, matrices.new_zeros(1, size)]), len(own))
             plain = [torch.eye(size + 1, size, device=lm.device)] * len(own)
             chosen = ["shrunk" if row["weight"] else "mean" for row in drawn]
             chosen += ["mean"] * (lm.n_layers - len(chosen))
@@ -149,30 +150,11 @@ class JacobianMeasures:
             return moments.ridges(self.lm.device, (1e-2,))[0][:-1].T
 
         if len(own) == self.lm.n_layers:
-            return _Made(fitted, layers)
+            return TensorsOnDemand(fitted, layers)
         mine = torch.zeros(len(own), size, size, device=self.lm.device)
         for number in range(len(own)):
             mine[number] = fitted(number)
         return list(self.owners.everywhere(mine)[:layers])
-
-
-class _Made(Sequence[Tensor]):
-    """As many tensors, each made when it is asked for."""
-
-    def __init__(self, make: Callable[[int], Tensor], count: int) -> None:
-        self.make, self.size = make, count
-
-    def __len__(self) -> int:
-        return self.size
-
-    @overload
-    def __getitem__(self, n: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, n: slice) -> list[Tensor]: ...
-    def __getitem__(self, n: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(n, slice):
-            return [self[i] for i in range(self.size)[n]]
-        return self.make(range(self.size)[n])
 
 
 def padded(jacobians: Tensor, lm: LM) -> Tensor:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final, overload
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.files.kinds import CONFIG
 from lenscope.files.weights_folder import opened_folder, write_folder
+from lenscope.fitting.larger_than_memory import TensorsOnDemand
 from lenscope.models.residual_stream import is_finite
 
 STEM = "jacobian"
@@ -50,10 +51,21 @@ class JacobianSums:
         if min(self.prompts) < 1:
             raise LenscopeError("Jacobians: a half has no prompt yet; read more text")
 
-    def by_layer(self, half: int | None, layers: int) -> "MeanJacobians":
-        """The mean Jacobians of a half of the prompts (None: of all), the identity above the target layer."""
+    def by_layer(self, half: int | None, layers: int) -> Sequence[Tensor]:
+        """The mean Jacobians (D, D) of a half of the prompts (None: of all), the identity above the target layer.
+
+        Each is made when it is asked for: sums may be larger than memory.
+        """
         self._require_prompts()
-        return MeanJacobians(self, half, layers)
+
+        def mean_of_layer(layer: int) -> Tensor:
+            if layer >= self.total.shape[1]:
+                return torch.eye(self.total.shape[-1], device=self.total.device, dtype=self.total.dtype)
+            if half is None:
+                return self.total[:, layer].sum(0) / sum(self.prompts)
+            return self.total[half, layer] / self.prompts[half]
+
+        return TensorsOnDemand(mean_of_layer, layers)
 
     def save(self, folder: Path) -> None:
         """Write the sums into a folder; whenever writing ends, it holds the old ones or these, whole."""
@@ -89,36 +101,6 @@ class JacobianSums:
                 f"{where}: is of another run, with {_setting(name, self.settings.get(name))} where this one has "
                 f"{_setting(name, now.get(name))}; give another folder, or remove it"
             )
-
-
-class MeanJacobians(Sequence[Tensor]):
-    """Mean Jacobians (D, D) of as many layers, each made when it is asked for: sums may be larger than memory.
-
-    Args:
-        sums: of both halves.
-        half: of the prompts, 0 or 1; None: all of them.
-        layers: how many; those that have no sums have the identity.
-    """
-
-    def __init__(self, sums: JacobianSums, half: int | None, layers: int) -> None:
-        self.sums, self.half, self.layers = sums, half, layers
-
-    def __len__(self) -> int:
-        return self.layers
-
-    @overload
-    def __getitem__(self, n: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, n: slice) -> list[Tensor]: ...
-    def __getitem__(self, n: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(n, slice):
-            return [self[i] for i in range(self.layers)[n]]
-        layer, total, prompts = range(self.layers)[n], self.sums.total, self.sums.prompts
-        if layer >= total.shape[1]:
-            return torch.eye(total.shape[-1], device=total.device, dtype=total.dtype)
-        if self.half is None:
-            return total[:, layer].sum(0) / sum(prompts)
-        return total[self.half, layer] / prompts[self.half]
 
 
 def _setting(name: str, value: Any) -> str:

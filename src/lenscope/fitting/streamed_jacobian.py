@@ -17,7 +17,7 @@ from shutil import rmtree
 import torch
 from torch import Tensor
 
-from lenscope.distributed.processes import Group, started_together
+from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.files.mapped import mapped_tensor, require_room_on_disk
 from lenscope.fitting.block_chain import BlockChain, KeptRow
@@ -165,17 +165,6 @@ def require_streamed_settings(what: str, targets: str, rule: str) -> None:
         raise LenscopeError(f"{what} targets {targets!r} runs each position by itself; give targets 'later'")
     if rule != "gradient":
         raise LenscopeError(f"{what} rule {rule!r} is made for weights in memory; give rule 'gradient'")
-
-
-def require_streamed_fit(lm: LM, text: Corpus, folder: object) -> None:
-    """Raise LenscopeError for a fit of a streamed model that has no folder, no text, or several processes."""
-    what = f"{lm.name}: its weights are streamed from disk, and"
-    if text.documents is None:
-        raise LenscopeError(f"{what} samples of its own would read them once a token; give text to fit on")
-    if folder is None:
-        raise LenscopeError(f"{what} gradients of a row go to disk; give a folder")
-    if started_together() > 1:
-        raise LenscopeError(f"{what} it is fitted in one process; run it without torchrun")
 
 
 def room_needed(lm: LM, layers: int, tokens: int) -> int:

@@ -11,26 +11,27 @@ the weights (8 D tokens make a closed form), and the translators that are done.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lenscope.distributed.layer_owners import LayerOwners
-from lenscope.distributed.processes import Group, started_together
+from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.files.mapped import mapped_tensor, require_room_on_disk
 from lenscope.files.untrusted import read_json
 from lenscope.files.writing import write_text
 from lenscope.fitting.closed_form import SecondMoments, with_constant
 from lenscope.fitting.held_out import COMPARED_COLUMNS, HeldOut, layer_rows
+from lenscope.fitting.larger_than_memory import TensorsOnDemand, require_streamed_fit
 from lenscope.fitting.recipes import Recipe
 from lenscope.fitting.schedule import ROWS_TOGETHER, Schedule
 from lenscope.fitting.state_block import StateBlock, masked_rows
@@ -137,7 +138,7 @@ class StreamedRidge:
                 self.progress(lm.n_layers + layer + 1, 2 * lm.n_layers)
         self.constants = [one["constant"] for one in done]
         measure = _held_out(lm, self.measured, self.measuring)
-        names, every = [one["kept"] for one in done], _Stored(self._translator, lm.n_layers)
+        names, every = [one["kept"] for one in done], TensorsOnDemand(self._weights, lm.n_layers)
         with self.timed("measuring"):
             rows = layer_rows(measure, every, [plain] * lm.n_layers, names, self.constants, self.seed)
         return every, rows, measure
@@ -280,6 +281,11 @@ class StreamedRidge:
             folder / f"{layer}.b", (size,), torch.float32
         )
 
+    def _weights(self, layer: int) -> Tensor:
+        """The weights (D + 1, D) of a layer, of its files."""
+        a, row = self._translator(layer)
+        return torch.cat([a.T, row[None]])
+
     def _solved(self) -> list[dict[str, Any]]:
         """What was written of the layers that are done, up to the first whose translator is not as it was written."""
         path = self.folder / SOLVED
@@ -300,35 +306,12 @@ def solved_layers(folder: Path) -> int | None:
 
 def require_streamable(lm: LM, name: str, recipe: Recipe, text: Corpus, folder: Any) -> None:
     """Raise LenscopeError for a fit that would read the weights of a streamed model again and again."""
-    what = f"{lm.name}: its weights are streamed from disk, and"
     if recipe.optimizer is not None or recipe.start != "ridge" or not recipe.best:
-        raise LenscopeError(f"{what} the recipe {name} takes steps over its text; give the recipe ridge")
-    if text.documents is None:
-        raise LenscopeError(f"{what} samples of its own would read them once a token; give text to fit on")
-    if folder is None:
-        raise LenscopeError(f"{what} the states of all layers go to disk; give a folder")
-    if started_together() > 1:
-        raise LenscopeError(f"{what} it is fitted in one process; run it without torchrun")
-
-
-class _Stored(Sequence[Tensor]):
-    """The weights (D + 1, D) of all layers, each made of its file when it is asked for."""
-
-    def __init__(self, translator: Callable[[int], tuple[Tensor, Tensor]], count: int) -> None:
-        self.translator, self.n_layers = translator, count
-
-    def __len__(self) -> int:
-        return self.n_layers
-
-    @overload
-    def __getitem__(self, n: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, n: slice) -> list[Tensor]: ...
-    def __getitem__(self, n: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(n, slice):
-            return [self[i] for i in range(self.n_layers)[n]]
-        a, row = self.translator(range(self.n_layers)[n])
-        return torch.cat([a.T, row[None]])
+        raise LenscopeError(
+            f"{lm.name}: its weights are streamed from disk, and the recipe {name} takes steps over its text; give the "
+            "recipe ridge"
+        )
+    require_streamed_fit(lm, text, folder, "the states of all layers")
 
 
 def _held_out(lm: LM, block: StateBlock, rows: Sequence[TokenBatch]) -> HeldOut:
