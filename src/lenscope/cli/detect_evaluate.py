@@ -98,7 +98,7 @@ def evaluate_detectors_command(
     if prompts is not None and prompts < 5:
         raise LenscopeError(f"--prompts {prompts}: give at least 5, which a data set needs to be tested")
     wanted = parse_indices(layers, "layers")
-    places = lenses_by_name(lens) if lens else {LOGIT: None}
+    places: dict[str, str | None] = lenses_by_name(lens) if lens else {LOGIT: None}
     for where in places.values():
         if where is not None:
             require_lens(where, transferred)
