@@ -78,9 +78,9 @@ PROMPTS, LEAST = {"quick": 12, "full": 100_000}, 4
 # random words for each word
 DRAWS = {"quick": 20, "full": 50}
 # tokens of text that say how frequent words are
-FREQUENCY = {"quick": 1024, "full": 8192}
+FREQUENCY = {"quick": 512, "full": 8192}
 # tokens of held-out text, of which one in so many positions is measured
-TEXT, EVERY = {"quick": 1024, "full": 2048}, 4
+TEXT, EVERY = {"quick": 512, "full": 2048}, 4
 # the k of which the reading speaks
 READ_AT = KS.index(10)
 
