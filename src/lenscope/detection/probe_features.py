@@ -242,7 +242,7 @@ def position_surprisals(lm: LM, batch: StatesBehindPrefix) -> list[np.ndarray]:
     def measured(h: Tensor, following: Tensor) -> np.ndarray:
         targets = following.clamp_min(0).to(h.device)
         _, _, total = top_token(lm, h[last])
-        logits = token_logits(lm.runner.readout, lm.vocab_size, h[last], targets)
+        logits = token_logits(lm.runner.readout, lm.vocab_size, h[last], targets[:, None])[:, 0]
         return np.asarray((total - logits)[None].double().cpu().numpy())
 
     return batch.of_positions("surprisal", measured)

@@ -163,12 +163,12 @@ def measures_of_mapped(lm: LM, mapped: Tensor, final: Tensor) -> dict[str, Tenso
     own = r.top_ids[..., 0]
     top = own[-1].expand_as(own)
     # ln p of the model's top token is that of the lens's own and the difference of their logits
-    gaps = token_logits(readout, size, h, top) - token_logits(readout, size, h, own)
+    of_top, of_own = token_logits(readout, size, h, torch.stack([top, own], -1)).unbind(-1)
     at = [read.index(n) for n in places]
     values = {
         "entropy": r.entropy,
         "kl": r.kl,
-        "top_log_prob": r.top_log_probs[..., 0] + gaps,
+        "top_log_prob": r.top_log_probs[..., 0] + (of_top - of_own),
         "agreement": (own == top).to(r.kl),
     }
     return {name: v[at] for name, v in values.items()}

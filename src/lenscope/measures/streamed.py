@@ -338,10 +338,13 @@ def vocabulary_pieces(readout: Readout, vocab: int, h: Tensor) -> list[tuple[int
 
 @torch.no_grad()
 def token_logits(readout: Readout, vocab: int, h: Tensor, ids: Tensor) -> Tensor:
-    """The logits, of their shape, that states h (..., D) give the tokens `ids` (...), one each."""
-    rows = 1024 if readout.splits else max(1, WHOLE_ROWS_BYTES // (4 * vocab))
-    parts = zip(h.flatten(0, -2).split(rows), ids.flatten().split(rows), strict=True)
-    return torch.cat([wide(readout.tokens(readout.prepare(x), at)) for x, at in parts]).view(ids.shape)
+    """The logits, of their shape, that states h (..., D) give the tokens `ids` (..., k), k of each state."""
+    most = 1024 if readout.splits else max(1, WHOLE_ROWS_BYTES // (4 * vocab))
+    parts = []
+    for rows, tokens in zip(h.flatten(0, -2).split(most), ids.flatten(0, -2).split(most), strict=True):
+        x = readout.prepare(rows)
+        parts.append(torch.stack([wide(readout.tokens(x, one)) for one in tokens.unbind(-1)], -1))
+    return torch.cat(parts).view(ids.shape)
 
 
 def top_token(lm: LM, h: Tensor, readout: Readout | None = None) -> tuple[Tensor, Tensor, Tensor]:
