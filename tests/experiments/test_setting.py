@@ -128,6 +128,7 @@ def variants(lm, root):
             asked(edits=(Edit(0, [0], torch.zeros(lm.hidden_size)),)),
         ],
         "quick": [given("quick", True)],
+        "sampled_quickly": [given("sampled_quickly", 256)],
         "seed": [given("seed", 1)],
     }
 

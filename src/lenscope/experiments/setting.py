@@ -35,7 +35,7 @@ from lenscope.text.packing import find_marks, tokenizer_identity
 
 # tokens of text that a lens is fitted on
 FITTED = {"quick": 16_384, "full": 102_400}
-# the same of the model's own samples, which take longer to get
+# the same of the model's own samples, which take longer to get; an experiment can ask for fewer in a quick run
 SAMPLED = {"quick": 4_096, "full": 16_384}
 HELD_OUT = 0.1
 # tokens of a row of the model's own samples in a quick run: short rows are written side by side
@@ -62,6 +62,7 @@ class Setting:
     same run goes on where it was interrupted. `progress(unit)` is a `with` block whose value takes (done, in all).
     `target_lm` is the model that states are patched into, where an experiment patches into another one. `lenses` are
     those that were given by name, where an experiment compares several, `verbaliser` is a trained one that was given.
+    `sampled_quickly` is how many tokens of the model's samples a lens of a quick run is fitted on; None: 4,096.
     """
 
     lm: LM
@@ -75,6 +76,7 @@ class Setting:
     target_lm: LM | None = None
     lenses: Mapping[str, PairMapping] = field(default_factory=dict)
     verbaliser: Verbaliser | None = None
+    sampled_quickly: int | None = None
 
     def choose(self, *, quick: _Size, full: _Size) -> _Size:
         """How much this run does of something: the one size in a quick run, else the other."""
@@ -105,7 +107,10 @@ class Setting:
         """The lens that was given, or one fitted on the text, all but what is held out."""
         if self.lens is not None:
             return self.lens
-        how: Any = {"tokens": self.choose(**(FITTED if self.text else SAMPLED)), "held_out": HELD_OUT}
+        size = self.choose(**(FITTED if self.text else SAMPLED))
+        if self.quick and not self.text:
+            size = self.sampled_quickly or size
+        how: Any = {"tokens": size, "held_out": HELD_OUT}
         with self.progress("tokens of text for the lens") as advance:
             # finished before, it is read again
             return fit(self.lm, self.corpus, seed=self.seed, folder=self.place("lens", **how), progress=advance, **how)
@@ -161,6 +166,7 @@ class Setting:
             "lenses": {name: mapping_hash(f) for name, f in self.lenses.items()},
             # left out where there is none, so that folders of earlier versions go on
             **({} if self.verbaliser is None else {"verbaliser": _all_of_verbaliser(self.verbaliser)}),
+            **({} if self.sampled_quickly is None else {"sampled_quickly": self.sampled_quickly}),
             "quick": self.quick,
             "seed": self.seed,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},

@@ -126,3 +126,15 @@ def test_lenses_are_fitted_where_none_is_given(lm, tmp_path, monkeypatch):
     quick = Setting(lm, quick=True)
     assert list(module._lenses_compared(quick)) == ["logit lens", "tuned lens"]
     assert "No Jacobian lens" in module._missing(quick)[0]
+
+
+def test_a_quick_run_fits_its_tuned_lens_on_less_of_the_models_samples(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLED_QUICKLY", 256)
+    monkeypatch.setattr("lenscope.experiments.setting.SAMPLED", {"quick": 512, "full": 512})
+    seen = []
+    monkeypatch.setattr(module, "_lenses_compared", lambda setting: seen.append(setting) or 1 / 0)
+    for quick in (True, False):
+        with pytest.raises(ZeroDivisionError):
+            module.EXPERIMENT.run(Setting(lm, quick=quick))
+    assert [setting.translators.report["tokens"] for setting in seen] == [256, 512]
+    assert seen[0].settings()["lens"] == "fitted on 256 tokens of the text"

@@ -27,7 +27,7 @@ from lenscope.text.packing import after_document_mark
 # two-hop prompts, and controls of each kind for each edit
 SWAPS, SEEDS = {"quick": 8, "full": 100_000}, {"quick": 1, "full": 3}
 # the first prompts of these, of which tokens are taken out: that reads the vocabulary at every layer and position
-ABLATIONS = {"quick": 8, "full": 16}
+ABLATIONS = {"quick": 4, "full": 16}
 # tokens whose directions an ablation takes out of each state, as in the paper
 ABLATED = 10
 SWAP, ABLATE = "swap", "ablate"

@@ -5,6 +5,7 @@ Does not know: how words are scored (thought_scores.py), tables of them (thought
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ LOGIT, TUNED, JACOBIAN = "logit lens", "tuned lens", "Jacobian lens"
 # tokens of text, in prompts of so many, that a Jacobian lens is fitted on in a full run where no lens is given: 18
 # minutes of two cores for a model of 135M parameters, which a quick run has not
 JACOBIAN_TOKENS, JACOBIAN_LENGTH = 640, 64
+# tokens of its own samples that the tuned lens of a quick run is fitted on: half of what other experiments take, since
+# swaps and ablations need the rest of the five minutes
+SAMPLED_QUICKLY = 2_048
 # prompts of a set, and how few of them make a set that is scored
 PROMPTS, LEAST = {"quick": 12, "full": 100_000}, 4
 # random words for each word
@@ -87,6 +91,8 @@ READ_AT = KS.index(10)
 
 def _run_which_lens(setting: Setting) -> Report:
     """Score every lens on the same prompts, states and words; then measure it on held-out text."""
+    if setting.quick:
+        setting = replace(setting, sampled_quickly=SAMPLED_QUICKLY)
     lm, seed = setting.lm, setting.seed
     prompts, swaps = load_prompt_sets(setting.data) if setting.data else (builtin_thoughts(), builtin_bridge_swaps())
     lenses = _lenses_compared(setting)
