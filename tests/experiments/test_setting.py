@@ -298,6 +298,17 @@ def test_a_quick_run_has_short_samples_and_text_as_long_as_ever(lm, tmp_path, mo
     assert Setting(lm, text=[str(tmp_path / "text.txt")], quick=True).corpus.length == whole
 
 
+def test_held_out_samples_are_those_that_the_fit_has_measured_on(lm, monkeypatch):
+    monkeypatch.setattr("lenscope.experiments.setting.SAMPLED", {"quick": 256, "full": 256})
+    setting = Setting(lm, quick=True)
+    assert setting.translators.report["tokens"] == 256
+    monkeypatch.setattr("lenscope.text.corpus.sample", None)
+    assert len(list(setting.held_out.batches(2 * setting.corpus.length, 1))) == 2
+    fresh = Setting(lm, quick=True)
+    with pytest.raises(TypeError):
+        next(iter(fresh.held_out.batches(64, 1)))
+
+
 def test_a_lens_is_fitted_on_the_text_once_and_kept(lm, tmp_path, monkeypatch):
     monkeypatch.setattr("lenscope.experiments.setting.FITTED", {"quick": 512, "full": 1024})
     text = tmp_path / "text.jsonl"

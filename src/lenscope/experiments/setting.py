@@ -21,6 +21,7 @@ from lenscope.experiments.cached_values import decode, encode
 from lenscope.files import weights_folder
 from lenscope.files.file_names import safe_name
 from lenscope.files.untrusted import checked_reading
+from lenscope.fitting.held_out import halves
 from lenscope.fitting.tuned_lens import fit
 from lenscope.mappings.mapping import PairMapping, mapping_hash
 from lenscope.models.generation import end_ids
@@ -90,8 +91,13 @@ class Setting:
 
     @property
     def held_out(self) -> Corpus:
-        """The tenth of the text that no lens of this run is fitted on."""
-        return self.corpus.split(HELD_OUT)[1]
+        """The tenth of the text that no lens of this run is fitted on.
+
+        Of the model's own samples it is the half of that tenth on which a fit measures its lens. These rows are written
+        already, and each further group of rows takes as long as a row has tokens, however few rows it has.
+        """
+        held = self.corpus.split(HELD_OUT)[1]
+        return held if self.text else halves(held)[1]
 
     @property
     def overlapping(self) -> bool:
