@@ -4,9 +4,11 @@ import pytest
 import torch
 from jacobians_by_hand import InFloat64, alone_by_differences, by_differences
 from small_fits import documents, make
+from transformers.models.llama import modeling_llama
 
 from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
+from lenscope.fitting import jacobian_passes
 from lenscope.fitting.jacobian_passes import LayerGraphs
 from lenscope.fitting.jacobian_run import ALONE, JacobianRun, Targets, text_name
 from lenscope.fitting.jacobian_sums import JacobianSums
@@ -16,11 +18,11 @@ FAMILIES = ("llama", "gpt2", "gemma2", "gpt_neox", "mamba", "mixtral", "bloom", 
 IDS = [20, 41, 7, 99, 130, 55, 20, 250, 31, 77, 12, 180]
 
 
-def run_of(lm, targets="later", last=None, dtype=torch.float64):
+def run_of(lm, targets="later", last=None, dtype=torch.float64, low=None):
     last = lm.n_layers if last is None else last
     corpus = Corpus.open(lm, documents(), length=32, skip=4)
     sums = JacobianSums(torch.zeros(2, last, lm.hidden_size, lm.hidden_size, dtype=dtype), [0, 0], {})
-    graphs = LayerGraphs(lm, range(last), last, None)
+    graphs = LayerGraphs(lm, range(last), last, low)
     return JacobianRun(lm, corpus.split(0.5), graphs, Targets(targets), sums, (0, 1), Group())
 
 
@@ -112,6 +114,63 @@ def test_a_model_that_passes_no_gradient_is_refused():
     block.mlp.register_forward_hook(lambda m, a, out: out.detach())
     with pytest.raises(LenscopeError, match="is not the finite difference"):
         run_of(lm).rows_of(IDS, torch.arange(len(IDS)) >= 3)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_products_in_16_bits_give_the_jacobian_up_to_rounding(kind):
+    lm = make(kind)
+    counted = torch.arange(len(IDS)) >= 3
+    own, low = (run_of(lm, dtype=torch.float32, low=low) for low in (None, torch.bfloat16))
+    for ours, wanted in zip(low.rows_of(IDS, counted), own.rows_of(IDS, counted), strict=True):
+        assert (ours - wanted).norm() < 0.12 * wanted.norm()
+    # a tiny recurrent model whose gradients are .17 apart
+    assert (low.graphs.low is None) == (kind == "qwen3_next")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_every_way_of_running_is_used_with_products_in_16_bits(kind):
+    run = run_of(make(kind), dtype=torch.float32, low=torch.bfloat16)
+    run.rows_of(IDS, torch.arange(len(IDS)) >= 3)
+    assert (run.graphs.eager, run.graphs.stacked, run.graphs.cached) == (True, True, True)
+
+
+def test_products_in_16_bits_do_not_hide_that_no_gradient_is_passed():
+    lm = make("llama")
+    lm.runner.anatomy.blocks[2].mlp.register_forward_hook(lambda m, a, out: out.detach())
+    with pytest.raises(LenscopeError, match="is not the finite difference"):
+        run_of(lm, dtype=torch.float32, low=torch.bfloat16).rows_of(IDS, torch.arange(len(IDS)) >= 3)
+
+
+@pytest.mark.parametrize("most", [0.0, float("nan")])
+def test_products_in_16_bits_that_are_too_far_from_the_models_own_are_not_used(monkeypatch, most):
+    monkeypatch.setattr(jacobian_passes, "LOW_GAP", most)
+    run = run_of(make("llama"), dtype=torch.float32, low=torch.bfloat16)
+    ours = run.rows_of(IDS, torch.arange(len(IDS)) >= 3)
+    assert run.graphs.low is None
+    own = run_of(make("llama"), dtype=torch.float32).rows_of(IDS, torch.arange(len(IDS)) >= 3)
+    assert (ours - own).norm() < 1e-5 * own.norm()
+
+
+def test_what_products_are_made_in_stands_in_the_settings(monkeypatch):
+    said = []
+    for most in (0.1, 0.0):
+        monkeypatch.setattr(jacobian_passes, "LOW_GAP", most)
+        run = run_of(make("llama"), dtype=torch.float32, low=torch.bfloat16)
+        run.read(1, None)
+        said.append(run.sums.settings["products"])
+    assert said == ["bfloat16", "float32"]
+
+
+@pytest.mark.parametrize("wrong", [lambda out: (out[0] * 1.01, out[1]), lambda out: int("no"), lambda out: None])
+def test_plain_attention_that_is_not_the_models_own_is_not_used(monkeypatch, wrong):
+    lm = make("llama")
+    inner = modeling_llama.eager_attention_forward
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", lambda *a, **k: wrong(inner(*a, **k)))
+    run = run_of(lm, dtype=torch.float32, low=torch.bfloat16)
+    ours = run.rows_of(IDS, torch.arange(len(IDS)) >= 3)
+    assert not run.graphs.eager
+    own = run_of(lm, dtype=torch.float32).rows_of(IDS, torch.arange(len(IDS)) >= 3)
+    assert (ours - own).norm() < 0.1 * own.norm()
 
 
 def test_a_model_in_training_mode_is_refused():

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lenscope.errors import LenscopeError
+from lenscope.models.attention_implementations import attention_by
 
 NAME = "lenscope_cascade"
 # what attention functions may be told besides what every one of them must heed
@@ -174,15 +175,10 @@ _running = _Running()
 @contextmanager
 def cascading(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, the model's attention is this module's; its configuration is as before afterwards."""
-    configs = {id(c): c for m in model.modules() for c in _attention_configs(m)}
-    before = [(c, c._attn_implementation) for c in configs.values()]
     try:
-        for config, _ in before:
-            config._attn_implementation_internal = NAME
-        yield
+        with attention_by(model, lambda _: NAME):
+            yield
     finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
         _running.forget()
 
 
@@ -196,12 +192,6 @@ def follow(given: Tensor, arranged: Tensor) -> None:
 def layer_shown(keys: Tensor) -> SharedLayer | None:
     """The layer whose keys or values these are, in the running pass."""
     return _running.shown[id(keys)][1] if id(keys) in _running.shown else None
-
-
-def _attention_configs(module: nn.Module) -> Iterator[Any]:
-    config = getattr(module, "config", None)
-    if hasattr(config, "_attn_implementation_internal"):
-        yield config
 
 
 def attention(

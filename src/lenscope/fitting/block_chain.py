@@ -6,7 +6,7 @@ Does not know: in which order cotangents go down, what Jacobians are for (stream
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lenscope.errors import LenscopeError
-from lenscope.fitting.jacobian_passes import GAPS, LOW_ROUNDING, batched_gradients
+from lenscope.fitting.jacobian_passes import GAPS, LOW_ROUNDING, alike, batched_gradients, near_enough
+from lenscope.models.attention_implementations import eager_attention
 from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.exactness import tolerance
 from lenscope.models.language_model import LM
@@ -69,13 +70,15 @@ class BlockChain:
     Args:
         lm: the model, in eval mode, whose weights are streamed.
         target_layer: the layer whose states are differentiated.
-        low: the dtype in which products are made, None: the model's own.
+        low: the 16-bit dtype in which products are made where that changes gradients little, None: the model's own.
     """
 
     def __init__(self, lm: LM, target_layer: int, low: torch.dtype | None) -> None:
         assert lm.runner.stream is not None
         self.lm, self.target_layer, self.low, self.weights = lm, target_layer, low, lm.runner.stream
         self.blocks: Sequence[nn.Module] = lm.runner.anatomy.blocks[:target_layer]
+        # fused attention takes cotangents one by one, as in jacobian_passes.py
+        self.eager = low is not None and lm.device.type == "cpu"
         self.stacked = True
         self._measured = False
 
@@ -85,11 +88,10 @@ class BlockChain:
         The first row is measured: raises LenscopeError where blocks are no chain, or gradients through it are not
         those of finite differences.
         """
-        row = self._run(ids)
         if not self._measured:
-            self._measure(ids, row, start)
+            self._measure(ids, start)
             self._measured = True
-        return row
+        return self._run(ids)
 
     def graph(self, row: KeptRow, number: int, start: int) -> BlockGraph:
         """The graph of a block, for tokens from `start` on; LenscopeError where it gives other states than in the run.
@@ -99,13 +101,20 @@ class BlockChain:
         runner, stream = self.lm.runner, self.lm.runner.anatomy.stream
         h = row.states[number]
         entered = h[:, start:].detach().clone().requires_grad_()
-        with runner.exclusive.alone(), torch.enable_grad(), half_precision(self.lm, self.low):
+        with runner.exclusive.alone(), torch.enable_grad(), self._way():
             whole = torch.cat([h[:, :start], entered], 1)
             args, kwargs = with_input_state(*row.given[number], stream.unpack(whole))
             left = stream.pack(output_state(self.blocks[number](*args, **kwargs)))
         if not deviation(left[0].detach(), row.states[number + 1][0]) <= self._rounding:
             raise LenscopeError(self._no_chain(f"block {number} gives other states when it is run by itself"))
         return BlockGraph(entered, left[:, start:])
+
+    @contextmanager
+    def _way(self) -> Iterator[None]:
+        """Within the block products and attention are those of this chain."""
+        eager = eager_attention(self.lm.model) if self.eager else nullcontext()
+        with eager, half_precision(self.lm, self.low):
+            yield
 
     @property
     def _rounding(self) -> float:
@@ -135,7 +144,7 @@ class BlockChain:
             empty = h.new_empty(0)
             row.given.append(with_input_state(args, dict(kwargs), empty))
 
-        with runner.exclusive.alone(), ExitStack() as undo, torch.no_grad(), half_precision(self.lm, self.low):
+        with runner.exclusive.alone(), ExitStack() as undo, torch.no_grad(), self._way():
             for block in self.blocks:
                 registered = partial(block.register_forward_pre_hook, enter, with_kwargs=True)
                 undo.callback(runner.exclusive.hook(registered).remove)
@@ -177,7 +186,7 @@ class BlockChain:
             _on_trial.set(trial)
             self._model(ids)
 
-        with runner.exclusive.alone(), ExitStack() as undo, half_precision(self.lm, self.low):
+        with runner.exclusive.alone(), ExitStack() as undo, self._way():
             for block in self.blocks:
                 registered = partial(block.register_forward_pre_hook, enter, with_kwargs=True)
                 undo.callback(runner.exclusive.hook(registered).remove)
@@ -188,8 +197,12 @@ class BlockChain:
 
     # -- what is measured
 
-    def _measure(self, ids: Sequence[int], row: KeptRow, start: int) -> None:
-        """See on a row that blocks are a chain, that gradients are the model's own, whether cotangents go together."""
+    def _measure(self, ids: Sequence[int], start: int) -> None:
+        """See on a row that blocks are a chain, that gradients are the model's own, and in which ways they are so."""
+        low, eager = self.low, self.eager
+        # finite differences mean something with the model's own products
+        self.low, self.eager = None, False
+        row = self._run(ids)
         last = row.states[-1]
         draw = torch.Generator().manual_seed(0)
         z = torch.randn(2, self.lm.hidden_size, generator=draw).to(last)
@@ -200,20 +213,35 @@ class BlockChain:
         moved = [
             _Trial(layer, row.states[layer] + sign * step * direction)
             for layer, direction in zip(layers, directions, strict=True)
-            for step in STEPS * self._comparable
+            for step in STEPS * (self.lm.dtype in GAPS)
             for sign in (1, -1)
         ]
         self._try_all(ids, [same, other, *moved])
         self._require_plain(same, other)
-        gradients = self._gradients(row, start, z)
+        own = self._gradients(row, start, z)
         for layer, direction in zip(layers, directions, strict=True):
             ends = [trial.last[0][0, start:] @ z[0] for trial in moved if trial.layer == layer]
-            self._require_differences(layer, gradients[layer][0], direction[0, start:], ends)
+            self._require_differences(layer, own[layer][0], direction[0, start:], ends)
+        self.eager = eager and self._gives_the_same_eagerly(ids, start, z, own, last)
+        if low is not None:
+            self.low = low
+            gradients = self._gradients(self._run(ids), start, z)
+            if not near_enough(gradients, own):
+                self.low = None
 
-    @property
-    def _comparable(self) -> bool:
-        """Whether differences are not lost in rounding, as they are in 16 bits."""
-        return self.lm.dtype in GAPS and self.low is None
+    def _gives_the_same_eagerly(
+        self, ids: Sequence[int], start: int, z: Tensor, own: Sequence[Tensor], last: Tensor
+    ) -> bool:
+        """Whether the model has the same states and gradients where attention is plain products of matrices."""
+        self.eager = True
+        try:
+            row = self._run(ids)
+            gradients = self._gradients(row, start, z)
+        except FAILURES as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+        return deviation(row.states[-1][0], last[0]) <= self._rounding and alike(gradients, own, self._rounding)
 
     def _direction(self, row: KeptRow, layer: int, start: int) -> Tensor:
         h = row.states[layer]
@@ -238,8 +266,7 @@ class BlockChain:
                 plain = graph.gradients(down[0], False)
                 try:
                     stacked = graph.gradients(down[0], True)
-                    most = min(10 * self._rounding, 0.1) * max(float(plain.norm()), 1e-30)
-                    self.stacked = self.stacked and float((stacked - plain).norm()) <= most
+                    self.stacked = self.stacked and alike([stacked], [plain], self._rounding)
                 except FAILURES as error:
                     if isinstance(error, torch.OutOfMemoryError):
                         raise
@@ -249,7 +276,8 @@ class BlockChain:
 
     def _require_differences(self, layer: int, gradient: Tensor, direction: Tensor, ends: Sequence[Tensor]) -> None:
         """Raise LenscopeError unless a gradient (T, D) along a direction is what states that are moved so give."""
-        if not self._comparable:
+        if not ends:
+            # in 16 bits differences are lost in rounding
             return
         sums = [float(end.double().sum()) for end in ends]
         pairs = zip(STEPS, sums[::2], sums[1::2], strict=True)

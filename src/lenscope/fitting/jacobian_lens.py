@@ -22,7 +22,7 @@ from lenscope.files.kinds import CONFIG
 from lenscope.files.writing import folder_lock
 from lenscope.fitting.jacobian_measuring import JacobianMeasures
 from lenscope.fitting.jacobian_passes import LayerGraphs
-from lenscope.fitting.jacobian_run import JacobianRun, Targets
+from lenscope.fitting.jacobian_run import JacobianRun, Targets, dtype_name, low_products
 from lenscope.fitting.jacobian_sums import SUMS, JacobianSums
 from lenscope.fitting.larger_than_memory import require_streamed_fit
 from lenscope.fitting.streamed_jacobian import StreamedJacobianRun, require_streamed_settings
@@ -125,7 +125,7 @@ def fit_jacobian_lens(
     settings = {
         "model": me["model_hash"], "length": corpus.length, "skip": corpus.skip, "seed": corpus.seed,
         "held_out": held_out, "targets": targets, "target_layer": last, "rule": rule,
-        "products": str(low_precision(lm) or lm.dtype).removeprefix("torch."),
+        "products": dtype_name(low_precision(lm) or lm.dtype),
     }  # fmt: skip
     with joined(lm.device) as group, _alone_in(folder, group):
         share = text_share(lm, group)
@@ -156,7 +156,7 @@ def fit_jacobian_lens(
         )
         report = {
             "lens": "R-lens" if rule == "relp" else "Jacobian lens",
-            **settings,
+            **sums.settings,
             "corpus": text.provenance(),
             "prompts": sum(sums.prompts),
             "tokens": sum(sums.prompts) * corpus.length,
@@ -188,7 +188,7 @@ def make_run(lm: LM, text: Corpus, sums: JacobianSums, part: tuple[int, int], gr
     if lm.runner.stream is not None:
         return StreamedJacobianRun(lm, (first, second), sums, part)
     last, rule = sums.settings["target_layer"], sums.settings["rule"]
-    graphs = LayerGraphs(lm, range(last), last, low_precision(lm), rule == "gradient")
+    graphs = LayerGraphs(lm, range(last), last, low_products(lm, sums), rule == "gradient")
     return JacobianRun(lm, (first, second), graphs, Targets(sums.settings["targets"]), sums, part, group, _rule(rule))
 
 
@@ -236,6 +236,9 @@ def _sums_in(lm: LM, settings: dict[str, Any], where: Path | None) -> JacobianSu
     """The sums that a folder has, else none yet."""
     if where is not None and JacobianSums.exists(where):
         sums = JacobianSums.load(where)
+        # products in 16 bits are faster, where gradients come out nearly the same: sums without them go on so
+        if sums.settings.get("products") == dtype_name(lm.dtype):
+            settings = {**settings, "products": sums.settings["products"]}
         sums.require_settings(settings, where.parent)
         sums.total = sums.total.to(lm.device)
         return sums

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lenscope.errors import LenscopeError
+from lenscope.models.attention_implementations import eager_attention
 from lenscope.models.carried_states import nothing_read
 from lenscope.models.deviations import FAILURES, deviation
 from lenscope.models.exactness import tolerance
@@ -30,6 +31,9 @@ from lenscope.models.runner import EnoughRead
 ON_PROCESSOR, ON_ACCELERATOR = 1024, 1 << 15
 # What counts as the same where products are made in 16 bits, in standard deviations of the states.
 LOW_ROUNDING = 5e-2
+# The largest relative gap between mean gradients over positions with products in 16 bits and the model's own, at any
+# layer. One prompt's Jacobian is further from the mean of all prompts': by .2 to 1.6 of its size in SmolLM2-135M.
+LOW_GAP = 0.1
 # The largest relative gap between a gradient and a finite difference, by the dtype of the states.
 GAPS = {torch.float64: 1e-2, torch.float32: 5e-2}
 
@@ -72,6 +76,13 @@ def batched_gradients(last: Tensor, states: Sequence[Tensor], cotangents: Tensor
     return [torch.stack(of_layer) for of_layer in zip(*columns, strict=True)]
 
 
+def alike(ours: Sequence[Tensor], own: Sequence[Tensor], rounding: float) -> bool:
+    """Whether gradients are a model's own, pair by pair, where states may be `rounding` standard deviations apart."""
+    most = min(10 * rounding, 0.1)
+    pairs = zip(ours, own, strict=True)
+    return all(float((a - b).norm()) <= most * max(float(b.norm()), 1e-30) for a, b in pairs)
+
+
 class LayerGraph:
     """One run of a row of text whose states at some layers, and the last ones, can be differentiated repeatedly.
 
@@ -94,6 +105,15 @@ class LayerGraph:
         return batched_gradients(self.last, self.states, given, self.stacked)
 
 
+def near_enough(gradients: Sequence[Tensor], own: Sequence[Tensor]) -> bool:
+    """Whether gradients (K, T, D) of all layers with products in 16 bits are near a model's own.
+
+    Means over positions are compared, as they are what a Jacobian lens is made of.
+    """
+    pairs = [(g.mean(1), wanted.mean(1)) for g, wanted in zip(gradients, own, strict=True)]
+    return all(float((g - wanted).norm()) <= LOW_GAP * max(float(wanted.norm()), 1e-30) for g, wanted in pairs)
+
+
 class LayerGraphs:
     """Makes the graphs of rows of text for one model, by ways that were measured on it to give its own numbers.
 
@@ -101,7 +121,7 @@ class LayerGraphs:
         lm: the model, in eval mode.
         layers: the layers whose states are differentiated with respect to.
         target_layer: the layer whose states are differentiated.
-        low: the dtype in which products are made, None: the model's own.
+        low: the 16-bit dtype in which products are made where that changes gradients little, None: the model's own.
         own_gradients: whether gradients are the model's, and so compared with finite differences, or follow a rule.
     """
 
@@ -115,6 +135,9 @@ class LayerGraphs:
         self.lm, self.layers, self.target_layer, self.low = lm, tuple(layers), target_layer, low
         self.own_gradients = own_gradients
         self.stacked = self.cached = True
+        # Fused attention takes the cotangents one by one. In float32 that costs nothing, but products in 16 bits are so
+        # much faster that it was half of all time.
+        self.eager = low is not None and lm.device.type == "cpu"
         self._measured = False
 
     @property
@@ -125,15 +148,22 @@ class LayerGraphs:
     def of_row(self, ids: Sequence[int], start: int) -> LayerGraph:
         """The graph of a row, whose tokens before `start` need no gradient.
 
-        The first row is run in both ways, and its gradients had in both: what does not give the model's own numbers is
+        The first row is run in all ways, and its gradients had in all: what does not give the model's own numbers is
         not used again. Raises LenscopeError where gradients are not those of finite differences.
         """
+        self.measure(ids, start)
+        return self._graph(ids, start if self.cached else 0, self.stacked, self.low, self.eager)
+
+    def measure(self, ids: Sequence[int], start: int) -> None:
+        """See on a row which ways give this model's own numbers, unless that was seen; raises as `of_row`."""
         if not self._measured:
             self._measure(ids, start)
             self._measured = True
-        return self._graph(ids, start if self.cached else 0, self.stacked)
 
-    def _graph(self, ids: Sequence[int], start: int, stacked: bool) -> LayerGraph:
+    def _graph(
+        self, ids: Sequence[int], start: int, stacked: bool, low: torch.dtype | None = None, eager: bool = False
+    ) -> LayerGraph:
+        """The graph of a row in one of the ways; by default with the model's own products and attention."""
         lm, captured = self.lm, dict[int, Tensor]()
         runner = lm.runner
 
@@ -148,10 +178,12 @@ class LayerGraphs:
         with runner.exclusive.alone(), ExitStack() as undo:
             given: dict[str, Any] = {"use_cache": False}
             device = runner.input_device
+            if eager:
+                undo.enter_context(eager_attention(lm.model))
             if start:
                 carried = nothing_read(runner)
                 first = torch.tensor([ids[:start]], device=device)
-                with torch.no_grad(), half_precision(lm, self.low), carried.passed(first) as arguments:
+                with torch.no_grad(), half_precision(lm, low), carried.passed(first) as arguments:
                     lm.model(input_ids=first, **forward_kwargs(lm.model, logits_to_keep=1), **arguments)
             rest = torch.tensor([ids[start:]], device=device)
             if start:
@@ -159,7 +191,7 @@ class LayerGraphs:
             for layer in (*self.layers, self.target_layer):
                 undo.callback(runner.hook(layer, lambda h, layer=layer: keep(layer, h)).remove)
             undo.enter_context(torch.enable_grad())
-            undo.enter_context(half_precision(lm, self.low))
+            undo.enter_context(half_precision(lm, low))
             try:
                 lm.model(input_ids=rest, **forward_kwargs(lm.model, **given))
             except EnoughRead:
@@ -168,58 +200,58 @@ class LayerGraphs:
         return LayerGraph(states, captured[self.target_layer], start, stacked)
 
     def _measure(self, ids: Sequence[int], start: int) -> None:
-        """Which ways give this model's own numbers, seen on a row."""
-        lm = self.lm
+        """Which ways give this model's own numbers, seen on a row; then, how near those of products in 16 bits are."""
+        lm, rounding = self.lm, tolerance(self.lm.runner)
         whole = self._graph(ids, 0, False)
         lm.runner.require_finite(whole.last, self.target_layer)
         draw = torch.Generator().manual_seed(0)
         z = torch.randn(2, lm.hidden_size, generator=draw).to(whole.last)
         targets = torch.zeros(whole.tokens, dtype=torch.bool, device=z.device)
         targets[start:] = True
-        plain = whole.gradients(z, targets)
-        self._require_gradients(ids, whole, z[0], targets, plain)
+        own, states = whole.gradients(z, targets), whole.last[0].detach()
+        self._require_gradients(ids, whole, z[0], targets, own)
+        if self.eager:
+            with self._unless_it_fails("eager"):
+                written_out = self._graph(ids, 0, False, eager=True)
+                self.eager = self._near(written_out, states) and alike(written_out.gradients(z, targets), own, rounding)
+                whole = written_out if self.eager else whole
+        with self._unless_it_fails("stacked"):
+            self.stacked = alike(LayerGraph(whole.states, whole.last, 0, True).gradients(z, targets), own, rounding)
+        self.cached = self.cached and start > 0
+        if self.cached:
+            with self._unless_it_fails("cached"):
+                short = self._graph(ids, start, False, eager=self.eager)
+                gradients = short.gradients(z, targets[start:])
+                self.cached = self._near(short, states) and alike(gradients, [g[:, start:] for g in own], rounding)
+        if self.low is not None:
+            graph = self._graph(ids, start if self.cached else 0, self.stacked, self.low, self.eager)
+            gradients = graph.gradients(z, targets[graph.start :])
+            if not near_enough(gradients, [g[:, graph.start :] for g in own]):
+                self.low = None
+
+    @contextmanager
+    def _unless_it_fails(self, way: str) -> Iterator[None]:
+        """A way that fails within the block is not used; without memory nothing is."""
         try:
-            stacked = LayerGraph(whole.states, whole.last, 0, True).gradients(z, targets)
-            self.stacked = self._alike(stacked, plain)
+            yield
         except FAILURES as error:
-            self._unless_full(error)
-            self.stacked = False
-        self.cached = False
-        if start:
-            try:
-                short = self._graph(ids, start, False)
-                here = short.gradients(z, targets[start:])
-                self.cached = deviation(
-                    short.last[0].detach(), whole.last[0, start:].detach()
-                ) <= self._rounding and self._alike(here, [g[:, start:] for g in plain])
-            except FAILURES as error:
-                self._unless_full(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            setattr(self, way, False)
 
-    @property
-    def _rounding(self) -> float:
-        """The deviation of states up to which two ways count as the same."""
-        return tolerance(self.lm.runner) if self.low is None else LOW_ROUNDING
-
-    def _alike(self, ours: Sequence[Tensor], plain: Sequence[Tensor]) -> bool:
-        """Whether gradients of all layers are the same up to rounding."""
-        most = min(10 * self._rounding, 0.1)
-        pairs = zip(ours, plain, strict=True)
-        return all(float((a - b).norm()) <= most * max(float(b.norm()), 1e-30) for a, b in pairs)
-
-    @staticmethod
-    def _unless_full(error: BaseException) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise error
+    def _near(self, graph: LayerGraph, states: Tensor) -> bool:
+        """Whether a graph has the last states (T, D) of the row."""
+        return deviation(graph.last[0].detach(), states[graph.start :]) <= tolerance(self.lm.runner)
 
     def _require_gradients(
         self, ids: Sequence[int], whole: LayerGraph, z: Tensor, targets: Tensor, gradients: Sequence[Tensor]
     ) -> None:
         """Raise LenscopeError unless gradients along random directions are what states that are moved so give.
 
-        In 16 bits differences are lost in rounding: there is nothing to compare with.
+        In states of 16 bits differences are lost in rounding: there is nothing to compare with.
         """
         lm, most = self.lm, GAPS.get(whole.last.dtype)
-        if most is None or self.low is not None or not self.own_gradients:
+        if most is None or not self.own_gradients:
             return
         draw = torch.Generator().manual_seed(1)
         for at in {0, len(self.layers) // 2, len(self.layers) - 1}:

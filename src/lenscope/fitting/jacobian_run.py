@@ -22,6 +22,7 @@ from lenscope.fitting.jacobian_passes import LayerGraph, LayerGraphs, without_we
 from lenscope.fitting.jacobian_sums import JacobianSums
 from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
+from lenscope.models.precision import low_precision
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # Source positions of a row where each is the target of itself alone: so many runs of one token a row.
@@ -45,6 +46,16 @@ def text_name(text: Corpus, part: tuple[int, int]) -> str:
     """What stands for a part of a text in the sums: a digest of what its rows came from, and which part of them."""
     about = json.dumps({k: v for k, v in text.provenance().items() if k != "part"}, sort_keys=True)
     return f"{hashlib.sha256(about.encode()).hexdigest()[:16]} {part[0] + 1}/{part[1]}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What a dtype is called in settings, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def low_products(lm: LM, sums: JacobianSums) -> torch.dtype | None:
+    """The 16-bit dtype in which products are faster here; None where there is none, or the sums were made without."""
+    return low_precision(lm) if sums.settings.get("products") != dtype_name(lm.dtype) else None
 
 
 def sources_of(counted: Tensor) -> Tensor:
@@ -83,6 +94,7 @@ class JacobianRun:
         self._fresh = torch.zeros_like(sums.total) if group.world > 1 else sums.total
         self._fresh_prompts = [0, 0]
         self._saved = time.perf_counter()
+        self._measured = False
 
     @property
     def done(self) -> int:
@@ -94,6 +106,7 @@ class JacobianRun:
 
         An interruption between rows of both halves saves the sums; within them, those that are saved stay.
         """
+        self.measure()
         every, number = self.part[1] * self.group.world, self.part[0] + self.part[1] * self.group.rank
         start = self.done * self.part[1]
         tokens = (rows * self.part[1]) * self.halves[0].length
@@ -124,6 +137,26 @@ class JacobianRun:
         self.join()
         if folder is not None:
             self.save(folder)
+
+    def measure(self) -> None:
+        """See how the model can be differentiated, on the row that comes first in the text for every process and part.
+
+        So all of them make products in the same dtype, which then stands in the sums' settings. Without products in 16
+        bits there is no choice, and the first row of this process is measured.
+        """
+        if self.graphs.low is None or self._measured:
+            return
+        self._measured = True
+        for batch in self.halves[0].batches(self.halves[0].length, 1):
+            sources = sources_of(batch.counted[0]).nonzero()[:, 0].tolist()
+            if sources:
+                with without_weight_gradients(self.lm), self.rule(self.lm):
+                    self.graphs.measure(batch.ids[0].tolist()[: sources[-1] + 1], sources[0])
+        self.record_products(self.graphs.low)
+
+    def record_products(self, low: torch.dtype | None) -> None:
+        """Products are made in this dtype, None: in the model's own."""
+        self.sums.settings["products"] = dtype_name(low or self.lm.dtype)
 
     def join(self) -> None:
         """Put what all processes have added into the sums of each."""

@@ -22,12 +22,11 @@ from lenscope.errors import LenscopeError
 from lenscope.files.mapped import mapped_tensor, require_room_on_disk
 from lenscope.fitting.block_chain import BlockChain, KeptRow
 from lenscope.fitting.jacobian_passes import ON_PROCESSOR, LayerGraphs, without_weight_gradients
-from lenscope.fitting.jacobian_run import JacobianRun, Targets, sources_of
+from lenscope.fitting.jacobian_run import JacobianRun, Targets, low_products, sources_of
 from lenscope.fitting.jacobian_sums import JacobianSums
 from lenscope.fitting.row_on_disk import RowInMemory, RowOnDisk
 from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
-from lenscope.models.precision import low_precision
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # what is on disk of the rows that are on the way, in the folder of the lens
@@ -48,7 +47,7 @@ class StreamedJacobianRun(JacobianRun):
     saved_every = 0.0
 
     def __init__(self, lm: LM, halves: tuple[Corpus, Corpus], sums: JacobianSums, part: tuple[int, int]) -> None:
-        last, low = sums.settings["target_layer"], low_precision(lm)
+        last, low = sums.settings["target_layer"], low_products(lm, sums)
         super().__init__(lm, halves, LayerGraphs(lm, range(last), last, low), Targets(), sums, part, Group())
         self.chain = BlockChain(lm, last, low)
         self._folder: Path | None = None
@@ -94,6 +93,9 @@ class StreamedJacobianRun(JacobianRun):
             for half in range(2):
                 rmtree(self._folder / str(half), ignore_errors=True)
 
+    def measure(self) -> None:
+        """The first row that is differentiated is measured: another reading of the weights would be for nothing."""
+
     def rows_of(self, ids: Sequence[int], counted: Tensor, cotangents: Tensor | None = None) -> Tensor | None:
         """As of every run; the gradients of cotangents are in memory."""
         return self._rows(ids, counted, cotangents, None)
@@ -131,6 +133,7 @@ class StreamedJacobianRun(JacobianRun):
         """Go down the blocks from where a row is, whose last tokens are sources as `here` (T,) says."""
         start = len(ids) - len(here)
         row = self.chain.of_row(ids, start)
+        self.record_products(self.chain.low)
         weights = here.to(room.jacobians.dtype) / here.sum()
         with self.chain.weights.backwards():
             for stage in range(room.done // len(room.chunks), room.layers):

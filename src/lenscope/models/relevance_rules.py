@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lenscope.errors import LenscopeError
+from lenscope.models.attention_implementations import attention_by
 from lenscope.models.language_model import LM
 from lenscope.models.relevance_parts import ActivationPart, NormPart, activation_part, norm_part, watched
 from lenscope.models.residual_stream import (
@@ -166,21 +167,8 @@ def _halved_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def _constant_patterns(model: PreTrainedModel) -> Iterator[None]:
     """AH rule: within the block, attention has no gradient in queries and keys; configurations are as before then."""
-    configs = {
-        id(c): c
-        for m in model.modules()
-        if (c := getattr(m, "config", None)) is not None and hasattr(c, "_attn_implementation_internal")
-    }
-    before = [(c, c._attn_implementation_internal) for c in configs.values()]
-    try:
-        for config, name in before:
-            if isinstance(name, str):
-                # not by its setter, which asks parts of the configuration too; as engine/shared_attention.py does
-                config._attn_implementation_internal = _registered_by_rule(name)
+    with attention_by(model, lambda name: _registered_by_rule(name) if isinstance(name, str) else name):
         yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
 
 
 def _registered_by_rule(name: str) -> str:
