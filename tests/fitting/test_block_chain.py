@@ -4,8 +4,10 @@ import pytest
 import tiny
 import torch
 from small_fits import documents
+from transformers.models.llama import modeling_llama
 
 from lenscope.errors import LenscopeError
+from lenscope.fitting import jacobian_passes
 from lenscope.fitting.block_chain import BlockChain
 from lenscope.models import load_streamed
 
@@ -86,3 +88,41 @@ def test_a_model_in_16_bits_and_documents_of_any_length(tmp_path):
         row = chain.of_row(ids[:20], 4)
         z = torch.ones(2, 16, lm.hidden_size, dtype=torch.bfloat16)
         assert torch.isfinite(chain.graph(row, 3, 4).gradients(z, chain.stacked)).all()
+
+
+def test_a_chain_in_16_bits_of_a_model_in_32_gives_nearly_its_gradients(tmp_path):
+    lm = streamed(tmp_path, "llama")
+    z = torch.randn(3, len(IDS) - 2, lm.hidden_size, generator=torch.Generator().manual_seed(0))
+    given = []
+    for low in (None, torch.bfloat16):
+        chain = BlockChain(lm, lm.n_layers, low)
+        row, down = chain.of_row(IDS, 2), z
+        for number in reversed(range(lm.n_layers)):
+            down = chain.graph(row, number, 2).gradients(down, chain.stacked)
+        assert (chain.low, chain.eager, chain.stacked) == (low, low is not None, True)
+        given.append(down)
+    assert 0 < (given[1] - given[0]).norm() < 0.1 * given[0].norm()
+
+
+def test_16_bits_do_not_hide_a_block_that_passes_no_gradient(tmp_path):
+    lm = streamed(tmp_path, "llama")
+    lm.runner.anatomy.blocks[2].mlp.register_forward_hook(lambda m, a, out: out.detach())
+    with pytest.raises(LenscopeError, match="is not the finite difference"):
+        BlockChain(lm, lm.n_layers, torch.bfloat16).of_row(IDS, 2)
+
+
+def test_16_bits_that_are_too_far_from_the_models_own_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(jacobian_passes, "LOW_GAP", 0.0)
+    chain = BlockChain(streamed(tmp_path, "llama"), 4, torch.bfloat16)
+    chain.of_row(IDS, 2)
+    assert chain.low is None
+
+
+def test_plain_attention_of_a_chain_that_is_not_the_models_own_is_not_used(tmp_path, monkeypatch):
+    inner = modeling_llama.eager_attention_forward
+    monkeypatch.setattr(
+        modeling_llama, "eager_attention_forward", lambda *a, **k: tuple(1.01 * x for x in inner(*a, **k))
+    )
+    chain = BlockChain(streamed(tmp_path, "llama"), 4, torch.bfloat16)
+    chain.of_row(IDS, 2)
+    assert not chain.eager
