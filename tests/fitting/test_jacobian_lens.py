@@ -65,6 +65,24 @@ def test_more_tokens_go_on_from_a_finished_lens(tmp_path):
     assert apart(fitted(lm, folder=tmp_path, tokens=512), fitted(lm, tokens=512)) == 0
 
 
+def test_a_lens_that_began_without_products_in_16_bits_goes_on_without_them(tmp_path, monkeypatch):
+    lm = make()
+    monkeypatch.setenv("LENSCOPE_FAST_PRODUCTS", "0")
+    whole = fitted(lm)
+    fitted(lm, folder=tmp_path, tokens=192)
+    monkeypatch.setenv("LENSCOPE_FAST_PRODUCTS", "1")
+    resumed = fitted(lm, folder=tmp_path)
+    assert resumed.report["products"] == whole.report["products"] == "float32"
+    assert resumed.report["prompts"] == 12
+    assert apart(whole, resumed) == 0
+    low = fitted(lm, folder=tmp_path / "low")
+    assert low.report["products"] == "bfloat16"
+    assert apart(whole, low) > 0
+    monkeypatch.setenv("LENSCOPE_FAST_PRODUCTS", "0")
+    with pytest.raises(LenscopeError, match="products 'bfloat16' where this one has products 'float32'"):
+        fitted(lm, folder=tmp_path / "low")
+
+
 def test_parts_merge_to_the_lens_of_one_run(tmp_path):
     lm = make()
     for number in (1, 2):

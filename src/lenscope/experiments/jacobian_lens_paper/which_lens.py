@@ -71,7 +71,7 @@ CLAIM = (
     "bridges of Gemma-3-12B they read .60, .46, .24. No published table has intervals or controls."
 )
 LOGIT, TUNED, JACOBIAN = "logit lens", "tuned lens", "Jacobian lens"
-# tokens of text, in prompts of so many, that a Jacobian lens is fitted on in a full run where no lens is given: 18
+# tokens of text, in prompts of so many, that a Jacobian lens is fitted on in a full run where no lens is given: 5 to 18
 # minutes of two cores for a model of 135M parameters, which a quick run has not
 JACOBIAN_TOKENS, JACOBIAN_LENGTH = 640, 64
 # tokens of its own samples that the tuned lens of a quick run is fitted on: half of what other experiments take, since
