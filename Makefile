@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 # a processor without 512-bit vectors, whatever this one has
 NARROW = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-FITS = $(addprefix tests/fitting/test_,tuned_lens.py tuned_lens_run.py jacobian_lens.py streamed_ridge.py held_out.py) tests/measures/test_sampled_kl.py tests/models/test_precision.py
+FITS = $(addprefix tests/fitting/test_,tuned_lens.py tuned_lens_run.py jacobian_lens.py jacobian_run.py streamed_ridge.py held_out.py) tests/measures/test_sampled_kl.py tests/models/test_precision.py
 ENGINE = tests/engine/test_chunked_runs.py tests/engine/test_shared_attention.py
 
 .PHONY: demo test check site install clean

@@ -168,14 +168,18 @@ def test_a_block_without_a_rule_is_refused():
         fitted(make("mamba"), rule="relp")
 
 
+# products in 16 bits round otherwise where a process has another number of threads
+@pytest.mark.parametrize(("products", "most"), [("0", 1e-5), ("1", 1e-3)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("how", ["plain", "split"])
-def test_two_processes_fit_the_lens_of_one(how, tmp_path):
+def test_two_processes_fit_the_lens_of_one(how, products, most, tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSCOPE_FAST_PRODUCTS", products)
     started(tmp_path / "two", 2, [jacobian_processes.__file__, how])
     whole = fitted(make(), tokens=320)
     two = load_mapping(tmp_path / "two")
     assert two.report["processes"] == 2
+    assert two.report["products"] == whole.report["products"]
     assert two.report["prompts"] == whole.report["prompts"]
-    assert apart(two, whole) < 1e-5 * max(float(w[0].abs().max()) for w in whole.weights.values())
+    assert apart(two, whole) < most * max(float(w[0].abs().max()) for w in whole.weights.values())
     for one, other in zip(two.report["layers"], whole.report["layers"], strict=True):
         assert one["cosine"] == pytest.approx(other["cosine"], abs=1e-5)
         assert one["kl"] == pytest.approx(other["kl"], rel=1e-4)
