@@ -32,7 +32,10 @@ def ia3():
 
 def wrapped(model, config, name="default", seed=0):
     """A copy of a model in adapters whose weights are drawn, in eval mode."""
-    built = peft.get_peft_model(copy.deepcopy(model), config, adapter_name=name)
+    # peft draws weights by the numbers that all tests share
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        built = peft.get_peft_model(copy.deepcopy(model), config, adapter_name=name)
     redraw(built, seed)
     return built.eval()
 
