@@ -126,3 +126,13 @@ def test_plain_attention_of_a_chain_that_is_not_the_models_own_is_not_used(tmp_p
     chain = BlockChain(streamed(tmp_path, "llama"), 4, torch.bfloat16)
     chain.of_row(IDS, 2)
     assert not chain.eager
+
+
+def test_the_row_that_is_measured_is_run_once(tmp_path, monkeypatch):
+    chain, runs = chain_of(streamed(tmp_path, "llama")), []
+    inner = chain._run
+    monkeypatch.setattr(chain, "_run", lambda ids: runs.append(ids) or inner(ids))
+    chain.of_row(IDS, 2)
+    assert runs == [IDS]
+    chain.of_row(IDS[1:], 2)
+    assert runs == [IDS, IDS[1:]]

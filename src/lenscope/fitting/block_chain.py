@@ -88,10 +88,11 @@ class BlockChain:
         The first row is measured: raises LenscopeError where blocks are no chain, or gradients through it are not
         those of finite differences.
         """
-        if not self._measured:
-            self._measure(ids, start)
-            self._measured = True
-        return self._run(ids)
+        if self._measured:
+            return self._run(ids)
+        row = self._measure(ids, start)
+        self._measured = True
+        return row
 
     def graph(self, row: KeptRow, number: int, start: int) -> BlockGraph:
         """The graph of a block, for tokens from `start` on; LenscopeError where it gives other states than in the run.
@@ -197,8 +198,11 @@ class BlockChain:
 
     # -- what is measured
 
-    def _measure(self, ids: Sequence[int], start: int) -> None:
-        """See on a row that blocks are a chain, that gradients are the model's own, and in which ways they are so."""
+    def _measure(self, ids: Sequence[int], start: int) -> KeptRow:
+        """See on a row that blocks are a chain, that gradients are the model's own, and in which ways they are so.
+
+        Returns the row as this chain runs it from now on: each run reads all weights.
+        """
         low, eager = self.low, self.eager
         # finite differences mean something with the model's own products
         self.low, self.eager = None, False
@@ -222,12 +226,15 @@ class BlockChain:
         for layer, direction in zip(layers, directions, strict=True):
             ends = [trial.last[0][0, start:] @ z[0] for trial in moved if trial.layer == layer]
             self._require_differences(layer, own[layer][0], direction[0, start:], ends)
+        if low is None:
+            return row
         self.eager = eager and self._gives_the_same_eagerly(ids, start, z, own, last)
-        if low is not None:
-            self.low = low
-            gradients = self._gradients(self._run(ids), start, z)
-            if not near_enough(gradients, own):
-                self.low = None
+        self.low = low
+        row = self._run(ids)
+        if near_enough(self._gradients(row, start, z), own):
+            return row
+        self.low = None
+        return self._run(ids)
 
     def _gives_the_same_eagerly(
         self, ids: Sequence[int], start: int, z: Tensor, own: Sequence[Tensor], last: Tensor

@@ -76,11 +76,23 @@ def batched_gradients(last: Tensor, states: Sequence[Tensor], cotangents: Tensor
     return [torch.stack(of_layer) for of_layer in zip(*columns, strict=True)]
 
 
-def alike(ours: Sequence[Tensor], own: Sequence[Tensor], rounding: float) -> bool:
-    """Whether gradients are a model's own, pair by pair, where states may be `rounding` standard deviations apart."""
-    most = min(10 * rounding, 0.1)
+def _gaps_within(ours: Sequence[Tensor], own: Sequence[Tensor], most: float) -> bool:
+    """Whether tensors are apart, pair by pair, by at most this share of the size of the second ones."""
     pairs = zip(ours, own, strict=True)
     return all(float((a - b).norm()) <= most * max(float(b.norm()), 1e-30) for a, b in pairs)
+
+
+def alike(ours: Sequence[Tensor], own: Sequence[Tensor], rounding: float) -> bool:
+    """Whether gradients are a model's own, pair by pair, where states may be `rounding` standard deviations apart."""
+    return _gaps_within(ours, own, min(10 * rounding, 0.1))
+
+
+def near_enough(gradients: Sequence[Tensor], own: Sequence[Tensor]) -> bool:
+    """Whether gradients (K, T, D) of all layers with products in 16 bits are near a model's own.
+
+    Means over positions are compared, as they are what a Jacobian lens is made of.
+    """
+    return _gaps_within([g.mean(1) for g in gradients], [g.mean(1) for g in own], LOW_GAP)
 
 
 class LayerGraph:
@@ -103,15 +115,6 @@ class LayerGraph:
         given = self.last.new_zeros(len(cotangents), 1, *self.last.shape[1:])
         given[:, 0, targets] = cotangents.to(given)[:, None]
         return batched_gradients(self.last, self.states, given, self.stacked)
-
-
-def near_enough(gradients: Sequence[Tensor], own: Sequence[Tensor]) -> bool:
-    """Whether gradients (K, T, D) of all layers with products in 16 bits are near a model's own.
-
-    Means over positions are compared, as they are what a Jacobian lens is made of.
-    """
-    pairs = [(g.mean(1), wanted.mean(1)) for g, wanted in zip(gradients, own, strict=True)]
-    return all(float((g - wanted).norm()) <= LOW_GAP * max(float(wanted.norm()), 1e-30) for g, wanted in pairs)
 
 
 class LayerGraphs:
