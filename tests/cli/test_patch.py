@@ -97,12 +97,12 @@ def test_an_adapter_is_on_in_the_model_or_in_the_target_alone(model, run, tmp_pa
     first = peft_adapters.saved(tmp_path / "first", lm.model, peft_adapters.lora())
     second = peft_adapters.saved(tmp_path / "second", lm.model, peft_adapters.lora(r=2), seed=1)
     text, target = "the cat sat", "a cat -> a cat, x ->"
-    command = ["patch", text, "-m", str(model), "-t", target, "--layers", "2", "-n", "3", "--json"]
+    command = ["patch", text, "-m", str(model), "-t", target, "--layers", "2", "-n", "8", "--json"]
 
     def texts(adapter, on_target):
         source = lm if adapter is None else ls.models.with_adapter(lm, adapter)
         scope = ls.Patchscope(source, target, adapter=on_target)
-        return scope.generate(source.read(text, positions=-1), [(2, 2)], max_new_tokens=3).texts
+        return scope.generate(source.read(text, positions=-1), [(2, 2)], max_new_tokens=8).texts
 
     expected = {(a, b): list(texts(a, b)) for a, b in ((None, None), (first, None), (None, second), (first, second))}
     assert len({str(one) for one in expected.values()}) == 4
