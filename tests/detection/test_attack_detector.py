@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import lenscope as ls
 from lenscope.detection.attack_detector import AttackDetector
 from lenscope.detection.attack_fit import fit_attack_detector
 from lenscope.detection.detector import load_detector
+from lenscope.detection.detector_parts import fingerprint
 from lenscope.detection.probe_features import all_views, measure_probe_features
 from lenscope.engine.shared_prefix_states import ReadPrefixes
 
@@ -40,7 +42,12 @@ def test_a_detector_scores_as_its_parts(lenses, detector):
     known = ReadPrefixes()
     np.testing.assert_allclose(detector.scores_of_features(detector.features(NEW, known)), scores, atol=1e-6)
     assert detector.saw(labelled_prompts()[3].text)
+    assert detector.saw(f"  {labelled_prompts()[3].text.upper()}\n")
     assert not detector.saw(NEW[0])
+    # a folder of 0.1.0 has digests of texts letter by letter
+    older = replace(detector, prompts=(fingerprint(lenses["logit"].lm, "Say  No"),))
+    assert older.saw("Say  No")
+    assert not older.saw("say no")
 
 
 def test_verdicts_are_by_threshold_and_band(detector):

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 import lenscope as ls
 from lenscope.detection.attack_fit import fit_attack_detector
-from lenscope.detection.detector_parts import fingerprint
+from lenscope.detection.detector_parts import text_fingerprint
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import measure_probe_features
 from lenscope.detection.probes import choose_probe
@@ -28,7 +28,7 @@ def detector(lenses):
 def test_the_best_view_is_taken_by_cross_validation_of_hosts(lm, lenses, detector):
     prompts = labelled_prompts()
     assert len(prompts) == len(detector.prompts) == 80
-    assert detector.prompts[7] == fingerprint(lm, prompts[7].text)
+    assert detector.prompts[7] == text_fingerprint(lm, prompts[7].text)
     features = measure_probe_features(lenses, [p.text for p in prompts], (1, 3, 4))
     attacks, hosts = [p.attack for p in prompts], [p.host for p in prompts]
     areas = {}
@@ -73,6 +73,17 @@ def test_texts_that_are_nearly_equal_are_one_group(lenses):
     made = fit_attack_detector(lenses, prompts + twins, view="length")
     assert made.report["groups"] == 80
     assert made.report["harmless"] == 80
+
+
+def test_equal_texts_are_one_group_whatever_their_hosts(lenses):
+    own = [replace(p, host=f"host {n}", span=None) for n, p in enumerate(labelled_prompts())]
+    twins = [replace(p, text=f" {p.text.upper()}", host=f"twin of {p.host}") for p in own]
+    made = fit_attack_detector(lenses, own + twins, view="length")
+    assert made.report["groups"] == len({p.text.casefold() for p in own}) == 80
+    # one text in two hosts: what shares either of them is one group, though the text counts once
+    both = [*own, replace(own[0], host=own[1].host), replace(own[2], text=f"{own[2].text} more", host=own[1].host)]
+    made = fit_attack_detector(lenses, both, view="length")
+    assert (made.report["attacks"] + made.report["harmless"], made.report["groups"]) == (81, 79)
 
 
 def test_a_view_that_is_asked_for_is_taken_beside_the_controls(lenses):

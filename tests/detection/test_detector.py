@@ -34,6 +34,7 @@ def test_a_detector_scores_as_what_it_is_made_of(tuned, detector):
     assert detector.score(odd[0]) == pytest.approx(found[0])
     assert isinstance(detector.score(odd[0]), float)
     assert detector.saw(REQUESTS[5])
+    assert detector.saw(f"{REQUESTS[5].lower()} ")
     assert not detector.saw(odd[0])
     best = max(w["auroc"] for w in detector.report["tried"])
     taken = next(w for w in detector.report["tried"] if w["auroc"] == best)

@@ -214,3 +214,16 @@ def test_what_does_not_belong_together_is_refused(made):
         try_detectors(made[1:], features(made))
     with pytest.raises(ls.LenscopeError, match="detector 'x': there are last state"):
         try_detectors(made, features(made), detectors=["x"])
+
+
+def test_a_trial_that_cannot_be_trained_is_named_and_loses_no_other(made):
+    few = [LabelledPrompt(f"{WORDS_OF[n < 6]} sheep {n}", n < 6, "few") for n in range(9)]
+    own = [p for p in made if p.data_set == "plain"] + few
+    result = try_detectors(own, features(own))
+    assert [t.design for t in result.trials] == [DESIGNS[0]] * 4
+    assert result.tables["not tested"] == [
+        {"what": "few", "why": "6 attacks, 3 normal prompts; a test takes at least 5 of each"},
+        {"what": f"{DESIGNS[1]}, plain", "why": "leaves 3 normal prompts to train on; it takes at least 4"},
+    ]
+    assert NORMAL_ONLY in {r["detector"] for r in result.tables[DESIGNS[0]]}
+    assert "within the one data set" in result.verdict().lower()

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import lenscope as ls
-from lenscope.detection.labelled_prompts import LabelledPrompt, read_labelled_prompts
+from lenscope.detection.labelled_prompts import LabelledPrompt, different_prompts, read_labelled_prompts
 
 
 def _written(tmp_path, rows, name="mails.jsonl"):
@@ -51,6 +51,7 @@ def test_lines_and_rows_without_a_label_are_what_is_said_of_them(tmp_path):
         ({"text": 3, "label": 1}, "no object with a text"),
         ([], "no object"),
         ({"text": "  ", "label": 1}, "not empty"),
+        ({"text": "a \ud800 b", "label": 1}, "half of a surrogate pair"),
         ({"text": "a", "label": 2}, "label 2; give 1"),
         ({"text": "a", "label": "1"}, "label '1'"),
         ({"text": "a", "label": 1.0}, "label 1.0"),
@@ -80,6 +81,17 @@ def test_files_that_are_not_right_are_one_line(tmp_path):
     ):
         with pytest.raises(ls.LenscopeError, match=told):
             read_labelled_prompts(tmp_path / name)
+
+
+def test_a_text_counts_once_and_joins_its_hosts():
+    def one(text, host="", attack=False):
+        return LabelledPrompt(text, attack, host=host)
+
+    made = [one("a"), one("b", "x"), one("b", "y"), one("c", "y"), one("a", "z"), one("c", "z"), one("d", "w")]
+    assert different_prompts(made) == [one("a", "x"), one("b", "x"), one("c", "x"), one("d", "w")]
+    assert different_prompts(made[:2]) == made[:2]
+    with pytest.raises(ls.LenscopeError, match=r"^prompt 'b': is an attack and a harmless prompt; give each text one"):
+        different_prompts([*made, one("b", attack=True)])
 
 
 def test_prompts_that_contradict_themselves_are_refused():

@@ -54,6 +54,12 @@ def test_at_most_so_many_of_a_set(files):
     assert draw_some(prompts, None, left, "x", 0) == prompts
 
 
+def test_a_text_with_two_labels_is_refused(tmp_path):
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}, {"text": "a", "label": 1}]
+    with pytest.raises(ls.LenscopeError, match="prompt 'a': is an attack and a harmless prompt"):
+        prompts_of_sets(read_prompt_sets([write(tmp_path / "p.jsonl", rows)]))
+
+
 def test_rows_that_cannot_be_put_in_are_refused(tmp_path):
     for row in ({"text": "a", "label": 1, "insert_into": 3}, {"text": "a", "label": 0, "insert_into": "b"}):
         with pytest.raises(ls.LenscopeError, match="line 1: insert_into"):

@@ -15,6 +15,7 @@ from lenscope.detection.trial_designs import (
     family_groups,
     plan_trials,
     prompt_groups,
+    trials_without_training,
 )
 
 
@@ -46,6 +47,26 @@ def test_what_can_be_tested():
     tested, only, refused = data_set_kinds([*prompts(), LabelledPrompt("z", True, "few")])
     assert (tested, only) == (["plain", "mails"], ["only"])
     assert refused == {"few": "1 attacks, 0 normal prompts; a test takes at least 5 of each"}
+
+
+def test_trials_that_leave_too_little_to_train_on_are_left_out():
+    large = [LabelledPrompt(f"one {n}", n % 2 == 0, "one") for n in range(40)]
+    small = [LabelledPrompt(f"two {n}", n < 6, "two") for n in range(9)]
+    plans, short = plan_trials(large + small), trials_without_training(large + small)
+    # the set with three normal prompts is not tested, and too small to train on alone
+    assert [p.design for p in plans] == [DESIGNS[0]] * 4
+    assert short == {f"{DESIGNS[1]}, one": "leaves 3 normal prompts to train on; it takes at least 4"}
+    for plan in plans:
+        assert sum(not (large + small)[n].attack for n in plan.train) >= 4
+    # attacks that all share a host are one group, of which no folds can be made
+    hosted = [LabelledPrompt(f"two {n}", n < 6, "two", host="h" if n < 6 else "") for n in range(12)]
+    (why,) = trials_without_training(large + hosted).values()
+    assert why == (
+        "leaves 6 attacks in 1 groups, 6 harmless prompts in 6: give both kinds, each in at least 2 groups, to train on"
+    )
+    alone = [LabelledPrompt(f"x {n}", n < 5, "x", host="h" if n < 5 else "") for n in range(10)]
+    with pytest.raises(ls.LenscopeError, match="10 prompts: no detector can be trained on a part of them: in dist"):
+        plan_trials(alone)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

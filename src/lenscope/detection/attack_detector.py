@@ -21,7 +21,7 @@ from lenscope.detection.detector_card import detector_card
 from lenscope.detection.detector_parts import (
     check_fingerprints,
     check_fitted_model,
-    fingerprint,
+    is_fitted_prompt,
     lens_beside,
     save_lens_beside,
 )
@@ -188,8 +188,8 @@ class AttackDetector:
         )
 
     def saw(self, prompt: PromptLike) -> bool:
-        """Whether a prompt is one of those the detector was fitted on."""
-        return fingerprint(self.lm, prompt) in self.prompts
+        """Whether the detector was fitted on a prompt, or on one that differs in letter case and blanks alone."""
+        return is_fitted_prompt(self.lm, prompt, self.prompts)
 
     def save(self, folder: str | os.PathLike[str], evaluation: Mapping[str, Any] | None = None) -> None:
         """Write the detector, the lenses it looks through and its card to a folder: JSON, safetensors and README.md.

@@ -13,8 +13,8 @@ import numpy as np
 
 from lenscope.detection.attack_detector import AttackDetector
 from lenscope.detection.calibration import check_calibration, fewest_normals, unsure_band
-from lenscope.detection.detector_parts import fingerprint
-from lenscope.detection.labelled_prompts import LabelledPrompt
+from lenscope.detection.detector_parts import text_fingerprint
+from lenscope.detection.labelled_prompts import LabelledPrompt, different_prompts
 from lenscope.detection.probe_features import (
     ALL_LAYERS,
     BOTH,
@@ -25,6 +25,7 @@ from lenscope.detection.probe_features import (
     probe_reading,
 )
 from lenscope.detection.probes import Probe, ProbeChoice, choose_probe, dealt_folds
+from lenscope.detection.trial_designs import prompt_groups
 from lenscope.errors import LenscopeError
 from lenscope.lenses.lens import Lens
 from lenscope.models.progress import Progress
@@ -74,7 +75,7 @@ def fit_attack_detector(
     reading = probe_reading(lenses, layers, None if view is None else (view,))
     check_calibration(calibration)
     unsure_band(np.empty(0), 0.0, abstain)
-    several = _different(prompts)
+    several = different_prompts(prompts)
     attacks = np.array([p.attack for p in several], dtype=bool)
     harmless = int((~attacks).sum())
     if min(int(attacks.sum()), harmless) < FEWEST_OF_A_KIND:
@@ -87,7 +88,7 @@ def fit_attack_detector(
             f"false positives {false_positives}: takes at least {fewest_normals(false_positives)} harmless prompts, "
             f"not {harmless}"
         )
-    groups = [p.host or _without_case_and_digits(p.text) for p in several]
+    groups = prompt_groups(several, _without_case_and_digits).tolist()
     # what no folds can be made of is refused before anything is measured
     dealt_folds(attacks, groups, seed)
     wanted = None if view is None else tuple(dict.fromkeys((view, *CONTROLS)))
@@ -116,7 +117,7 @@ def fit_attack_detector(
         thresholds=choice.thresholds,
         unsure=choice.unsure,
         false_positives=false_positives,
-        prompts=tuple(fingerprint(reading.lm, p.text) for p in several),
+        prompts=tuple(text_fingerprint(reading.lm, p.text) for p in several),
         report={
             "tried": [_tried(name, c, attacks, groups, seed) for name, (_, c) in chosen.items()],
             "data_sets": _counts_by_data_set(several),
@@ -130,23 +131,13 @@ def fit_attack_detector(
     )
 
 
-def _different(prompts: Sequence[LabelledPrompt]) -> list[LabelledPrompt]:
-    """The prompts, each text once; LenscopeError where one is both."""
-    by_text: dict[str, LabelledPrompt] = {}
-    for prompt in prompts:
-        if by_text.setdefault(prompt.text, prompt).attack != prompt.attack:
-            text = prompt.text if len(prompt.text) <= 60 else prompt.text[:59] + "…"
-            raise LenscopeError(f"prompt {text!r}: is an attack and a harmless prompt; give each text one label")
-    return list(by_text.values())
-
-
 def _without_case_and_digits(text: str) -> str:
     """What is left of a text without letter case, digits and blanks."""
-    return "text " + "".join(c for c in text.casefold() if not c.isdigit() and not c.isspace())
+    return "".join(c for c in text.casefold() if not c.isdigit() and not c.isspace())
 
 
 def _tried(
-    name: str, choice: ProbeChoice, attacks: np.ndarray, groups: Sequence[str], seed: int
+    name: str, choice: ProbeChoice, attacks: np.ndarray, groups: Sequence[int], seed: int
 ) -> dict[str, Any]:  # fmt: skip
     """What came of a view, as JSON values."""
     area = statistics.auroc(choice.margins[~attacks], choice.margins[attacks], seed=seed)

@@ -20,9 +20,10 @@ from lenscope.detection.attack_detector import AttackDetector, attack_detector_o
 from lenscope.detection.detector_parts import (
     check_fingerprints,
     check_fitted_model,
-    fingerprint,
+    is_fitted_prompt,
     lens_beside,
     save_lens_beside,
+    text_fingerprint,
 )
 from lenscope.detection.outliers import (
     METHODS,
@@ -161,8 +162,8 @@ class Detector:
         )
 
     def saw(self, prompt: PromptLike) -> bool:
-        """Whether a prompt is one of those the detector was fitted on."""
-        return fingerprint(self.lens.lm, prompt) in self.prompts
+        """Whether the detector was fitted on a prompt, or on one that differs in letter case and blanks alone."""
+        return is_fitted_prompt(self.lens.lm, prompt, self.prompts)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the detector, and its lens if it has one, to a folder: JSON and safetensors, nothing that runs.
@@ -266,7 +267,7 @@ def fit_detector(
         reference=x[:n],
         threshold=threshold(method, x[:n], false_positives, seed),
         false_positives=false_positives,
-        prompts=tuple(fingerprint(lm, t) for t in texts),
+        prompts=tuple(text_fingerprint(lm, t) for t in texts),
         report={"tried": report, "normal": n, "seed": seed},
     )
 

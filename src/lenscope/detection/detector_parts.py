@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lenscope.detection.labelled_prompts import without_case_and_blanks
 from lenscope.errors import LenscopeError
 from lenscope.files import weights_folder as artifacts
 from lenscope.lenses.lens import Lens
@@ -20,8 +21,21 @@ from lenscope.models.same_model import is_same_model
 
 
 def fingerprint(lm: LM, prompt: PromptLike) -> str:
-    """The SHA-256 of a prompt's text: how a detector knows what it was fitted on."""
+    """The SHA-256 of a prompt's text, letter by letter."""
     return hashlib.sha256(lm.prompt(prompt).text.encode()).hexdigest()
+
+
+def text_fingerprint(lm: LM, prompt: PromptLike) -> str:
+    """The SHA-256 of a prompt's text without letter case and blanks: how a detector knows what it was fitted on."""
+    return hashlib.sha256(without_case_and_blanks(lm.prompt(prompt).text).encode()).hexdigest()
+
+
+def is_fitted_prompt(lm: LM, prompt: PromptLike, prompts: Sequence[str]) -> bool:
+    """Whether a prompt is among those with these digests, or differs from one in letter case and blanks alone.
+
+    Detectors of 0.1.0 have digests of the texts as they were, which are known again only letter by letter.
+    """
+    return text_fingerprint(lm, prompt) in prompts or fingerprint(lm, prompt) in prompts
 
 
 def check_fingerprints(prompts: Sequence[Any]) -> None:

@@ -15,7 +15,15 @@ from lenscope.contents import Brief
 from lenscope.detection.detector_trials_results import DetectorTrials, Trial
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import ProbeFeatures
-from lenscope.detection.trial_designs import FOLDS, TrialPlan, check_apart, data_set_kinds, plan_trials, prompt_groups
+from lenscope.detection.trial_designs import (
+    FOLDS,
+    TrialPlan,
+    check_apart,
+    data_set_kinds,
+    plan_trials,
+    prompt_groups,
+    trials_without_training,
+)
 from lenscope.detection.trial_detectors import NORMAL_ONLY, Rows, Trained, detector_names, train_detector
 from lenscope.errors import LenscopeError
 from lenscope.models.progress import Progress
@@ -105,7 +113,8 @@ def try_detectors(
     if saved:
         trials = [_with_saved(trial, saved, groups) for trial in trials]
     calibrated = {name: name != NORMAL_ONLY for name in names} | {name: s.calibrated for name, s in saved.items()}
-    return DetectorTrials(many, tuple(trials), calibrated, data_set_kinds(many)[2], groups, seed)
+    not_tested = data_set_kinds(many)[2] | trials_without_training(many, folds=folds, seed=seed)
+    return DetectorTrials(many, tuple(trials), calibrated, not_tested, groups, seed)
 
 
 def _trial(

@@ -66,7 +66,8 @@ class DetectorTrials(Brief):
     """The trials of detectors on N prompts, as `try_detectors` makes them; its tables have 95 % intervals over hosts.
 
     `calibrated` says for each detector whether its scores are probabilities; `not_tested` why data sets could not be
-    tested; `groups` (N,) number what prompts share, a host or a text, which is resampled whole.
+    tested, and trials not be trained; `groups` (N,) number what prompts share, a host or a text, which is resampled
+    whole.
     """
 
     prompts: tuple[LabelledPrompt, ...]
@@ -91,7 +92,7 @@ class DetectorTrials(Brief):
         tables["chosen in training"] = [
             {"design": t.design, "left out": t.name, "trained on": len(t.train), **t.choices} for t in self.trials
         ]
-        tables["not tested"] = [{"data set": name, "why": why} for name, why in self.not_tested.items()]
+        tables["not tested"] = [{"what": name, "why": why} for name, why in self.not_tested.items()]
         return {name: rows for name, rows in tables.items() if rows}
 
     def to_dataframe(self) -> Any:

@@ -5,14 +5,15 @@ Does not know: models, features, detectors.
 """
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import read_json_lines, read_lines
 from lenscope.files.untrusted import escaped
+from lenscope.models.inputs import sound
 
 JSON_LINES = (".jsonl", ".jsonl.gz")
 
@@ -25,8 +26,8 @@ class LabelledPrompt:
     `data_set` is where it was published, and `family` the kind of attack, "" for a harmless prompt. Prompts with the
     same `host`, such as one e-mail with and without an injection, never stand on both sides of a test; "" is no host.
     `span` is the part [start, stop) of `text`, in characters, that was inserted: a harmless prompt with a span is a
-    harmless insertion, one without is normal. Raises LenscopeError for an empty text, for a span that is no part of it
-    and for a harmless prompt with a family.
+    harmless insertion, one without is normal. Raises LenscopeError for an empty text, for one with half a surrogate
+    pair, for a span that is no part of it and for a harmless prompt with a family.
     """
 
     text: str
@@ -39,6 +40,7 @@ class LabelledPrompt:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
             raise LenscopeError(f"prompt {self.text!r}: give a text that is not empty")
+        sound(self.text)
         if not isinstance(self.attack, bool):
             raise LenscopeError(f"prompt {_shortened_prompt(self.text)}: attack {self.attack!r}; give True or False")
         if self.family and not self.attack:
@@ -71,9 +73,16 @@ def read_labelled_prompts(
     plain text file, one prompt a line; empty lines are none. Raises LenscopeError, with file and line, for anything
     else, and for a file without prompts.
     """
+    return [prompt for _, prompt in placed_labelled_prompts(path, field=field, attack=attack)]
+
+
+def placed_labelled_prompts(
+    path: str | os.PathLike[str], *, field: str = "text", attack: bool | None = None
+) -> list[tuple[str, LabelledPrompt]]:
+    """("file, line n", prompt) of each prompt that `read_labelled_prompts` reads; LenscopeError as there."""
     name = os.fspath(path)
     if name.endswith(JSON_LINES):
-        prompts = [_prompt_of_row(row, where, path, field, attack) for where, row in read_json_lines(path)]
+        prompts = [(where, _prompt_of_row(row, where, path, field, attack)) for where, row in read_json_lines(path)]
     elif attack is None:
         raise LenscopeError(f"{escaped(name)}: lines of text have no labels; give a file of JSON lines, .jsonl")
     else:
@@ -83,10 +92,41 @@ def read_labelled_prompts(
     return prompts
 
 
-def _prompts_of_lines(path: str | os.PathLike[str], attack: bool) -> Iterator[LabelledPrompt]:
-    for line in read_lines(path):
+def without_case_and_blanks(text: str) -> str:
+    """A text in lower case, its words a blank apart: prompts that differ in nothing else count as one text."""
+    return " ".join(text.casefold().split())
+
+
+def different_prompts(prompts: Sequence[LabelledPrompt]) -> list[LabelledPrompt]:
+    """The prompts, each text once, the first of equal ones; hosts that share a text are one host, named as the first.
+
+    Raises LenscopeError for a text that is an attack and a harmless prompt.
+    """
+    by_text: dict[str, LabelledPrompt] = {}
+    renamed: dict[str, str] = {}
+
+    def name(host: str) -> str:
+        while host in renamed:
+            host = renamed[host]
+        return host
+
+    for prompt in prompts:
+        first = by_text.setdefault(prompt.text, prompt)
+        if first.attack != prompt.attack:
+            text = prompt.text if len(prompt.text) <= 60 else prompt.text[:59] + "…"
+            raise LenscopeError(f"prompt {text!r}: is an attack and a harmless prompt; give each text one label")
+        one, other = name(first.host), name(prompt.host)
+        if not one and other:
+            by_text[prompt.text] = replace(first, host=other)
+        elif other and one != other:
+            renamed[other] = one
+    return [replace(p, host=name(p.host)) if p.host in renamed else p for p in by_text.values()]
+
+
+def _prompts_of_lines(path: str | os.PathLike[str], attack: bool) -> Iterator[tuple[str, LabelledPrompt]]:
+    for n, line in enumerate(read_lines(path), 1):
         if line.strip():
-            yield LabelledPrompt(line, attack, _stem(path))
+            yield f"{os.fspath(path)}, line {n}", LabelledPrompt(line, attack, _stem(path))
 
 
 def _prompt_of_row(

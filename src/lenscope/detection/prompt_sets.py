@@ -14,7 +14,7 @@ import numpy as np
 
 from lenscope.contents import Brief
 from lenscope.detection.insertions import insert_texts
-from lenscope.detection.labelled_prompts import LabelledPrompt, read_labelled_prompts
+from lenscope.detection.labelled_prompts import LabelledPrompt, different_prompts, read_labelled_prompts
 from lenscope.errors import LenscopeError
 from lenscope.files.text_files import read_json_lines
 
@@ -78,7 +78,8 @@ def prompts_of_sets(sets: PromptSets, *, most: int | None = None, seed: int = 0)
         most: attacks, harmless prompts and hosts of a data set at most, drawn at random; None: all.
         seed: fixes what is drawn.
 
-    Questions are no hosts here: texts that are put into them are left out.
+    Questions are no hosts here: texts that are put into them are left out. Raises LenscopeError for a text that is an
+    attack in one row and harmless in another.
     """
     left: Left = Counter()
     prompts = _drawn_plain(sets.plain, most, left, seed)
@@ -93,16 +94,14 @@ def prompts_of_sets(sets: PromptSets, *, most: int | None = None, seed: int = 0)
 
 
 def _drawn_plain(plain: list[LabelledPrompt], most: int | None, left: Left, seed: int) -> list[LabelledPrompt]:
-    once: dict[str, LabelledPrompt] = {}
-    for prompt in plain:
-        once.setdefault(prompt.text, prompt)
+    once = different_prompts(plain)
     if len(once) < len(plain):
         left["text occurs twice"] += len(plain) - len(once)
     sorts: dict[tuple[str, bool], list[LabelledPrompt]] = {}
-    for prompt in once.values():
+    for prompt in once:
         sorts.setdefault((prompt.data_set, prompt.attack), []).append(prompt)
     taken = {p.text for (of, _), own in sorts.items() for p in draw_some(own, most, left, f"of {of}", seed)}
-    return [p for p in once.values() if p.text in taken]
+    return [p for p in once if p.text in taken]
 
 
 def draw_some(

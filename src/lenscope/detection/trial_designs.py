@@ -4,14 +4,15 @@ Knows: what may never stand on both sides, which data sets can be tested, how ma
 Does not know: detectors, features, measures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.detection.labelled_prompts import LabelledPrompt
+from lenscope.detection.labelled_prompts import LabelledPrompt, without_case_and_blanks
+from lenscope.detection.probes import dealt_folds
 from lenscope.errors import LenscopeError
 from lenscope.statistics.probes import deal
 
@@ -20,6 +21,8 @@ FOLDS = 4
 FAMILY_GROUPS = 8
 # attacks, and normal prompts, that a data set needs to be tested
 FEWEST = 5
+# normal prompts that a trial trains on, at least: fewer have no neighbours by which one is odd
+FEWEST_TO_TRAIN = 4
 DESIGNS = ("in distribution", "left-out data sets", "left-out families")
 
 
@@ -38,10 +41,12 @@ class TrialPlan(Brief):
     test: np.ndarray
 
 
-def prompt_groups(prompts: Sequence[LabelledPrompt]) -> np.ndarray:
+def prompt_groups(
+    prompts: Sequence[LabelledPrompt], essence: Callable[[str], str] = without_case_and_blanks
+) -> np.ndarray:
     """The group (N,) of each prompt: prompts with one host or one text are in one, directly or by way of others.
 
-    Texts are one that differ in letter case and blanks alone.
+    Texts are one where `essence` is: without another, those that differ in letter case and blanks alone.
     """
     first: dict[tuple[str, str], int] = {}
     parent = list(range(len(prompts)))
@@ -53,9 +58,8 @@ def prompt_groups(prompts: Sequence[LabelledPrompt]) -> np.ndarray:
         return n
 
     for n, prompt in enumerate(prompts):
-        for key in (("text", " ".join(prompt.text.casefold().split())), ("host", prompt.host)):
-            if key[1]:
-                parent[root(n)] = root(first.setdefault(key, n))
+        for key in (("text", essence(prompt.text)), *([("host", prompt.host)] if prompt.host else [])):
+            parent[root(n)] = root(first.setdefault(key, n))
     names: dict[int, int] = {}
     return np.array([names.setdefault(root(n), len(names)) for n in range(len(prompts))], dtype=np.int64)
 
@@ -95,14 +99,37 @@ def plan_trials(prompts: Sequence[LabelledPrompt], *, folds: int = FOLDS, seed: 
     Folds are of whole groups (`prompt_groups`), each with its share of every data set. Where a data set is left out,
     prompts of others that share a group with it are not trained on. Where families are left out, all data sets leave
     out a group of theirs at once; tested are these attacks, the prompts that share their hosts, and a part of the other
-    harmless ones. Raises LenscopeError for prompts of which no data set can be tested, and for fewer than 2 folds.
+    harmless ones. Trials that leave too little to train on are not among them (`trials_without_training`). Raises
+    LenscopeError for prompts of which no data set can be tested, where no trial is left, and for fewer than 2 folds.
     """
+    plans, short = _plans_and_shortages(prompts, folds, seed)
+    if not plans:
+        why = "; ".join(f"{name}: {reason}" for name, reason in short.items())
+        raise LenscopeError(f"{len(prompts)} prompts: no detector can be trained on a part of them: {why}")
+    return plans
+
+
+def trials_without_training(
+    prompts: Sequence[LabelledPrompt], *, folds: int = FOLDS, seed: int = 0
+) -> dict[str, str]:  # fmt: skip
+    """The trials that `plan_trials` leaves out, and why: what is left to train on has too few prompts of a kind.
+
+    A trial trains on at least 4 normal prompts, and on attacks and harmless prompts that are in two groups each. Raises
+    LenscopeError as `plan_trials`, but for prompts of which no trial is left.
+    """
+    return _plans_and_shortages(prompts, folds, seed)[1]
+
+
+def _plans_and_shortages(
+    prompts: Sequence[LabelledPrompt], folds: int, seed: int
+) -> tuple[list[TrialPlan], dict[str, str]]:  # fmt: skip
+    """The trials of prompts that can be trained, and why others cannot, by design and name."""
     if folds < 2:
         raise LenscopeError(f"folds {folds}: give at least 2")
     tested, harmless, refused = data_set_kinds(prompts)
     if not tested:
         why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise LenscopeError(f"{len(prompts)} prompts: no data set has attacks and normal prompts to be tested {why}")
+        raise LenscopeError(f"{len(prompts)} prompts: no data set has attacks and normal prompts to be tested; {why}")
     groups = prompt_groups(prompts)
     names = np.array([p.data_set for p in prompts], dtype=object)
     attack = np.array([p.attack for p in prompts])
@@ -119,7 +146,23 @@ def plan_trials(prompts: Sequence[LabelledPrompt], *, folds: int = FOLDS, seed: 
             test = in_test & (names == name)
             plans.append(_plan(DESIGNS[1], name, usable & ~np.isin(groups, groups[test]), test, always))
     plans += _family_plans(prompts, names, groups, usable, in_test, always, seed)
-    return [plan for plan in plans if _both(attack[plan.train]) and _both(attack[plan.test])]
+    plans = [plan for plan in plans if _both(attack[plan.test])]
+    normal = np.array([p.normal for p in prompts])
+    short = {f"{p.design}, {p.name}": _shortage(p, attack, normal, groups, seed) for p in plans}
+    trained = [plan for plan in plans if not short[f"{plan.design}, {plan.name}"]]
+    return trained, {name: why for name, why in short.items() if why}
+
+
+def _shortage(plan: TrialPlan, attack: np.ndarray, normal: np.ndarray, groups: np.ndarray, seed: int) -> str:
+    """Why no detector can be trained on what a trial trains on; "" where one can."""
+    count = int(normal[plan.train].sum())
+    if count < FEWEST_TO_TRAIN:
+        return f"leaves {count} normal prompts to train on; it takes at least {FEWEST_TO_TRAIN}"
+    try:
+        dealt_folds(attack[plan.train], groups[plan.train].tolist(), seed)
+    except LenscopeError as error:
+        return f"leaves {error}, to train on"
+    return ""
 
 
 def check_apart(plan: TrialPlan, prompts: Sequence[LabelledPrompt], groups: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from lenscope.detection.calibration import SHARES, calibrate, known_thresholds
 from lenscope.detection.outliers import Neighbours
 from lenscope.detection.probe_features import BOTH, LAST, TRAJECTORIES
 from lenscope.detection.probes import choose_probe, dealt_folds
+from lenscope.detection.trial_designs import FEWEST_TO_TRAIN
 from lenscope.errors import LenscopeError
 from lenscope.statistics.classifier_scores import weighted_auroc
 
@@ -132,8 +133,8 @@ def _train_on_normal(rows: Rows, seed: int) -> Trained:
     view = next((v for v in rows.views if v == TRAJECTORIES), None) or next(iter(rows.views))
     key = next(iter(rows.views[view]))
     x = np.asarray(rows.views[view][key], dtype=float)[rows.normal]
-    if len(x) < 4:
-        raise LenscopeError(f"{len(x)} normal prompts to train on: give at least 4")
+    if len(x) < FEWEST_TO_TRAIN:
+        raise LenscopeError(f"{len(x)} normal prompts to train on: give at least {FEWEST_TO_TRAIN}")
     method = Neighbours(scaled=True)
     held_out = np.empty(len(x))
     names = np.unique(rows.groups[rows.normal], return_inverse=True)[1]

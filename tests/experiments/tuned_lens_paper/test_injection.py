@@ -111,6 +111,6 @@ def test_the_experiment_takes_files(lm, tuned, tmp_path, monkeypatch):
     assert [r["task"] for r in report.tables["Table 1"]] == ["sciq"]
     assert [(r["attacks"], r["number"]) for r in report.tables["texts"]] == [("all", 4), ("a", 2), ("b", 2)]
     assert "left out" not in report.tables
-    assert [r["data set"] for r in report.tables["not tested"]] == ["a", "b"]
+    assert [r["what"] for r in report.tables["not tested"]] == ["a", "b", "left-out data sets, questions"]
     # normal texts of a file of their own are those that the attacks are told from
     assert {r["data set"] for r in report.tables["in distribution"]} == {"questions"}

@@ -124,7 +124,7 @@ def _run_injection(setting: Setting) -> Report:
     every: dict[str, Sequence[Mapping[str, Any]]] = {**tables, "texts": free, "Table 1": paper}
     every["left out"] = [{"of": of, "why": why, "number": count} for (of, why), count in left_out.items()]
     every |= {} if trials is None else trials.tables
-    every["not tested"] = [{"data set": name, "why": why} for name, why in not_tested.items()]
+    every["not tested"] = [{"what": name, "why": why} for name, why in not_tested.items()]
     every = {name: rows for name, rows in every.items() if rows}
     sizes = {
         "questions": setting.choose(**QUESTIONS),

@@ -18,7 +18,8 @@ from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import ProbeFeatures, measure_probe_features
 from lenscope.detection.prompt_features import spaced_layers
 from lenscope.detection.prompt_sets import QUESTIONS, draw_some, prompts_of_sets, read_prompt_sets
-from lenscope.detection.trial_designs import data_set_kinds
+from lenscope.detection.trial_designs import data_set_kinds, plan_trials
+from lenscope.errors import LenscopeError
 from lenscope.experiments.setting import Setting
 from lenscope.experiments.tuned_lens_paper.injection_data import labelled
 from lenscope.lenses.lens import Lens
@@ -97,6 +98,12 @@ def run_protocol(
     """
     prompts, left_out = protocol_prompts(setting)
     tested, _, refused = data_set_kinds(prompts)
+    folds = setting.choose(**FOLDS)
+    if tested:
+        try:
+            plan_trials(prompts, folds=folds, seed=setting.seed)
+        except LenscopeError as error:
+            tested, refused = [], refused | {"all prompts": str(error)}
     if not tested:
         return None, refused, left_out
     features = _cached_features(setting, lenses, prompts)
@@ -105,12 +112,12 @@ def run_protocol(
         trials = try_detectors(
             prompts,
             features,
-            folds=setting.choose(**FOLDS),
+            folds=folds,
             seed=setting.seed,
             cached=lambda name, make: setting.cached(f"trial {name}", make, prompts=own),
             progress=advance,
         )
-    return trials, refused, left_out
+    return trials, trials.not_tested, left_out
 
 
 def _cached_features(setting: Setting, lenses: Mapping[str, Lens], prompts: list[LabelledPrompt]) -> ProbeFeatures:
