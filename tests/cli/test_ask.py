@@ -39,6 +39,7 @@ def test_mistakes_are_one_line(run, roomy):
         (["--max-tokens", "0"], "--max-tokens 0: give at least 1"),
         (["--max-tokens", "100000"], "max_new_tokens 100000"),
         (["--contrast", "-1"], "--contrast -1"),
+        (["--contrast", "1e300"], "--contrast 1e+300: give a number from 0 to 1000, such as 0.5"),
         (["--stop", ""], "--stop: an empty text"),
         (["--oracle", "/nowhere"], "/nowhere"),
         (["--seed", "-1"], "--seed -1: give at least 0"),

@@ -134,17 +134,53 @@ def test_prompts_of_a_file_are_scored_together_in_their_order(run, model, folder
         assert line["score"] == pytest.approx(made.score(line["prompt"]), abs=1e-6)
 
 
-def test_what_stands_before_a_bad_line_is_scored(run, model, folder, tmp_path):
+@pytest.mark.parametrize("where", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("{", "is no JSON object with a field 'text'; name it with --field"),
+        (json.dumps({"text": "x" * 200}), "reads at most 64; shorten it"),
+        (json.dumps({"text": ""}), "it must be a text"),
+        (json.dumps({"text": "hi \ud800 x"}), "half of a surrogate pair, which is no character; leave it out"),
+    ],
+)
+def test_what_stands_before_a_bad_line_is_scored(run, model, folder, tmp_path, bad, why, where):
     file = tmp_path / "log.jsonl"
-    for bad, why in (("{", "line 3"), (json.dumps({"text": "x" * 200}), "reads at most 64")):
-        file.write_text(
-            "\n".join([json.dumps({"text": "The cat"}), json.dumps({"text": "A dog"}), bad, '{"text": "b"}'])
-        )
-        status, out, err = run("detect", "score", folder, "-f", str(file), "-m", model)
-        assert status == 2
-        assert why in err
-        assert err.count("\n") == 1
-        assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["The cat", "A dog"]
+    file.write_text(
+        "\n".join([json.dumps({"text": "The cat"}), "", json.dumps({"text": "A dog"}), bad, '{"text": "b"}'])
+    )
+    more = ("--where", "--json") if where else ()
+    status, out, err = run("detect", "score", folder, "-f", str(file), "-m", model, *more)
+    assert status == 2
+    (told,) = err.splitlines()
+    assert told.startswith(f"lenscope: {file}, line 4: ")
+    assert told.endswith(why)
+    assert [json.loads(line)["text" if where else "prompt"] for line in out.splitlines()] == ["The cat", "A dog"]
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+@pytest.mark.parametrize("where", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (b"\xff\xfe bad", "is not UTF-8 (byte 0xff); convert it"),
+        (b"caf\xe9", "is not UTF-8 (byte 0xe9); convert it"),
+        (b"a\0b", "is no text (it has NUL bytes); give UTF-8, or UTF-16 with its mark"),
+        (b"x" * 200, "reads at most 64; shorten it"),
+    ],
+)
+def test_a_line_of_text_that_cannot_be_read_is_named(run, model, folder, tmp_path, monkeypatch, bad, why, where, stdin):
+    file = tmp_path / "log.txt"
+    raw = b"The cat\n\n  \nA dog\r\n" + bad + b"\nnext\n"
+    file.write_bytes(raw)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(raw)), encoding="utf-8"))
+    more = ("--where", "--json") if where else ()
+    status, out, err = run("detect", "score", folder, "-f", "-" if stdin else str(file), "-m", model, *more)
+    assert status == 2
+    (told,) = err.splitlines()
+    assert told.startswith(f"lenscope: {'standard input' if stdin else file}, line 5: ")
+    assert told.endswith(why)
+    assert [json.loads(line)["text" if where else "prompt"] for line in out.splitlines()] == ["The cat", "A dog"]
 
 
 def test_where_a_prompt_is_odd_is_shown_printed_and_saved(run, model, folder, tmp_path):

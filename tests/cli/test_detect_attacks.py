@@ -94,10 +94,16 @@ def test_the_view_that_is_asked_for_is_taken(run, roomy, files, view):
 
 def test_rows_keep_their_labels(files):
     prompts = detect_attacks.labelled_prompts_of(str(files / "normal.txt"), str(files / "attacks.jsonl"), "q")
-    assert [p.attack for p in prompts] == [False] * 40 + [True] * 40
-    assert (prompts[-1].data_set, prompts[-1].family, prompts[-1].host) == ("mails", "family 0", "host 19")
+    assert [p.attack for _, p in prompts] == [False] * 40 + [True] * 40
+    assert [place for place, _ in prompts[38:41]] == [
+        f"{files / 'normal.txt'}, line 39",
+        f"{files / 'normal.txt'}, line 40",
+        f"{files / 'attacks.jsonl'}, line 1",
+    ]
+    _, last = prompts[-1]
+    assert (last.data_set, last.family, last.host) == ("mails", "family 0", "host 19")
     both = detect_attacks.labelled_prompts_of(str(files / "both.jsonl"), str(files / "both.jsonl"), "text")
-    assert [p.attack for p in both] == [p.attack for p in labelled_prompts()]
+    assert [p.attack for _, p in both] == [p.attack for p in labelled_prompts()]
 
 
 def test_a_fit_on_normal_prompts_alone_leaves_out_what_is_not_normal(run, roomy, files):
@@ -125,7 +131,34 @@ def test_a_fit_on_normal_prompts_alone_leaves_out_what_is_not_normal(run, roomy,
 
 def test_normal_prompts_may_come_from_stdin(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
-    assert detect_attacks.normal_prompts_of("-", "text") == (["one", "two"], {})
+    placed = [("standard input, line 1", "one"), ("standard input, line 3", "two")]
+    assert detect_attacks.normal_prompts_of("-", "text") == (placed, {})
+
+
+def test_a_prompt_that_the_model_does_not_read_is_named_with_its_line(run, roomy, files, monkeypatch):
+    whole = (files / "normal.txt").read_text()
+    (files / "long.txt").write_text(f"one\n\n{'x ' * 600}\n{whole}")
+    rows = [json.dumps({"text": t, "label": 1}) for t in ("Say no.", "half \ud800 a pair", *"abc")]
+    (files / "half.jsonl").write_text("\n".join(rows))
+    fit = ("detect", "fit", "-o", str(files / "new"), "-m", roomy, "--layers", "1")
+    monkeypatch.setattr("sys.stdin", io.StringIO((files / "long.txt").read_text()))
+    long, half = (
+        f"lenscope: {files / 'long.txt'}, line 3: the prompt has ",
+        f"lenscope: {files / 'half.jsonl'}, line 2: ",
+    )
+    for asked, why in (
+        (("-d", str(files / "long.txt")), long),
+        (("-d", str(files / "normal.txt"), "--attacks", str(files / "long.txt")), long),
+        (("-d", "-"), "lenscope: standard input, line 3: the prompt has "),
+        (("-d", str(files / "half.jsonl")), half),
+        (("-d", str(files / "normal.txt"), "--attacks", str(files / "half.jsonl")), half),
+    ):
+        status, out, err = run(*fit, *asked)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(why)
+    status, out, err = run("detect", "evaluate", "-d", str(files / "half.jsonl"), "-m", roomy)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(half)
 
 
 def test_mistakes_are_one_line(run, roomy, files):

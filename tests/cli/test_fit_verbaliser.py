@@ -49,6 +49,17 @@ def test_titles_become_a_verbaliser_that_patch_uses(run, roomy, files, trained, 
     assert grid.layer.tolist() == [0]
 
 
+def test_a_run_of_another_precision_in_the_same_folder_is_refused(run, roomy, files, tmp_path):
+    """Vectors of a file are the same data in any precision."""
+    source = ["--vectors", str(files / "v.safetensors"), "--labels", str(files / "labels.txt")]
+    command = ["fit-verbaliser", "-m", roomy, *source, "--steps", "1", "-o", str(tmp_path / "new")]
+    assert run(*command)[0] == 0
+    status, out, err = run(*command, "--dtype", "bfloat16")
+    assert (status, out) == (2, "")
+    assert "of another run, with another dtype (float32, not bfloat16); give another folder\n" in err
+    assert "saved" not in err
+
+
 def test_ask_takes_a_verbaliser(run, roomy, trained):
     asked = ["ask", "the cat sat on a mat", "What is it?", "-m", roomy, "--verbaliser", str(trained), "-n", "2"]
     status, out, err = run(*asked, "--json")
@@ -102,6 +113,8 @@ def test_other_sources_of_vectors(run, roomy, files, tmp_path, kind):
         (["--vectors", "TEXT"], "--vectors: give --labels too"),
         (["--titles", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--titles", "TEXT", "--shape", "afine"], "did you mean affine?"),
+        (["--titles", "TEXT", "--rank", "0"], "--rank 0: give at least 1"),
+        (["--titles", "TEXT", "--shape", "low_rank", "--rank", "0"], "--rank 0: give at least 1"),
         (["--titles", "TEXT", "--steps", "0"], "--steps 0: give at least 1"),
         (["--titles", "TEXT", "--minutes", "nan"], "--minutes nan: give a number above 0"),
         (["--titles", "SHORT"], "titles: 1; give two at least"),

@@ -77,7 +77,8 @@ def test_a_streamed_fit_is_the_same_lens_and_is_merged_streamed(run, model, text
         (["--rule", "lrp"], "rule 'lrp': there are gradient, relp"),
         (["--targets", "all"], "targets 'all': give 'later' or 'same'"),
         (["--target-layer", "99"], "target_layer 99"),
-        (["--tokens", "100M"], "give more text"),
+        (["--tokens", "100M"], "tokens 100000000: "),
+        (["--length", "17"], "--length 17: the first 16 positions of a prompt and its last one do not count; give at"),
     ],
 )
 def test_wrong_settings_are_one_line(run, model, text, tmp_path, more, message):

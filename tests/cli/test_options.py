@@ -104,7 +104,10 @@ REFUSED = {
         ([*LENS, "--lens", "LENS", "--lens", "logit", "--generate", "2"], "through one lens"),
     ],
     ("lens", "--compare"): [([*LENS, "--lens", "LENS", "--lens", "logit", "--compare", "ho"], "through one lens")],
-    ("lens", "--temperature"): [([*LENS, "--temperature", "1"], "applies to --generate")],
+    ("lens", "--temperature"): [
+        ([*LENS, "--temperature", "1"], "applies to --generate"),
+        ([*LENS, "--temperature", "0"], "applies to --generate"),
+    ],
     ("lens", "--seed"): [
         ([*LENS, "--seed", "1"], "applies to --temperature"),
         ([*LENS, "--generate", "2", "--seed", "1"], "applies to --temperature"),
@@ -140,7 +143,7 @@ REFUSED = {
     **{
         ("fit", option): [(["fit", "-o", "OUT", option, value], "applies to --recipe jacobian")]
         for option, value in (
-            *(("--until", "0.9"), ("--targets", "same"), ("--target-layer", "3")),
+            *(("--until", "0.9"), ("--targets", "same"), ("--target-layer", "0")),
             *(("--rule", "relp"), ("--part", "1/2")),
         )
     },

@@ -61,10 +61,10 @@ def test_a_contrast_reaches_texts_next_tokens_and_controls(run, model):
     code, out, _ = run(*plain, "--contrast", "2", "--controls")
     assert code == 0
     assert "with contrast 2" in " ".join(out.split())
-    for wrong in ("-1", "nan", "inf"):
+    for wrong in ("-1.0", "nan", "inf", "1000.5", "1e+300"):
         code, out, err = run(*plain, "--contrast", wrong)
         assert (code, out) == (2, "")
-        assert err == f"lenscope: --contrast {wrong}: give 0 (no contrast) or a positive number, such as 0.5\n"
+        assert err == f"lenscope: --contrast {wrong}: give a number from 0 to 1000, such as 0.5; 0 is no contrast\n"
 
 
 def test_an_interruption_is_one_line_and_status_130(run, model, monkeypatch):

@@ -45,13 +45,26 @@ def test_by_default_the_middle_layers_and_the_models_own_token(run, model):
 
 
 @pytest.mark.parametrize(
+    ("layers", "words"), [("1,3", "layers 1, 3"), ("2", "layer 2"), ("1:4", "layers 1–3"), ("0:2,3", "layers 0–1, 3")]
+)
+def test_the_caption_names_the_layers_that_are_changed_and_no_others(run, model, layers, words):
+    status, out, err = run("swap", *ASKED, "-m", model, "--layers", layers, "--controls", "1")
+    assert status == 0, err
+    assert f"{words} at 3 of 3 positions; change" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
     ("wrong", "why"),
     [
         ([*ASKED, "--layers", "77"], "layer 77"),
+        ([*ASKED, "--layers", "3:1"], "layers 3:1: none of the layers 0–4 of the model; give the first layer and"),
+        ([*ASKED, "--layers", "2,9:"], "layers 9:: none of the layers 0–4"),
+        ([*ASKED, "--positions", ":0"], "positions :0: none of the prompt's"),
         ([*ASKED, "--layers", "8-20"], "--layers 8-20: give numbers and ranges"),
         ([*ASKED, "--positions", "77"], "position 77"),
         ([*ASKED, "--positions", "dog"], "not in the prompt"),
         (["The cat sat", " a longer text", " cat"], "it is"),
+        (["The cat sat", "", " cat"], "token '': is no token of"),
         (["The cat sat", " cat", " cat"], "in its own place"),
         ([*ASKED, "--answer", " a longer text"], "give one of them"),
         ([*ASKED, "--controls", "-1"], "--controls -1"),
@@ -68,3 +81,5 @@ def test_mistakes_are_one_line(run, model, wrong, why):
     assert err.startswith("lenscope: ")
     assert why in err
     assert err.count("\n") == 1
+    # FROM and TO are texts here, also those of digits
+    assert "an id" not in err

@@ -299,6 +299,22 @@ def test_early_layers_of_which_the_lens_knows_little_are_marked(browser, written
         assert page.locator("#result-2 .row-head.weak").count() == 4
 
 
+def test_the_head_names_the_layers_that_are_there_and_no_others(browser, written, lm):
+    for layers, words in (
+        ((0, 1, 20), "layers 0–1, 20 of 30"),
+        ((5,), "layer 5 of 30"),
+        ((0, 1, 2), "layers 0–2 of 30"),
+    ):
+        t = dataclasses.replace(synthetic(len(layers), 2), layers=layers, n_layers=30)
+        with opened(browser, written(t)) as page:
+            page.wait_for_selector(".cell")
+            assert f"· {words} ·" in page.locator(".about").first.inner_text()
+    both = ls.Lens(lm).compare("The cat", "A dog ran", layers=[0, 2])
+    with opened(browser, written(both)) as page:
+        page.wait_for_selector(".cell")
+        assert f"· layers 0, 2 of {lm.n_layers} ·" in page.locator(".about").first.inner_text()
+
+
 def test_hostile_texts_do_nothing(browser, written):
     """Whatever tokens, prompts, names and titles are, they are text: nothing of them runs, turns or hides."""
     words = {i: HOSTILE[i % len(HOSTILE)] for i in range(300)}

@@ -1,5 +1,7 @@
 """Contrastive decoding of a Patchscope: every cell against two plain runs of the model for each token."""
 
+import math
+
 import numpy as np
 import pytest
 import tiny
@@ -271,9 +273,17 @@ def test_a_saved_grid_knows_its_contrast(lm64, tmp_path):
             type(grid).from_json(document)
 
 
-@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf"), "0.5", True, None, [1.0]])
-def test_contrasts_that_are_no_number_of_at_least_0_are_refused(lm64, wrong):
+@pytest.mark.parametrize("wrong", [-0.1, 1000.5, 1e38, 1e300, 10**400, math.nan, math.inf, "0.5", True, None, [1.0]])
+def test_contrasts_that_are_no_number_from_0_to_1000_are_refused(lm64, wrong):
     states, scope = lm64.read(SOURCE, 2, -1), ls.Patchscope(lm64, TARGET)
     for call in (scope.predict, scope.generate, lambda s, **how: stream_explanation(scope, s, **how)):
-        with pytest.raises(ls.LenscopeError, match=r"contrast .*: give 0 \(no contrast\) or a positive number"):
+        with pytest.raises(ls.LenscopeError, match=r"contrast .*: give a number from 0 to 1000, such as 0\.5"):
             call(states, contrast=wrong)
+
+
+def test_the_largest_contrast_gives_finite_numbers_in_float32(lm):
+    states, scope = lm.read(SOURCE, 2, -1), ls.Patchscope(lm, TARGET)
+    grid = scope.predict(states, [1, 3], answers=["a"], contrast=1000)
+    assert np.isfinite(grid.log_probs).all()
+    assert all(np.isfinite(values).all() for values in grid.measures.values())
+    assert np.isfinite(scope.generate(states, [1, 3], max_new_tokens=NEW, contrast=1000).log_probs).all()

@@ -52,8 +52,31 @@ def test_marks_without_an_own_codec(tmp_path):
 def test_what_is_no_text_is_said_in_one_line(tmp_path, raw, message):
     path = tmp_path / "a.txt"
     path.write_bytes(raw)
-    with pytest.raises(LenscopeError, match=rf"^{path}: .*{message}"):
+    with pytest.raises(LenscopeError, match=rf"^{path}, line 1: .*{message}"):
         list(read_lines(path))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_before_one_that_is_no_text_are_read(tmp_path, encoding, packed):
+    path = tmp_path / ("a.txt.gz" if packed else "a.txt")
+    wide = encoding in ("utf-16", "utf-32")
+    raw = "ü one\r\n\n\ufeffthree\nbad \udce9\nnext\n".encode(encoding, "surrogatepass" if wide else "surrogateescape")
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    lines = read_lines(path)
+    assert [next(lines) for _ in range(3)] == ["ü one", "", "three"]
+    name = encoding.removesuffix("-sig").upper()
+    with pytest.raises(LenscopeError, match=rf"^{path}, line 4: is not {name} \(byte 0xe9\); convert it"):
+        next(lines)
+
+
+def test_a_character_that_is_cut_at_the_end_of_a_file_is_no_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("one\ntwo ü".encode()[:-1])
+    lines = read_lines(path)
+    assert next(lines) == "one"
+    with pytest.raises(LenscopeError, match=rf"^{path}, line 2: is not UTF-8 \(byte 0xc3\)"):
+        next(lines)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -77,7 +100,7 @@ def test_a_line_has_a_limit(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(b"a" * 1000 + b"\n" + b"b" * 1000))
     assert [len(line) for line in read_lines(path)] == [1000, 1000]
     path.write_bytes(gzip.compress(b"a" * 1001))
-    with pytest.raises(LenscopeError, match="more than 1,000 characters"):
+    with pytest.raises(LenscopeError, match=r"a\.txt\.gz, line 1: has more than 1,000 characters"):
         list(read_lines(path))
 
 

@@ -1,6 +1,8 @@
 """A fitted Jacobian lens: killed and resumed, in parts and merged, on two processes, it is that of one run."""
 
+import json
 import math
+import re
 
 import jacobian_processes
 import pytest
@@ -10,9 +12,12 @@ from small_fits import documents, make
 
 import lenscope as ls
 from lenscope.errors import LenscopeError
-from lenscope.fitting.jacobian_lens import fit_jacobian_lens
+from lenscope.fitting.jacobian_lens import fit_jacobian_lens, rows_of_halves
 from lenscope.fitting.jacobian_merging import merge_jacobian_lenses
+from lenscope.fitting.jacobian_sums import SUMS, JacobianSums
+from lenscope.fitting.jacobian_texts import text_name_with_paths
 from lenscope.mappings.mapping import load_mapping
+from lenscope.text.corpus import Corpus
 
 SHORT = {"length": 32, "skip": 4}
 
@@ -143,6 +148,8 @@ def test_reading_stops_when_the_halves_agree():
         ({"part": (3, 2)}, "part 3/2"),
         ({"targets": "all"}, "targets 'all'"),
         ({"tokens": 10**7}, "give more text"),
+        ({"length": 5}, "length 5: the first 4 positions of a prompt and its last one do not count; give at least 6"),
+        ({"part": (1, 1000)}, r"parts 1000: list of texts has \d+ rows of 32 tokens .* at most \d+ parts"),
     ],
 )
 def test_what_is_out_of_range_is_said_before_the_model_runs(changed, says, monkeypatch):
@@ -150,6 +157,99 @@ def test_what_is_out_of_range_is_said_before_the_model_runs(changed, says, monke
     monkeypatch.setattr(lm.runner, "capture", None)
     with pytest.raises(LenscopeError, match=says):
         fitted(lm, **changed)
+
+
+@pytest.mark.parametrize("part", [(1, 1), (1, 2)])
+def test_the_most_tokens_that_are_advised_are_all_there_are(part, monkeypatch):
+    lm = make()
+    monkeypatch.setattr(lm.runner, "capture", None)
+    with pytest.raises(LenscopeError, match=r"^tokens 10000000: .* give more text, at most \d+ tokens, or") as refused:
+        fitted(lm, tokens=10**7, part=part)
+    most = int(re.search(r"at most (\d+) tokens", str(refused.value))[1])
+    text = Corpus.open(lm, documents(), **SHORT).split(0.1)[0]
+    shorter = min(sum(len(batch.row) for batch in half.batches()) for half in text.split(0.5))
+    assert most == 2 * 32 * (shorter - shorter % part[1])
+    assert rows_of_halves(text, most, part[1]) == most // (64 * part[1])
+    with pytest.raises(LenscopeError, match=f"tokens {most + 1}: "):
+        rows_of_halves(text, most + 1, part[1])
+
+
+def test_a_resumed_fit_reads_nothing_more_where_the_halves_agree(tmp_path):
+    lm = make()
+    lens = fitted(lm, tokens=3000, until=0.2, folder=tmp_path)
+    for _ in range(2):
+        errors = []
+        again = fitted(lm, tokens=3000, until=0.2, folder=tmp_path, report_error=errors.append)
+        assert again.report["prompts"] == lens.report["prompts"]
+        assert len(errors) == 1
+    assert fitted(lm, tokens=320, until=0.9999, folder=tmp_path).report["prompts"] > lens.report["prompts"]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """One text in two files, and another text."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("t.jsonl", 0), ("copy.jsonl", 0), ("other.jsonl", 3)):
+        (tmp_path / name).write_text("".join(json.dumps({"input_ids": d}) + "\n" for d in documents(seed=seed)))
+    return tmp_path
+
+
+def test_a_text_counts_once_whatever_its_file_is_called(files):
+    lm = make()
+    first = fitted(lm, "t.jsonl", folder=files / "a", tokens=192)
+    for name in (str(files / "t.jsonl"), "copy.jsonl"):
+        assert fitted(lm, name, folder=files / "a", tokens=192).report["prompts"] == first.report["prompts"] == 6
+    assert apart(fitted(lm, "./copy.jsonl", folder=files / "a"), fitted(lm, "t.jsonl")) == 0
+    fitted(lm, "copy.jsonl", folder=files / "b", tokens=64)
+    with pytest.raises(LenscopeError, match="has read text that another"):
+        merge_jacobian_lenses(lm, [files / "a", files / "b"])
+    # another text may come into the same folder
+    assert fitted(lm, "other.jsonl", folder=files / "b", tokens=64).report["prompts"] == 4
+
+
+def test_parts_of_one_text_under_two_paths_merge_where_they_are_apart(files):
+    lm = make()
+    for folder, name, part in (("1", "t.jsonl", (1, 2)), ("2", "copy.jsonl", (2, 2)), ("3", "copy.jsonl", (2, 3))):
+        fitted(lm, name, folder=files / folder, part=part, tokens=192)
+    before = merge_jacobian_lenses(lm, [files / "1", files / "2"], folder=files / "both").report["prompts"]
+    fitted(lm, "copy.jsonl", folder=files / "again", part=(1, 2), tokens=192)
+    for folders in (("1", "3"), ("1", "again")):
+        with pytest.raises(LenscopeError, match="has read text that another"):
+            merge_jacobian_lenses(lm, [files / name for name in folders])
+    # what was merged goes on by its parts
+    assert fitted(lm, "t.jsonl", folder=files / "both", part=(2, 2)).report["prompts"] > before
+
+
+def test_a_folder_counts_no_prompt_twice(files):
+    lm = make()
+    epochs = Corpus.open(lm, "copy.jsonl", epochs=2, **SHORT)
+    fitted(lm, "t.jsonl", folder=files / "a", part=(1, 2), tokens=192)
+    for data, part, says in (
+        ("copy.jsonl", (1, 1), "has read part 1/2 of this text, and part 1/1 would count"),
+        ("t.jsonl", (2, 3), "has read part 1/2 of this text, and part 2/3 would count"),
+        (epochs, (1, 2), "has read this text in epochs 1, and epochs 2 would count its prompts again; give epochs 1"),
+        ([files / "t.jsonl", files / "other.jsonl"], (1, 2), "has read some of these files beside others or alone"),
+    ):
+        with pytest.raises(LenscopeError, match=says):
+            fitted(lm, data, folder=files / "a", part=part, tokens=192)
+    assert fitted(lm, "t.jsonl", folder=files / "a", part=(2, 2), tokens=192).report["prompts"] == 8
+
+
+def test_a_folder_with_names_of_before_goes_on(files):
+    lm = make()
+    about = Corpus.open(lm, "t.jsonl", **SHORT).split(0.1)[0].split(0.5)[1].provenance()
+    for name in ("a", "b"):
+        fitted(lm, "t.jsonl", folder=files / name, tokens=192)
+        sums = JacobianSums.load(files / name / SUMS)
+        sums.rows = {text_name_with_paths(about, (0, 1)): 3}
+        sums.save(files / name / SUMS)
+    assert apart(fitted(lm, "t.jsonl", folder=files / "a"), fitted(lm, "t.jsonl")) == 0
+    # with the name of today beside the old one: comparable with both kinds
+    assert list(JacobianSums.load(files / "a" / SUMS).rows.values()) == [6, 6]
+    fitted(lm, "copy.jsonl", folder=files / "c", tokens=64)
+    for other in ("b", "c"):
+        with pytest.raises(LenscopeError, match="has read text that another"):
+            merge_jacobian_lenses(lm, [files / "a", files / other])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])

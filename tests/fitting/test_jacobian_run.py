@@ -10,7 +10,7 @@ from lenscope.distributed.processes import Group
 from lenscope.errors import LenscopeError
 from lenscope.fitting import jacobian_passes
 from lenscope.fitting.jacobian_passes import LayerGraphs
-from lenscope.fitting.jacobian_run import ALONE, JacobianRun, Targets, text_name
+from lenscope.fitting.jacobian_run import ALONE, JacobianRun, Targets
 from lenscope.fitting.jacobian_sums import JacobianSums
 from lenscope.text.corpus import Corpus
 
@@ -178,13 +178,6 @@ def test_a_model_in_training_mode_is_refused():
     lm.model.train()
     with pytest.raises(LenscopeError, match="training mode"):
         run_of(lm)
-
-
-def test_parts_of_a_text_have_names_of_their_own():
-    lm = make("llama")
-    one, other = (Corpus.open(lm, documents(seed=n), length=32, skip=4) for n in (0, 1))
-    assert text_name(one, (0, 2)) != text_name(one, (1, 2))
-    assert text_name(one, (0, 1)) != text_name(other, (0, 1))
 
 
 def test_unknown_targets_are_refused():

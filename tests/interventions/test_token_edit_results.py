@@ -70,6 +70,8 @@ def test_the_table_has_a_line_for_each_run(effects):
     assert [str(c.header) for c in table.columns][:2] == ["run", "most probable"]
     assert "EditEffects(swap" in repr(effects)
     assert "3 prompts, layers 1–3, 4 controls, tiny-llama, Jacobian lens" in repr(effects)
+    for layers, words in (((1, 2, 4), "layers 1–2, 4,"), ((2,), "layer 2,")):
+        assert f"prompts, {words} 4 controls" in repr(dataclasses.replace(effects, layers=layers))
     for call in (
         lambda: effects.table(9),
         lambda: effects.change(2),

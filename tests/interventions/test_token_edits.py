@@ -210,3 +210,10 @@ def test_16_bits_are_edited_in_float32_and_refused_where_they_overflow():
 def test_units_have_length_1(lens):
     lengths = TokenDirections(lens.lm, lens.f, "tuned").unit(torch.tensor([A, B]), 1).norm(dim=-1)
     assert torch.allclose(lengths, torch.ones(2, dtype=torch.float64))
+
+
+def test_an_edit_names_the_layers_that_it_changes_and_no_others(lens):
+    shown = {words: repr(swap_tokens(lens, A, B, layers)) for words, layers in
+             {"layers 1–3": slice(1, 4), "layers 1, 3": [1, 3], "layer 2": 2}.items()}  # fmt: skip
+    for words, text in shown.items():
+        assert f", {words}, " in text

@@ -58,6 +58,12 @@ def test_a_jacobian_lens_counts_block_outputs_from_zero(lm64, tmp_path):
         ({"J": ..., "jacobian_sum": {0: torch.eye(D)}}, "jacobian_sum of n_done None prompts, of which there is no"),
         ({"d_model": D // 2}, "says d_model 16 from 16, but its matrices are .32, 32."),
         ({"source_layers": [0, 1, 3]}, "source_layers are 0, 1, 3, but J has the blocks 0–2"),
+        ({"source_layers": ["a", 1, 2]}, "source_layers hold 'a'; they must be block numbers"),
+        ({"source_layers": []}, "source_layers are none, but J has the blocks 0–2"),
+        ({"J": {3: torch.eye(D)}, "source_layers": [3]}, "has blocks none; of tiny-llama it would have 0–2"),
+        ({"n_prompts": -3}, "is the mean of n_prompts -3; give"),
+        ({"d_model": torch.tensor([D, D])}, "says d_model tensor.* but its matrices are .32, 32."),
+        ({"metadata": {"target_layer": torch.tensor([3, 3])}}, "tiny-llama is read after block 3"),
         ({"provenance": {"capture_point": "mlp_out"}}, "reads 'mlp_out'; lenses here read the outputs of blocks"),
         ({"provenance": {"model_id": "gpt2"}}, "was fitted for 'gpt2'"),
         ({"metadata": {"target_layer": 2}}, "maps to block 2; tiny-llama is read after block 3"),
@@ -69,6 +75,12 @@ def test_a_jacobian_lens_that_does_not_fit_is_refused(changes, message, lm64, tm
     with pytest.raises(ls.LenscopeError, match=message) as told:
         load_lens(tmp_path / "lens.pt", lm64)
     assert "\n" not in str(told.value)
+
+
+def test_sums_beside_a_lens_that_is_not_there_are_unfinished(lm64, tmp_path):
+    jacobian_file(tmp_path / "lens.pt", J=None, jacobian_sum={k: torch.eye(D) for k in range(3)}, n_done=4)
+    lens = load_lens(tmp_path / "lens.pt", lm64)
+    assert lens.report["unfinished"] == "unfinished: a checkpoint of a fit after 4 prompts"
 
 
 def test_a_jacobian_lens_is_known_by_its_file_s_name(lm64, tmp_path):

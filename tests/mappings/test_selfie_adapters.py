@@ -1,6 +1,7 @@
 """Files of SelfIE adapters: made by the published rules, read, mapped as the published formulas do, and written."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -69,6 +70,17 @@ def test_every_projection_maps_as_published(kind, normalize, tmp_path):
     assert adapter.map.normalize is normalize
 
 
+def test_single_entries_that_say_the_same_as_config_json_are_read(tmp_path):
+    more = {"projection_type": "low_rank_only", "normalize_input": "True", "low_rank_rank": str(R)}
+    file = saved(tmp_path / "a.safetensors", tensors_of("low_rank_only"), header_of("low_rank_only", **more))
+    adapter = read_selfie_adapter(file)
+    assert adapter.map.rank == R
+    # a map of another rank in its place is written with its own
+    other = replace(adapter, map=replace(adapter.map, U=torch.ones(D, 1), V=torch.ones(1, D)))
+    write_selfie_adapter(other, tmp_path / "b.safetensors")
+    assert read_selfie_adapter(tmp_path / "b.safetensors").map.rank == 1
+
+
 @pytest.mark.parametrize("kind", TENSORS)
 def test_written_is_read_again_and_has_the_published_tensors(kind, tmp_path):
     adapter = read_selfie_adapter(saved(tmp_path / "a.safetensors", tensors_of(kind), header_of(kind)))
@@ -98,6 +110,13 @@ def changed(kind="scalar_affine_plus_low_rank", drop=(), header=None, **tensors)
     return made, header_of(kind) if header is None else header
 
 
+def of_rank(rank):
+    header = header_of("scalar_affine_plus_low_rank")
+    config = json.loads(header["config_json"])
+    config["projection"]["low_rank_rank"] = rank
+    return {**header, "config_json": json.dumps(config)}
+
+
 HUGE = torch.tensor([1000.0])
 FAULTS = {
     "another format": (changed(header={"format": "pt"}), "is no SelfIE adapter: its header says format 'pt'"),
@@ -113,6 +132,25 @@ FAULTS = {
     "type no text": (changed(header=header_of(["scale_only"])), "a projection of type"),
     "normalize": (changed(header=header_of("scalar_affine_plus_low_rank", "yes")), "normalize_input is 'yes'"),
     "model_dim": (changed(header=header_of("scale_only", model_dim="x")), "is not that of selfie_adapter_v1"),
+    "model_dim below 0": (changed("scale_only", header=header_of("scale_only", model_dim="-3")), "model_dim is -3; it"),
+    "model_dim 0": (
+        changed("scale_only", header=header_of("scale_only", model_dim="0")),
+        "must be a whole number from 1",
+    ),
+    "rank no number": (changed(header=of_rank("4")), 'low_rank_rank is "4"; it must be a whole number from 1 on'),
+    "rank 0": (changed(header=of_rank(0)), "low_rank_rank is 0; it must be a whole number from 1 on"),
+    "another type beside": (
+        changed(header=header_of("scalar_affine_plus_low_rank", projection_type="full_rank")),
+        "projection_type is 'full_rank', and 'scalar_affine_plus_low_rank' in config_json",
+    ),
+    "another normalize beside": (
+        changed(header=header_of("scalar_affine_plus_low_rank", normalize_input="false")),
+        "normalize_input is 'false', and 'true' in config_json",
+    ),
+    "another rank beside": (
+        changed(header=header_of("scalar_affine_plus_low_rank", low_rank_rank="9")),
+        "low_rank_rank is '9', and '3' in config_json",
+    ),
     "missing": (changed(drop=["V"]), "lacks the tensor V; a projection of type scalar_affine_plus_low_rank has"),
     "one more": (changed(extra=torch.ones(2)), "has a tensor 'extra'"),
     "width": (changed(bias=torch.ones(D + 1)), "bias is of shape (13,); a projection"),

@@ -1,5 +1,7 @@
 """Text ↔ ids ↔ positions, padding, and what is said when a person names a place that is not there."""
 
+import re
+
 import pytest
 import tiny
 import torch
@@ -84,6 +86,15 @@ def test_tokens_by_text_and_id(encoder):
     assert encoder.token_id("a") == one
     with pytest.raises(LenscopeError, match=r"is \d tokens"):
         encoder.token_id("zqzq")
+    # the command line, where ids are texts, has the same line
+    with pytest.raises(LenscopeError) as raised:
+        encoder.token_id("zqzq")
+    assert re.search(r"; give one of them(, or ' zqzq', which is one)?$", str(raised.value))
+    with pytest.raises(LenscopeError) as raised:
+        encoder.token_id("")
+    assert str(raised.value) == (
+        "token '': is no token of tiny; give the text of one, with the space before it where it has one"
+    )
     with pytest.raises(LenscopeError, match="token ids 0–319"):
         encoder.token_id(320)
 

@@ -1,5 +1,6 @@
 """Sweeps, run: each row once, equal to Patchscopes by hand, whoever runs them and however often they are killed."""
 
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -7,6 +8,7 @@ import shutil
 import signal
 import time
 
+import affine_lens
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -282,6 +284,15 @@ def test_a_row_that_cannot_be_run_is_named_before_any_is_run(lm, tmp_path, monke
     with pytest.raises(ls.LenscopeError, match=line) as raised:
         ls.sweep({**SPEC, **change}, tmp_path, models={"tiny": lm})
     assert "\n" not in str(raised.value)
+
+
+def test_a_mapping_with_a_gap_names_the_layers_that_it_has(lm, tmp_path):
+    f = affine_lens.affine(lm)
+    gap = dataclasses.replace(f, weights={pair: w for pair, w in f.weights.items() if pair[0] != 1})
+    gap.save(tmp_path / "gap")
+    spec = {**SPEC, "sources": {"prompts": ["the cat"], "layers": [1]}, "mappings": [str(tmp_path / "gap")]}
+    with pytest.raises(ls.LenscopeError, match=r"not fitted from layer 1 to layer 4.* \(to layer 4: layers 0, 2–4\)"):
+        ls.sweep({**spec, "targets": {"name": "identity", "layers": [4]}}, tmp_path / "out", models={"tiny": lm})
 
 
 def test_a_target_that_stands_twice_has_the_layers_of_both(lm, tmp_path):

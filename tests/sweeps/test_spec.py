@@ -45,11 +45,11 @@ mappings: identity
         *(
             (
                 {"methods": ["predict", {"generate": {"contrast": wrong}}]},
-                f"spec: methods[1].contrast: is {shown}; give 0 (no contrast) or a positive number, such as 0.5",
+                f"spec: methods[1].contrast: is {shown}; give a number from 0 to 1000, such as 0.5; 0 is no contrast",
             )
             for wrong, shown in (
                 *((-1, "-1"), (-0.5, "-0.5"), (float("nan"), "NaN"), (float("inf"), "Infinity"), (True, "true")),
-                *(("0.5", "'0.5'"), ([0.5], "[0.5]"), (None, "null")),
+                *(("0.5", "'0.5'"), ([0.5], "[0.5]"), (None, "null"), (1000.5, "1000.5"), (1e300, "1e+300")),
             )
         ),
         ({"methods": [{"generate": {"contrast": 10**400}}]}, "spec: methods[0].contrast: is 1000"),

@@ -16,6 +16,7 @@ from lenscope.cli.detect_attacks import (
     fit_on_attacks,
     labelled_prompts_of,
     normal_prompts_of,
+    require_prompts_fit,
 )
 from lenscope.cli.detect_score import PromptField, check_field, score_prompts_command
 from lenscope.cli.options import (
@@ -178,6 +179,7 @@ def fit_detector_command(
     for why, count in left_out.items():
         tell(f"left out: {count} × {why}")
     lm = common.load()
+    require_prompts_fit(lm, prompts)
     from lenscope.detection.detector import fit_detector
     from lenscope.lenses.lens import Lens
 
@@ -185,7 +187,7 @@ def fit_detector_command(
     with progress_bar("prompts") as advance:
         detector = fit_detector(
             Lens(lm, f),
-            prompts,
+            [text for _, text in prompts],
             choices=tuple(choice or ()),
             layers=None if wanted is None else resolve_layers(wanted, lm.n_layers),
             methods=tuple(method or METHODS),

@@ -5,13 +5,13 @@ Does not know: how a detector is fitted (detection/attack_fit.py), the other opt
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lenscope.cli.detect_score import read_prompt_file
+from lenscope.cli.detect_score import naming_place, placed_prompts_of_file
 from lenscope.cli.options import CommonOptions, resolve_layers
 from lenscope.cli.several_lenses import LOGIT, lenses_as_named, lenses_by_name
 from lenscope.cli.streams import flush, print_json, tell
@@ -22,34 +22,35 @@ from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
     from lenscope.detection.labelled_prompts import LabelledPrompt
+    from lenscope.models.language_model import LM
 
 
-def labelled_prompts_of(data: str, attacks: str, field: str) -> "list[LabelledPrompt]":
-    """The prompts of --data and --attacks: a row's own label counts, and what has none is as its option says.
+def labelled_prompts_of(data: str, attacks: str, field: str) -> "list[tuple[str, LabelledPrompt]]":
+    """The prompts of --data and --attacks with their places: a row's own label counts, else it is as its option says.
 
     One file for both must have labels in all rows. Raises LenscopeError for files that are not right.
     """
-    from lenscope.detection.labelled_prompts import read_labelled_prompts
+    from lenscope.detection.labelled_prompts import placed_labelled_prompts
 
     if Path(data).resolve() == Path(attacks).resolve():
-        return read_labelled_prompts(data, field=field)
-    harmless = read_labelled_prompts(data, field=field, attack=False)
-    return [*harmless, *read_labelled_prompts(attacks, field=field, attack=True)]
+        return placed_labelled_prompts(data, field=field)
+    harmless = placed_labelled_prompts(data, field=field, attack=False)
+    return [*harmless, *placed_labelled_prompts(attacks, field=field, attack=True)]
 
 
-def normal_prompts_of(data: str, field: str) -> tuple[list[str], Counter[str]]:
-    """The normal prompts of --data without --attacks, and how many others are left out, by reason.
+def normal_prompts_of(data: str, field: str) -> tuple[list[tuple[str, str]], Counter[str]]:
+    """The normal prompts of --data without --attacks with their places, and how many are left out, by reason.
 
     What a row says of itself counts: its label and its span. What comes from stdin, "-", has neither. Raises
     LenscopeError for a file that is not right, or has no normal prompt.
     """
     if data == "-":
-        return list(read_prompt_file(data, field)), Counter()
-    from lenscope.detection.labelled_prompts import read_labelled_prompts
+        return list(placed_prompts_of_file(data, field)), Counter()
+    from lenscope.detection.labelled_prompts import placed_labelled_prompts
 
-    prompts = read_labelled_prompts(data, field=field, attack=False)
-    normal = [p.text for p in prompts if p.normal]
-    attacks = sum(p.attack for p in prompts)
+    prompts = placed_labelled_prompts(data, field=field, attack=False)
+    normal = [(where, p.text) for where, p in prompts if p.normal]
+    attacks = sum(p.attack for _, p in prompts)
     left_out = Counter({
         f"attack, by its label in {data}; --attacks FILE fits a detector on attacks too": attacks,
         f"harmless prompt with an insertion, by its span in {data}": len(prompts) - len(normal) - attacks,
@@ -59,6 +60,13 @@ def normal_prompts_of(data: str, field: str) -> tuple[list[str], Counter[str]]:
             f"{data}: none of its {len(prompts)} prompts is normal, by labels and spans; give a file of normal ones"
         )
     return normal, +left_out
+
+
+def require_prompts_fit(lm: "LM", placed: Iterable[tuple[str, str]]) -> None:
+    """Raise LenscopeError, which names its place, for a prompt that the model does not read, such as one too long."""
+    for place, text in placed:
+        with naming_place(place):
+            lm.prompt(text)
 
 
 def check_attack_options(calibration: str | None, abstain: float | None) -> None:
@@ -90,7 +98,7 @@ def check_view(view: str | None, lenses: Sequence[str], layers: str | None) -> N
 
 def fit_on_attacks(
     common: CommonOptions,
-    prompts: "Sequence[LabelledPrompt]",
+    placed: "Sequence[tuple[str, LabelledPrompt]]",
     output: str,
     *,
     view: str | None,
@@ -102,15 +110,16 @@ def fit_on_attacks(
     abstain: float,
     seed: int,
 ) -> None:
-    """Fit a detector of attacks, show what was tried, and save it."""
+    """Fit a detector of attacks on prompts, which stand behind their places, show what was tried, and save it."""
     lm = common.load()
+    require_prompts_fit(lm, ((place, prompt.text) for place, prompt in placed))
     from lenscope.detection.attack_fit import fit_attack_detector
 
     lenses = lenses_as_named(places, lm, transferred)
     with progress_bar("prompts") as advance:
         detector = fit_attack_detector(
             lenses,
-            prompts,
+            [prompt for _, prompt in placed],
             view=view,
             layers=None if layers is None else resolve_layers(layers, lm.n_layers),
             calibration=calibration,

@@ -5,6 +5,7 @@ Does not know: how a detector works (detection/detector.py), how it is fitted (d
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,11 +99,14 @@ def score_prompts_command(
     detector, known, done = load_detector(folder, lm), ReadPrefixes(), 0
     most = 1 if where else batch or PROMPTS_TOGETHER
     with rate_line("prompts") as advance:
-        for texts in _batches_of_prompts(prompts or (), file, field or "text", most):
+        for placed in _batches_of_prompts(prompts or (), file, field or "text", most):
             if where:
-                odd = detector.where(texts[0])
-                show_and_save(odd, lm, repr(texts[0]), odd.detector, "scores", common.as_json, output, html)
-            for part in [] if where else _scorable(detector, texts, known):
+                place, text = placed[0]
+                with naming_place(place):
+                    one = lm.prompt(text)
+                odd = detector.where(one)
+                show_and_save(odd, lm, repr(text), odd.detector, "scores", common.as_json, output, html)
+            for part in [] if where else _scorable(detector, placed, known):
                 for prompt, score in part:
                     print_json(_line_of_score(detector, prompt, score))
                 flush()
@@ -113,19 +117,24 @@ def score_prompts_command(
 
 
 def _scorable(
-    detector: "Detector | AttackDetector", texts: list[str], known: "ReadPrefixes"
+    detector: "Detector | AttackDetector", placed: list[tuple[str, str]], known: "ReadPrefixes"
 ) -> Iterator[list[tuple[str, float]]]:
-    """Prompts with their scores, all together; where one of them cannot be read, those before it one by one."""
+    """Prompts with their scores, all together; where one of them cannot be read, those before it one by one.
+
+    `placed` are prompts behind their places; LenscopeError names that of the one that cannot be read.
+    """
+    texts = [text for _, text in placed]
     try:
-        scores = detector.scores_of_features(detector.features(texts, known)).tolist()
+        with naming_place(placed[0][0] if len(placed) == 1 else ""):
+            scores = detector.scores_of_features(detector.features(texts, known)).tolist()
     except LenscopeError:
-        if len(texts) == 1:
+        if len(placed) == 1:
             raise
     else:
         yield list(zip(texts, scores, strict=True))
         return
-    for text in texts:
-        yield from _scorable(detector, [text], known)
+    for one in placed:
+        yield from _scorable(detector, [one], known)
 
 
 def _line_of_score(detector: "Detector | AttackDetector", prompt: str, score: float) -> dict[str, Any]:
@@ -139,12 +148,25 @@ def _line_of_score(detector: "Detector | AttackDetector", prompt: str, score: fl
     return {"prompt": prompt, **about, "false_positives": detector.false_positives}
 
 
-def _batches_of_prompts(given: Sequence[str], file: str | None, field: str, most: int) -> Iterator[list[str]]:
-    """The prompts of the command line, then those of a file as they come."""
+def _batches_of_prompts(
+    given: Sequence[str], file: str | None, field: str, most: int
+) -> Iterator[list[tuple[str, str]]]:
+    """The prompts of the command line, whose place is "", then those of a file as they come, with theirs."""
     for start in range(0, len(given), most):
-        yield list(given[start : start + most])
+        yield [("", text) for text in given[start : start + most]]
     if file is not None:
-        yield from batches_as_they_come(read_prompt_file(file, field), most)
+        yield from batches_as_they_come(placed_prompts_of_file(file, field), most)
+
+
+@contextmanager
+def naming_place(place: str) -> Iterator[None]:
+    """Within the block a LenscopeError begins with the place of the prompt that it is about, where there is one."""
+    try:
+        yield
+    except LenscopeError as error:
+        if not place:
+            raise
+        raise LenscopeError(f"{place}: {error}") from error
 
 
 def check_field(field: str | None, *files: str) -> None:
@@ -159,9 +181,16 @@ def check_field(field: str | None, *files: str) -> None:
 
 def read_prompt_file(file: str, field: str) -> Iterator[str]:
     """The prompts of a file, each as soon as its line is there; empty lines are none."""
-    for n, line in enumerate(read_lines(standard_input() if file == "-" else file), 1):
+    return (text for _, text in placed_prompts_of_file(file, field))
+
+
+def placed_prompts_of_file(file: str, field: str) -> Iterator[tuple[str, str]]:
+    """("file, line n", prompt) of a file's prompts, each as soon as its line is there; empty lines are none."""
+    name, source = ("standard input", standard_input()) if file == "-" else (file, file)
+    for n, line in enumerate(read_lines(source), 1):
         if line.strip():
-            yield _prompt_of_line(line, f"{file}, line {n}", field) if file.endswith((".jsonl", ".jsonl.gz")) else line
+            where = f"{name}, line {n}"
+            yield where, _prompt_of_line(line, where, field) if file.endswith((".jsonl", ".jsonl.gz")) else line
 
 
 def _prompt_of_line(line: str, where: str, field: str) -> str:

@@ -139,9 +139,10 @@ def fit_command(
     if jacobian:
         how: dict[str, Any] = {"until": until, "target_layer": target_layer, "part": mine, "held_out": held_out}
         how |= {"targets": targets or "later", "rule": rule or "gradient"}
-        make_folder(Path(output))
-        from lenscope.fitting.jacobian_lens import LENGTH, SKIP, TOKENS, require_settings
+        from lenscope.fitting.jacobian_lens import LENGTH, SKIP, TOKENS, require_length, require_settings
 
+        require_length("--length", length or LENGTH, SKIP)
+        make_folder(Path(output))
         if stream:
             from lenscope.fitting.streamed_jacobian import require_streamed_settings
 

@@ -86,6 +86,8 @@ def fit_verbaliser_command(
     from lenscope.fitting.verbaliser_steps import SHAPES
 
     require_name("shape", shape, SHAPES)
+    if rank is not None and rank < 1:
+        raise LenscopeError(f"--rank {rank}: give at least 1")
     require_effect("--rank", rank, shape.startswith("low_rank"), "applies to --shape low_rank or low_rank_only")
     chosen = parse_indices(layers, "layers")
     require_effect(
@@ -106,8 +108,8 @@ def fit_verbaliser_command(
     from lenscope.fitting.verbaliser import STEPS, VerbaliserInterrupted, fit_verbaliser
 
     how: dict[str, Any] = {
-        "shape": shape, "rank": rank or 8, "pooled": not own_weights, "steps": steps or STEPS, "minutes": minutes,
-        "seed": seed,
+        "shape": shape, "rank": 8 if rank is None else rank, "pooled": not own_weights,
+        "steps": STEPS if steps is None else steps, "minutes": minutes, "seed": seed,
     }  # fmt: skip
     wanted = None if chosen is None else resolve_layers(chosen, lm.n_layers)
     h, texts, where, center = _vectors_to_train_on(lm, read, wanted)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from lenscope.cli.options import available_tokens
 from lenscope.cli.streams import first_process, print_json, tell
 from lenscope.cli.terminal import LINES, Screen, Stopped, headline, noted_progress_bar, progress_bar, show
 from lenscope.errors import LenscopeError
@@ -60,11 +59,12 @@ def fit_jacobian(
         as_json: whether the report goes to stdout as JSON.
         again: the options that name the model, for the command that reads through the lens.
     """
-    from lenscope.fitting.jacobian_lens import fit_jacobian_lens
+    from lenscope.fitting.jacobian_lens import fit_jacobian_lens, rows_of_halves
 
-    text = corpus.split(how["held_out"])[0]
-    each = [available_tokens(half, -(-tokens // 2), asked) for half in text.split(0.5)]
-    tokens = 2 * min(each)
+    if not asked:
+        parts = how["part"][1]
+        rows = rows_of_halves(corpus.split(how["held_out"])[0], tokens, parts, all_there=False)
+        tokens = min(tokens, 2 * rows * parts * corpus.length)
     try:
         with noted_progress_bar("tokens" if lm.runner.stream is None else "blocks of prompts") as (advance, note):
 

@@ -109,8 +109,8 @@ Seed = Annotated[
 Contrast = Annotated[
     float,
     typer.Option(
-        help="α, from 0 on: choose tokens from (1 + α) · patched - α · unpatched logits, so that what the prompt says "
-        "of itself counts less. 0: not at all."
+        help="α, from 0 to 1000: choose tokens from (1 + α) · patched - α · unpatched logits, so that what the prompt "
+        "says of itself counts less. 0: not at all."
     ),
 ]
 
@@ -326,10 +326,15 @@ def parse_indices(text: str | None, name: str) -> list[int | slice] | None:
 
 
 def resolve_layers(indices: list[int | slice], n_layers: int) -> list[int]:
-    """Return the layer numbers that integers and slices stand for in a model of `n_layers` blocks."""
+    """Return the layer numbers that integers and slices stand for in a model of `n_layers` blocks.
+
+    Raises LenscopeError for a slice that none of its layers is in.
+    """
+    from lenscope.models.layers import layers_of_slice
+
     layers: list[int] = []
     for n in indices:
-        layers += [n] if isinstance(n, int) else range(n_layers + 1)[n]
+        layers += [n] if isinstance(n, int) else layers_of_slice(n, n_layers, "the model")
     return layers
 
 
@@ -371,9 +376,14 @@ def parse_amount(text: str, name: str) -> int:
 
 
 def require_contrast(contrast: float) -> None:
-    """Raise LenscopeError for a --contrast that is no finite number from 0 on."""
-    if not 0 <= contrast < float("inf"):
-        raise LenscopeError(f"--contrast {contrast:g}: give 0 (no contrast) or a positive number, such as 0.5")
+    """Raise LenscopeError for a --contrast that is out of range."""
+    if contrast:
+        from lenscope.measures.contrasted_readout import contrast_weight
+
+        try:
+            contrast_weight(contrast)
+        except LenscopeError as error:
+            raise LenscopeError(f"--{error}") from error
 
 
 def _shortened(text: str) -> str:

@@ -139,8 +139,9 @@ def patch_command(
     if tokens is not None and tokens < 0:
         raise LenscopeError(f"--tokens {tokens}: give at least 0")
     written = "tells next tokens, so that nothing is written"
-    require_effect("--tokens", tokens, not grid, f"--grid {written}")
-    require_effect("--tokens", tokens, not answer, f"--answer {written}")
+    # 0 says as much as they do
+    require_effect("--tokens", tokens or None, not grid, f"--grid {written}")
+    require_effect("--tokens", tokens or None, not answer, f"--answer {written}")
     require_effect(
         "--stop", stop, not predicts, f"{'--grid' if grid else '--answer' if answer else '--tokens 0'} {written}"
     )

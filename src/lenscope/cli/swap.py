@@ -147,10 +147,12 @@ def swap_command(
 
 def _caption(effects: "EditEffects") -> list[str]:
     """What was changed and by how much, and what it did to the answers beside its controls, in a few lines."""
-    one, band = effects.prompts[0], effects.layers
+    from lenscope.models.layers import layers_in_words
+
+    one = effects.prompts[0]
     places = len(one.places)
     lines = [
-        f"layers {band[0]}–{band[-1]}, {places} of {len(one.tokens)} positions; change: "
+        f"{layers_in_words(effects.layers)} at {places} of {len(one.tokens)} positions; change: "
         f"{float(effects.relative_size.mean()):.1%} of a state's length in the mean; rank 0 is the top"
     ]
     for k, text in enumerate(one.answers):

@@ -17,7 +17,8 @@ from lenscope.errors import LenscopeError
 
 def require_effect(option: str, value: Any, applies: bool, why: str) -> None:
     """Raise LenscopeError for an option that was given where it has no effect; `why` says when it has one."""
-    if value not in (None, False, []) and not applies:
+    # not by `in`: 0 equals False, and is a number that was given
+    if value is not None and value is not False and value != [] and not applies:
         raise LenscopeError(f"{option}: {why}; leave it out")
 
 

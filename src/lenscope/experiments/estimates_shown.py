@@ -25,8 +25,9 @@ def mean_curve(label: str, x: Sequence[Any], scores: np.ndarray, dashed: bool = 
 
 
 def interval(e: Estimate, digits: int = 2) -> str:
-    """An estimate as it stands in a sentence."""
-    return f"{e.value:.{digits}f} [{e.low:.{digits}f}, {e.high:.{digits}f}]"
+    """An estimate as it stands in a sentence; of one that has no interval, as that of a single item, the value."""
+    middle = f"{e.value:.{digits}f}"
+    return middle if np.isnan([e.low, e.high]).all() else f"{middle} [{e.low:.{digits}f}, {e.high:.{digits}f}]"
 
 
 def surely(estimates: Iterable[Estimate]) -> tuple[int, int]:

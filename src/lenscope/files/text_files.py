@@ -4,11 +4,13 @@ Knows: byte order marks, what ends a line, quotes in tables, JSON by lines, how 
 Does not know: what lines and rows mean.
 """
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,6 +32,19 @@ MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+# Bytes that are none of the encoding stand in their line as these characters, which no encoding gives, so that the
+# lines before are read although a file is decoded in blocks.
+UNDECODED, FIRST_UNDECODED = "lenscope-undecoded", 0xDC00
+_BAD = re.compile("[\udc00-\udcff]")
+
+
+def _undecoded(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "".join(chr(FIRST_UNDECODED + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(UNDECODED, _undecoded)
 
 
 def encoding_of(head: bytes) -> str:
@@ -42,23 +57,27 @@ def read_lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
 
     Only \n, \r\n and \r end a line: a form feed or U+2028 within one belongs to it. A byte order mark is no text, also
     where files were joined, and UTF-16 or UTF-32 are read where one says so; all else is UTF-8. NULs at the end of the
-    file are none of its text. Raises LenscopeError for a file that cannot be read, is no text, or has a line above
-    67,108,864 characters.
+    file are none of its text. Raises LenscopeError for a file that cannot be read, and, with the number of the line and
+    after all lines before it, for one that is no text or has more than 67,108,864 characters.
     """
     if isinstance(file, str | os.PathLike):
         name = os.fspath(file)
         name, file = ("standard input", sys.stdin) if name == "-" else (name, Path(name))
     else:
-        name = str(getattr(file, "name", "text"))
-    with _reading_text(name), _open_text(file) as stream:
+        name = "standard input" if file is sys.stdin else str(getattr(file, "name", "text"))
+    name, n = escaped(name), 0
+    with checked_reading(name, "cannot be read as text"), _open_text(file) as stream:
         while line := stream.readline(LONGEST_LINE + 2):
+            n += 1
+            where = f"{name}, line {n}"
+            _require_decoded(line, stream, where)
             if line[-1] != "\n":
                 if len(line) > LONGEST_LINE:
-                    raise LenscopeError(f"{name}: a line has more than {LONGEST_LINE:,} characters; break it up")
+                    raise LenscopeError(f"{where}: has more than {LONGEST_LINE:,} characters; break it up")
                 # what was never written of a file that grew to its size first
                 line = line.rstrip("\0")
             if "\0" in line:
-                raise LenscopeError(f"{name}: is no text (it has NUL bytes); give UTF-8, or UTF-16 with its mark")
+                raise LenscopeError(f"{where}: is no text (it has NUL bytes); give UTF-8, or UTF-16 with its mark")
             yield line.removesuffix("\n").removeprefix("\ufeff")
 
 
@@ -190,7 +209,7 @@ def _open_text(file: Path | IO[Any]) -> Iterator[IO[str]]:
         source = (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb")
     with source as binary:
         peeked = binary if hasattr(binary, "peek") else io.BufferedReader(binary)
-        text = io.TextIOWrapper(peeked, encoding=encoding_of(peeked.peek(4)[:4]), newline=None)
+        text = io.TextIOWrapper(peeked, encoding=encoding_of(peeked.peek(4)[:4]), errors=UNDECODED, newline=None)
         try:
             yield text
         finally:
@@ -208,13 +227,9 @@ class _Lines:
         return next(self.found, "")
 
 
-@contextmanager
-def _reading_text(name: str) -> Iterator[None]:
-    with checked_reading(name, "cannot be read as text"):
-        try:
-            yield
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise LenscopeError(
-                f"{escaped(name)}: is not {error.encoding.upper()} (byte {byte:#04x}); convert it"
-            ) from error
+def _require_decoded(line: str, stream: IO[str], where: str) -> None:
+    """Raise LenscopeError for a line with bytes that are none of the stream's encoding; text has no encoding."""
+    encoding: str | None = getattr(stream, "encoding", None)
+    if encoding is not None and not line.isascii() and (bad := _BAD.search(line)):
+        byte = ord(bad[0]) - FIRST_UNDECODED
+        raise LenscopeError(f"{where}: is not {encoding.removesuffix('-sig').upper()} (byte {byte:#04x}); convert it")

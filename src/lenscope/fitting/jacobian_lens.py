@@ -80,8 +80,10 @@ def fit_jacobian_lens(
     prompts say, with 95 %, that it brings the lens nearer to their Jacobians.
 
     With a `folder` the sums of both halves are saved in it once a minute, and a further call goes on from them, also
-    one with more `tokens`; lenses of different text are joined by `merge_jacobian_lenses`. Processes that torchrun
-    started share the rows. Each process holds 12 L D² bytes of sums, and twice that if there are several.
+    one with more `tokens`, or with other text. No prompt counts twice: texts are known by their content, and what has
+    rows in common with what was read is refused. Lenses of different text are joined by `merge_jacobian_lenses`.
+    Processes that torchrun started share the rows. Each process holds 12 L D² bytes of sums, and twice that if there
+    are several.
 
     A model whose weights are streamed from disk (`lenscope.models.load_streamed`) is differentiated block by block, a
     row in two readings of its weights. Gradients of the row that is on the way are in the folder; a killed run goes on
@@ -108,19 +110,19 @@ def fit_jacobian_lens(
         report_error: called with the least cosine of all layers whenever the halves were compared.
 
     Raises LenscopeError, before text is read, for numbers out of range, text that is too short, a model in training
-    mode, one whose gradients are not those of finite differences, and for a folder of another run.
+    mode, one whose gradients are not those of finite differences, and for a folder of another run, or of other rows of
+    the same text.
     """
     last = lm.n_layers if target_layer is None else target_layer
     require_settings(lm, tokens, until=until, target_layer=last, targets=targets, rule=rule, part=part)
     began = time.perf_counter()
+    require_length("length", *((data.length, data.skip) if isinstance(data, Corpus) else (length, skip)))
     corpus = data if isinstance(data, Corpus) else Corpus.open(lm, data, length=length, skip=skip, seed=seed)
     if lm.runner.stream is not None:
         require_streamed_fit(lm, corpus, folder, "gradients of a row")
     text, held = corpus.split(held_out)
-    rows = max(1, ceil(tokens / (2 * corpus.length * part[1])))
     # whatever is wrong with the text shows before the model runs
-    for half in text.split(0.5):
-        half.digest(rows * part[1] * corpus.length)
+    rows = rows_of_halves(text, tokens, part[1])
     me, made_with = described(lm)
     settings = {
         "model": me["model_hash"], "length": corpus.length, "skip": corpus.skip, "seed": corpus.seed,
@@ -132,6 +134,7 @@ def fit_jacobian_lens(
         where = None if folder is None else Path(folder) / SUMS
         sums = _sums_in(lm, settings, where)
         run = make_run(lm, text, sums, (part[0] - 1, part[1]), share)
+        run.go_on(folder)
         each = 2 * part[1] * corpus.length
         if isinstance(run, StreamedJacobianRun):
             each = 2 * last
@@ -143,14 +146,20 @@ def fit_jacobian_lens(
             if progress is not None and group.rank == 0:
                 progress(each * done + blocks, each * rows)
 
-        for stop in _stops(run.done, rows, until is not None or report_error is not None):
+        compared = until is not None or report_error is not None
+
+        def agreed() -> bool:
+            least = measures.least_cosine(sums)
+            if report_error is not None and group.rank == 0:
+                report_error(least)
+            return until is not None and least >= until
+
+        # what earlier runs read may be enough
+        enough = compared and 0 < run.done < rows and min(sums.prompts) > 0 and agreed()
+        for stop in [] if enough else _stops(run.done, rows, compared):
             run.read(stop, where, advance)
-            if until is not None or report_error is not None:
-                least = measures.least_cosine(sums)
-                if report_error is not None and group.rank == 0:
-                    report_error(least)
-                if until is not None and least >= until:
-                    break
+            if compared and agreed():
+                break
         matrices, layers, drawn, about = measures.lens(
             sums, run.rows_of if shrink else None, corpus.seed, run.room_for_lens()
         )
@@ -190,6 +199,51 @@ def make_run(lm: LM, text: Corpus, sums: JacobianSums, part: tuple[int, int], gr
     last, rule = sums.settings["target_layer"], sums.settings["rule"]
     graphs = LayerGraphs(lm, range(last), last, low_products(lm, sums), rule == "gradient")
     return JacobianRun(lm, (first, second), graphs, Targets(sums.settings["targets"]), sums, part, group, _rule(rule))
+
+
+def rows_of_halves(text: Corpus, tokens: int, parts: int, all_there: bool = True) -> int:
+    """How many rows of each half one of several parts of a text reads, for so many tokens over all parts and halves.
+
+    Args:
+        text: both halves.
+        tokens: what is wanted, rounded up to rows.
+        parts: how many parts there are.
+        all_there: raise LenscopeError, which says how many tokens there are, for text that ends before; else fewer rows
+            are read of it.
+    """
+    wanted = max(1, ceil(tokens / (2 * text.length * parts)))
+    if text.documents is None:
+        return wanted
+    there = min(_rows_there(half, wanted * parts) for half in text.split(0.5))
+    rows = min(wanted, there // parts)
+    in_half = f"{text.name} has {there} rows of {text.length} tokens in the shorter of the two halves that are fitted"
+    if not rows:
+        raise LenscopeError(f"parts {parts}: {in_half}; give more text, or at most {there} parts")
+    if all_there and rows < wanted:
+        raise LenscopeError(
+            f"tokens {tokens}: {in_half} (epochs {text.epochs}); give more text, at most "
+            f"{2 * rows * parts * text.length} tokens, or epochs {ceil(text.epochs * wanted * parts / there)}"
+        )
+    return rows
+
+
+def _rows_there(half: Corpus, wanted: int) -> int:
+    """How many rows a half of a text has, counted up to those wanted; LenscopeError where it has none."""
+    there = 0
+    for batch in half.batches(None, 256):
+        there = batch.next_row
+        if there >= wanted:
+            break
+    return there
+
+
+def require_length(name: str, length: int, skip: int) -> None:
+    """Raise LenscopeError, about the option of this name, for rows in which no position can be a source."""
+    if length < skip + 2:
+        raise LenscopeError(
+            f"{name} {length}: the first {skip} positions of a prompt and its last one do not count; give at least "
+            f"{skip + 2}"
+        )
 
 
 def jacobian_lens_of(matrices: Tensor, model: dict[str, Any], report: dict[str, Any]) -> Affine:

@@ -4,8 +4,6 @@ Knows: which row is run when and by which process, which tokens are sources and 
 Does not know: how a graph is differentiated (jacobian_passes.py), when enough was read (jacobian_lens.py).
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +18,7 @@ from lenscope.distributed.sharding import is_sharded
 from lenscope.errors import LenscopeError
 from lenscope.fitting.jacobian_passes import LayerGraph, LayerGraphs, without_weight_gradients
 from lenscope.fitting.jacobian_sums import JacobianSums
+from lenscope.fitting.jacobian_texts import adopt_old_names, require_unread_rows, text_name, text_name_with_paths
 from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
 from lenscope.models.precision import low_precision
@@ -40,12 +39,6 @@ class Targets:
     def __post_init__(self) -> None:
         if self.name not in ("later", "same"):
             raise LenscopeError(f"targets {self.name!r}: give 'later' or 'same'")
-
-
-def text_name(text: Corpus, part: tuple[int, int]) -> str:
-    """What stands for a part of a text in the sums: a digest of what its rows came from, and which part of them."""
-    about = json.dumps({k: v for k, v in text.provenance().items() if k != "part"}, sort_keys=True)
-    return f"{hashlib.sha256(about.encode()).hexdigest()[:16]} {part[0] + 1}/{part[1]}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -89,7 +82,8 @@ class JacobianRun:
     ) -> None:  # fmt: skip
         self.lm, self.halves, self.graphs, self.targets, self.sums = lm, halves, graphs, targets, sums
         self.part, self.group, self.rule = part, group, rule or (lambda _: nullcontext())
-        self.name = text_name(halves[0], part)
+        self._about = halves[0].provenance()
+        self.name, self._old_name = text_name(self._about, part), text_name_with_paths(self._about, part)
         # what this process has added since all processes' sums were joined
         self._fresh = torch.zeros_like(sums.total) if group.world > 1 else sums.total
         self._fresh_prompts = [0, 0]
@@ -100,6 +94,11 @@ class JacobianRun:
     def done(self) -> int:
         """How many rows of each half this run has read, of all processes."""
         return self.sums.rows.get(self.name, 0)
+
+    def go_on(self, where: object) -> None:
+        """Before `read`: see how far the sums, which `where` names, are; LenscopeError if rows would count twice."""
+        adopt_old_names(self.sums.rows, self._about)
+        require_unread_rows(self.sums.rows, self.name, where)
 
     def read(self, rows: int, folder: Path | None, progress: Callable[[int], None] | None = None) -> None:
         """Go on until so many rows of each half are read; sums are saved into a folder once a minute and at the end.
@@ -121,7 +120,8 @@ class JacobianRun:
                     elif is_sharded(self.lm):
                         # all processes run the model equally often; what comes out counts nothing
                         self.rows_of(*self._any_row())
-                self.sums.rows[self.name] = min(rows, -(-batches[0].next_row // self.part[1]))
+                for name in {self.name, *({self._old_name} & self.sums.rows.keys())}:
+                    self.sums.rows[name] = min(rows, -(-batches[0].next_row // self.part[1]))
                 whole = True
                 if progress is not None:
                     progress(self.done)

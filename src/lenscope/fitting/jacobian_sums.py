@@ -16,6 +16,7 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.files.kinds import CONFIG
 from lenscope.files.weights_folder import opened_folder, write_folder
+from lenscope.fitting.jacobian_texts import rows_in_common
 from lenscope.fitting.larger_than_memory import TensorsOnDemand
 from lenscope.models.residual_stream import is_finite
 
@@ -34,7 +35,7 @@ class JacobianSums:
         total: the sums; a prompt's Jacobian is the mean over its source positions.
         prompts: how many prompts of each half are in them.
         settings: what must be equal where sums are added, as JSON values.
-        rows: for each part of a text, by its name ("digest 1/2"), how many of its rows were read in each half.
+        rows: for each part of a text, by its name (jacobian_texts.py), how many of its rows were read in each half.
     """
 
     total: Tensor
@@ -108,12 +109,6 @@ def _setting(name: str, value: Any) -> str:
     return text if len(text) <= 90 else text[:89] + "…"
 
 
-def _rows_in_common(one: str, other: str) -> bool:
-    """Whether two parts of texts, by their names in the sums, have rows in common."""
-    (text, _, part), (text_too, _, part_too) = one.rpartition(" "), other.rpartition(" ")
-    return text == text_too and (part == part_too or part.split("/")[-1] != part_too.split("/")[-1])
-
-
 def added_sums(parts: Sequence[JacobianSums], names: Sequence[str]) -> JacobianSums:
     """The sums of several runs as those of one run that read all their text: prompts weigh the same wherever read.
 
@@ -131,7 +126,7 @@ def added_sums(parts: Sequence[JacobianSums], names: Sequence[str]) -> JacobianS
         part.require_settings(first.settings, name)
     rows: dict[str, int] = {}
     for part, name in zip(parts, names, strict=True):
-        if any(_rows_in_common(one, other) for one in rows for other in part.rows):
+        if any(rows_in_common(one, other) for one in rows for other in part.rows):
             raise LenscopeError(
                 f"{name}: has read text that another of these lenses has read, too; give lenses of different text, or "
                 "of different --part of one text, such as 1/2 and 2/2"

@@ -216,6 +216,12 @@ def _steps_of(run: VerbaliserRun) -> dict[str, Any]:
 def _finished(folder: Path, settings: dict[str, Any], lm: LM, source_lm: LM | None) -> Verbaliser:
     """The verbaliser that a run left in a folder; LenscopeError for one of another run, or anything else."""
     there = load_verbaliser(folder, lm, source_lm)
+    was, own = there.model.get("dtype"), str(lm.dtype).removeprefix("torch.")
+    # the model is the same one in another dtype too, but the run is not
+    if was not in (None, own):
+        raise LenscopeError(
+            f"{folder}: holds a verbaliser of another run, with another dtype ({was}, not {own}); give another folder"
+        )
     wanted = json.loads(json.dumps(settings))
     other = next(
         (name for name, value in wanted.items() if name not in ("model", "source") and there.report.get(name) != value),

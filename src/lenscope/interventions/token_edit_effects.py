@@ -196,7 +196,7 @@ def _one_token(lm: LM, prompt: Prompt, answer: Any) -> int:
     ids = answer_ids(lm, prompt, answer)
     if len(ids) != 1:
         pieces = ", ".join(repr(t) for t in lm.encoder.tokens(ids))
-        raise LenscopeError(f"answer {answer!r}: it is {len(ids)} tokens ({pieces}); give one of them, or an id")
+        raise LenscopeError(f"answer {answer!r}: it is {len(ids)} tokens ({pieces}); give one of them")
     return ids[0]
 
 

@@ -30,6 +30,7 @@ from lenscope.files.json_values import (
 )
 from lenscope.files.parquet_tables import number_column, text_column
 from lenscope.files.records import Lists, Record, load_record
+from lenscope.models.layers import layers_in_words
 from lenscope.statistics.estimates import mean
 from lenscope.statistics.intervals import Estimate
 from lenscope.visible_text import printable_token
@@ -92,7 +93,7 @@ class EditEffects(Record):
         return len(self.prompts)
 
     def __repr__(self) -> str:
-        band = f"layers {self.layers[0]}–{self.layers[-1]}"
+        band = layers_in_words(self.layers)
         edits = [*dict.fromkeys(p.edit for p in self.prompts)]
         what = edits[0] if len(edits) == 1 else f"{len(edits)} edits"
         return (

@@ -22,7 +22,7 @@ from lenscope.lenses.lens import Lens, lens_layers
 from lenscope.lenses.token_directions import TokenDirections
 from lenscope.models.edits import ComputedEdit
 from lenscope.models.inputs import count
-from lenscope.models.layers import Layers, check_layers
+from lenscope.models.layers import Layers, check_layers, layers_in_words
 from lenscope.models.prompts import Position, Positions, Prompt
 from lenscope.models.readout import wide
 from lenscope.text.packing import counted_positions, mark_ids
@@ -71,7 +71,7 @@ class TokenEdit(Sequence[ComputedEdit]):
         self._edited: dict[tuple[int, tuple[int, ...]], EditedStates] = {}
 
     def __repr__(self) -> str:
-        return f"TokenEdit({self.name}, layers {self.layers[0]}–{self.layers[-1]}, {self.lens.name})"
+        return f"TokenEdit({self.name}, {layers_in_words(self.layers)}, {self.lens.name})"
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lenscope.models.layers import layers_in_words
+
 # the key of a provenance under which stands how well its lens read held-out text: nats for each layer
 HELD_OUT = "held_out_kl"
 # the key of a provenance under which stands at which of its layers the lens is not to be trusted, and why
@@ -83,7 +85,7 @@ def doubts_in_words(doubts: Mapping[int, str]) -> str:
         words = f"{doubts[layers[0]]} at layer {layers[0]}" if several else f"{doubts[layers[0]]} there"
         if several and len(layers) > 1:
             words += f" … {doubts[layers[-1]].removeprefix(kind).strip()} at layer {layers[-1]}"
-        parts.append(f"{'layers' if len(layers) > 1 else 'layer'} {_runs(layers)}: {words}")
+        parts.append(f"{layers_in_words(layers)}: {words}")
     return f"not to be trusted at {'; '.join(parts)}" if parts else ""
 
 
@@ -151,14 +153,3 @@ def _hundredths(value: float) -> str:
     """A cosine as .62: cut and not rounded, so that none below the threshold is shown as it."""
     cut = int(abs(value) * 100) / 100
     return f"{'-' if value < 0 and cut else ''}{f'{cut:.2f}'.removeprefix('0')}"
-
-
-def _runs(numbers: Iterable[int]) -> str:
-    """Numbers as runs: 0–4, 7."""
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)

@@ -64,12 +64,21 @@ def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str, config: Any 
     about = _described(content, config if isinstance(config, dict) else {}, where)
     matrices, prompts = _matrices_of_file(content, where)
     blocks = sorted(matrices)
+    finished = isinstance(content.get("J"), dict)
     listed = content.get("source_layers")
-    if isinstance(listed, list | tuple) and "J" in content and sorted(listed) != blocks:
-        raise LenscopeError(f"{where}: source_layers are {_span(list(listed))}, but J has the blocks {_span(blocks)}")
+    if isinstance(listed, list | tuple) and finished:
+        if not all(type(k) is int for k in listed):
+            raise LenscopeError(
+                f"{where}: source_layers hold {next(k for k in listed if type(k) is not int)!r}; they must be block "
+                "numbers"
+            )
+        if sorted(listed) != blocks:
+            raise LenscopeError(
+                f"{where}: source_layers are {_span(sorted(listed))}, but J has the blocks {_span(blocks)}"
+            )
     _check_names(about, where, lm)
     last = lm.n_layers - 1
-    if about["target"] not in (None, -1, last):
+    if about["target"] is not None and not (type(about["target"]) is int and about["target"] in (-1, last)):
         raise LenscopeError(f"{where}: maps to block {about['target']!r}; {lm.name} is read after block {last}")
     if about["captured"] not in (None, "block_output"):
         raise LenscopeError(f"{where}: reads {about['captured']!r}; lenses here read the outputs of blocks")
@@ -101,7 +110,7 @@ def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str, config: Any 
         "format": "jacobian-lens",
         "base_model": about["names"][0] if about["names"] else None,
         "prompts": prompts,
-        **_fit_of(about, prompts, "J" not in content),
+        **_fit_of(about, prompts, not finished),
     }
     weights: dict[Pair, tuple[Tensor, ...]] = {}
     for k in blocks:
@@ -116,12 +125,14 @@ def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str, config: Any 
 
 def _span(blocks: list[Any]) -> str:
     """Blocks in a few words: 0–2, or 0, 2, 5 where some are left out."""
+    if not blocks:
+        return "none"
     whole = all(type(k) is int for k in blocks) and blocks == list(range(blocks[0], blocks[0] + len(blocks)))
     if whole and len(blocks) > 1:
         return f"{blocks[0]}–{blocks[-1]}"
     if len(blocks) > 8:
         return ", ".join(map(str, blocks[:6])) + f", … {blocks[-1]}"
-    return ", ".join(map(str, blocks)) or "none"
+    return ", ".join(map(str, blocks))
 
 
 def _mapping_in(of: Mapping[Any, Any], name: str) -> dict[Any, Any]:
@@ -174,6 +185,8 @@ def _matrices_of_file(content: dict[Any, Any], where: str) -> tuple[dict[int, Te
         if type(prompts) is not int or prompts < 1:
             raise LenscopeError(f"{where}: holds jacobian_sum of n_done {prompts!r} prompts, of which there is no mean")
         matrices = {k: floating_weight(j, where, k).float() / prompts for k, j in sums.items()}
+    elif type(prompts) is int and prompts < 0:
+        raise LenscopeError(f"{where}: is the mean of n_prompts {prompts}; give a lens of 1 or more, or 0 for unknown")
     return matrices, prompts if type(prompts) is int else None
 
 
@@ -205,7 +218,7 @@ def _copies_needed(content: dict[Any, Any], first: Tensor, about: dict[str, Any]
     n, *rest = lm.runner.anatomy.stream.rest
     n = n if rest else 1
     to, of = content.get("d_model", first.shape[0]), content.get("d_source", content.get("d_model", first.shape[1]))
-    if first.shape != (to, of):
+    if not type(to) is type(of) is int or first.shape != (to, of):
         raise LenscopeError(f"{where}: says d_model {to!r} from {of!r}, but its matrices are {tuple(first.shape)}")
     if (to, of) == (size, size):
         return 1

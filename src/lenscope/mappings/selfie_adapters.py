@@ -89,7 +89,7 @@ def read_selfie_adapter(path: str | os.PathLike[str]) -> SelfieAdapter:
     """Read a SelfIE adapter from a .safetensors file in the format selfie_adapter_v1.
 
     Raises LenscopeError, in one line, for a file of another format, an unknown projection, tensors that are missing, of
-    other shapes or dtypes than the projection has, or not finite, and for a header that contradicts them.
+    other shapes or dtypes than the projection has, or not finite, and for a header that contradicts them, or itself.
     """
     path = Path(path)
     header = read_safetensors_header(path)
@@ -114,7 +114,14 @@ def read_selfie_adapter(path: str | os.PathLike[str]) -> SelfieAdapter:
             )
         stated = header.get("model_dim")
         width = None if stated is None else int(stated)
-        rank = projection.get("low_rank_rank")
+        if width is not None and width < 1:
+            raise LenscopeError(f"{escaped(path)}: model_dim is {width}; it must be a whole number from 1 on")
+        rank = projection.get("low_rank_rank") if "U" in TENSORS[kind] else None
+        if rank is not None and (type(rank) is not int or rank < 1):
+            raise LenscopeError(
+                f"{escaped(path)}: low_rank_rank is {json.dumps(rank)[:40]}; it must be a whole number from 1 on"
+            )
+        _require_agreement(header, kind, normalize, rank, escaped(path))
     tensors = _checked_tensors(read_safetensors(path), kind, width, rank, escaped(path))
     size = next((int(t.shape[0]) for name, t in tensors.items() if name != "log_scale"), width)
     if size is None:
@@ -161,7 +168,8 @@ def write_selfie_adapter(adapter: SelfieAdapter, path: str | os.PathLike[str]) -
         config["model"] = {**(given if isinstance(given, dict) else {}), "name": adapter.model}
     header = {
         "written_by": f"lenscope {__version__}",
-        **adapter.header,
+        # a rank of its own is in config_json
+        **{name: value for name, value in adapter.header.items() if name != "low_rank_rank"},
         "format": FILE_FORMAT,
         "config_json": json.dumps(config, allow_nan=False),
         "model_dim": str(adapter.width),
@@ -188,6 +196,20 @@ def _configuration_in(header: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
         "low_rank_rank": int(header["low_rank_rank"]) if header.get("low_rank_rank") else None,
     }
     return {"projection": flat}, flat
+
+
+def _require_agreement(header: Mapping[str, str], kind: str, normalize: bool, rank: int | None, where: str) -> None:
+    """Raise LenscopeError where a single entry of a header says another projection than what is read of it."""
+    taken = {"projection_type": kind, "normalize_input": str(normalize).lower()}
+    # where a projection has no rank, or a file does not say it, its entry is empty or a word
+    if rank is not None and header.get("low_rank_rank", "").isdecimal():
+        taken["low_rank_rank"] = str(rank)
+    for name, value in taken.items():
+        if header.get(name, value).lower() != value:
+            raise LenscopeError(
+                f"{where}: in its header {name} is {header[name][:40]!r}, and {value!r} in config_json; "
+                "correct the wrong one"
+            )
 
 
 def _checked_tensors(

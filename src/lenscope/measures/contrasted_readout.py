@@ -14,6 +14,11 @@ from torch import Tensor
 from lenscope.errors import LenscopeError
 from lenscope.models.readout import Readout, wide
 
+# The largest α. Published ones are 0 to about 2. The larger it is, the more the difference alone decides, and what is
+# shown overflows float32 in the end; at this one even logits of a million are far within it.
+MOST_CONTRAST = 1000
+CONTRAST_RANGE = f"give a number from 0 to {MOST_CONTRAST}, such as 0.5; 0 is no contrast"
+
 
 @dataclass(frozen=True, eq=False)
 class ContrastedReadout:
@@ -67,11 +72,11 @@ def contrasted(readout: Readout, alpha: float) -> Readout:
 
 
 def contrast_weight(value: Any) -> float:
-    """The α of a contrast as a float; LenscopeError for what is no finite number of at least 0."""
+    """The α of a contrast as a float; LenscopeError for what is no number from 0 to `MOST_CONTRAST`."""
     try:
         alpha = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, OverflowError):
         alpha = math.nan
-    if not 0 <= alpha < math.inf:
-        raise LenscopeError(f"contrast {value!r}: give 0 (no contrast) or a positive number, such as 0.5")
+    if not 0 <= alpha <= MOST_CONTRAST:
+        raise LenscopeError(f"contrast {value!r}: {CONTRAST_RANGE}")
     return alpha

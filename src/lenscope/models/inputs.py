@@ -49,7 +49,13 @@ def sliced(numbers: slice, length: int, what: str) -> tuple[int, ...]:
     try:
         return tuple(range(length))[numbers]
     except (TypeError, ValueError) as error:
-        raise LenscopeError(f"{what} {numbers.start}:{numbers.stop}:{numbers.step}: {error}") from error
+        raise LenscopeError(f"{what} {slice_in_words(numbers)}: {error}") from error
+
+
+def slice_in_words(numbers: slice) -> str:
+    """A slice as a person writes it: 20:10, :0, 0:31:5."""
+    bounds = [numbers.start, numbers.stop, *([] if numbers.step is None else [numbers.step])]
+    return ":".join("" if n is None else str(n) for n in bounds)
 
 
 def plain(value: Any) -> Any:

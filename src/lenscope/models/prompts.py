@@ -14,7 +14,7 @@ from typing import Any
 
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
-from lenscope.models.inputs import elements, is_integer, plain, shown, sliced, sound, token_ids
+from lenscope.models.inputs import elements, is_integer, plain, shown, slice_in_words, sliced, sound, token_ids
 from lenscope.models.spelling import Spelling
 
 # one position of a prompt as a person names it
@@ -63,7 +63,7 @@ class Prompt(Brief):
         if isinstance(at, slice):
             indices = sliced(at, len(self), "positions")
             if not indices:
-                raise LenscopeError(f"positions {at.start}:{at.stop}: none of the prompt's {len(self)} tokens")
+                raise LenscopeError(f"positions {slice_in_words(at)}: none of the prompt's {len(self)} tokens")
             return indices
         if isinstance(at, str) or is_integer(at) or not isinstance(at, Iterable):
             return (self.position(at),)
@@ -217,9 +217,14 @@ class Encoder:
             return self._by_text[token]
         if len(ids) == 1:
             return ids[0]
-        pieces = ", ".join(repr(t) for t in self.tokens(ids)) or "none"
-        spaced = f" {' ' + token!r}," if f" {token}" in self._by_text else ""
-        raise LenscopeError(f"token {token!r}: it is {len(ids)} tokens ({pieces}); give one of them,{spaced} or an id")
+        if not ids:
+            raise LenscopeError(
+                f"token {token!r}: is no token of {self.name}; give the text of one, with the space before it where it "
+                "has one"
+            )
+        pieces = ", ".join(repr(t) for t in self.tokens(ids))
+        spaced = f", or {' ' + token!r}, which is one" if f" {token}" in self._by_text else ""
+        raise LenscopeError(f"token {token!r}: it is {len(ids)} tokens ({pieces}); give one of them{spaced}")
 
     def answer_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of each answer as it follows a prompt, spaces included; see `Spelling.after`.

@@ -186,7 +186,7 @@ class Patchscope:
             temperature: 0 takes the most probable token each time.
             top_p: tokens are drawn from the most probable ones that make up this share.
             seed: fixes the draws.
-            contrast: α, at least 0; 0 is the patched run alone.
+            contrast: α, from 0 to 1000; 0 is the patched run alone.
             progress: called with how much is done and how much there is.
         """
         plan, contrast = self.plan(sources, layers), contrast_weight(contrast)

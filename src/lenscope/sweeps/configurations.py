@@ -20,6 +20,7 @@ from lenscope.files.untrusted import read_json
 from lenscope.mappings.lens_files import load_lens
 from lenscope.mappings.mapping import PairMapping, load_mapping, mapping_hash
 from lenscope.models.language_model import LM
+from lenscope.models.layers import layers_in_words
 from lenscope.patchscopes import methods
 from lenscope.patchscopes.patchscope import Patchscope
 from lenscope.patchscopes.target_prompts import Target
@@ -205,7 +206,7 @@ class Bench:
             have = f.layers(to)
             lacking = sorted({int(a) for table in tables for a in table[table[:, 1] == to, 0]} - {*have})
             if lacking:
-                spread = f"layers {have[0]}–{have[-1]}" if have else "none"
+                spread = layers_in_words(have) if have else "none"
                 raise LenscopeError(
                     f"mappings[{number}]: {self.spec.mappings[number].label} was not fitted from layer {lacking[0]} to "
                     f"layer {to}, which layers and target_layers ask for (to layer {to}: {spread})"

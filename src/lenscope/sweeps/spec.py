@@ -26,7 +26,7 @@ from pydantic import (
 from lenscope.errors import LenscopeError
 from lenscope.files.untrusted import escaped
 from lenscope.files.yaml_files import read_document
-from lenscope.measures.contrasted_readout import contrast_weight
+from lenscope.measures.contrasted_readout import CONTRAST_RANGE, contrast_weight
 from lenscope.models import edits
 from lenscope.models.inputs import sound
 
@@ -70,7 +70,7 @@ def _checked_contrast(value: Any) -> float:
     try:
         return contrast_weight(value)
     except LenscopeError as error:
-        raise ValueError(f"is {_shown(value)}; give 0 (no contrast) or a positive number, such as 0.5") from error
+        raise ValueError(f"is {_shown(value)}; {CONTRAST_RANGE}") from error
 
 
 def _shown(value: Any) -> str:

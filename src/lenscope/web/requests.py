@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lenscope.measures.contrasted_readout import MOST_CONTRAST
+
 MOST_CHARACTERS = 400_000
 MOST_IDS = 131_072
 MOST_LAYERS = 1024
@@ -26,7 +28,7 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 # α of (1 + α) · patched - α · unpatched logits
-Contrast = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False, description="α; 0: no contrast")]
+Contrast = Annotated[float, Field(ge=0, le=MOST_CONTRAST, allow_inf_nan=False, description="α; 0: no contrast")]
 Strength = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 ModelNumber = Annotated[int, Field(ge=0, lt=64)]
 OperationName = Literal["replace", "add", "add_norm_matched", "replace_norm_matched"]

@@ -13,6 +13,7 @@ from lenscope.experiments.jacobian_lens_paper.bridge_swaps import (
     ablation_rows,
     bridge_band,
     bridge_tokens,
+    left_out_in_words,
     run_bridge_swaps,
     swap_reading,
     swap_rows,
@@ -37,7 +38,11 @@ def test_prompts_whose_bridges_are_single_tokens_count(lm):
     ]
     usable, left_out = bridge_tokens(lm, swaps)
     assert [one.swap.id for one in usable] == ["a"]
-    assert left_out == {"a bridge is not one token": 2, "the answers begin alike": 1}
+    assert left_out == {
+        "a bridge is not one token": 1,
+        "both bridges are the same token": 1,
+        "the answers begin alike": 1,
+    }
     (one,) = usable
     assert lm.encoder.tokens([one.bridge, one.other_bridge, one.answer]) == [" cat", " France", " mat"]
     # the space at the end is not read
@@ -106,7 +111,9 @@ def test_rows_and_sentences_by_hand():
     ablated = ablation_rows(results, ["x"], 0)
     assert [row["still right of right"].value for row in ablated] == [0.5, 1, 0.5]
     assert ablated[1]["Δ ln p answer, edit minus control"].value == pytest.approx(-4 / 3)
-    said = swap_reading(results, rows, ablated, {"a bridge is not one token": 4, "the answers begin alike": 0}, (5, 9))
+    said = swap_reading(
+        results, rows, ablated, {"a bridge is not one token": 4, "the answers begin alike": 0}, range(5, 10)
+    )
     assert "layers 5–9, fixed beforehand; 3 two-hop prompts, of which the model answers 2 right unedited" in said[0]
     assert "left out: of 4 a bridge is not one token" in said[0]
     assert "x flips 0.50" in said[0]
@@ -116,4 +123,29 @@ def test_rows_and_sentences_by_hand():
     ablated = ablation_rows(fewer, ["x"], 0)
     assert [row["prompts"] for row in ablated] == [2, 2, 2]
     assert ablated[0]["Δ ln p answer"].value == pytest.approx(-1.5)
-    assert "in 2 prompts" in swap_reading(fewer, rows, ablated, {}, (5, 9))[1]
+    assert "in 2 prompts" in swap_reading(fewer, rows, ablated, {}, range(5, 10))[1]
+    # a band with a gap
+    assert "(layers 5–6, 9, fixed beforehand; 3 two-hop" in swap_reading(results, rows, ablated, {}, (5, 6, 9))[0]
+
+
+def test_where_no_prompt_is_answered_right_the_sentence_says_so_and_gives_no_share():
+    results = results_of(
+        unedited=[[0, 0, -1, -3]] * 2, edit=[[0, 1, -3, -1], [0, 0, -3, -3]], random=[[0, 0, -1, -3]] * 2,
+        token=[[0, 0, -2, -3]] * 2,
+    )  # fmt: skip
+    rows = swap_rows(results, ["x"], 0)
+    sentences = swap_reading(results, rows, ablation_rows(results, ["x"], 0), {}, (5, 6))
+    assert "; 2 two-hop prompts, of which the model answers none right unedited, so that no right " in sentences[0]
+    assert "): x moves the other answer's odds by 3.00 [" in sentences[0]
+    assert "nats, more than every control (0.00 [0.00, 0.00], 1.00 [1.00, 1.00])." in sentences[0]
+    # a single prompt has values and no intervals
+    one = {key: values[:1] for key, values in results.items()}
+    sentences += swap_reading(one, swap_rows(one, ["x"], 0), ablation_rows(one, ["x"], 0), {}, (5,))
+    assert "(layer 5, fixed beforehand; 1 two-hop" in sentences[2]
+    assert "odds by 4.00 nats" in sentences[2]
+    assert "nan" not in " ".join(sentences)
+
+
+def test_left_out_prompts_are_counted_by_reason():
+    assert left_out_in_words({"a": 2, "b": 0, "c": 1}) == "of 2 a; of 1 c"
+    assert left_out_in_words({"a": 0}) == ""

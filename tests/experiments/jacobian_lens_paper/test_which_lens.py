@@ -8,6 +8,7 @@ import pytest
 
 import lenscope as ls
 from lenscope.experiments.jacobian_lens_paper import which_lens as module
+from lenscope.experiments.jacobian_lens_paper.prompt_sets import BridgeSwap
 from lenscope.experiments.jacobian_lens_paper.thought_tables import ALL
 from lenscope.experiments.setting import Setting
 from lenscope.mappings.mapping import Affine
@@ -102,6 +103,14 @@ def test_sets_without_words_of_one_token_are_told(setting, tmp_path):
     given = Setting(setting.lm, data=(str(path),), lenses=setting.lenses, quick=True)
     with pytest.raises(ls.LenscopeError, match="of no set 4 have a word that is one token of tiny-llama"):
         module.EXPERIMENT.run(given)
+
+
+def test_prompts_that_cannot_be_swapped_are_told(setting):
+    same = BridgeSwap("a", "c", "The cat sat", "cat", "mat", "cat", "Paris")
+    tables, (sentence,) = module._swaps(setting, {}, (1, 2, 3), [same])
+    assert tables == {}
+    assert sentence == "No two-hop prompt can be swapped: of 1 both bridges are the same token."
+    assert module._swaps(setting, {}, (1, 2, 3), []) == ({}, [])
 
 
 def test_which_lens_is_ahead_is_said_by_intervals():

@@ -3,7 +3,7 @@
 import { clipText, element, formatNumber, nameElement, tokenElement, visibleProse } from "./text.js";
 import { numberAt } from "./payload.js";
 import { MEASURES, makeScale } from "./scale.js";
-import { doubtsInWords, indicesWithin, trajectoryModel, weakLayersInWords, withSharedReports } from "./trajectory_model.js";
+import { doubtsInWords, indicesWithin, layersInWords, trajectoryModel, weakLayersInWords, withSharedReports } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
 import { addGestures, carryCell } from "./table_gestures.js";
 import { MOST_PINS, togglePin } from "./token_chips.js";
@@ -47,7 +47,7 @@ function comparisonHead(model) {
     element("h2", { dir: "auto" }, clipText(visibleProse(first.text), 300), !same && [element("span", { class: "versus" }, " and "), element("bdi", {}, clipText(visibleProse(second.text), 300))]),
     element("p", { class: "about" }, model.result.sides ? [element("b", {}, `${model.sides.length} lenses`), " on ", element("b", {}, nameElement(first.model))]
       : [lens(first), (first.lens !== second.lens || first.model !== second.model) && [" and ", lens(second)]],
-      ` · layers ${model.layers[0]}–${model.layers[model.L - 1]} of ${first.n_layers} · ${model.P} ${model.result.sides ? (model.P === 1 ? "position" : "positions") : `${model.P === 1 ? "pair" : "pairs"} of positions`}`),
+      ` · ${layersInWords(model.layers)} of ${first.n_layers} · ${model.P} ${model.result.sides ? (model.P === 1 ? "position" : "positions") : `${model.P === 1 ? "pair" : "pairs"} of positions`}`),
     ...new Set(model.sides.flatMap((side) => [weakLayersInWords(side), doubtsInWords(side)]).filter(Boolean)),
   ].map((part) => (typeof part === "string" ? element("p", { class: "warning" }, part) : part));
 }

@@ -106,14 +106,19 @@ export function runsInWords(numbers) {
   return runs.map(([a, b]) => a === b ? `${a}` : `${a}–${b}`).join(", ");
 }
 
+/** Layers as a sentence names them: layer 5, layers 6–20, layers 8–10, 13. */
+export function layersInWords(layers) {
+  return `${layers.length === 1 ? "layer" : "layers"} ${runsInWords(layers)}`;
+}
+
 /** A sentence on the layers of which the lens knows little; null where there are none, or nothing is known. */
 export function weakLayersInWords(model) {
   const rows = model.layers.map((_, l) => l).filter((l) => model.weak(l));
   if (!rows.length) return null;
   const values = rows.map((l) => model.heldOut(l)), low = Math.min(...values).toFixed(1), high = Math.max(...values).toFixed(1);
-  const one = rows.length === 1, many = low === high ? `${low}` : `${low}–${high}`;
+  const many = low === high ? `${low}` : `${low}–${high}`;
   return `On held-out text “${clipText(visibleProse(model.result.lens), 60)}” is ${many} nats of KL from the model at `
-    + `${one ? "layer" : "layers"} ${runsInWords(rows.map((l) => model.layers[l]))}: it knows little there.`;
+    + `${layersInWords(rows.map((l) => model.layers[l]))}: it knows little there.`;
 }
 
 /** A sentence on the layers at which the lens is not to be trusted; null where there are none, or nothing is known. */

@@ -2,7 +2,7 @@
 
 import { clipText, element, nameElement, tokenElement, tokenNodes, visibleProse } from "./text.js";
 import { stepClass } from "./scale.js";
-import { cellInWords, doubtsInWords, fixedMarks, indicesWithin, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
+import { cellInWords, doubtsInWords, fixedMarks, indicesWithin, layersInWords, trajectoryModel, weakLayersInWords } from "./trajectory_model.js";
 import { createLayerTable } from "./layer_table.js";
 import { addGestures, carryCell } from "./table_gestures.js";
 import { MOST_PINS, pinClass, togglePin } from "./token_chips.js";
@@ -53,11 +53,10 @@ function doubtTitle(model, l) {
 /** The head of a trajectory: the prompt, the lens and the model, sentences on weak and on doubted layers. */
 function trajectoryHead(model) {
   const { result } = model, weak = weakLayersInWords(model), doubts = doubtsInWords(model);
-  const range = model.L === 1 ? `layer ${model.layers[0]}` : `layers ${model.layers[0]}–${model.layers[model.L - 1]}`;
   return [
     element("h2", { dir: "auto", title: clipText(visibleProse(result.text), 2000) }, clipText(visibleProse(result.text), 400)),
     element("p", { class: "about" }, element("b", {}, nameElement(result.lens)), " on ", element("b", {}, nameElement(result.model)),
-      ` · ${range} of ${result.n_layers} · ${model.P} ${model.P === 1 ? "position" : "positions"}`,
+      ` · ${layersInWords(model.layers)} of ${result.n_layers} · ${model.P} ${model.P === 1 ? "position" : "positions"}`,
       result.target !== null && [" · target ", tokenElement(model.token(result.target))]),
     weak && element("p", { class: "warning" }, weak),
     doubts && element("p", { class: "warning" }, doubts),

@@ -19,6 +19,7 @@ from lenscope.interventions.token_controls import CONTROLS, control_edit
 from lenscope.interventions.token_edits import TokenEdit, ablate_tokens, swap_tokens
 from lenscope.lenses.lens import Lens
 from lenscope.models.language_model import LM
+from lenscope.models.layers import layers_in_words
 from lenscope.models.prompts import Prompt
 from lenscope.statistics.estimates import difference, mean
 from lenscope.statistics.intervals import Estimate
@@ -31,6 +32,9 @@ ABLATIONS = {"quick": 4, "full": 16}
 # tokens whose directions an ablation takes out of each state, as in the paper
 ABLATED = 10
 SWAP, ABLATE = "swap", "ablate"
+# why a prompt is left out
+NO_TOKEN, SAME_TOKEN = "a bridge is not one token", "both bridges are the same token"
+ALIKE = "the answers begin alike"
 # what is measured of each prompt: whether the answer is first, whether the other one is, ln p of both
 MEASURES = ("right", "other", "log_answer", "log_other")
 
@@ -55,14 +59,16 @@ def bridge_tokens(lm: LM, swaps: Sequence[BridgeSwap]) -> tuple[list[BridgeToken
     """
     prompts = after_document_mark(lm, [s.prompt.rstrip() for s in swaps])
     usable: list[BridgeTokens] = []
-    left_out = {"a bridge is not one token": 0, "the answers begin alike": 0}
+    left_out = dict.fromkeys((NO_TOKEN, SAME_TOKEN, ALIKE), 0)
     for swap, prompt in zip(swaps, prompts, strict=True):
         bridges = [_single_token(lm, word) for word in (swap.bridge, swap.other_bridge)]
         answers = [_first_token_with_text(lm, word) for word in (swap.answer, swap.other_answer)]
-        if None in bridges or bridges[0] == bridges[1]:
-            left_out["a bridge is not one token"] += 1
+        if None in bridges:
+            left_out[NO_TOKEN] += 1
+        elif bridges[0] == bridges[1]:
+            left_out[SAME_TOKEN] += 1
         elif answers[0] == answers[1]:
-            left_out["the answers begin alike"] += 1
+            left_out[ALIKE] += 1
         else:
             usable.append(BridgeTokens(swap, prompt, *(b for b in bridges if b is not None), *answers))
     return usable, left_out
@@ -203,10 +209,11 @@ def swap_reading(
     """What the swaps and ablations say, in sentences."""
     before = results["unedited"]
     right, count = int(before[:, 0].sum()), len(before)
-    missing = "; ".join(f"of {n} {why}" for why, n in left_out.items() if n)
+    missing = left_out_in_words(left_out)
+    answered = f"{right} right unedited" if right else "none right unedited, so that no right answer can flip"
     lines = [
-        f"Swaps of the unsaid bridge (layers {band[0]}–{band[-1]}, fixed beforehand; {count} two-hop prompts, of which "
-        f"the model answers {right} right unedited{'; left out: ' + missing if missing else ''}): "
+        f"Swaps of the unsaid bridge ({layers_in_words(band)}, fixed beforehand; {count} two-hop prompts, of which "
+        f"the model answers {answered}{'; left out: ' + missing if missing else ''}): "
         + "; ".join(_swap_sentence([row for row in rows if row["lens"] == lens]) for lens in _lenses_of(rows))
         + "."
     ]
@@ -222,6 +229,11 @@ def swap_reading(
     return lines
 
 
+def left_out_in_words(left_out: Mapping[str, int]) -> str:
+    """How many prompts were left out for which reason; empty where none was."""
+    return "; ".join(f"of {n} {why}" for why, n in left_out.items() if n)
+
+
 def _lenses_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["lens"] for row in rows))
 
@@ -231,7 +243,8 @@ def _swap_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     gaps = [c["Δ ln odds, edit minus control"] for c in controls]
     verdict = "more than every control" if all(g.low > 0 for g in gaps) else "not surely more than every control"
     flips, odds = edit["flipped of right"], edit["Δ ln odds"]
+    flipped = "" if np.isnan(flips.value) else f"flips {interval(flips)} of these and "
     return (
-        f"{edit['lens']} flips {interval(flips)} of these and moves the other answer's odds by {interval(odds)} "
-        f"nats, {verdict} ({', '.join(interval(c['Δ ln odds']) for c in controls)})"
+        f"{edit['lens']} {flipped}moves the other answer's odds by {interval(odds)} nats, {verdict} "
+        f"({', '.join(interval(c['Δ ln odds']) for c in controls)})"
     )

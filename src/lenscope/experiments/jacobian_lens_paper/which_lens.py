@@ -21,6 +21,7 @@ from lenscope.experiments.jacobian_lens_paper.bridge_swaps import (
     ablation_rows,
     bridge_band,
     bridge_tokens,
+    left_out_in_words,
     run_bridge_swaps,
     swap_reading,
     swap_rows,
@@ -59,6 +60,7 @@ from lenscope.lenses.evaluate import evaluate
 from lenscope.lenses.evaluation_results import Evaluation
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping
+from lenscope.models.layers import numbers_in_runs
 from lenscope.statistics.estimates import difference
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import Corpus
@@ -116,7 +118,7 @@ def _run_which_lens(setting: Setting) -> Report:
         figures=(_sets_figure(scores, names, seed), _layers_figure(by_layer, names)),
         settings=setting.settings(
             lenses=names,
-            layers=f"{layers[0]}–{layers[-1]}",
+            layers=numbers_in_runs(layers),
             prompts={name: len(several) for name, several in items.items()},
             swaps=len(swaps),
             random_words=setting.choose(**DRAWS),
@@ -302,11 +304,11 @@ def _which_lens_reading(
 def _swaps(
     setting: Setting, lenses: dict[str, Lens], layers: tuple[int, ...], swaps: Sequence[BridgeSwap]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Tables and sentences on swaps and ablations; none where no two-hop prompt can be swapped."""
+    """Tables and sentences on swaps and ablations; where no two-hop prompt can be swapped, no tables, and why."""
     tried = list(swaps)[: setting.choose(**SWAPS)]
     items, left_out = bridge_tokens(setting.lm, tried)
     if not items:
-        return {}, []
+        return {}, [f"No two-hop prompt can be swapped: {left_out_in_words(left_out)}."] if tried else []
     results = run_bridge_swaps(setting, lenses, layers, tried)
     rows = swap_rows(results, list(lenses), setting.seed)
     ablated = ablation_rows(results, list(lenses), setting.seed)

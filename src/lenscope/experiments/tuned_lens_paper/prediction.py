@@ -22,6 +22,7 @@ from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.lenses.evaluation_results import Evaluation
 from lenscope.mappings.mapping import Scale
+from lenscope.models.layers import numbers_in_runs
 from lenscope.models.same_model import model_identity
 from lenscope.statistics.intervals import Estimate
 from lenscope.text.corpus import TokenBatch
@@ -205,14 +206,7 @@ def _layer_count(which: np.ndarray, e: Evaluation) -> str:
 
 def _ranges_in_words(which: np.ndarray, e: Evaluation) -> str:
     """Layers as a list of ranges."""
-    numbers = [n for n, yes in zip(e.layers, which, strict=True) if yes]
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+    return numbers_in_runs(n for n, yes in zip(e.layers, which, strict=True) if yes)
 
 
 EXPERIMENT = Experiment(data="text", run=_run_prediction)
