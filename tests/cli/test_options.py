@@ -11,7 +11,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from lenscope.cli.detect_score import read_prompt_file
+from lenscope.cli.detect_score import placed_prompts_of_file
 from lenscope.cli.main import command_line
 from lenscope.cli.options import (
     DEFAULT_MODEL,
@@ -304,13 +304,13 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
     wanted = ["The capital of France is", "one\u2028prompt", "an\x0cother\x85 "]
     (tmp_path / "p.txt").write_bytes(end.join([*wanted, "", " "]).encode(encoding))
-    assert (
-        read_prompts([], str(tmp_path / "p.txt")) == list(read_prompt_file(str(tmp_path / "p.txt"), "text")) == wanted
-    )
+    placed = list(placed_prompts_of_file(str(tmp_path / "p.txt"), "text"))
+    assert read_prompts([], str(tmp_path / "p.txt")) == [text for _, text in placed] == wanted
+    assert [place.rsplit(", ")[-1] for place, _ in placed] == ["line 1", "line 2", "line 3"]
     rows = [json.dumps({"p": text}, ensure_ascii=False) for text in wanted]
     for name, raw in (("p.jsonl", end.join(rows).encode(encoding)), ("p.jsonl.gz", None)):
         (tmp_path / name).write_bytes(raw or gzip.compress((tmp_path / "p.jsonl").read_bytes()))
-        assert list(read_prompt_file(str(tmp_path / name), "p")) == wanted
+        assert [text for _, text in placed_prompts_of_file(str(tmp_path / name), "p")] == wanted
     (tmp_path / "t.jsonl").write_bytes(end.join(json.dumps({"text": t, "label": 1}) for t in wanted).encode(encoding))
     assert injected.labelled(str(tmp_path / "t.jsonl"))
     assert [row["text"] for row in injected.texts_of(str(tmp_path / "t.jsonl"), Counter())] == wanted

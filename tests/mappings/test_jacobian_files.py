@@ -57,7 +57,7 @@ def test_a_jacobian_lens_counts_block_outputs_from_zero(lm64, tmp_path):
         ({"J": ..., "n_prompts": 3}, "is no Jacobian lens: it has no J"),
         ({"J": ..., "jacobian_sum": {0: torch.eye(D)}}, "jacobian_sum of n_done None prompts, of which there is no"),
         ({"d_model": D // 2}, "says d_model 16 from 16, but its matrices are .32, 32."),
-        ({"source_layers": [0, 1, 3]}, "source_layers are 0, 1, 3, but J has the blocks 0–2"),
+        ({"source_layers": [0, 1, 3]}, "source_layers are 0–1, 3, but J has the blocks 0–2"),
         ({"source_layers": ["a", 1, 2]}, "source_layers hold 'a'; they must be block numbers"),
         ({"source_layers": []}, "source_layers are none, but J has the blocks 0–2"),
         ({"J": {3: torch.eye(D)}, "source_layers": [3]}, "has blocks none; of tiny-llama it would have 0–2"),

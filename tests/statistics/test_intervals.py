@@ -11,7 +11,7 @@ from lenscope.errors import LenscopeError
 from lenscope.statistics import estimates as module
 from lenscope.statistics import intervals
 from lenscope.statistics.estimates import difference, mean
-from lenscope.statistics.intervals import Estimate, bootstrap, percentiles, tail
+from lenscope.statistics.intervals import Estimate, bootstrap, interval, percentiles, tail
 
 # 97.5 percentiles of Student's t by degrees of freedom, from tables
 STUDENT = {3: 3.1824, 7: 2.3646, 19: 2.0930, 59: 2.0010}
@@ -141,3 +141,11 @@ def test_ratios_of_sums_are_means_over_units_resampled_whole():
     for sums, counts in (([[1.0]], [0]), ([[1.0]], [1, 2]), ([1.0], [1]), ([[1.0], [1.0]], [2, -1])):
         with pytest.raises(LenscopeError, match=r"give \(units, columns\)"):
             intervals.ratios(sums, counts)
+
+
+def test_an_estimate_in_a_sentence_has_what_there_is_of_it():
+    nan = float("nan")
+    assert interval(Estimate(0.5, 0.25, 0.75)) == "0.50 [0.25, 0.75]"
+    assert interval(Estimate(0.5, 0.25, 0.75), 1) == "0.5 [0.2, 0.8]"
+    assert interval(Estimate(0.5, nan, nan)) == "0.50"
+    assert interval(Estimate(nan, nan, nan)) == "–"

@@ -26,7 +26,7 @@ from evaluated import contents
 from labelled import labelled_prompts
 
 import lenscope as ls
-from lenscope.cli.detect_score import read_prompt_file
+from lenscope.cli.detect_score import placed_prompts_of_file
 from lenscope.cli.options import read_prompts
 from lenscope.detection import load_detector, read_labelled_prompts
 from lenscope.detection.detector_card import detector_card
@@ -679,7 +679,7 @@ def kinds(stage: Stage) -> list[Kind]:
         Kind("prompts.txt", lambda f: packed(f / "p.txt", "\n".join(TEXTS[:6])),
              lambda f: read_prompts([], str(f / "p.txt")), repr, lines_doubt, False),
         Kind("prompts.jsonl", lambda f: lines(f / "p.jsonl", [{"text": t} for t in TEXTS[:6]]),
-             lambda f: list(read_prompt_file(str(f / "p.jsonl"), "text")), repr,
+             lambda f: [t for _, t in placed_prompts_of_file(str(f / "p.jsonl"), "text")], repr,
              lambda v: v and lines_doubt(v), False),
         Kind("GGUF", write_gguf, lambda f: own_logits(f / "m.gguf"), plain, logits_doubt, False),
         Kind("model folder", write_model, lambda f: own_logits(f / "tiny-llama"), plain, logits_doubt, False),

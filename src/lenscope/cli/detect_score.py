@@ -5,7 +5,6 @@ Does not know: how a detector works (detection/detector.py), how it is fitted (d
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from lenscope.cli.options import CommonOptions, PageFile, Prompts, common_option
 from lenscope.cli.streams import failure, flush, print_json
 from lenscope.cli.terminal import rate_line, show_and_save
 from lenscope.cli.validation import require_effect, require_model, require_path, require_writable
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files.arriving import batches_as_they_come, standard_input
 from lenscope.files.text_files import parse_json_line, read_lines
 
@@ -158,17 +157,6 @@ def _batches_of_prompts(
         yield from batches_as_they_come(placed_prompts_of_file(file, field), most)
 
 
-@contextmanager
-def naming_place(place: str) -> Iterator[None]:
-    """Within the block a LenscopeError begins with the place of the prompt that it is about, where there is one."""
-    try:
-        yield
-    except LenscopeError as error:
-        if not place:
-            raise
-        raise LenscopeError(f"{place}: {error}") from error
-
-
 def check_field(field: str | None, *files: str) -> None:
     """Raise LenscopeError for a field of files of which no lines have one."""
     require_effect(
@@ -177,11 +165,6 @@ def check_field(field: str | None, *files: str) -> None:
         any(file.endswith((".jsonl", ".jsonl.gz")) for file in files),
         "names a field of .jsonl files, and other lines have none",
     )
-
-
-def read_prompt_file(file: str, field: str) -> Iterator[str]:
-    """The prompts of a file, each as soon as its line is there; empty lines are none."""
-    return (text for _, text in placed_prompts_of_file(file, field))
 
 
 def placed_prompts_of_file(file: str, field: str) -> Iterator[tuple[str, str]]:

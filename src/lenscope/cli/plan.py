@@ -189,6 +189,8 @@ def time_text(seconds: float) -> str:
 
 
 def _model_line(planned: "TaskPlan") -> str:
+    from lenscope.models.load_options import dtype_name
+
     shape = planned.shape
     parts = [
         f"{shape.parameters:,} parameters",
@@ -197,8 +199,7 @@ def _model_line(planned: "TaskPlan") -> str:
     ]
     if shape.active < shape.blocks:
         parts.append(f"a token meets {shape.active:,} of the blocks'")
-    dtype = str(shape.dtype).removeprefix("torch.")
-    return "; ".join(parts) + f"; {size_text(shape.nbytes)} in {dtype}"
+    return "; ".join(parts) + f"; {size_text(shape.nbytes)} in {dtype_name(shape.dtype)}"
 
 
 def _task_line(planned: "TaskPlan") -> str:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lenscope.models.load_options import dtype_name
+
 # a data set where fewer attacks are above the threshold at 1 % is one where the detector fails
 FEWEST_AT_ONE_PERCENT = 0.1
 _ERROR = "calibration error"
@@ -66,7 +68,7 @@ def detector_card(detector: Any, evaluation: Mapping[str, Any] | None = None) ->
 
 def _card_facts(detector: Any) -> Iterator[list[Any]]:
     lm, report = detector.lm, detector.report
-    dtype = str(lm.dtype).removeprefix("torch.")
+    dtype = dtype_name(lm.dtype)
     yield ["model", f"{lm.name} ({lm.n_layers} layers of {lm.hidden_size}, {dtype})"]
     yield ["looks at", detector.view + ("" if detector.layer < 0 else f", layer {detector.layer}")]
     for name, layers in detector.lens_layers.items():

@@ -17,6 +17,7 @@ from lenscope.files import weights_folder as artifacts
 from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping, load_mapping
 from lenscope.models.language_model import LM, PromptLike
+from lenscope.models.load_options import dtype_name
 from lenscope.models.same_model import is_same_model
 
 
@@ -74,6 +75,6 @@ def lens_beside(folder: Path, lm: LM, sha256: Any, name: Any) -> Lens:
 def check_fitted_model(folder: Any, config: Mapping[str, Any], lm: LM) -> None:
     """Raise LenscopeError unless a detector's config is of this model, in the same dtype."""
     # of one dtype, which version 0.1.0 did not say
-    dtype = str(lm.dtype).removeprefix("torch.")
+    dtype = dtype_name(lm.dtype)
     if config.get("dtype", dtype) != dtype or not is_same_model({**config, "dtype": dtype}, lm):
         raise LenscopeError(f"{folder}: was fitted on {config['model']}, not these weights of {lm.name}; load those")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files.text_files import read_json_lines, read_lines
 from lenscope.files.untrusted import escaped
 from lenscope.models.inputs import sound
@@ -144,7 +144,7 @@ def _prompt_of_row(
         if value is not None and not isinstance(value, str | int):
             raise LenscopeError(f"{where}: {key} {str(value)[:40]!r}; give a text")
     texts = {key: "" if value is None else str(value) for key, value in named.items()}
-    try:
+    with naming_place(where):
         return LabelledPrompt(
             text=row[field],
             attack=bool(label),
@@ -153,8 +153,6 @@ def _prompt_of_row(
             host=texts["host"],
             span=_span_of(row.get("span")),
         )
-    except LenscopeError as error:
-        raise LenscopeError(f"{where}: {error}") from error
 
 
 def _span_of(value: Any) -> tuple[int, int] | None:

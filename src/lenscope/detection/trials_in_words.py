@@ -11,7 +11,7 @@ import numpy as np
 from lenscope.detection.probe_features import LAST, TRAJECTORIES
 from lenscope.detection.trial_designs import DESIGNS
 from lenscope.detection.trial_detectors import WORDS
-from lenscope.statistics.intervals import Estimate
+from lenscope.statistics.intervals import Estimate, interval
 
 
 def trials_verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: str) -> str:
@@ -29,19 +29,17 @@ def trials_verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: st
     ]
     best = max(rows, key=lambda d: rows[d]["AUROC"].value, default=None)
     if best is not None:
-        area = _interval_in_words(rows[best]["AUROC"])
+        area = interval(rows[best]["AUROC"])
         lines.append(
             f"{where[0].upper()}{where[1:]}, attacks are told best by {best}, AUROC {area}"
             + (f"; the trajectories' detector is {' and '.join(judged)}." if judged else ".")
         )
-        lines.append(
-            f"AUROC {where}: " + ", ".join(f"{d} {_interval_in_words(r['AUROC'])}" for d, r in rows.items()) + "."
-        )
+        lines.append(f"AUROC {where}: " + ", ".join(f"{d} {interval(r['AUROC'])}" for d, r in rows.items()) + ".")
         lines.append(
             "True positives at 5 % false ones of the tested normal prompts: "
-            + ", ".join(f"{d} {_interval_in_words(r['TP at 5%'])}" for d, r in rows.items())
+            + ", ".join(f"{d} {interval(r['TP at 5%'])}" for d, r in rows.items())
             + ". At the 5 % threshold chosen in training, false positives: "
-            + ", ".join(f"{d} {_interval_in_words(r['FP, 5% threshold'])}" for d, r in rows.items())
+            + ", ".join(f"{d} {interval(r['FP, 5% threshold'])}" for d, r in rows.items())
             + "."
         )
     within = _headline_rows(tables.get(DESIGNS[0], []))
@@ -66,7 +64,7 @@ def _control_lines(tables: Mapping[str, Sequence[Mapping[str, Any]]], design: st
         lines.append(f"Against harmless insertions of the same form and place, mean AUROC: {means}.")
     for name in dict.fromkeys(r["data set"] for r in tables.get("trigger words", [])):
         own = [r for r in tables["trigger words"] if r["data set"] == name]
-        alarms = ", ".join(f"{r['detector']} {_interval_in_words(r['false alarms at 5%'])}" for r in own)
+        alarms = ", ".join(f"{r['detector']} {interval(r['false alarms at 5%'])}" for r in own)
         lines.append(f"False alarms on {name}, normal prompts alone, at the 5 % threshold: {alarms}.")
     return lines
 
@@ -80,13 +78,5 @@ def _headline_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, 
 def _gap_in_words(row: Mapping[str, Any], other: str) -> str:
     gap: Estimate = row["AUROC difference"]
     if row["p (Holm)"] >= 0.05:
-        return f"not told apart from {other} (difference {_interval_in_words(gap)}, p {row['p (Holm)']:.2g})"
-    return (
-        f"{'better' if gap.value > 0 else 'worse'} than {other} (by {_interval_in_words(gap)}, p {row['p (Holm)']:.2g})"
-    )
-
-
-def _interval_in_words(e: Estimate) -> str:
-    if np.isnan(e.value):
-        return "–"
-    return f"{e.value:.2f}" if np.isnan(e.low) else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+        return f"not told apart from {other} (difference {interval(gap)}, p {row['p (Holm)']:.2g})"
+    return f"{'better' if gap.value > 0 else 'worse'} than {other} (by {interval(gap)}, p {row['p (Holm)']:.2g})"

@@ -24,12 +24,6 @@ def mean_curve(label: str, x: Sequence[Any], scores: np.ndarray, dashed: bool = 
     return curve(label, x, [mean(column) for column in scores.T], dashed)
 
 
-def interval(e: Estimate, digits: int = 2) -> str:
-    """An estimate as it stands in a sentence; of one that has no interval, as that of a single item, the value."""
-    middle = f"{e.value:.{digits}f}"
-    return middle if np.isnan([e.low, e.high]).all() else f"{middle} [{e.low:.{digits}f}, {e.high:.{digits}f}]"
-
-
 def surely(estimates: Iterable[Estimate]) -> tuple[int, int]:
     """How many estimates are above 0 with their whole interval, and how many below."""
     listed = list(estimates)

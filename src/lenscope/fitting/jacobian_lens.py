@@ -22,12 +22,13 @@ from lenscope.files.kinds import CONFIG
 from lenscope.files.writing import folder_lock
 from lenscope.fitting.jacobian_measuring import JacobianMeasures
 from lenscope.fitting.jacobian_passes import LayerGraphs
-from lenscope.fitting.jacobian_run import JacobianRun, Targets, dtype_name, low_products
+from lenscope.fitting.jacobian_run import JacobianRun, Targets, low_products
 from lenscope.fitting.jacobian_sums import SUMS, JacobianSums
 from lenscope.fitting.larger_than_memory import require_streamed_fit
 from lenscope.fitting.streamed_jacobian import StreamedJacobianRun, require_streamed_settings
 from lenscope.mappings.mapping import Affine, Pair, load_mapping
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 from lenscope.models.precision import low_precision
 from lenscope.models.progress import Progress
 from lenscope.text.corpus import Corpus

@@ -21,6 +21,7 @@ from lenscope.fitting.jacobian_sums import JacobianSums
 from lenscope.fitting.jacobian_texts import adopt_old_names, require_unread_rows, text_name, text_name_with_paths
 from lenscope.models.interruption import check_interruption
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 from lenscope.models.precision import low_precision
 from lenscope.text.corpus import Corpus, TokenBatch
 
@@ -39,11 +40,6 @@ class Targets:
     def __post_init__(self) -> None:
         if self.name not in ("later", "same"):
             raise LenscopeError(f"targets {self.name!r}: give 'later' or 'same'")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """What a dtype is called in settings, such as "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def low_products(lm: LM, sums: JacobianSums) -> torch.dtype | None:

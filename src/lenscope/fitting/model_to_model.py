@@ -18,6 +18,7 @@ from lenscope.errors import LenscopeError
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
+from lenscope.models.load_options import dtype_name
 from lenscope.models.progress import Progress
 from lenscope.models.prompts import Prompt
 from lenscope.models.same_model import model_identity
@@ -233,7 +234,7 @@ class PairReader:
                 prompts = [t.target if side else t.source for t in batch]
                 read = lm.read(prompts, self.layers[side]).tensor[row, :, columns[side]]
                 if not torch.isfinite(read).all():
-                    dtype = str(lm.dtype).removeprefix("torch.")
+                    dtype = dtype_name(lm.dtype)
                     raise LenscopeError(
                         f"{lm.name}: a state holds NaN or infinity in {dtype}; load the model with dtype='float32'"
                     )

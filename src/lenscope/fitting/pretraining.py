@@ -30,6 +30,7 @@ from lenscope.files.writing import write_text
 from lenscope.fitting.optimizers import orthogonal
 from lenscope.models.identity import model_hash
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 from lenscope.models.loading import load
 from lenscope.models.precision import half_precision, low_precision
 from lenscope.models.progress import Progress
@@ -217,7 +218,7 @@ class PretrainingRun:
         """Write into the folder which training it is of, or see that it is of this one."""
         lm = self.corpus.lm
         identity: dict[str, Any] = {"model": model_hash(lm.model), "corpus": self.corpus.provenance()}
-        identity |= {"plan": asdict(self.plan), "products": str(self.low or lm.dtype).removeprefix("torch.")}
+        identity |= {"plan": asdict(self.plan), "products": dtype_name(self.low or lm.dtype)}
         # a name alone says nothing of what a stream brings
         if isinstance(self.corpus.documents, DocumentStream):
             identity["text"] = self.corpus.digest(self.plan.steps * self.plan.rows * self.corpus.length)

@@ -30,6 +30,7 @@ from lenscope.fitting.streamed_ridge import StreamedRidge, require_streamable
 from lenscope.fitting.tuned_lens_run import TunedLensRun
 from lenscope.mappings.mapping import Affine, Pair, PairMapping, load_mapping
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 from lenscope.models.precision import fast_products, low_precision
 from lenscope.models.progress import Progress
 from lenscope.text.corpus import Corpus
@@ -127,7 +128,7 @@ def fit(
             "schedule": asdict(plan),
             "seed": seed,
             "text": digest,
-            "products": str(low or lm.dtype).removeprefix("torch."),
+            "products": dtype_name(low or lm.dtype),
         }
         finished = None if folder is None else finished_lens(folder)
         if finished is not None:

@@ -27,6 +27,7 @@ from lenscope.models.hidden_states import HiddenStates
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
+from lenscope.models.load_options import dtype_name
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.same_model import model_identity
@@ -216,7 +217,7 @@ def _steps_of(run: VerbaliserRun) -> dict[str, Any]:
 def _finished(folder: Path, settings: dict[str, Any], lm: LM, source_lm: LM | None) -> Verbaliser:
     """The verbaliser that a run left in a folder; LenscopeError for one of another run, or anything else."""
     there = load_verbaliser(folder, lm, source_lm)
-    was, own = there.model.get("dtype"), str(lm.dtype).removeprefix("torch.")
+    was, own = there.model.get("dtype"), dtype_name(lm.dtype)
     # the model is the same one in another dtype too, but the run is not
     if was not in (None, own):
         raise LenscopeError(

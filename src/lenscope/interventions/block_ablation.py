@@ -27,6 +27,7 @@ from lenscope.models.edits import EditBlock
 from lenscope.models.exactness import is_exact
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
+from lenscope.models.load_options import dtype_name
 from lenscope.models.progress import Progress
 from lenscope.models.provenance import provenance
 from lenscope.models.readout import is_stubbed
@@ -343,7 +344,7 @@ class BlockAblationSums:
         """Cross-entropy, KL and top token of states (P, D), (n, P) each."""
         r = reduce(self.lm.runner.readout, self.lm.vocab_size, torch.stack([*h]), final, targets, 1, False)
         if r.kl.isnan().any():
-            dtype = str(self.lm.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.lm.dtype)
             raise LenscopeError(
                 f"{self.lm.name}: a measure came out as NaN in {dtype}; load the model with dtype='float32'"
             )

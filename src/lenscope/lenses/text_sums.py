@@ -18,6 +18,7 @@ from lenscope.files.json_values import text_value, whole_number
 from lenscope.lenses.lens import Lens
 from lenscope.measures.streamed import Reduced, average, averaged_at_once
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 from lenscope.text.predictions import Predictions, ReadBefore, TextShare
 
 BINS = 15
@@ -211,7 +212,7 @@ def _columns(r: Reduced, top: Tensor, lm: LM) -> np.ndarray:
 def check_not_nan(sums: np.ndarray, lm: LM) -> None:
     """LenscopeError where a measure is no number, since the model's dtype does not hold it."""
     if np.isnan(sums).any():
-        dtype = str(lm.dtype).removeprefix("torch.")
+        dtype = dtype_name(lm.dtype)
         raise LenscopeError(f"{lm.name}: a measure came out as NaN in {dtype}; load the model with dtype='float32'")
 
 

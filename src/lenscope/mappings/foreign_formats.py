@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files.kinds import CONFIG
 from lenscope.files.writing import whole_file
 from lenscope.mappings.mapping import Affine, LowRank, Pair, PairMapping, Scale
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 from lenscope.models.loading import BUILT_IN
 from lenscope.models.same_model import model_identity
 
@@ -93,7 +94,7 @@ def describes_tuned_lens(config: dict[str, Any]) -> bool:
 def floating_weight(value: Tensor, where: str, key: Any) -> Tensor:
     """A tensor of weights in one of the usual dtypes of floating point, else LenscopeError."""
     if value.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        dtype = str(value.dtype).removeprefix("torch.")
+        dtype = dtype_name(value.dtype)
         raise LenscopeError(f"{where}: {key!r} is of {dtype}; save it in float32, float16 or bfloat16")
     return value
 
@@ -179,10 +180,8 @@ def _compare_unembedding(hashed: Any, lm: LM) -> str:
 def affine_of_file(weights: dict[Pair, tuple[Tensor, ...]], report: dict[str, Any], lm: LM, where: str) -> Affine:
     """A lens of `lm` with weights that were read; LenscopeError, about `where`, for what is no such lens."""
     model = model_identity(lm)
-    try:
+    with naming_place(where):
         return Affine(weights, model, model, report)
-    except LenscopeError as error:
-        raise LenscopeError(f"{where}: {error}") from error
 
 
 def _check_sizes(where: str, lm: LM, size: Any, n_layers: Any) -> None:

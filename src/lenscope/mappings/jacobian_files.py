@@ -34,6 +34,7 @@ from lenscope.mappings.mapping import Affine, Pair, PairMapping
 from lenscope.mappings.model_card import hub_name
 from lenscope.models.deviations import FAILURES, TOLERANCE, deviation
 from lenscope.models.language_model import LM
+from lenscope.models.layers import numbers_in_runs
 
 BESIDE = "config.yaml"
 # without and with the rules of relevance propagation
@@ -74,7 +75,7 @@ def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str, config: Any 
             )
         if sorted(listed) != blocks:
             raise LenscopeError(
-                f"{where}: source_layers are {_span(sorted(listed))}, but J has the blocks {_span(blocks)}"
+                f"{where}: source_layers are {_in_words(sorted(listed))}, but J has the blocks {_in_words(blocks)}"
             )
     _check_names(about, where, lm)
     last = lm.n_layers - 1
@@ -94,8 +95,8 @@ def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str, config: Any 
         or (whole and not about["names"] and len(blocks) < lm.n_layers - 1)
     ):
         raise LenscopeError(
-            f"{where}: has blocks {_span(blocks)}; of {lm.name} it would have 0–{lm.n_layers - 2}, so it was fitted "
-            "for another model"
+            f"{where}: has blocks {_in_words(blocks)}; of {lm.name} it would have 0–{lm.n_layers - 2}, so it was "
+            "fitted for another model"
         )
     first = matrices[blocks[0]]
     for block in blocks:
@@ -123,16 +124,11 @@ def read_jacobian_lens(content: dict[Any, Any], lm: LM, where: str, config: Any 
     return affine_of_file(weights, report, lm, where)
 
 
-def _span(blocks: list[Any]) -> str:
-    """Blocks in a few words: 0–2, or 0, 2, 5 where some are left out."""
-    if not blocks:
-        return "none"
-    whole = all(type(k) is int for k in blocks) and blocks == list(range(blocks[0], blocks[0] + len(blocks)))
-    if whole and len(blocks) > 1:
-        return f"{blocks[0]}–{blocks[-1]}"
-    if len(blocks) > 8:
-        return ", ".join(map(str, blocks[:6])) + f", … {blocks[-1]}"
-    return ", ".join(map(str, blocks))
+def _in_words(blocks: list[Any]) -> str:
+    """Blocks in a few words, also what a file gives in their place: 0–2, 5."""
+    whole = all(type(k) is int for k in blocks)
+    words = numbers_in_runs(blocks) if whole else ", ".join(map(str, blocks))
+    return (words if len(words) <= 80 else words[:79] + "…") or "none"
 
 
 def _mapping_in(of: Mapping[Any, Any], name: str) -> dict[Any, Any]:

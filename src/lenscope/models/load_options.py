@@ -44,9 +44,14 @@ def require_dtype(dtype: Any) -> None:
             require_dtype(one)
         return
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype == "auto" or (isinstance(named, torch.dtype) and str(named).removeprefix("torch.") in DTYPES):
+    if dtype == "auto" or (isinstance(named, torch.dtype) and dtype_name(named) in DTYPES):
         return
     raise LenscopeError(dtype_refusal(dtype))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What a number format is called in settings and files, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def dtype_refusal(dtype: Any) -> str:

@@ -12,6 +12,7 @@ import transformers
 from lenscope._version import __version__
 from lenscope.models.identity import glanced
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 
 
 def provenance(lm: LM) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def provenance(lm: LM) -> dict[str, Any]:
         "revision": lm.revision,
         **({"adapter": lm.adapter} if lm.adapter else {}),
         **glanced(lm.model),
-        "dtype": str(lm.dtype).removeprefix("torch."),
+        "dtype": dtype_name(lm.dtype),
         "device": str(lm.device),
         "attention": attention,
         "readout": lm.runner.readout.description,

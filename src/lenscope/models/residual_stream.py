@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from lenscope.contents import Brief
 from lenscope.errors import LenscopeError
 from lenscope.models.deviations import TOLERANCE, deviation
+from lenscope.models.load_options import dtype_name
 from lenscope.models.offloaded import OnDisk, offloaded_weights
 
 # Batch and length of the observation run: unlikely sizes for a stream axis, so that a stream of another layout than
@@ -209,7 +210,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
             "is an encoder–decoder, and lenscope reads decoder-only models" if both else "cannot run on plain token ids"
         )
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = dtype_name(model.dtype)
         raise LenscopeError(f"{type(model).__name__} in {dtype}: {kind} ({reason})") from error
     if not torch.isfinite(logits).all():
         raise LenscopeError(f"{type(model).__name__}: the logits are not finite on a plain run, with finite weights")

@@ -21,6 +21,7 @@ from lenscope.models.context_length import find_context
 from lenscope.models.edits import EditBlock, open_blocks
 from lenscope.models.exclusive_runs import Exclusive
 from lenscope.models.length_regimes import Regimes
+from lenscope.models.load_options import dtype_name
 from lenscope.models.measurements import Measurements
 from lenscope.models.prompts import Encoder
 from lenscope.models.readout import find_readout, is_stubbed
@@ -299,7 +300,7 @@ class Runner:
             finite = torch.stack([torch.isfinite(t).all() for _, t in here]).tolist()
             if not all(finite):
                 layer = here[finite.index(False)][0]
-                dtype = str(self.dtype).removeprefix("torch.")
+                dtype = dtype_name(self.dtype)
                 wider = "" if self.dtype in (torch.float32, torch.float64) else "; load it in float32 or bfloat16"
                 raise LenscopeError(
                     f"layer {layer}: {self.name} has states that are NaN or infinite there in {dtype}{wider}"

@@ -22,6 +22,7 @@ from lenscope.models.identity import (
     stored_hash,
 )
 from lenscope.models.language_model import LM
+from lenscope.models.load_options import dtype_name
 
 # how models are identified: by parameters alone until 0.1.0, which said nothing of it; since then as in identity.py
 IDENTITY = 2
@@ -39,7 +40,7 @@ def model_identity(lm: LM) -> dict[str, Any]:
         **describe_weights(lm.model, coarser_dtypes(lm.dtype)),
         "environment": _environment(lm),
         "probe": _some_logits(lm),
-        "dtype": _dtype(lm),
+        "dtype": dtype_name(lm.dtype),
         "hidden_size": lm.hidden_size,
         "n_layers": lm.n_layers,
     }
@@ -59,7 +60,7 @@ def is_same_model(known: Mapping[str, Any], lm: LM) -> bool:
     own: Callable[..., str | None] = model_hash if current else parameters_hash
     if hashed == own(lm.model):
         return True
-    dtypes = {str(known.get("dtype")), _dtype(lm)}
+    dtypes = {str(known.get("dtype")), dtype_name(lm.dtype)}
     # the coarser of two; of the two 16-bit ones the checkpoint's own, which is not known
     coarse = dtypes & {"bfloat16", "float16"} or {"float32"}
     across = len(dtypes) > 1 and dtypes <= {*ROUNDED, "float64"}
@@ -82,7 +83,7 @@ def is_same_model(known: Mapping[str, Any], lm: LM) -> bool:
 def sizes_of(lm: LM) -> dict[str, Any]:
     """What tells a model at hand from another one in a message, without the whole of `model_identity`."""
     sizes = {"hidden_size": lm.hidden_size, "n_layers": lm.n_layers}
-    return {"model": lm.name, "model_hash": model_hash(lm.model), "dtype": _dtype(lm), **sizes}
+    return {"model": lm.name, "model_hash": model_hash(lm.model), "dtype": dtype_name(lm.dtype), **sizes}
 
 
 def in_words(model: Mapping[str, Any] | None) -> str:
@@ -120,7 +121,3 @@ def _read_some_logits(lm: LM) -> list[float]:
         both = [lm.unembed(anatomy.states[-1][row, -1]) for row in two]
     logits = torch.cat([row[::step][:COMPARED_LOGITS] for row in both])
     return [float(f"{value:.3g}") for value in logits.tolist()]
-
-
-def _dtype(lm: LM) -> str:
-    return str(lm.dtype).removeprefix("torch.")

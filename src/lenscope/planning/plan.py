@@ -16,6 +16,7 @@ from lenscope.errors import LenscopeError
 from lenscope.fitting.recipes import named_recipe
 from lenscope.fitting.schedule import Schedule
 from lenscope.fitting.tuned_lens import STATES_BYTES
+from lenscope.models.load_options import dtype_name
 from lenscope.planning.costs import TimedWork, Work, timed_work, what_limits
 from lenscope.planning.fit_costs import FitSizes, fit_bytes, fit_peak, fit_work
 from lenscope.planning.lens_costs import lens_bytes, lens_work
@@ -143,7 +144,7 @@ class TaskPlan(Brief):
 
     def to_json(self) -> dict[str, Any]:
         """The whole plan as JSON values."""
-        shape = {**asdict(self.shape), "dtype": str(self.shape.dtype).removeprefix("torch.")}
+        shape = {**asdict(self.shape), "dtype": dtype_name(self.shape.dtype)}
         about = {name: value for name, value in vars(self.machine).items() if name != "shares"}
         return {
             "kind": "plan",

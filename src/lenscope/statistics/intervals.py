@@ -32,6 +32,14 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
+def interval(e: Estimate, digits: int = 2) -> str:
+    """An estimate as it stands in a sentence: its value alone where it has no interval, "–" where it has no value."""
+    if np.isnan(e.value):
+        return "–"
+    middle = f"{e.value:.{digits}f}"
+    return middle if np.isnan([e.low, e.high]).all() else f"{middle} [{e.low:.{digits}f}, {e.high:.{digits}f}]"
+
+
 def tail(units: int) -> float:
     """The share of resamples on either side of a 95 % interval: 0.025 of many units, less of few.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files.kinds import CONFIG
 from lenscope.files.untrusted import read_json
 from lenscope.mappings.lens_files import load_lens
@@ -154,11 +154,8 @@ class Bench:
             key = "target_layers" if own is None else key
             asked = "target_layers" in self.spec.model_fields_set
             given = own or (self.spec.target_layers if asked or of_method is None else of_method)
-        fixed: list[int] = []
-        try:
+        with naming_place(key):
             fixed = named_layers([one for one in given if one != "same"], lm.n_layers, lm.name)
-        except LenscopeError as error:
-            raise LenscopeError(f"{key}: {error}") from error
         tables = []
         for layers in layer_sets:
             if "same" in given and layers[-1] > lm.n_layers:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files.parquet_footers import declared_sizes
 from lenscope.files.text_files import read_lines, read_table
 from lenscope.files.untrusted import checked_reading, escaped
@@ -107,10 +107,8 @@ def _listed_row(where: str, row: dict[str, Any], sources: SweepSources, typed: b
     answer = values["answer"]
     if answer is not None and not isinstance(answer, str):
         raise LenscopeError(f"{where}: {columns.answer} is {str(answer)[:60]!r}; give a text")
-    try:
+    with naming_place(f"{where}: {columns.answer}"):
         answer = sound(answer or "")
-    except LenscopeError as error:
-        raise LenscopeError(f"{where}: {columns.answer}: {error}") from error
     places = {
         name: _own_places(where, getattr(columns, name), values[name], typed) or getattr(sources, name)
         for name in ("positions", "layers")

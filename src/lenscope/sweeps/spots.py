@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lenscope.contents import Brief
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.models.language_model import LM
 from lenscope.models.layers import check_layers
 from lenscope.models.prompts import Prompt
@@ -86,20 +86,16 @@ def read_spots(listed: Iterable[ListedPrompt], lm: LM) -> Spots:
     for one in listed:
         key = repr(one.layers)
         if key not in by_list:
-            try:
+            with naming_place(_named(one)):
                 numbers = named_layers(one.layers, lm.n_layers, lm.name)
-            except LenscopeError as error:
-                raise LenscopeError(f"{_named(one)}: {error}") from error
             layers = layer_sets.setdefault(tuple(sorted(set(numbers))), len(layer_sets))
             by_list[key] = layers, len(numbers)
         number = texts.setdefault(one.text, len(texts))
         positions = places.get((one.text, repr(one.positions)))
         if positions is None:
-            try:
+            with naming_place(_named(one)):
                 prompt = lm.prompt(one.text)
                 positions = places[one.text, repr(one.positions)] = _positions(prompt, one.positions)
-            except LenscopeError as error:
-                raise LenscopeError(f"{_named(one)}: {error}") from error
             if number == len(digests):
                 digests.append(hashlib.blake2b(np.array(prompt.ids, dtype="<i8").tobytes(), digest_size=16).digest())
         answer = -1 if one.answer is None else answers.setdefault(one.answer, len(answers))

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenscope.experiments.estimates_shown import interval
 from lenscope.experiments.jacobian_lens_paper.prompt_sets import BridgeSwap
 from lenscope.experiments.setting import Setting
 from lenscope.interventions.token_controls import CONTROLS, control_edit
@@ -22,7 +21,7 @@ from lenscope.models.language_model import LM
 from lenscope.models.layers import layers_in_words
 from lenscope.models.prompts import Prompt
 from lenscope.statistics.estimates import difference, mean
-from lenscope.statistics.intervals import Estimate
+from lenscope.statistics.intervals import Estimate, interval
 from lenscope.text.packing import after_document_mark
 
 # two-hop prompts, and controls of each kind for each edit

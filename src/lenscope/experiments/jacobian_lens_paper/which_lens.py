@@ -15,7 +15,7 @@ from lenscope.display.figures import Figure
 from lenscope.display.panels import Panel, Series
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
-from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.jacobian_lens_paper.bridge_swaps import (
     SWAPS,
     ablation_rows,
@@ -62,7 +62,7 @@ from lenscope.lenses.lens import Lens
 from lenscope.mappings.mapping import PairMapping
 from lenscope.models.layers import numbers_in_runs
 from lenscope.statistics.estimates import difference
-from lenscope.statistics.intervals import Estimate
+from lenscope.statistics.intervals import Estimate, interval
 from lenscope.text.corpus import Corpus
 
 CLAIM = (

@@ -17,7 +17,7 @@ from lenscope.display.figures import Figure
 from lenscope.display.panels import Heatmap, Panel
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
-from lenscope.experiments.estimates_shown import interval, mean_curve
+from lenscope.experiments.estimates_shown import mean_curve
 from lenscope.experiments.patchscopes_paper.attribute_scores import (
     ALL,
     FOLDS,
@@ -37,7 +37,7 @@ from lenscope.models.layers import evenly_spaced
 from lenscope.patchscopes.controls import prompts_with_text, random_vectors
 from lenscope.patchscopes.methods import feature_extraction
 from lenscope.statistics.estimates import mean
-from lenscope.statistics.intervals import Estimate
+from lenscope.statistics.intervals import Estimate, interval
 from lenscope.statistics.probes import Probed, probe
 from lenscope.tasks.builtin_facts import ABOUT_THINGS
 from lenscope.tasks.model_knowledge import known_facts

@@ -17,7 +17,7 @@ from lenscope.display.panels import Panel
 from lenscope.engine import exact_modes
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
-from lenscope.experiments.estimates_shown import curve, interval, surely
+from lenscope.experiments.estimates_shown import curve, surely
 from lenscope.experiments.patchscopes_paper.trained_map import trained_entity_tables
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
@@ -34,7 +34,7 @@ from lenscope.patchscopes.with_controls import (
     texts_by_cell,
 )
 from lenscope.statistics.estimates import difference, mean, spearman
-from lenscope.statistics.intervals import Estimate, group_difference
+from lenscope.statistics.intervals import Estimate, group_difference, interval
 from lenscope.tasks.relation_files import load_entities
 from lenscope.tasks.relations import Entity, builtin_entities
 from lenscope.tasks.text_match import compared_words, embedder, rouge

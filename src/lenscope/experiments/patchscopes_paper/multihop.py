@@ -13,7 +13,7 @@ import numpy as np
 from lenscope.display.figures import Figure
 from lenscope.display.panels import Heatmap, Panel
 from lenscope.experiments.definition import Experiment
-from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.patchscopes_paper.multihop_patches import (
     LEAST_CHAINS,
     PLAIN,
@@ -33,6 +33,7 @@ from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.patchscopes.control_runs import NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.statistics.estimates import mean
+from lenscope.statistics.intervals import interval
 from lenscope.statistics.selection import SPLITS, crossed
 from lenscope.statistics.significance import paired_tests
 from lenscope.tasks.relation_files import load_chains

@@ -14,7 +14,7 @@ from lenscope.display.figures import Figure
 from lenscope.display.panels import Panel
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
-from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.patchscopes_paper.entities import description_in, pick
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
@@ -29,6 +29,7 @@ from lenscope.patchscopes.with_controls import (
     continue_texts,
     generate_with_controls,
 )
+from lenscope.statistics.intervals import interval
 from lenscope.statistics.selection import balanced
 from lenscope.statistics.significance import paired_tests
 from lenscope.tasks.model_knowledge import known_facts

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lenscope.experiments.estimates_shown import interval
 from lenscope.patchscopes.control_runs import BIAS, NONE, RANDOM, SHUFFLED, TEXT, VECTOR
 from lenscope.patchscopes.with_controls import ControlledScores, ControlledTexts
 from lenscope.statistics.estimates import difference, mean
-from lenscope.statistics.intervals import Estimate, bootstrap
+from lenscope.statistics.intervals import Estimate, bootstrap, interval
 from lenscope.statistics.significance import paired_tests
 
 KS = 1, 10

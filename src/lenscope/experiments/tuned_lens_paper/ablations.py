@@ -15,7 +15,7 @@ from torch import Tensor
 from lenscope.display.figures import Figure
 from lenscope.display.panels import Panel, Series
 from lenscope.experiments.definition import Experiment
-from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.report import Report, ReportTable
 from lenscope.experiments.setting import HELD_OUT, Setting
 from lenscope.interventions.block_ablation import (
@@ -27,7 +27,7 @@ from lenscope.interventions.block_ablation import (
     mean_update,
 )
 from lenscope.interventions.block_ablation_results import MEASURES, BlockAblations
-from lenscope.statistics.intervals import Estimate
+from lenscope.statistics.intervals import Estimate, interval
 from lenscope.text.corpus import TokenBatch
 
 CLAIM = (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lenscope.display.figures import Figure
 from lenscope.display.panels import Panel
-from lenscope.experiments.estimates_shown import curve, interval
+from lenscope.experiments.estimates_shown import curve
 from lenscope.experiments.setting import FITTED, HELD_OUT, SAMPLED, Setting
 from lenscope.experiments.text_groups import by_document, predicted, rows_of, thinned
 from lenscope.fitting.fine_tuning import fine_tune, weights_of, with_weights
@@ -24,7 +24,7 @@ from lenscope.fitting.tuned_lens import fit
 from lenscope.lenses.evaluate import evaluate
 from lenscope.mappings.mapping import Affine
 from lenscope.models.language_model import LM
-from lenscope.statistics.intervals import Estimate, draws, estimate_of_draws
+from lenscope.statistics.intervals import Estimate, draws, estimate_of_draws, interval
 from lenscope.text.corpus import Corpus, TokenBatch
 
 # steps of the fine-tune, a row each

@@ -14,11 +14,12 @@ from lenscope.display.figures import Figure
 from lenscope.display.panels import Panel
 from lenscope.errors import LenscopeError
 from lenscope.experiments.definition import Experiment
-from lenscope.experiments.estimates_shown import interval, mean_curve
+from lenscope.experiments.estimates_shown import mean_curve
 from lenscope.experiments.report import Report
 from lenscope.experiments.setting import Setting
 from lenscope.lenses.lens import Lens
 from lenscope.statistics.estimates import difference, mean
+from lenscope.statistics.intervals import interval
 from lenscope.statistics.significance import holm, sign_flips
 from lenscope.tasks.answer_likelihoods import answer_log_likelihoods
 from lenscope.tasks.builtin_questions import KINDS
