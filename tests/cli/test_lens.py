@@ -62,6 +62,20 @@ def test_files_in_and_out(run, model, tmp_path):
     assert page.read_text().startswith("<!")
 
 
+def test_json_lines_give_the_prompts_of_their_field_and_a_wrong_one_is_named_by_its_line(run, model, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"q": "one"}\n\n{"q": "two three"}\n')
+    status, out, _ = run("lens", "-f", str(file), "--field", "q", "-m", model, "--json")
+    assert (status, [row["prompt"]["text"] for row in json.loads(out)]) == (0, ["one", "two three"])
+    status, _, err = run("lens", "-f", str(file), "-m", model)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "prompts.jsonl, line 1: is no JSON object with a field 'text'; name it with --field" in err
+    file.write_text(json.dumps({"text": "one"}) + "\n" + json.dumps({"text": "long " * 5000}))
+    status, _, err = run("lens", "-f", str(file), "-m", model)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "prompts.jsonl, line 2: " in err
+
+
 def test_prompts_from_stdin(run, model, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("alpha\nbeta\n"))
     status, out, _ = run("lens", "-f", "-", "-m", model, "--json")

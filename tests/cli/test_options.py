@@ -11,7 +11,6 @@ from typing import Annotated
 import pytest
 import typer
 
-from lenscope.cli.detect_score import placed_prompts_of_file
 from lenscope.cli.main import command_line
 from lenscope.cli.options import (
     DEFAULT_MODEL,
@@ -21,8 +20,8 @@ from lenscope.cli.options import (
     parse_amount,
     parse_positions,
     places_by_name,
-    read_prompts,
 )
+from lenscope.cli.prompt_files import given_prompts, placed_prompts_of_file
 from lenscope.experiments.tuned_lens_paper import injection_data as injected
 from lenscope.models import loading
 
@@ -92,6 +91,10 @@ ALWAYS = {
 # command and option → command lines where it has none, and what is told.
 REFUSED = {
     ("lens", "--measure"): [([*LENS, "--measure", "kl", "--json"], "with --json there is none")],
+    ("lens", "--field"): [
+        ([*LENS, "--field", "p"], "names the field of --file"),
+        ([*LENS, "--file", "-", "--field", "p"], "names a field of .jsonl files"),
+    ],
     ("lens", "--top-k"): [([*LENS, "--compare", "ho", "--top-k", "3"], "shows one token per prompt")],
     ("lens", "--target"): [([*LENS, "--compare", "ho", "--target", "x"], "--compare follows no token")],
     ("lens", "--transferred"): [([*LENS, "--transferred"], "applies to --lens")],
@@ -305,7 +308,8 @@ def test_the_commands_read_prompts_with_it(tmp_path, encoding, end):
     wanted = ["The capital of France is", "one\u2028prompt", "an\x0cother\x85 "]
     (tmp_path / "p.txt").write_bytes(end.join([*wanted, "", " "]).encode(encoding))
     placed = list(placed_prompts_of_file(str(tmp_path / "p.txt"), "text"))
-    assert read_prompts([], str(tmp_path / "p.txt")) == [text for _, text in placed] == wanted
+    assert given_prompts([], str(tmp_path / "p.txt"), None) == placed
+    assert [text for _, text in placed] == wanted
     assert [place.rsplit(", ")[-1] for place, _ in placed] == ["line 1", "line 2", "line 3"]
     rows = [json.dumps({"p": text}, ensure_ascii=False) for text in wanted]
     for name, raw in (("p.jsonl", end.join(rows).encode(encoding)), ("p.jsonl.gz", None)):

@@ -39,6 +39,7 @@ def test_estimates_are_means_with_intervals_over_prompts_or_controls(effects):
         },
     )
     assert np.isnan(single.change().low)
+    assert ": 1 prompt, layers" in repr(single)
     assert single.excess().low < single.excess().value < single.excess().high
 
 

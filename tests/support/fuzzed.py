@@ -26,8 +26,7 @@ from evaluated import contents
 from labelled import labelled_prompts
 
 import lenscope as ls
-from lenscope.cli.detect_score import placed_prompts_of_file
-from lenscope.cli.options import read_prompts
+from lenscope.cli.prompt_files import placed_prompts_of_file
 from lenscope.detection import load_detector, read_labelled_prompts
 from lenscope.detection.detector_card import detector_card
 from lenscope.directions import load_basis
@@ -677,7 +676,7 @@ def kinds(stage: Stage) -> list[Kind]:
         Kind("corpus of ids", lambda f: lines(f / "c.jsonl", [{"text": list(range(n, n + 40))} for n in range(9)]),
              lambda f: rows_of(stage, f / "c.jsonl"), plain, rows_doubt, False),
         Kind("prompts.txt", lambda f: packed(f / "p.txt", "\n".join(TEXTS[:6])),
-             lambda f: read_prompts([], str(f / "p.txt")), repr, lines_doubt, False),
+             lambda f: [t for _, t in placed_prompts_of_file(str(f / "p.txt"), "text")], repr, lines_doubt, False),
         Kind("prompts.jsonl", lambda f: lines(f / "p.jsonl", [{"text": t} for t in TEXTS[:6]]),
              lambda f: [t for _, t in placed_prompts_of_file(str(f / "p.jsonl"), "text")], repr,
              lambda v: v and lines_doubt(v), False),

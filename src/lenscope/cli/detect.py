@@ -18,7 +18,7 @@ from lenscope.cli.detect_attacks import (
     normal_prompts_of,
     require_prompts_fit,
 )
-from lenscope.cli.detect_score import PromptField, check_field, score_prompts_command
+from lenscope.cli.detect_score import score_prompts_command
 from lenscope.cli.options import (
     TUNED,
     CommonOptions,
@@ -30,6 +30,7 @@ from lenscope.cli.options import (
     parse_indices,
     resolve_layers,
 )
+from lenscope.cli.prompt_files import PromptField, check_field
 from lenscope.cli.several_lenses import LOGIT, lenses_by_name
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, headline, progress_bar, show

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lenscope.cli.detect_score import placed_prompts_of_file
 from lenscope.cli.options import CommonOptions, resolve_layers
+from lenscope.cli.prompt_files import placed_prompts_of_file
 from lenscope.cli.several_lenses import LOGIT, lenses_as_named, lenses_by_name
 from lenscope.cli.streams import flush, print_json, tell
 from lenscope.cli.terminal import Screen, headline, progress_bar, show

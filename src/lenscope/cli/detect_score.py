@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lenscope.cli.options import CommonOptions, PageFile, Prompts, common_options
+from lenscope.cli.prompt_files import PromptField, check_field, placed_prompts_of_file
 from lenscope.cli.streams import failure, flush, print_json
 from lenscope.cli.terminal import rate_line, show_and_save
 from lenscope.cli.validation import require_effect, require_model, require_path, require_writable
 from lenscope.errors import LenscopeError, naming_place
-from lenscope.files.arriving import batches_as_they_come, standard_input
-from lenscope.files.text_files import parse_json_line, read_lines
+from lenscope.files.arriving import batches_as_they_come
 
 if TYPE_CHECKING:
     from lenscope.detection.attack_detector import AttackDetector
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 # prompts of a file that are scored together, by default and at most
 PROMPTS_TOGETHER, MOST_TOGETHER = 32, 4096
-
-PromptField = Annotated[
-    str | None, typer.Option(help="Name of the field that has the prompt, in files of JSON lines; default: text.")
-]  # fmt: skip
 
 
 @common_options()
@@ -155,32 +151,3 @@ def _batches_of_prompts(
         yield [("", text) for text in given[start : start + most]]
     if file is not None:
         yield from batches_as_they_come(placed_prompts_of_file(file, field), most)
-
-
-def check_field(field: str | None, *files: str) -> None:
-    """Raise LenscopeError for a field of files of which no lines have one."""
-    require_effect(
-        "--field",
-        field,
-        any(file.endswith((".jsonl", ".jsonl.gz")) for file in files),
-        "names a field of .jsonl files, and other lines have none",
-    )
-
-
-def placed_prompts_of_file(file: str, field: str) -> Iterator[tuple[str, str]]:
-    """("file, line n", prompt) of a file's prompts, each as soon as its line is there; empty lines are none."""
-    name, source = ("standard input", standard_input()) if file == "-" else (file, file)
-    for n, line in enumerate(read_lines(source), 1):
-        if line.strip():
-            where = f"{name}, line {n}"
-            yield where, _prompt_of_line(line, where, field) if file.endswith((".jsonl", ".jsonl.gz")) else line
-
-
-def _prompt_of_line(line: str, where: str, field: str) -> str:
-    try:
-        text = parse_json_line(line, where)[field]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise LenscopeError(f"{where}: is no JSON object with a field {field!r}; name it with --field") from error
-    if not isinstance(text, str) or not text:
-        raise LenscopeError(f"{where}: {field!r} is {text!r}; it must be a text")
-    return text

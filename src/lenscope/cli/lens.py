@@ -27,9 +27,9 @@ from lenscope.cli.options import (
     open_lens,
     parse_indices,
     parse_positions,
-    read_prompts,
     resolve_layers,
 )
+from lenscope.cli.prompt_files import PromptField, given_prompts
 from lenscope.cli.several_lenses import LOGIT, file_of_several, lenses_by_name, opened_lenses, shown_side_by_side
 from lenscope.cli.streams import failure as failure_of_stdout
 from lenscope.cli.streams import flush, print_json, say, tell
@@ -43,7 +43,7 @@ from lenscope.cli.validation import (
     require_seed,
     require_writable,
 )
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 
 if TYPE_CHECKING:
     from lenscope.lenses.lens import Lens
@@ -62,8 +62,9 @@ def lens_command(
     prompts: Prompts = None,
     model: Model = DEFAULT_MODEL,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="A file with one prompt per line; - reads stdin.")
+        str | None, typer.Option("--file", "-f", help="File of prompts, .txt or .jsonl, one per line; - reads stdin.")
     ] = None,
+    field: PromptField = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")] = False,
     layers: Layers = None,
     positions: Annotated[
@@ -165,7 +166,7 @@ def lens_command(
         raise LenscopeError(f"{output}: is given twice; give -o and --html a file each")
     if file not in (None, "-"):
         require_path(str(file), "file")
-    given = read_prompts(prompts or [], file)
+    given = given_prompts(prompts or [], file, field)
     if compare is not None and (len(given) != 1 or (output and not output.endswith(".json"))):
         raise LenscopeError("--compare: takes one prompt, and saves with -o FILE.json")
     require_model(model)
@@ -190,7 +191,10 @@ def lens_command(
     beside = opened_lenses(several, lm, transferred)
     one = Lens(lm, f, name=None if f is None else f"{f.report.get('lens', 'lens')} {tuned}")
     chosen = None if wanted_layers is None else resolve_layers(wanted_layers, lm.n_layers)
-    ready = [lm.chat(t) if chat else lm.prompt(t) for t in given]
+    ready = []
+    for place, text in given:
+        with naming_place(place):
+            ready.append(lm.chat(text) if chat else lm.prompt(text))
     if compare is not None:
         both = one.compare(
             ready[0], lm.chat(compare) if chat else lm.prompt(compare), chosen, wanted_positions, top_k=top_k or TOP,

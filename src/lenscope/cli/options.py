@@ -17,7 +17,6 @@ import typer
 
 from lenscope.cli.streams import first_process, several_processes, tell
 from lenscope.errors import LenscopeError
-from lenscope.files.text_files import read_lines
 from lenscope.visible_text import printable
 
 if TYPE_CHECKING:
@@ -297,16 +296,6 @@ def available_tokens(corpus: "Corpus", wanted: int, asked: bool) -> int:
         if asked or not available:
             raise
     return min(wanted, available)
-
-
-def read_prompts(prompts: list[str], file: str | None) -> list[str]:
-    """Return the prompts of a command: its arguments, and the lines of a file. LenscopeError where there are none."""
-    every = list(prompts)
-    if file is not None:
-        every += [line for line in read_lines(file) if line.strip()]
-    if not every:
-        raise LenscopeError("no prompt: give one as an argument, or several with --file FILE (- for stdin)")
-    return every
 
 
 def parse_indices(text: str | None, name: str) -> list[int | slice] | None:

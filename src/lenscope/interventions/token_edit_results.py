@@ -96,9 +96,8 @@ class EditEffects(Record):
         band = layers_in_words(self.layers)
         edits = [*dict.fromkeys(p.edit for p in self.prompts)]
         what = edits[0] if len(edits) == 1 else f"{len(edits)} edits"
-        return (
-            f"EditEffects({what}: {len(self)} prompts, {band}, {self.n_controls} controls, {self.model}, {self.lens})"
-        )
+        prompts = "1 prompt" if len(self) == 1 else f"{len(self)} prompts"
+        return f"EditEffects({what}: {prompts}, {band}, {self.n_controls} controls, {self.model}, {self.lens})"
 
     @property
     def n_controls(self) -> int:

@@ -239,7 +239,7 @@ class Encoder:
         ids_of_answers = spelling.after(prompt.ids, [prompt.text, bare], answers)
         empty = next((answer for answer, ids in zip(answers, ids_of_answers, strict=True) if not ids), None)
         if empty is not None:
-            raise LenscopeError(f"answer {empty!r}: is no token of {self.name}")
+            raise LenscopeError(f"answer {empty!r}: is no token of {self.name}; give a text of at least one")
         return ids_of_answers
 
     def ids(self, text: str) -> list[int]:
