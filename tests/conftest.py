@@ -6,6 +6,9 @@ import platform
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub, and none may wait for it
+# tests run side by side, and a second thread of each would wait for a core: threads of OpenBLAS do so in a loop, which
+# took three quarters of the processor's time in the tests of detectors; commands that tests start inherit these
+os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
 import pytest
 import tiny
