@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import shellingham
 
 import lenscope as ls
 
@@ -68,6 +69,13 @@ def test_bash_completes_commands_and_options(home, tmp_path):
     assert lines[:3] == ["complete -o default -F _lenscope_completion lenscope", "patch", "--tokens"]
     assert "bash completion installed" in lines[3]
     assert ".bash_completions/lenscope.sh" in (tmp_path / ".bashrc").read_text()
+
+
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_a_shell_that_cannot_be_completed_is_one_line(run, monkeypatch, option):
+    monkeypatch.setattr(shellingham, "detect_shell", lambda: ("dash", "/bin/dash"))
+    wanted = f"lenscope: {option}: was started from dash; run it in bash, zsh, fish, pwsh or powershell\n"
+    assert run(option) == (2, "", wanted)
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -257,7 +257,7 @@ def test_an_adapters_folder_names_the_package_that_reads_it(llama_folder, tmp_pa
         (path / "adapter_config.json").write_text(
             json.dumps({"base_model_name_or_path": "nowhere", "peft_type": "LORA"})
         )
-        with pytest.raises(ls.LenscopeError, match="pip install peft"):
+        with pytest.raises(ls.LenscopeError, match=r"pip install 'lenscope\[peft\]'"):
             ls.load(path)
 
 

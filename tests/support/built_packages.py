@@ -20,11 +20,18 @@ ROOT = Path(__file__).parents[2]
 PROMPT = ["lens", "The capital of France is", "--layers", "24:31:3", "--positions", "-1"]
 FRAME = "import lenscope as ls; print(len(ls.Lens(ls.load()).trajectory('Paris').to_dataframe()), 'rows')"
 # extra → a command that needs it, or Python
+# in an order in which none brings what a later one needs: hub and ray bring pandas
 USES = {
-    "serve": ["lenscope", "serve", "--port", "-1"],
-    "hub": ["lenscope", "fit", "--data", "owner/name", "--tokens", "8", "-o", "lens"],
-    "ray": ["python", "-c", "from lenscope.sweeps.ray_workers import require_ray; require_ray()"],
     "pandas": ["python", "-c", FRAME],
+    "peft": ["lenscope", "check", "adapter"],
+    "serve": ["lenscope", "serve", "--port", "-1"],
+    "ray": [
+        "python",
+        "-c",
+        "from lenscope.sweeps.ray_workers import require_ray; require_ray(); print('Ray is there')",
+    ],
+    "hub": ["lenscope", "fit", "--data", "owner/name", "--tokens", "8", "-o", "lens"],
+    "all": ["python", "-c", "import datasets, fastapi, pandas, peft, ray; print('all are there')"],
 }
 
 
@@ -94,12 +101,25 @@ def try_out(programs: Path, wheel: Path, extras: list[str], folder: Path) -> Non
     print(run(python, "-c", "import sys, lenscope; print(lenscope.__version__, 'on Python', sys.version.split()[0])"))
     print(run(lenscope, "check", "smollm2-135m", folder=folder))
     print(run(lenscope, *PROMPT, folder=folder))
+    (folder / "adapter").mkdir(exist_ok=True)  # not a whole one, which is what peft then says of it
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
     for extra, (program, *arguments) in USES.items():
         command = [str(programs / program), *arguments]
-        print(f"without {extra}:", run(*command, folder=folder, fails=True).strip().splitlines()[-1])
+        said = run(*command, folder=folder, fails=True)
+        print(f"without {extra}:", last_line(said))
+        if extra != "all" and "pip install" not in said:
+            sys.exit(f"without {extra} no command is named that installs it:\n{said}")
         if extra in extras:
             run(*install, f"{wheel}[{extra}]")
-            print(f"with {extra}:", run(*command, folder=folder, fails=True).strip().splitlines()[-1])
+            said = run(*command, folder=folder, fails=True)
+            print(f"with {extra}:", last_line(said))
+            if "pip install" in said or "Traceback" in said:
+                sys.exit(f"with {extra} it is not taken for installed:\n{said}")
+
+
+def last_line(printed: str) -> str:
+    """The last line of what a command printed."""
+    return (printed.strip().splitlines() or ["nothing"])[-1]
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from affine_lens import affine
 import lenscope as ls
 from lenscope.mappings.mapping import Affine
 from lenscope.models.same_model import model_identity
-from lenscope.web.application import view_application
 from lenscope.web.limits import Limits
 from lenscope.web.served import Served, ServedLens, ServedMapping, ServedModel
+from lenscope.web.view import view_application
 
 
 class ViewServer:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from typer import Typer
 
 INTERRUPTED = 130
+# shells whose commands can be completed
+SHELLS = ("bash", "zsh", "fish", "pwsh", "powershell")
 # set by a shell that asks what may stand at the cursor, in the script that --show-completion prints
 COMPLETING = "_LENSCOPE_COMPLETE"
 
@@ -155,6 +157,8 @@ def _run_command(arguments: list[str]) -> int:
             from typer.completion import shell_complete
 
             return shell_complete(command, {}, "lenscope", COMPLETING, completing)
+        for option in {"--install-completion", "--show-completion"} & {*arguments[:1]}:
+            _require_shell(option)
         with command.make_context("lenscope", arguments or ["--help"]) as context:
             command.invoke(context)
         return 0
@@ -169,6 +173,20 @@ def _run_command(arguments: list[str]) -> int:
     except Stopped as stop:
         tell(str(stop))
         return INTERRUPTED
+
+
+def _require_shell(option: str) -> None:
+    """Raise LenscopeError for an option about the shell that started this process, where it is none of SHELLS."""
+    import shellingham
+
+    from lenscope.errors import LenscopeError
+
+    try:
+        shell = shellingham.detect_shell()[0]
+    except shellingham.ShellDetectionFailure:
+        shell = "no shell that is known"
+    if shell not in SHELLS:
+        raise LenscopeError(f"{option}: was started from {shell}; run it in {', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
 
 
 def _unwritten(error: OSError | None) -> int:

@@ -167,7 +167,7 @@ def _listening(host: str, port: int) -> socket.socket:
 def _serve(served: "Served", listener: socket.socket, host: str, token: str | None, open_page: bool) -> None:
     import uvicorn
 
-    from lenscope.web.application import view_application
+    from lenscope.web.view import view_application
 
     port = listener.getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, f"[{host}]" if ":" in host else host)

@@ -95,8 +95,8 @@ def require_peft(source: str, folder: Path) -> None:
     """Raise LenscopeError for the folder of an adapter where the package that reads adapters is not installed."""
     if (folder / ADAPTER).is_file() and importlib.util.find_spec("peft") is None:
         raise LenscopeError(
-            f"{source}: is the folder of an adapter ({ADAPTER}), which the package peft reads: pip install peft, or "
-            "merge the adapter into its model (merge_and_unload) and save that"
+            f"{source}: is the folder of an adapter ({ADAPTER}), which the package peft reads; run: "
+            "pip install 'lenscope[peft]', or merge the adapter into its model (merge_and_unload) and save that"
         )
 
 

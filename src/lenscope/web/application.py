@@ -119,12 +119,8 @@ class Answers:
             worker.close()
 
 
-def view_application(served: Served, token: str | None = None, hosts: Collection[str] = ()) -> Any:
-    """The web view of some models as an ASGI application.
-
-    `token` is what every call of /api must carry; `hosts` are names under which the server may be called, beside the
-    loopback's.
-    """
+def application_of(served: Served, token: str | None, hosts: Collection[str]) -> Any:
+    """The web view of some models as an ASGI application; see `view_application`."""
     answers = Answers(served)
 
     @asynccontextmanager
