@@ -49,7 +49,7 @@ def test_the_command_of_many_gpus_uses_all_of_them(h100):
     small = model_shape("layers=16,width=2048,heads=32,kv=8,inner=8192,vocab=128256")
     lens = plan(small, Task("lens"), h100, 8).command()
     assert lens.startswith(
-        "for n in $(seq 8); do CUDA_VISIBLE_DEVICES=$((n-1)) lenscope lens -m MODEL --file PROMPTS-$n"
+        "for n in $(seq 8); do CUDA_VISIBLE_DEVICES=$((n-1)) lenscope lens -m MODEL --file PROMPTS-$n -o OUT-$n.parquet"
     )
     assert plan(small, Task("lens"), h100, 16).command().endswith("on each of 2 machines")
     assert (

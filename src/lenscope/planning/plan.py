@@ -252,12 +252,12 @@ def command_for(task: Task, model: str, placement: str, where: TaskPlan) -> str:
     ray = f" --engine ray --workers {gpus} --gpus-per-worker 1" if gpus > 1 and placement == "whole" and not cpu else ""
     what = {
         "fit": f"fit -m {model}{amount} --recipe {task.recipe} -d TEXT -o FOLDER",
-        "lens": f"lens -m {model} --file PROMPTS" + (" --lens FOLDER" if task.tuned else ""),
+        "lens": f"lens -m {model} --file PROMPTS" + (" --lens FOLDER" if task.tuned else "") + " -o OUT.parquet",
         "sweep": f"sweep SPEC.yaml -o FOLDER{ray}",
     }[task.kind]
     if task.kind == "lens" and placement == "whole" and gpus > 1:
         # each process reads its own prompts: nothing divides them
-        what = what.replace("PROMPTS", "PROMPTS-$n")
+        what = what.replace("PROMPTS", "PROMPTS-$n").replace("OUT", "OUT-$n")
         machines = f"  # on each of {gpus // each} machines" if gpus > each else ""
         one = f"CUDA_VISIBLE_DEVICES=$((n-1)) lenscope {what}{device}"
         return f"for n in $(seq {each}); do {one} & done; wait{machines}"
