@@ -23,4 +23,5 @@ def test_a_table_fits_where_it_is_shown(lm):
     assert "colour: max_probability" in whole
     assert t.table()._repr_html_().startswith("<pre")
     assert "colour: max_probability" in str(t.table())
+    assert repr(t.table()) == str(t.table())
     assert str(t.table()).splitlines()[1].startswith(str(lm.n_layers))

@@ -50,5 +50,7 @@ def test_comparisons_are_data_and_tables(lm):
     c = ls.Lens(lm).compare(PROMPT, "The capital of Italy is")
     json.dumps(c.to_json(), allow_nan=False)
     assert "above: first" in " ".join(render(c.table(width=100), 100).split())
+    with pytest.raises(ls.LenscopeError, match=r"lens: is a LM; give a Lens, such as Lens\(lm\)"):
+        ls.Lens(lm).compare("a", "b", lens=lm)
     with pytest.raises(ls.LenscopeError, match="there are js, total_variation"):
         c.table("entropy")

@@ -149,7 +149,7 @@ def test_streams_are_shuffled_within_a_buffer_and_not_held(monkeypatch):
         (
             "a.jsonl",
             b'{"text": "x"}\n{"body": "y"}\n',
-            r"document 2: has no field 'text'; name as field one of these \(body\)",
+            r"document 2: has no field 'text'; name one of these as field \(--field\): body",
         ),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"document 2: is not a line of JSON"),
         ("a.jsonl", b'{"text": 3}\n', r"document 1: is neither a text nor a list of token ids"),
@@ -180,7 +180,7 @@ def test_what_is_not_there(tmp_path):
     with pytest.raises(ls.LenscopeError, match="cannot be read"):
         documents.find_documents([Path("c")])
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ls.LenscopeError, match=r"no column 'text'; name as field one of these \(body, n\)"):
+    with pytest.raises(ls.LenscopeError, match=r"no column 'text'; name one of these as field \(--field\): body, n"):
         documents.find_documents(tmp_path / "a.parquet")
     with pytest.raises(ls.LenscopeError, match="data 3: give a path"):
         documents.find_documents(3)
@@ -254,7 +254,7 @@ def test_a_data_set_of_the_hub_is_streamed(lm, monkeypatch):
     list(Corpus.open(lm, "plain", length=32, epochs=2).batches())
     assert hub.asked == ("plain", None, "train", None, True)
     assert len(set(hub.shuffles[-2:])) == 2
-    with pytest.raises(ls.LenscopeError, match=r"has no field 'body'; name as field one of these \(text, n\)"):
+    with pytest.raises(ls.LenscopeError, match=r"has no field 'body'; name one of these as field \(--field\): text, n"):
         list(Corpus.open(lm, "owner/name", field="body").batches())
     with pytest.raises(ls.LenscopeError, match="is named owner/name@revision:config:split"):
         Corpus.open(lm, "a:b:c:d")

@@ -57,7 +57,11 @@ def fit_command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many times the text is read; default: 1.")] = None,
     recipe: Annotated[
-        str, typer.Option(help="How it is fitted: muon, ridge, bias, published, published-ce or jacobian.")
+        str,
+        typer.Option(
+            help="How it is fitted: muon (a closed form, then steps), ridge (the closed form), bias (offsets alone), "
+            "published, published-ce (the paper's steps), or jacobian."
+        ),
     ] = "muon",
     until: Annotated[
         float | None,

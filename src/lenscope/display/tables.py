@@ -59,6 +59,10 @@ class FittedTable(Table):
         Console(file=out, color_system=None, width=shutil.get_terminal_size().columns).print(self)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
+    def __repr__(self) -> str:
+        """The same text, so that a prompt of Python shows the table."""
+        return str(self)
+
     def _repr_html_(self) -> str:
         return self._repr_mimebundle_([], [])["text/html"]
 

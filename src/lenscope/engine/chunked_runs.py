@@ -147,7 +147,7 @@ def _chunks(lm: LM, rows: PatchedRows, last: int, new: int, budget: int, mode_of
     if rows.vectors.shape[-1] != lm.hidden_size:
         raise LenscopeError(
             f"vectors of size {rows.vectors.shape[-1]}: {lm.name} has states of size {lm.hidden_size}; "
-            "give a mapping f between the two models"
+            "give vectors of this size, or with those of another model a mapping f"
         )
     lengths = np.array([len(p) for p in rows.prompts])
     starts = np.minimum(rows.first_changed(), lengths[rows.target] - last)

@@ -277,8 +277,8 @@ class Lens:
     ) -> Comparison:
         """Compare the predictions of two prompts, or of two lenses, at every layer.
 
-        Raises LenscopeError for layers and positions that do not exist, positions of unequal number, and lenses of
-        models that differ in layers or vocabulary.
+        Raises LenscopeError for layers and positions that do not exist, positions of unequal number, a model given as
+        the lens, and lenses of models that differ in layers or vocabulary.
 
         Args:
             first: a text, token ids or a Prompt.
@@ -289,7 +289,9 @@ class Lens:
             top_k: how many of the most probable tokens are listed of each side.
             points: where in a block the states of both are read, as `trajectory` takes it.
         """
-        other = lens or self
+        other = self if lens is None else lens
+        if not isinstance(other, Lens):
+            raise LenscopeError(f"lens: is a {type(other).__name__}; give a Lens, such as Lens(lm) of the other model")
         if other.lm.vocab_size != self.lm.vocab_size or other.lm.n_layers != self.lm.n_layers:
             raise LenscopeError(
                 f"{other.lm.name} and {self.lm.name} differ in layers or vocabulary: they cannot be compared"

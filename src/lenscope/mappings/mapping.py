@@ -190,7 +190,7 @@ class PairMapping:
             raise LenscopeError(
                 f"mapping: fitted from {in_words(self.source)} to {in_words(self.target)}, but used from "
                 f"{in_words(given[0])} to {in_words(given[1])}; fit one for this pair, load the weights it was "
-                "fitted with, or move it to a model of the same size with transferred(lm)"
+                "fitted with, or move it to a model of the same size with transferred(lm) (--transferred)"
             )
 
     def transferred(self, lm: "LM") -> Self:

@@ -176,7 +176,13 @@ def _of_adapter(name: str, options: dict[str, Any], revision: str | None) -> LM:
         raise LenscopeError(
             f"{name}: is an adapter, and its model is neither streamed nor divided; merge it, or load it whole"
         )
-    plain = load_with(files.base, None, options, getattr(files.config, "revision", None))
+    try:
+        plain = load_with(files.base, None, options, getattr(files.config, "revision", None))
+    except LenscopeError as error:
+        raise LenscopeError(
+            f"{name}: is an adapter for {files.base}, which cannot be loaded ({error}); give its model with it: "
+            f"load(MODEL, adapter={name!r}), or -m MODEL --adapter {name}"
+        ) from error
     tokenizer = plain.tokenizer
     if (files.folder / refusals.TOKENIZER).is_file():
         with plain_errors(name, "has a tokenizer that cannot be read"):

@@ -130,7 +130,7 @@ def stream_explanation(
         if plan.rows.vectors.shape[-1] != scope.lm.hidden_size:
             raise LenscopeError(
                 f"vectors of size {plan.rows.vectors.shape[-1]}: {scope.lm.name} has states of size "
-                f"{scope.lm.hidden_size}; give a mapping f between the two models"
+                f"{scope.lm.hidden_size}; give vectors of this size, or with those of another model a mapping f"
             )
         plain, random = scope.without_patch(), scope.plan(random_vectors(states, seed), layers)
         parts += [plain, random.rows]

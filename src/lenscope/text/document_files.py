@@ -72,9 +72,8 @@ def value_of(value: Any, field: str, place: str) -> Document:
     """The text or token ids of one document as it was stored."""
     if isinstance(value, Mapping) and "input_ids" not in value:
         if field not in value:
-            raise LenscopeError(
-                f"{place}: has no field {field!r}; name as field one of these ({', '.join(map(str, value)) or 'none'})"
-            )
+            fields = ", ".join(map(str, value)) or "none"
+            raise LenscopeError(f"{place}: has no field {field!r}; name one of these as field (--field): {fields}")
         value = value[field]
     document = as_document(value, place)
     # half a surrogate pair, as some scraped JSON has, is no text

@@ -225,7 +225,7 @@ class Shelf(Documents):
             names = table.schema_arrow.names
             if self.field not in names:
                 raise LenscopeError(
-                    f"{path}: has no column {self.field!r}; name as field one of these ({', '.join(names)})"
+                    f"{path}: has no column {self.field!r}; name one of these as field (--field): {', '.join(names)}"
                 )
             for batch in table.iter_batches(batch_size=256, columns=[self.field]):
                 yield from (value for value in batch.column(0).to_pylist() if value is not None)
