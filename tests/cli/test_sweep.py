@@ -77,6 +77,48 @@ def test_mistakes_of_a_sweep_are_one_line(run, spec, tmp_path, model, monkeypatc
         assert err.count("\n") == 1
 
 
+def test_every_mistake_of_a_spec_begins_with_the_name_of_its_file(run, tmp_path, model, monkeypatch):
+    """Those that are seen without a model, and those that are not; what needs none is seen before one is loaded."""
+    from lenscope.sweeps import running
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"text": "the cat"}\n{"text": "the cat",\n')
+    (tmp_path / "none.jsonl").write_text("\n")
+    (tmp_path / "other.csv").write_text("question,layers\nthe cat,1\n")
+    loaded = []
+
+    def load(*arguments):
+        loaded.append(arguments)
+        return load_models(*arguments)
+
+    load_models = running.load_models
+    monkeypatch.setattr(running, "load_models", load)
+    for name, sources, targets, message, with_model in (
+        (
+            model,
+            "{file: nope.jsonl}",
+            "identity",
+            f"sources.file: nope.jsonl: no such file (looked for {tmp_path}/",
+            False,
+        ),
+        (model, "{file: bad.jsonl}", "identity", "bad.jsonl, line 2: is not JSON", False),
+        (model, "{file: none.jsonl}", "identity", "sources.file: none.jsonl: has no prompts", False),
+        (model, "{file: other.csv}", "identity", "other.csv, line 2: has no column 'text'", False),
+        (model, "{prompts: the cat, layer: 1}", "identity", "sources.layer: unknown key; did you mean layers?", False),
+        ("no-such-model", "{prompts: the cat}", "identity", "no-such-model: no built-in model", False),
+        (model, "{prompts: the cat, layers: 9}", "identity", "sources.prompts[0] ('the cat'): layer 9", True),
+        (model, "{prompts: the cat}", "{text: a b, at: ' y'}", "targets[0]: position ' y': not in the prompt", True),
+    ):
+        (tmp_path / "mine.yaml").write_text(f"model: {name}\nsources: {sources}\ntargets: {targets}\n")
+        for more in (["--dry-run"], ["-o", "out"]):
+            loaded.clear()
+            code, out, err = run("sweep", "mine.yaml", *more)
+            assert (code, out) == (2, "")
+            assert err.startswith(f"lenscope: mine.yaml: {message}")
+            assert err.count("\n") == 1
+            assert bool(loaded) == with_model
+
+
 def test_an_interruption_says_what_is_there(run, spec, tmp_path, monkeypatch):
     from lenscope.sweeps import running
 

@@ -1,6 +1,7 @@
 """Specs: what they mean however they are written, and one line for every mistake."""
 
 import json
+import pickle
 
 import pytest
 
@@ -25,6 +26,14 @@ mappings: identity
     path.write_text(json.dumps(SPEC))
     assert spec_digest(read_spec(path)) == spec_digest(read_spec(SPEC))
     assert spec_digest(read_spec({**SPEC, "top_k": 4})) != spec_digest(read_spec(SPEC))
+
+
+def test_a_spec_knows_the_file_that_it_came_from_wherever_it_goes(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(SPEC))
+    assert read_spec(SPEC).where == "spec"
+    assert read_spec(read_spec(path)).where == pickle.loads(pickle.dumps(read_spec(path))).where == "mine.json"
+    assert read_spec(path).document() == read_spec(SPEC).document()
 
 
 @pytest.mark.parametrize(

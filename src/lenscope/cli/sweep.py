@@ -11,7 +11,7 @@ from lenscope.cli.options import AsJson
 from lenscope.cli.streams import print_json, say, tell
 from lenscope.cli.terminal import Screen, Stopped, progress_bar, show
 from lenscope.cli.validation import make_folder, require_effect, require_model, require_name, require_path
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 
 
 def sweep_command(
@@ -79,8 +79,9 @@ def sweep_command(
         else:
             say(done.line())
         return
-    for model in asked.models:
-        require_model(model.name)
+    with naming_place(asked.where):
+        for model in asked.models:
+            require_model(model.name)
     if dry_run:
         _try(asked, as_json)
         return

@@ -1,6 +1,6 @@
-"""What is shown on the terminal: headlines, tables with their captions, and bars of progress on stderr.
+"""What is shown on the terminal: headlines, tables with their captions, and progress on stderr, as bars or lines.
 
-Knows: that nothing from outside may act on the terminal, and the tables that several commands show.
+Knows: that nothing from outside may act on the terminal, the tables that several commands show, that a log has no bars.
 Does not know: any command; encodings and failures of streams (streams.py).
 """
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # lines of the table that a fit ends with
 LINES = 12
+# seconds between two lines of progress in a log, and what they are measured by
+LINE_SECONDS = 60.0
+clock = time.monotonic
 
 
 class Stopped(Exception):
@@ -97,24 +100,73 @@ def show_and_save(
             tell(f"saved {path}")
 
 
+class ProgressLines:
+    """Lines on stderr about work that goes on, at most one a minute, where stderr is a file or a pipe, such as a log.
+
+    A terminal has a bar in their place. What a program collects in memory is read when the work is done: it has none.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._last = clock() if not console.is_terminal and _has_descriptor(sys.stderr) else None
+
+    def offer(self, line: Callable[[], str]) -> None:
+        """Write this line if a minute has passed since the last one, or since the work began."""
+        if self._last is not None and clock() - self._last >= LINE_SECONDS:
+            self._last = clock()
+            tell(line())
+
+
+class ItemBar(Progress):
+    """A bar on stderr for work of several items, in a log a line a minute; nothing for a single item."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        console = Screen(stderr=True)
+        columns = TextColumn(printable(unit), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        super().__init__(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
+        self._unit, self._lines = unit, ProgressLines(console) if total > 1 else None
+        self.add_task("", total=total)
+
+    def reach(self, done: int, total: int) -> None:
+        """Set how much is done, and of how much: 0 where nobody knows."""
+        if not total:
+            self.tasks[0].total = None
+        self.update(self.task_ids[0], completed=done, total=total or None)
+
+    def update(self, task_id: TaskID, **how: Any) -> None:
+        """Set how much is done, or what else is shown of it."""
+        super().update(task_id, **how)
+        self._offer_line(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Count some more items as done."""
+        super().advance(task_id, advance)
+        self._offer_line(task_id)
+
+    def _offer_line(self, task_id: TaskID) -> None:
+        if self._lines is not None:
+            task = self._tasks[task_id]
+            whole = f" of {task.total:,.0f}" if task.total else ""
+            note = f", {task.description}" if task.description else ""
+            self._lines.offer(lambda: f"{task.completed:,.0f}{whole} {self._unit}{note}")
+
+
 def item_bar(total: int, unit: str) -> Progress:
     """Return a bar on stderr for work of several items; it draws nothing for a single one."""
-    console = Screen(stderr=True)
-    columns = TextColumn(printable(unit), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    progress = Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal)
-    progress.add_task(unit, total=total)
-    return progress
+    return ItemBar(total, unit)
+
+
+def _has_descriptor(stream: Any) -> bool:
+    try:
+        return int(stream.fileno()) >= 0
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     """Draw a bar for work that itself says how much of it is done: what is yielded takes (done, in all or 0)."""
-    with item_bar(2, unit) as progress:
-
-        def advance(done: int, total: int) -> None:
-            progress.update(progress.task_ids[0], completed=done, total=total or None)
-
-        yield advance
+    with ItemBar(2, unit) as progress:
+        yield progress.reach
 
 
 @contextmanager
@@ -125,6 +177,7 @@ def rate_line(unit: str) -> Iterator[Callable[[int], None]]:
     are done in all. Nothing is said of a single item, nor where standard output can take no more.
     """
     console = Screen(stderr=True)
+    lines = ProgressLines(console)
     hidden = not console.is_terminal or sys.stdout.isatty()
     start, done = time.perf_counter(), 0
 
@@ -146,6 +199,7 @@ def rate_line(unit: str) -> Iterator[Callable[[int], None]]:
             nonlocal done
             done = count
             progress.update(task, description=printable(text()))
+            lines.offer(text)
 
         try:
             yield advance
@@ -158,15 +212,10 @@ def rate_line(unit: str) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def noted_progress_bar(unit: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
     """Draw a bar as `progress_bar` does, with a note behind the unit that changes while the work goes on."""
-    with item_bar(2, unit) as progress:
+    with ItemBar(2, unit) as progress:
         progress.columns = (*progress.columns, TextColumn("{task.description}", markup=False))
         task = progress.task_ids[0]
-        progress.update(task, description="")
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total or None)
-
-        yield advance, lambda text: progress.update(task, description=printable(text))
+        yield progress.reach, lambda text: progress.update(task, description=printable(text))
 
 
 def headline(lm: "LM", what: str, width: int, method: str = "logit lens") -> Text:

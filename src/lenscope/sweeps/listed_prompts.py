@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from lenscope.sweeps.spec import SweepSources
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 # bytes that a value of a Parquet file may take: prompts are short
 LONGEST = 1 << 20
+# prompts that are read before a model is loaded, which takes far longer
+READ_BEFORE = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,7 @@ def listed_prompts(sources: SweepSources) -> Iterator[ListedPrompt]:
             yield ListedPrompt(f"sources.prompts[{n}]", given.text, positions, layers, given.answer)
         return
     name = str(sources.file)
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise LenscopeError(f"sources.file: {escaped(name)}: no such file")
+    path = _prompt_file(name)
     ending = Path(name.removesuffix(".gz")).suffix.lower()
     if ending not in PROMPT_FILES:
         raise LenscopeError(f"sources.file: {escaped(name)}: give a {', '.join(PROMPT_FILES)} file")
@@ -65,15 +66,29 @@ def listed_prompts(sources: SweepSources) -> Iterator[ListedPrompt]:
         raise LenscopeError(f"sources.file: {escaped(name)}: has no prompts")
 
 
+def check_first_prompts(sources: SweepSources) -> None:
+    """LenscopeError where a file of prompts is not there, or one of its first 100,000 prompts is none."""
+    for _ in islice(listed_prompts(sources), READ_BEFORE):
+        pass
+
+
 def file_digest(sources: SweepSources) -> str | None:
     """The SHA-256 of the file that a spec takes its prompts from; None for prompts that the spec lists."""
     if sources.file is None:
         return None
-    path = Path(sources.file).expanduser()
-    if not path.is_file():
-        raise LenscopeError(f"sources.file: {escaped(sources.file)}: no such file")
+    path = _prompt_file(sources.file)
     with checked_reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prompt_file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise LenscopeError(
+            f"sources.file: {escaped(name)}: no such file (looked for {escaped(path.absolute())}); give a whole "
+            "path, or one from the folder in which lenscope runs"
+        )
+    return path
 
 
 def _parquet_rows(path: Path, sources: SweepSources) -> Iterator[tuple[str, dict[str, Any]]]:

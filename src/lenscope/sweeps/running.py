@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files.writing import folder_lock
 from lenscope.models.inputs import count
 from lenscope.models.language_model import LM
 from lenscope.models.progress import Progress
 from lenscope.sweeps.configurations import Bench
-from lenscope.sweeps.listed_prompts import listed_prompts
+from lenscope.sweeps.listed_prompts import check_first_prompts, listed_prompts
 from lenscope.sweeps.manifest import manifest_of, read_manifest, require_same_sweep, write_manifest
 from lenscope.sweeps.part_files import PARTS, part_state, write_part
 from lenscope.sweeps.part_runs import PartRunner
@@ -132,15 +132,13 @@ def prepare_sweep(spec: SweepSpec, models: Mapping[str, LM] | None = None, anywh
 
     `models` are those in memory, by their names in the spec. `anywhere`: the others are loaded to the CPU.
     """
-    listed = listed_prompts(spec.sources)
-    lms = load_models(spec.models, models or {}, anywhere)
-    try:
-        spots = read_spots(listed, lms[0])
+    with naming_place(spec.where):
+        check_first_prompts(spec.sources)
+        lms = load_models(spec.models, models or {}, anywhere)
+        spots = read_spots(listed_prompts(spec.sources), lms[0])
         bench = Bench(spec, lms)
         bench.require_answers(spots.answers)
         rows = sweep_rows(spots, bench.configurations(spots.layer_sets), spec.seed, spec.rows_per_part)
-    except LenscopeError as error:
-        raise LenscopeError(f"spec: {error}") from error
     identities = model_identities(spec.models, lms)
     return PreparedSweep(spec, bench, rows, manifest_of(spec, spec_head(spec)["inputs"], identities, rows.parts))
 

@@ -7,21 +7,12 @@ Does not know: models, tokens, rows.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from lenscope.errors import LenscopeError
 from lenscope.files.untrusted import escaped
@@ -244,7 +235,7 @@ class SweepMethod(Strict):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_no_contrast(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_no_contrast(self, written: Callable[[Any], Any]) -> dict[str, Any]:
         """No contrast is written down as it was before there was one: the sweeps of then go on."""
         content: dict[str, Any] = written(self)
         return content if self.contrast else {name: value for name, value in content.items() if name != "contrast"}
@@ -269,6 +260,16 @@ class SweepSpec(Strict):
     top_k: Annotated[int, Field(ge=1, le=1000)] = 5
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rows_per_part: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    _where: str = "spec"
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the name of the file that the spec came from, which is no key of it."""
+        self._where = (context or {}).get("where", "spec")
+
+    @property
+    def where(self) -> str:
+        """What errors about it begin with: the name of its file, or "spec" where it came from none."""
+        return self._where
 
     @model_validator(mode="after")
     def _complete(self) -> "SweepSpec":
@@ -338,7 +339,7 @@ def read_spec(spec: "SweepSpec | Mapping[str, Any] | str | os.PathLike[str]") ->
     if not isinstance(value, dict):
         raise LenscopeError(f"{name}: is no mapping of keys to values; it begins with model:, sources: and targets:")
     try:
-        return SweepSpec.model_validate(value)
+        return SweepSpec.model_validate(value, context={"where": name})
     except ValidationError as error:
         raise LenscopeError(f"{name}: {_first_mistake(error, value)}") from error
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from lenscope.display.tables import TableColumn, dim, plain_table
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files.parquet_tables import data_frame
 from lenscope.files.untrusted import escaped
 from lenscope.sweeps.listed_prompts import file_digest
@@ -163,7 +163,8 @@ def open_sweep(folder: str | os.PathLike[str], spec: "SweepSpec | Mapping[str, A
 
 def spec_head(spec: SweepSpec) -> dict[str, Any]:
     """What of a manifest is known without a model: the spec, and digests of the files that it names."""
-    digest = file_digest(spec.sources)
+    with naming_place(spec.where):
+        digest = file_digest(spec.sources)
     inputs = {} if digest is None else {str(spec.sources.file): digest}
     return {"spec": spec.document(), "spec_sha256": spec_digest(spec), "inputs": inputs}
 
