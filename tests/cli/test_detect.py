@@ -11,6 +11,7 @@ from drawing import drawn
 
 import lenscope as ls
 from lenscope.cli import detect as detecting
+from lenscope.cli.options import CommonOptions
 from lenscope.detection import detector as detection
 from lenscope.detection.detector import fit_detector, load_detector
 from lenscope.detection.outliers import Forest
@@ -138,7 +139,8 @@ def test_prompts_of_a_file_are_scored_together_in_their_order(run, model, folder
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ("{", "is no JSON object with a field 'text'; name it with --field"),
+        ("{", "is not JSON (Expecting property name enclosed in double quotes, column 2)"),
+        ("[1]", "is no JSON object with a field 'text'; name it with --field"),
         (json.dumps({"text": "x" * 200}), "reads at most 64; shorten it"),
         (json.dumps({"text": ""}), "it must be a text"),
         (json.dumps({"text": "hi \ud800 x"}), "half of a surrogate pair, which is no character; leave it out"),
@@ -170,6 +172,7 @@ def test_what_stands_before_a_bad_line_is_scored(run, model, folder, tmp_path, b
     ],
 )
 def test_a_line_of_text_that_cannot_be_read_is_named(run, model, folder, tmp_path, monkeypatch, bad, why, where, stdin):
+    """Of a file it ends the command. A watch of stdin goes on, and says at its end that it left a line out."""
     file = tmp_path / "log.txt"
     raw = b"The cat\n\n  \nA dog\r\n" + bad + b"\nnext\n"
     file.write_bytes(raw)
@@ -177,10 +180,59 @@ def test_a_line_of_text_that_cannot_be_read_is_named(run, model, folder, tmp_pat
     more = ("--where", "--json") if where else ()
     status, out, err = run("detect", "score", folder, "-f", "-" if stdin else str(file), "-m", model, *more)
     assert status == 2
-    (told,) = err.splitlines()
+    told, *rest = err.splitlines()
     assert told.startswith(f"lenscope: {'standard input' if stdin else file}, line 5: ")
     assert told.endswith(why)
-    assert [json.loads(line)["text" if where else "prompt"] for line in out.splitlines()] == ["The cat", "A dog"]
+    texts = [json.loads(line)["text" if where else "prompt"] for line in out.splitlines()]
+    assert texts == ["The cat", "A dog", *(["next"] if stdin else [])]
+    if not stdin:
+        assert rest == []
+    else:
+        *rate, last = rest
+        assert last == "lenscope: standard input: 1 of its lines could not be scored; each is named above"
+        assert [line.split(" prompts, ")[0] for line in rate] == ([] if where else ["lenscope: 3"])
+
+
+def test_a_watch_goes_on_behind_bad_lines(run, model, folder, monkeypatch):
+    """Bad lines among many, first and last: each is named once, in its place, and all others are scored in order."""
+    lines = [f"{'x' * 200 if n in (0, 3, 9) else n}\n" for n in range(10)]
+    monkeypatch.setattr(sys, "stdin", iter(lines))
+    status, out, err = run("detect", "score", folder, "-f", "-", "-m", model, "--batch", "4")
+    assert status == 2
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == [
+        str(n) for n in range(10) if n not in (0, 3, 9)
+    ]
+    named = [line.split(": the prompt")[0] for line in err.splitlines()]
+    assert named[:3] == [f"lenscope: standard input, line {n}" for n in (1, 4, 10)]
+    assert named[-1].startswith("lenscope: standard input: 3 of its lines could not be scored")
+    monkeypatch.setattr(sys, "stdin", iter(["b\n"]))
+    status, out, err = run("detect", "score", folder, "x" * 200, "-f", "-", "-m", model)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+def test_too_few_prompts_are_refused_before_a_model_loads(run, model, tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(CommonOptions, "load", load)
+    (tmp_path / "p.txt").write_text("\n".join([f"prompt {n}" for n in range(42)] * 3))
+    (tmp_path / "few.txt").write_text("\n".join([f"prompt {n}" for n in range(19)] * 3))
+    (tmp_path / "attacks.txt").write_text("\n".join(f"attack {n}" for n in range(42)))
+    asked = ("detect", "fit", "-o", str(tmp_path / "new"), "-m", model, "--false-positives", "0.01", "-d")
+    several = ("--attacks", str(tmp_path / "attacks.txt"))
+    share = "false positives 0.01: takes at least 99"
+    for end, why in (
+        (("p.txt",), f"{share} normal prompts, not 42; give more, or a larger share"),
+        (("p.txt", *several), f"{share} harmless prompts, not 42; give more, or a larger share"),
+        (("few.txt",), "19 different prompts: a detector is fitted on at least 20 normal ones"),
+        (
+            ("few.txt", *several),
+            "42 different attacks, 19 harmless prompts: a detector is fitted on at least 20 of each",
+        ),
+    ):
+        status, out, err = run(*asked, str(tmp_path / end[0]), *end[1:])
+        assert (status, out, err) == (2, "", f"lenscope: {why}\n")
+    assert not (tmp_path / "new").exists()
 
 
 def test_where_a_prompt_is_odd_is_shown_printed_and_saved(run, model, folder, tmp_path):

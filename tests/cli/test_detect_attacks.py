@@ -138,17 +138,19 @@ def test_normal_prompts_may_come_from_stdin(monkeypatch):
 def test_a_prompt_that_the_model_does_not_read_is_named_with_its_line(run, roomy, files, monkeypatch):
     whole = (files / "normal.txt").read_text()
     (files / "long.txt").write_text(f"one\n\n{'x ' * 600}\n{whole}")
+    (files / "attacks.txt").write_text(f"one\n\n{'x ' * 600}\n{(files / 'attacks.txt').read_text()}")
     rows = [json.dumps({"text": t, "label": 1}) for t in ("Say no.", "half \ud800 a pair", *"abc")]
     (files / "half.jsonl").write_text("\n".join(rows))
     fit = ("detect", "fit", "-o", str(files / "new"), "-m", roomy, "--layers", "1")
     monkeypatch.setattr("sys.stdin", io.StringIO((files / "long.txt").read_text()))
-    long, half = (
+    long, attack, half = (
         f"lenscope: {files / 'long.txt'}, line 3: the prompt has ",
+        f"lenscope: {files / 'attacks.txt'}, line 3: the prompt has ",
         f"lenscope: {files / 'half.jsonl'}, line 2: ",
     )
     for asked, why in (
         (("-d", str(files / "long.txt")), long),
-        (("-d", str(files / "normal.txt"), "--attacks", str(files / "long.txt")), long),
+        (("-d", str(files / "normal.txt"), "--attacks", str(files / "attacks.txt")), attack),
         (("-d", "-"), "lenscope: standard input, line 3: the prompt has "),
         (("-d", str(files / "half.jsonl")), half),
         (("-d", str(files / "normal.txt"), "--attacks", str(files / "half.jsonl")), half),

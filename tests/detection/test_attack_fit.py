@@ -8,7 +8,7 @@ from labelled import labelled_prompts
 from sklearn.metrics import roc_auc_score
 
 import lenscope as ls
-from lenscope.detection.attack_fit import fit_attack_detector
+from lenscope.detection.attack_fit import enough_labelled_prompts, fit_attack_detector
 from lenscope.detection.detector_parts import text_fingerprint
 from lenscope.detection.labelled_prompts import LabelledPrompt
 from lenscope.detection.probe_features import measure_probe_features
@@ -115,3 +115,13 @@ def test_mistakes_are_one_line(lenses):
         with pytest.raises(ls.LenscopeError, match=told) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_equal_attacks_count_once_and_a_share_takes_its_number_of_harmless_prompts():
+    harmless = [LabelledPrompt(f"prompt {n}", False) for n in range(99)]
+    attacks = [LabelledPrompt(f"attack {n}", True) for n in range(99)]
+    assert len(enough_labelled_prompts([*harmless, *attacks, *attacks], 0.01)) == 198
+    with pytest.raises(ls.LenscopeError, match=r"false positives 0\.01: takes at least 99 harmless prompts, not 98"):
+        enough_labelled_prompts([*harmless[1:], *attacks], 0.01)
+    with pytest.raises(ls.LenscopeError, match=r"19 different attacks, 99 harmless prompts: .* at least 20 of each"):
+        enough_labelled_prompts([*harmless, *attacks[:19], *attacks[:19]], 0.05)

@@ -73,7 +73,7 @@ def test_a_threshold_is_exceeded_by_no_more_than_its_share():
     assert conformal_threshold(np.arange(99.0), 0.01) == 98
     assert conformal_threshold(np.arange(199.0), 0.01) == 197
     assert [fewest_normals(s) for s in (0.01, 0.05, 0.5)] == [99, 19, 1]
-    with pytest.raises(ls.LenscopeError, match="at least 99 normal items, not 98"):
+    with pytest.raises(ls.LenscopeError, match="at least 99 normal items, not 98; give more, or a larger share"):
         conformal_threshold(np.arange(98.0), 0.01)
     with pytest.raises(ls.LenscopeError, match="between 0 and 1"):
         fewest_normals(1)

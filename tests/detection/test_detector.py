@@ -8,7 +8,7 @@ from handmade import rewritten
 
 import lenscope as ls
 from lenscope.detection import outliers
-from lenscope.detection.detector import Detector, fit_detector, load_detector
+from lenscope.detection.detector import Detector, enough_normal_prompts, fit_detector, load_detector
 from lenscope.detection.detector_parts import fingerprint
 from lenscope.detection.prompt_features import (
     measure_prompts,
@@ -130,3 +130,16 @@ def test_fingerprints_are_of_the_text(lm):
     from hashlib import sha256
 
     assert fingerprint(lm, "The cat") == sha256(b"The cat").hexdigest()
+
+
+def test_equal_normal_prompts_count_once_and_a_share_takes_its_number_of_them():
+    texts = [f"prompt {n}" for n in range(99)]
+    assert enough_normal_prompts(texts * 2, 0.01) == texts
+    with pytest.raises(ls.LenscopeError, match="19 different prompts: a detector is fitted on at least 20 normal ones"):
+        enough_normal_prompts(texts[:19] * 9, 0.5)
+    with pytest.raises(ls.LenscopeError, match="different prompts"):
+        enough_normal_prompts("a text is no list, however long", 0.5)
+    with pytest.raises(
+        ls.LenscopeError, match=r"false positives 0\.01: takes at least 99 normal prompts, not 98; give"
+    ):
+        enough_normal_prompts(texts[:98], 0.01)

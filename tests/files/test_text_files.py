@@ -10,7 +10,7 @@ import pytest
 
 from lenscope.errors import LenscopeError
 from lenscope.files import text_files as textfiles
-from lenscope.files.text_files import read_json_lines, read_lines, read_table
+from lenscope.files.text_files import lines_or_mistakes, read_json_lines, read_lines, read_table
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 
@@ -124,13 +124,33 @@ def test_standard_input_as_bytes_as_text_and_line_by_line(monkeypatch):
     assert seen == [0]
 
 
+def test_lines_go_on_behind_one_that_is_no_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(textfiles, "LONGEST_LINE", 8)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\ncaf\xe9\n" + b"x" * 100 + b"\na\0b\nlast\0\0")
+    lines = [line if isinstance(line, str) else str(line) for line in lines_or_mistakes(path)]
+    assert lines == [
+        "one",
+        f"{path}, line 2: is not UTF-8 (byte 0xe9); convert it",
+        f"{path}, line 3: has more than 8 characters; break it up",
+        f"{path}, line 4: is no text (it has NUL bytes); give UTF-8, or UTF-16 with its mark",
+        "last",
+    ]
+
+
 def test_json_by_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"a": "ü"}) + "\r\n\r\n[1]\r", encoding="utf-8-sig")
     assert list(read_json_lines(path)) == [(f"{path}, line 1", {"a": "ü"}), (f"{path}, line 3", [1])]
-    for bad in ("{", "[" * 100_000, "1" * 10_000):
+    for bad, why in (
+        ("{", "Expecting property name enclosed in double quotes, column 2"),
+        ('{"text": "a" "b"}', "Expecting ',' delimiter, column 14"),
+        ('{"text": "a', "Unterminated string starting, column 10"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ("1" * 10_000, "Exceeds the limit"),
+    ):
         path.write_text("1\n" + bad)
-        with pytest.raises(LenscopeError, match="line 2: is not JSON"):
+        with pytest.raises(LenscopeError, match=rf"line 2: is not JSON \({why}"):
             list(read_json_lines(path))
 
 

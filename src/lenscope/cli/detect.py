@@ -157,10 +157,19 @@ def fit_detector_command(
     for one in lens or ():
         if attacks is None or one != LOGIT:
             require_lens(name_and_place(one)[1] if attacks is not None else one, transferred)
+    from lenscope.detection.attack_fit import enough_labelled_prompts
+    from lenscope.detection.detector import enough_normal_prompts
     from lenscope.detection.outliers import METHODS
 
     for one in method or ():
         require_name("method", one, METHODS)
+    for why, count in left_out.items():
+        tell(f"left out: {count} × {why}")
+    # the fit refuses the same, but later: the model would load first
+    if labelled is None:
+        enough_normal_prompts([text for _, text in prompts], false_positives)
+    else:
+        enough_labelled_prompts([prompt for _, prompt in labelled], false_positives)
     make_folder(output)
     if labelled is not None:
         fit_on_attacks(
@@ -177,8 +186,6 @@ def fit_detector_command(
             seed=seed,
         )
         return
-    for why, count in left_out.items():
-        tell(f"left out: {count} × {why}")
     lm = common.load()
     require_prompts_fit(lm, prompts)
     from lenscope.detection.detector import fit_detector

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lenscope.cli.options import CommonOptions, PageFile, Prompts, common_options
-from lenscope.cli.prompt_files import PromptField, check_field, placed_prompts_of_file
-from lenscope.cli.streams import failure, flush, print_json
+from lenscope.cli.prompt_files import PromptField, check_field, placed_prompts_of_file, prompts_of_standard_input
+from lenscope.cli.streams import failure, flush, print_json, tell
 from lenscope.cli.terminal import rate_line, show_and_save
 from lenscope.cli.validation import require_effect, require_model, require_path, require_writable
 from lenscope.errors import LenscopeError, naming_place
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lenscope.detection.attack_detector import AttackDetector
     from lenscope.detection.detector import Detector
     from lenscope.engine.shared_prefix_states import ReadPrefixes
+    from lenscope.models.language_model import LM
+    from lenscope.models.prompts import Prompt
 
 # prompts of a file that are scored together, by default and at most
 PROMPTS_TOGETHER, MOST_TOGETHER = 32, 4096
@@ -56,7 +58,9 @@ def score_prompts_command(
 
     A detector of attacks gives the probability of one, and a verdict.
     Each prompt gives one line of JSON, in the order of the prompts. Those that have come are scored together, and what
-    they begin with, such as a system prompt, is read once.
+    they begin with, such as a system prompt, is read once. A prompt that cannot be scored, such as one that is too
+    long, is named on stderr and ends the command with exit status 2. On stdin, whose lines are plain text, it ends
+    nothing: the next lines are scored, and the exit status is 2 at the end.
 
     \b
     Examples:
@@ -91,45 +95,66 @@ def score_prompts_command(
     from lenscope.detection.detector import load_detector
     from lenscope.engine.shared_prefix_states import ReadPrefixes
 
-    detector, known, done = load_detector(folder, lm), ReadPrefixes(), 0
+    detector, known, done, unscored = load_detector(folder, lm), ReadPrefixes(), 0, 0
     most = 1 if where else batch or PROMPTS_TOGETHER
     with rate_line("prompts") as advance:
         for placed in _batches_of_prompts(prompts or (), file, field or "text", most):
-            if where:
-                place, text = placed[0]
-                with naming_place(place):
-                    one = lm.prompt(text)
-                odd = detector.where(one)
-                show_and_save(odd, lm, repr(text), odd.detector, "scores", common.as_json, output, html)
-            for part in [] if where else _scorable(detector, placed, known):
-                for prompt, score in part:
-                    print_json(_line_of_score(detector, prompt, score))
+            for part in [_readable(lm, *placed[0])] if where else _scorable(detector, placed, known):
+                if isinstance(part, LenscopeError):
+                    # arguments, which have no place, come before all of stdin
+                    if file != "-" or not placed[0][0]:
+                        raise part
+                    tell(str(part))
+                    unscored += 1
+                elif isinstance(part, list):
+                    for prompt, score in part:
+                        print_json(_line_of_score(detector, prompt, score))
+                    advance(done := done + len(part))
+                else:
+                    odd = detector.where(part)
+                    show_and_save(odd, lm, repr(placed[0][1]), odd.detector, "scores", common.as_json, output, html)
                 flush()
-                advance(done := done + len(part))
-            flush()
             if failure():
                 return
+    if unscored:
+        raise LenscopeError(f"standard input: {unscored:,} of its lines could not be scored; each is named above")
+
+
+def _readable(lm: "LM", place: str, text: str | LenscopeError) -> "Prompt | LenscopeError":
+    """A prompt as the model reads it; where it does not, why, with its place."""
+    if isinstance(text, LenscopeError):
+        return text
+    try:
+        with naming_place(place):
+            return lm.prompt(text)
+    except LenscopeError as error:
+        return error
 
 
 def _scorable(
-    detector: "Detector | AttackDetector", placed: list[tuple[str, str]], known: "ReadPrefixes"
-) -> Iterator[list[tuple[str, float]]]:
-    """Prompts with their scores, all together; where one of them cannot be read, those before it one by one.
+    detector: "Detector | AttackDetector", placed: list[tuple[str, str | LenscopeError]], known: "ReadPrefixes"
+) -> Iterator[list[tuple[str, float]] | LenscopeError]:
+    """Prompts with their scores, all together; where one of them cannot be read, one by one.
 
-    `placed` are prompts behind their places; LenscopeError names that of the one that cannot be read.
+    `placed` are prompts behind their places. For one that cannot be read comes a LenscopeError, which names its place.
     """
-    texts = [text for _, text in placed]
-    try:
-        with naming_place(placed[0][0] if len(placed) == 1 else ""):
-            scores = detector.scores_of_features(detector.features(texts, known)).tolist()
-    except LenscopeError:
-        if len(placed) == 1:
-            raise
-    else:
-        yield list(zip(texts, scores, strict=True))
-        return
-    for one in placed:
-        yield from _scorable(detector, [one], known)
+    texts = [text for _, text in placed if isinstance(text, str)]
+    if len(texts) == len(placed):
+        try:
+            with naming_place(placed[0][0] if len(placed) == 1 else ""):
+                scores = detector.scores_of_features(detector.features(texts, known)).tolist()
+        except LenscopeError as error:
+            if len(placed) == 1:
+                yield error
+                return
+        else:
+            yield list(zip(texts, scores, strict=True))
+            return
+    for place, text in placed:
+        if isinstance(text, LenscopeError):
+            yield text
+        else:
+            yield from _scorable(detector, [(place, text)], known)
 
 
 def _line_of_score(detector: "Detector | AttackDetector", prompt: str, score: float) -> dict[str, Any]:
@@ -145,9 +170,14 @@ def _line_of_score(detector: "Detector | AttackDetector", prompt: str, score: fl
 
 def _batches_of_prompts(
     given: Sequence[str], file: str | None, field: str, most: int
-) -> Iterator[list[tuple[str, str]]]:
-    """The prompts of the command line, whose place is "", then those of a file as they come, with theirs."""
+) -> Iterator[list[tuple[str, str | LenscopeError]]]:
+    """The prompts of the command line, whose place is "", then those of a file as they come, with theirs.
+
+    A LenscopeError stands for a line of stdin that is no text.
+    """
     for start in range(0, len(given), most):
         yield [("", text) for text in given[start : start + most]]
     if file is not None:
-        yield from batches_as_they_come(placed_prompts_of_file(file, field), most)
+        lines: Iterator[tuple[str, str | LenscopeError]]
+        lines = prompts_of_standard_input() if file == "-" else placed_prompts_of_file(file, field)
+        yield from batches_as_they_come(lines, most)

@@ -11,7 +11,7 @@ import typer
 from lenscope.cli.validation import require_effect
 from lenscope.errors import LenscopeError
 from lenscope.files.arriving import standard_input
-from lenscope.files.text_files import parse_json_line, read_lines
+from lenscope.files.text_files import lines_or_mistakes, parse_json_line, read_lines
 
 PromptField = Annotated[
     str | None, typer.Option(help="Name of the field that has the prompt, in files of JSON lines; default: text.")
@@ -52,10 +52,21 @@ def placed_prompts_of_file(file: str, field: str) -> Iterator[tuple[str, str]]:
             yield where, _prompt_of_line(line, where, field) if file.endswith((".jsonl", ".jsonl.gz")) else line
 
 
+def prompts_of_standard_input() -> Iterator[tuple[str, str | LenscopeError]]:
+    """("standard input, line n", prompt) of its lines of text, each as soon as it is there; empty lines are none.
+
+    For a line that is no text comes a LenscopeError, which names its place, and then the next line.
+    """
+    for n, line in enumerate(lines_or_mistakes(standard_input()), 1):
+        if isinstance(line, LenscopeError) or line.strip():
+            yield f"standard input, line {n}", line
+
+
 def _prompt_of_line(line: str, where: str, field: str) -> str:
+    row = parse_json_line(line, where)
     try:
-        text = parse_json_line(line, where)[field]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        text = row[field]
+    except (LookupError, TypeError) as error:
         raise LenscopeError(f"{where}: is no JSON object with a field {field!r}; name it with --field") from error
     if not isinstance(text, str) or not text:
         raise LenscopeError(f"{where}: {field!r} is {text!r}; it must be a text")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lenscope.detection.attack_detector import AttackDetector
-from lenscope.detection.calibration import check_calibration, fewest_normals, unsure_band
+from lenscope.detection.calibration import check_calibration, require_enough_normals, unsure_band
 from lenscope.detection.detector_parts import text_fingerprint
 from lenscope.detection.labelled_prompts import LabelledPrompt, different_prompts
 from lenscope.detection.probe_features import (
@@ -35,6 +35,20 @@ from lenscope.statistics import estimates as statistics
 FEWEST_OF_A_KIND = 20
 # what says whether length or likelihood alone would do: reported, and taken only where it is asked for
 CONTROLS = (LENGTH, PERPLEXITY)
+
+
+def enough_labelled_prompts(prompts: Sequence[LabelledPrompt], false_positives: float) -> list[LabelledPrompt]:
+    """The prompts as `different_prompts` gives them; LenscopeError as there, and where a kind has too few."""
+    several = different_prompts(prompts)
+    attacks = sum(p.attack for p in several)
+    harmless = len(several) - attacks
+    if min(attacks, harmless) < FEWEST_OF_A_KIND:
+        raise LenscopeError(
+            f"{attacks} different attacks, {harmless} harmless prompts: a detector is fitted on at least "
+            f"{FEWEST_OF_A_KIND} of each"
+        )
+    require_enough_normals(harmless, false_positives, "harmless prompts")
+    return several
 
 
 def fit_attack_detector(
@@ -75,19 +89,9 @@ def fit_attack_detector(
     reading = probe_reading(lenses, layers, None if view is None else (view,))
     check_calibration(calibration)
     unsure_band(np.empty(0), 0.0, abstain)
-    several = different_prompts(prompts)
+    several = enough_labelled_prompts(prompts, false_positives)
     attacks = np.array([p.attack for p in several], dtype=bool)
     harmless = int((~attacks).sum())
-    if min(int(attacks.sum()), harmless) < FEWEST_OF_A_KIND:
-        raise LenscopeError(
-            f"{int(attacks.sum())} different attacks, {harmless} harmless prompts: a detector is fitted on at least "
-            f"{FEWEST_OF_A_KIND} of each"
-        )
-    if harmless < fewest_normals(false_positives):
-        raise LenscopeError(
-            f"false positives {false_positives}: takes at least {fewest_normals(false_positives)} harmless prompts, "
-            f"not {harmless}"
-        )
     groups = prompt_groups(several, _without_case_and_digits).tolist()
     # what no folds can be made of is refused before anything is measured
     dealt_folds(attacks, groups, seed)

@@ -110,17 +110,23 @@ def fewest_normals(false_positives: float) -> int:
     return int(np.ceil(1 / false_positives - 1e-9)) - 1
 
 
+def require_enough_normals(count: int, false_positives: float, what: str = "normal items") -> None:
+    """Raise LenscopeError for a share of false positives that `count` normal items, called `what`, cannot show."""
+    needed = fewest_normals(false_positives)
+    if count < needed:
+        raise LenscopeError(
+            f"false positives {false_positives}: takes at least {needed} {what}, not {count}; give more, or a larger "
+            "share"
+        )
+
+
 def conformal_threshold(scores: np.ndarray, false_positives: float) -> float:
     """The score that a share `false_positives` of normal items exceeds, from scores (N,) of such, each held out.
 
     The (N + 1)(1 - share) smallest, rounded up, as in conformal prediction. Raises LenscopeError for a share that so
     few items cannot show.
     """
-    needed = fewest_normals(false_positives)
-    if len(scores) < needed:
-        raise LenscopeError(
-            f"false positives {false_positives}: takes at least {needed} normal items, not {len(scores)}"
-        )
+    require_enough_normals(len(scores), false_positives)
     at = int(np.ceil((len(scores) + 1) * (1 - false_positives) - 1e-9))
     return float(np.sort(scores)[min(at, len(scores)) - 1])
 

@@ -17,6 +17,7 @@ import torch
 from lenscope._version import __version__
 from lenscope.detection.attack_detector import KIND as ATTACK_DETECTOR
 from lenscope.detection.attack_detector import AttackDetector, attack_detector_of
+from lenscope.detection.calibration import require_enough_normals
 from lenscope.detection.detector_parts import (
     check_fingerprints,
     check_fitted_model,
@@ -196,6 +197,17 @@ class Detector:
         artifacts.write_folder(folder, STEM, config, tensors)
 
 
+def enough_normal_prompts(prompts: Sequence[str], false_positives: float) -> list[str]:
+    """The prompts, each once; LenscopeError where they are too few for a detector, or for this share."""
+    several = list(dict.fromkeys(prompts))
+    if isinstance(prompts, str) or len(several) < FEWEST_PROMPTS:
+        raise LenscopeError(
+            f"{len(several)} different prompts: a detector is fitted on at least {FEWEST_PROMPTS} normal ones"
+        )
+    require_enough_normals(len(several), false_positives, "normal prompts")
+    return several
+
+
 def fit_detector(
     lens: Lens,
     prompts: Sequence[str],
@@ -230,11 +242,7 @@ def fit_detector(
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods:
         raise LenscopeError(f"method {', '.join(unknown) or 'none'}: there are {', '.join(METHODS)}")
-    texts = list(dict.fromkeys(prompts))
-    if isinstance(prompts, str) or len(texts) < FEWEST_PROMPTS:
-        raise LenscopeError(
-            f"{len(texts)} different prompts: a detector is fitted on at least {FEWEST_PROMPTS} normal ones"
-        )
+    texts = enough_normal_prompts(prompts, false_positives)
     numbers = _chosen_layers(lens, layers, bool(choices))
     both = [*texts, *(_within(lm, t, choices) for t in disturb_prompts(texts, seed))]
     n = len(texts)

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from lenscope.detection.calibration import conformal_threshold, fewest_normals
+from lenscope.detection.calibration import conformal_threshold, require_enough_normals
 from lenscope.errors import LenscopeError
 from lenscope.statistics.estimates import auroc
 
@@ -157,11 +157,7 @@ def threshold(method: Method, normal: np.ndarray, false_positives: float, seed: 
     Cross-validated in five parts; the (n + 1)(1 - share) smallest score, rounded up, as in conformal prediction.
     Raises LenscopeError for a share that so few items cannot show.
     """
-    needed = fewest_normals(false_positives)
-    if len(normal) < needed:
-        raise LenscopeError(
-            f"false positives {false_positives}: takes at least {needed} normal items, not {len(normal)}"
-        )
+    require_enough_normals(len(normal), false_positives)
     scores = np.empty(len(normal))
     for test in folds(len(normal), FOLDS, seed):
         scores[test] = method(np.delete(normal, test, 0))(normal[test])

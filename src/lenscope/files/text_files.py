@@ -12,8 +12,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +60,15 @@ def read_lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
     file are none of its text. Raises LenscopeError for a file that cannot be read, and, with the number of the line and
     after all lines before it, for one that is no text or has more than 67,108,864 characters.
     """
+    with closing(lines_or_mistakes(file)) as lines:
+        for line in lines:
+            if isinstance(line, LenscopeError):
+                raise line
+            yield line
+
+
+def lines_or_mistakes(file: str | os.PathLike[str] | IO[Any]) -> Generator[str | LenscopeError]:
+    """The lines that `read_lines` reads; for one that it would refuse comes the LenscopeError, then the next line."""
     if isinstance(file, str | os.PathLike):
         name = os.fspath(file)
         name, file = ("standard input", sys.stdin) if name == "-" else (name, Path(name))
@@ -69,16 +78,15 @@ def read_lines(file: str | os.PathLike[str] | IO[Any]) -> Iterator[str]:
     with checked_reading(name, "cannot be read as text"), _open_text(file) as stream:
         while line := stream.readline(LONGEST_LINE + 2):
             n += 1
-            where = f"{name}, line {n}"
-            _require_decoded(line, stream, where)
-            if line[-1] != "\n":
-                if len(line) > LONGEST_LINE:
-                    raise LenscopeError(f"{where}: has more than {LONGEST_LINE:,} characters; break it up")
-                # what was never written of a file that grew to its size first
-                line = line.rstrip("\0")
-            if "\0" in line:
-                raise LenscopeError(f"{where}: is no text (it has NUL bytes); give UTF-8, or UTF-16 with its mark")
-            yield line.removesuffix("\n").removeprefix("\ufeff")
+            cut = line[-1] != "\n" and len(line) > LONGEST_LINE
+            # NULs: what was never written of a file that grew to its size first
+            text = line if line[-1] == "\n" else line.rstrip("\0")
+            if why := _why_no_line(text, stream, cut):
+                yield LenscopeError(f"{name}, line {n}: {why}")
+            else:
+                yield text.removesuffix("\n").removeprefix("\ufeff")
+            while cut and line and line[-1] != "\n":
+                line = stream.readline(LONGEST_LINE + 2)
 
 
 def read_json_lines(file: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
@@ -96,6 +104,10 @@ def parse_json_line(line: str, where: str) -> Any:
     """The value of a line of JSON; LenscopeError, which names `where`, for what is none."""
     try:
         return json.loads(line)
+    except json.JSONDecodeError as error:
+        # it is one line, whose number `where` has
+        why = f"{error.msg.removesuffix(' at')}, column {error.colno}"
+        raise LenscopeError(f"{where}: is not JSON ({why})") from error
     except (ValueError, RecursionError) as error:
         raise LenscopeError(f"{where}: is not JSON ({reason(error)})") from error
 
@@ -227,9 +239,12 @@ class _Lines:
         return next(self.found, "")
 
 
-def _require_decoded(line: str, stream: IO[str], where: str) -> None:
-    """Raise LenscopeError for a line with bytes that are none of the stream's encoding; text has no encoding."""
+def _why_no_line(line: str, stream: IO[str], cut: bool) -> str:
+    """Why a line is refused, which is `cut` where it is too long; "" if it is not. Text has no encoding."""
     encoding: str | None = getattr(stream, "encoding", None)
     if encoding is not None and not line.isascii() and (bad := _BAD.search(line)):
         byte = ord(bad[0]) - FIRST_UNDECODED
-        raise LenscopeError(f"{where}: is not {encoding.removesuffix('-sig').upper()} (byte {byte:#04x}); convert it")
+        return f"is not {encoding.removesuffix('-sig').upper()} (byte {byte:#04x}); convert it"
+    if cut:
+        return f"has more than {LONGEST_LINE:,} characters; break it up"
+    return "is no text (it has NUL bytes); give UTF-8, or UTF-16 with its mark" if "\0" in line else ""
