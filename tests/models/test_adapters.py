@@ -287,7 +287,9 @@ def test_an_adapters_own_tokenizer_is_taken(base, tmp_path):
 def test_an_adapter_that_names_no_model_asks_for_one(base, tmp_path):
     nameless = broken(base.parent / "adapter", tmp_path, {"base_model_name_or_path": None})
     elsewhere = broken(base.parent / "adapter", tmp_path / "other", {"base_model_name_or_path": "moved-away"})
-    with pytest.raises(ls.LenscopeError, match=r"is an adapter for moved-away, .* -m MODEL --adapter ") as raised:
+    with pytest.raises(
+        ls.LenscopeError, match=r"is an adapter for moved-away \(to name its model yourself: .* -m MODEL --adapter "
+    ) as raised:
         ls.load(str(elsewhere))
     assert "moved-away: no built-in model" in str(raised.value)
     with pytest.raises(ls.LenscopeError, match="names no model that the adapter is for"):

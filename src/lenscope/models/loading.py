@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lenscope.errors import LenscopeError
+from lenscope.errors import LenscopeError, naming_place
 from lenscope.files import hub
 from lenscope.models import adapter_files, cached_folders, refusals
 from lenscope.models.adapters import model_in_adapters, require_readable, require_same_forward, with_adapter, with_files
@@ -173,16 +173,10 @@ def _of_adapter(name: str, options: dict[str, Any], revision: str | None) -> LM:
     if not files.base:
         raise LenscopeError(f"{name}: names no model that the adapter is for; give load(model, adapter={name!r})")
     if "blocks_on_disk" in options:
-        raise LenscopeError(
-            f"{name}: is an adapter, and its model is neither streamed nor divided; merge it, or load it whole"
-        )
-    try:
+        raise LenscopeError(f"{name}: is an adapter, which is neither streamed nor divided; merge it, or load it whole")
+    how = f"load(MODEL, adapter={name!r}) or -m MODEL --adapter {name}"
+    with naming_place(f"{name}: is an adapter for {files.base} (to name its model yourself: {how})"):
         plain = load_with(files.base, None, options, getattr(files.config, "revision", None))
-    except LenscopeError as error:
-        raise LenscopeError(
-            f"{name}: is an adapter for {files.base}, which cannot be loaded ({error}); give its model with it: "
-            f"load(MODEL, adapter={name!r}), or -m MODEL --adapter {name}"
-        ) from error
     tokenizer = plain.tokenizer
     if (files.folder / refusals.TOKENIZER).is_file():
         with plain_errors(name, "has a tokenizer that cannot be read"):
