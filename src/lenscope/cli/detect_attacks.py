@@ -163,10 +163,12 @@ def table_of_views(tried: Sequence[dict[str, Any]], taken: str) -> Table:
     shares = [at["false_positives"] for at in tried[0]["true_positives"]]
     columns = [TableColumn("looks at", folds="all"), TableColumn("AUROC", "right")]
     columns += [TableColumn(f"found at {share:.3g}", "right") for share in shares]
+    either = " or ".join(f"{share:.3g}" for share in shares)
     caption = (
-        "Of prompts of the fit, each by a probe fitted without its group; 95 % intervals. Found: the share of attacks "
-        f"above the threshold that a share {' or '.join(f'{s:.3g}' for s in shares)} of harmless prompts exceeds; – "
-        "where there are too few harmless prompts to know it"
+        "Measured on the prompts of the fit: each is scored by a probe that was fitted without it, and without those "
+        "that have its host or differ from it in case, blanks and digits alone; 95 % intervals. Found: the share of "
+        f"attacks above the threshold that a share {either} of harmless prompts exceeds; – where there are too few "
+        "harmless prompts to know it"
     )
     return plain_table(columns, lines, caption, gap=2)
 

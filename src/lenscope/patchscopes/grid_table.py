@@ -170,7 +170,7 @@ def cell_lines(
     columns.append(TableColumn("says", most=max(room, len("says"))))
     note = "in brackets the probability of the answer" if any(m.startswith(ANSWER) for m in measured) else ""
     if generated and measure == "max_probability":
-        note = "it says nothing of the others, nor how true the text is"
+        note = "it says nothing of later tokens, nor how true the text is"
     return plain_table(
         columns,
         [[*row, _text_of(cell, generated)] for row, cell in zip(rows, cells, strict=True)],
