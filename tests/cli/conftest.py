@@ -77,12 +77,13 @@ def call(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "a b c"}))
     (tmp_path / "plain.txt").write_text("a b c")
+    (tmp_path / "many.txt").write_text("\n".join(f"prompt {n}" for n in range(40)))
     for folder in ("lens", "empty", "folder.json"):
         (tmp_path / folder).mkdir()
     (tmp_path / "lens" / "config.json").write_text("{}")
     places = {
-        "TEXT": "text.jsonl", "TEXZ": "./texz.jsonl", "PLAIN": "plain.txt", "PLAN": "plan.txt", "LENS": "lens",
-        "LENZ": "./lenz", "EMPTY": "empty", "OUT": "out",
+        "TEXT": "text.jsonl", "TEXZ": "./texz.jsonl", "PLAIN": "plain.txt", "MANY": "many.txt", "PLAN": "plan.txt",
+        "LENS": "lens", "LENZ": "./lenz", "EMPTY": "empty", "OUT": "out",
         "NOWHERE/x.json": "nowhere/x.json", "FOLDER.json": "folder.json", "a=LENZ": "a=./lenz",
     }  # fmt: skip
 

@@ -66,7 +66,7 @@ MISTAKES = [
     (["demo", "-o", "/proc/x"], "cannot be made a folder", ""),
     (["detect", "fit", "-d", "PLAIN", "-o", "OUT", "--method", "forrest"], "method 'forrest'", "did you mean forest?"),
     (["detect", "fit", "-d", "PLAIN", "-o", "OUT", "--false-positives", "1"], "--false-positives 1.0", ""),
-    (["detect", "fit", "-d", "PLAIN", "-o", "/proc/x"], "cannot be made a folder", ""),
+    (["detect", "fit", "-d", "MANY", "-o", "/proc/x"], "cannot be made a folder", ""),
     (["detect", "score", "EMPTY", "hi"], "is no detector", ""),
     (["detect", "score", "LENS", "-f", "PLAN"], "no such file", ""),
     (["check", "smollm2-135"], "smollm2-135: no built-in model", "did you mean smollm2-135m?"),

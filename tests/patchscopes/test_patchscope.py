@@ -194,7 +194,7 @@ def test_the_model_is_as_it_was(lm64, states):
         (lambda lm, s: ls.Patchscope(lm, ls.Target("a b", at="x")), "'x': not in the prompt"),
         (lambda lm, s: ls.Patchscope(lm, ls.Target("x x", at="x")), "occurs 2 times"),
         (lambda lm, s: ls.Patchscope(lm, TARGET).predict(s, 5), "layer 5: tiny-llama has layers 0–4"),
-        (lambda lm, s: ls.Patchscope(lm, TARGET).predict(s[:, -1][:, :7]), "give a mapping"),
+        (lambda lm, s: ls.Patchscope(lm, TARGET).predict(s[:, -1][:, :7]), "another model a mapping f"),
         (lambda lm, s: ls.Patchscope(lm, TARGET).predict(s[1:3, -1], "same"), "layers of their own"),
         (lambda lm, s: ls.Patchscope(lm, TARGET).predict(s, "diagonal"), "'same'"),
         (lambda lm, s: ls.Patchscope(lm, TARGET).predict(s, [(9, 1)]), "source layer 9"),

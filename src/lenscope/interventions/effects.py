@@ -123,7 +123,8 @@ class Effects(Record, Drawn):
         return len(self.run)
 
     def __repr__(self) -> str:
-        return f"Effects({self.method}: {len(self.runs)} prompts, {len(self)} cells, {self.model})"
+        prompts = "1 prompt" if len(self.runs) == 1 else f"{len(self.runs)} prompts"
+        return f"Effects({self.method}: {prompts}, {len(self)} cells, {self.model})"
 
     @property
     def layers(self) -> tuple[int, ...]:
