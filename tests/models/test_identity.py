@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import lenscope as ls
 from lenscope.mappings.mapping import Affine, load_mapping
 from lenscope.models import identity, same_model
+from lenscope.models.constituents import tensors
 from lenscope.models.identity import model_hash
 from lenscope.models.same_model import is_same_model, model_identity
 
@@ -332,6 +333,21 @@ def test_a_model_quantised_by_torch_has_its_numbers_in_its_identity():
 
     assert model_hash(quantised(1.0)) == model_hash(quantised(1.0))
     assert model_hash(quantised(1.0)) != model_hash(quantised(2.0))
+
+
+def test_parts_that_are_made_when_they_are_looked_at_are_all_there():
+    """Each is gone when the next one is made, in the same place of memory."""
+
+    class Packed(nn.Module):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            destination[f"{prefix}packed"] = torch.tensor(self.number)
+
+    parts = tensors(nn.Sequential(*map(Packed, range(50))))
+    assert [int(part) for part in parts.values()] == [*range(50)]
 
 
 # -- models that cannot be hashed, and files that say less

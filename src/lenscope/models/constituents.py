@@ -73,6 +73,8 @@ def tensors(model: nn.Module) -> dict[str, Part]:
     """
     by_name: dict[str, Part] = {}
     seen: set[int | str] = set()
+    # a tensor that is made when it is looked at is kept here: the next one would get its place, and with it its id
+    held: list[Tensor] = []
     waiting = offloaded_weights(model)
     ties = tied_names(model) if waiting else {}
 
@@ -89,6 +91,7 @@ def tensors(model: nn.Module) -> dict[str, Part]:
             if id(value) in seen:
                 return
             seen.add(id(value))
+            held.append(value)
             for part, tensor in _plain_parts(value):
                 by_name[name + part] = tensor
             more = {n: v for n, v in vars(value).items() if n[0] != "_"} if type(value) is not Tensor else {}
